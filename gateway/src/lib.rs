@@ -1,0 +1,4 @@
+//! The gateway.
+#![forbid(unsafe_code)]
+pub mod backend;
+pub mod store;

@@ -1,0 +1,647 @@
+//! The one place where wire types become domain types and back. A message that breaks a bound or a law of its fields is refused here, whole.
+
+use crate::error::{Refusal, RefusalKind, Result};
+use crate::ids::{BlobHash, SiteId};
+use crate::limits::*;
+use crate::link::*;
+use crate::pb;
+use crate::phase::{Exit, Phase};
+use crate::reason::{Audience, Reason, ReasonKind};
+use crate::share::{Shape, Share};
+use crate::tasks::TaskSet;
+
+fn bad(what: &str) -> Refusal {
+    Refusal::invalid(format!("malformed message: {what}"))
+}
+
+fn site(bytes: &[u8], what: &str) -> Result<SiteId> {
+    SiteId::from_slice(bytes).ok_or_else(|| bad(&format!("{what} is not a site id of 16 bytes")))
+}
+
+fn label(name: String, what: &str) -> Result<String> {
+    let good = name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
+    if good { Ok(name) } else { Err(bad(&format!("{what} is not a label of at most {NAME_BYTES_MAX} bytes"))) }
+}
+
+/// Task set to the wire.
+pub fn tasks_out(t: &TaskSet) -> pb::Tasks {
+    pb::Tasks { runs: t.to_runs() }
+}
+
+/// Task set from the wire; absent is an error.
+pub fn tasks_in(t: Option<pb::Tasks>) -> Result<TaskSet> {
+    t.and_then(|t| TaskSet::from_runs(&t.runs)).ok_or_else(|| bad("tasks"))
+}
+
+/// Terminal or not, any phase.
+pub fn phase_in(n: i32) -> Result<Phase> {
+    Phase::from_number(n).ok_or_else(|| bad("phase"))
+}
+
+impl From<Kind> for pb::Kind {
+    fn from(k: Kind) -> Self {
+        match k {
+            Kind::Broker => pb::Kind::Broker,
+            Kind::Gateway => pb::Kind::Gateway,
+            Kind::Agent => pb::Kind::Agent,
+        }
+    }
+}
+
+fn kind_in(n: i32) -> Result<Kind> {
+    match pb::Kind::try_from(n) {
+        Ok(pb::Kind::Broker) => Ok(Kind::Broker),
+        Ok(pb::Kind::Gateway) => Ok(Kind::Gateway),
+        Ok(pb::Kind::Agent) => Ok(Kind::Agent),
+        Ok(pb::Kind::Unspecified) | Err(_) => Err(bad("kind of site")),
+    }
+}
+
+impl From<Hop> for pb::Hop {
+    fn from(h: Hop) -> Self {
+        pb::Hop { site: h.site.0.to_vec(), name: h.name, kind: pb::Kind::from(h.kind).into() }
+    }
+}
+
+impl TryFrom<pb::Hop> for Hop {
+    type Error = Refusal;
+    fn try_from(h: pb::Hop) -> Result<Self> {
+        Ok(Hop { site: site(&h.site, "hop")?, name: label(h.name, "a hop's name")?, kind: kind_in(h.kind)? })
+    }
+}
+
+fn hops(list: Vec<pb::Hop>, max: usize) -> Result<Vec<Hop>> {
+    if list.len() > max {
+        return Err(bad("too many hops"));
+    }
+    list.into_iter().map(Hop::try_from).collect()
+}
+
+impl From<Hello> for pb::Hello {
+    fn from(h: Hello) -> Self {
+        pb::Hello {
+            protocol: crate::PROTOCOL,
+            site: h.hop.site.0.to_vec(),
+            name: h.hop.name,
+            kind: pb::Kind::from(h.hop.kind).into(),
+            incarnation: h.incarnation,
+            peer_incarnation: h.peer_incarnation,
+            peer_sequence: h.peer_sequence,
+            peer_placement: h.peer_placement,
+            placement: h.placement,
+            sequence_low: h.sequence_low,
+            sequence_high: h.sequence_high,
+            machine: h.machine,
+        }
+    }
+}
+
+impl TryFrom<pb::Hello> for Hello {
+    type Error = Refusal;
+    fn try_from(h: pb::Hello) -> Result<Self> {
+        if h.protocol != crate::PROTOCOL {
+            let message = format!("the peer {:?} speaks protocol {}, this site {}", h.name, h.protocol, crate::PROTOCOL);
+            return Err(Refusal::new(RefusalKind::MustUnderstand, message).remedy("bring both to the same version"));
+        }
+        if h.machine.len() > NAME_BYTES_MAX {
+            return Err(bad("machine fingerprint"));
+        }
+        Ok(Hello {
+            hop: Hop { site: site(&h.site, "hello")?, name: label(h.name, "the peer's name")?, kind: kind_in(h.kind)? },
+            incarnation: h.incarnation,
+            peer_incarnation: h.peer_incarnation,
+            peer_sequence: h.peer_sequence,
+            peer_placement: h.peer_placement,
+            placement: h.placement,
+            sequence_low: h.sequence_low,
+            sequence_high: h.sequence_high,
+            machine: h.machine,
+        })
+    }
+}
+
+impl From<Attempts> for pb::StaleAttempts {
+    fn from(a: Attempts) -> Self {
+        pb::StaleAttempts { number: a.number, job: a.job, tasks: Some(tasks_out(&a.tasks)) }
+    }
+}
+
+impl TryFrom<pb::StaleAttempts> for Attempts {
+    type Error = Refusal;
+    fn try_from(a: pb::StaleAttempts) -> Result<Self> {
+        Ok(Attempts { number: a.number, job: a.job, tasks: tasks_in(a.tasks)? })
+    }
+}
+
+impl From<WantValue> for pb::WantValue {
+    fn from(v: WantValue) -> Self {
+        match v {
+            WantValue::Run => pb::WantValue::WantRun,
+            WantValue::Hold => pb::WantValue::WantHold,
+            WantValue::Return => pb::WantValue::WantReturn,
+            WantValue::Cancel => pb::WantValue::WantCancel,
+        }
+    }
+}
+
+/// A wish from its number.
+pub fn want_value_in(n: i32) -> Result<WantValue> {
+    match pb::WantValue::try_from(n) {
+        Ok(pb::WantValue::WantRun) => Ok(WantValue::Run),
+        Ok(pb::WantValue::WantHold) => Ok(WantValue::Hold),
+        Ok(pb::WantValue::WantReturn) => Ok(WantValue::Return),
+        Ok(pb::WantValue::WantCancel) => Ok(WantValue::Cancel),
+        Err(_) => Err(bad("want")),
+    }
+}
+
+impl From<Want> for pb::Want {
+    fn from(w: Want) -> Self {
+        let range = |(v, t): (WantValue, TaskSet)| pb::WantRange { value: pb::WantValue::from(v).into(), tasks: Some(tasks_out(&t)) };
+        pb::Want { job: w.job, version: w.version, ranges: w.ranges.into_iter().map(range).collect() }
+    }
+}
+
+impl TryFrom<pb::Want> for Want {
+    type Error = Refusal;
+    fn try_from(w: pb::Want) -> Result<Self> {
+        let mut want = Want { job: w.job, version: w.version, ranges: Vec::new() };
+        for r in w.ranges {
+            want.set(want_value_in(r.value)?, &tasks_in(r.tasks)?);
+        }
+        Ok(want)
+    }
+}
+
+impl From<Place> for pb::Place {
+    fn from(p: Place) -> Self {
+        pb::Place {
+            number: p.number,
+            job: p.job,
+            origin: Some(pb::Origin { site: p.origin.site.0.to_vec(), job: p.origin.job, principal: p.origin.principal }),
+            spec_hash: p.spec_hash.0.to_vec(),
+            spec: p.spec.into(),
+            tasks: Some(tasks_out(&p.tasks)),
+            share: p.share,
+            attempts: p.attempts,
+            want: Some(p.want.into()),
+            route: p.route.iter().map(|s| s.0.to_vec()).collect(),
+            hops_left: p.hops_left,
+            chain: p.chain,
+            array_size: p.array_size,
+        }
+    }
+}
+
+impl TryFrom<pb::Place> for Place {
+    type Error = Refusal;
+    fn try_from(p: pb::Place) -> Result<Self> {
+        let origin = p.origin.ok_or_else(|| bad("a placement without an origin"))?;
+        if p.route.len() > HOPS_MAX as usize + 1 || p.chain.len() > HOPS_MAX as usize + 1 || p.share.len() > 2 * NAME_BYTES_MAX {
+            return Err(bad("a placement's route, chain or share is too long"));
+        }
+        let tasks = tasks_in(p.tasks)?;
+        if p.number == 0 || tasks.is_empty() || p.array_size > TASKS_PER_JOB_MAX || tasks.end() > p.array_size {
+            return Err(bad("a placement without number or tasks, or with tasks beyond its array"));
+        }
+        Ok(Place {
+            number: p.number,
+            job: p.job,
+            origin: Origin {
+                site: site(&origin.site, "origin")?,
+                job: label(origin.job, "the origin's job")?,
+                principal: label(origin.principal, "the principal")?,
+            },
+            spec_hash: BlobHash::from_slice(&p.spec_hash).ok_or_else(|| bad("spec hash"))?,
+            spec: p.spec.into(),
+            tasks,
+            share: p.share,
+            attempts: p.attempts,
+            want: p.want.unwrap_or_default().try_into()?,
+            route: p.route.iter().map(|s| site(s, "route")).collect::<Result<_>>()?,
+            hops_left: p.hops_left.min(HOPS_MAX),
+            chain: p.chain,
+            array_size: p.array_size,
+        })
+    }
+}
+
+impl From<Down> for pb::Down {
+    fn from(d: Down) -> Self {
+        use pb::down::What;
+        let all = |list: Vec<Attempts>| list.into_iter().map(Into::into).collect();
+        let what = match d {
+            Down::Hello(h) => What::Hello(h.into()),
+            Down::Stale(attempts) => What::Stale(pb::Stale { attempts: all(attempts) }),
+            Down::Want(w) => What::Want(w.into()),
+            Down::Place(p) => What::Place((*p).into()),
+            Down::Ack { incarnation, sequence } => What::Ack(pb::Ack { incarnation, sequence }),
+            Down::Demand(shapes) => What::Demand(pb::Demand {
+                shapes: shapes
+                    .into_iter()
+                    .map(|(s, tasks)| pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks })
+                    .collect(),
+            }),
+            Down::Resync => What::Resync(pb::ResyncRequest {}),
+            Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
+        };
+        pb::Down { what: Some(what) }
+    }
+}
+
+impl TryFrom<pb::Down> for Down {
+    type Error = Refusal;
+    fn try_from(d: pb::Down) -> Result<Self> {
+        use pb::down::What;
+        let all = |list: Vec<pb::StaleAttempts>| list.into_iter().map(Attempts::try_from).collect::<Result<Vec<_>>>();
+        Ok(match d.what.ok_or_else(|| bad("a message of a later version"))? {
+            What::Hello(h) => Down::Hello(h.try_into()?),
+            What::Stale(s) => Down::Stale(all(s.attempts)?),
+            What::Want(w) => Down::Want(w.try_into()?),
+            What::Place(p) => Down::Place(Box::new(p.try_into()?)),
+            What::Ack(a) => Down::Ack { incarnation: a.incarnation, sequence: a.sequence },
+            What::Demand(d) => Down::Demand(
+                d.shapes.into_iter().take(SHARES_MAX).map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes }, s.tasks)).collect(),
+            ),
+            What::Resync(_) => Down::Resync,
+            What::Open(o) => Down::Open(all(o.open)?),
+        })
+    }
+}
+
+impl From<Reason> for pb::Reason {
+    fn from(r: Reason) -> Self {
+        let (site, site_name) = r.site.map_or((Vec::new(), String::new()), |(id, name)| (id.0.to_vec(), name));
+        pb::Reason {
+            kind: r.kind.number(),
+            text: r.text,
+            remedy: r.remedy,
+            age_ms: r.age_ms,
+            audience: match r.audience {
+                Audience::User => pb::Audience::User.into(),
+                Audience::Operator => pb::Audience::Operator.into(),
+            },
+            site,
+            site_name,
+            because: r.because.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// Never refused: evidence is cut to its bounds rather than lost.
+impl From<pb::Reason> for Reason {
+    fn from(r: pb::Reason) -> Self {
+        fn cut(mut s: String) -> String {
+            if s.len() > REASON_TEXT_BYTES_MAX {
+                let mut end = REASON_TEXT_BYTES_MAX;
+                while !s.is_char_boundary(end) {
+                    end -= 1;
+                }
+                s.truncate(end);
+            }
+            s
+        }
+        fn convert(r: pb::Reason, depth: usize) -> Reason {
+            let because = if depth >= REASON_DEPTH_MAX { Vec::new() } else { r.because };
+            Reason {
+                kind: ReasonKind::from_number(r.kind),
+                text: cut(r.text),
+                remedy: cut(r.remedy),
+                age_ms: r.age_ms,
+                audience: if r.audience == pb::Audience::User as i32 { Audience::User } else { Audience::Operator },
+                site: SiteId::from_slice(&r.site).map(|id| (id, cut(r.site_name))),
+                because: because.into_iter().take(SHARES_MAX).map(|r| convert(r, depth + 1)).collect(),
+            }
+        }
+        convert(r, 0)
+    }
+}
+
+impl From<Ended> for pb::Ended {
+    fn from(e: Ended) -> Self {
+        pb::Ended {
+            phase: e.phase as i32,
+            exit: e.exit,
+            reason: e.reason.map(Into::into),
+            attempts: e.attempts,
+            route: e.route.into_iter().map(Into::into).collect(),
+            wall_ms: e.wall_ms,
+            cpu_us: e.cpu_us,
+            peak_bytes: e.peak_bytes,
+            age_ms: e.age_ms,
+            measured: e.measured,
+            lost: e.lost,
+        }
+    }
+}
+
+/// An end, which was said of `tasks` tasks: a list of another length is refused.
+pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
+    let phase = phase_in(e.phase)?;
+    if !phase.is_terminal() {
+        return Err(bad("an end in a phase that is not terminal"));
+    }
+    let right = |n: usize| n <= 1 || n as u64 == tasks;
+    if ![e.exit.len(), e.wall_ms.len(), e.cpu_us.len(), e.peak_bytes.len(), e.age_ms.len()].into_iter().all(right) {
+        return Err(bad("an end whose lists do not match its tasks"));
+    }
+    let well = e.exit.iter().all(|x| *x == Exit::Code(0).to_number()) && !e.exit.is_empty();
+    if (phase == Phase::Done) != (well && e.reason.is_none() && phase == Phase::Done) {
+        return Err(bad("an end called done without exit code 0"));
+    }
+    Ok(Ended {
+        phase,
+        exit: e.exit,
+        reason: e.reason.map(Into::into),
+        attempts: e.attempts,
+        route: hops(e.route, HOPS_MAX as usize + 2)?,
+        wall_ms: e.wall_ms,
+        cpu_us: e.cpu_us,
+        peak_bytes: e.peak_bytes,
+        age_ms: e.age_ms,
+        measured: label(e.measured, "measured")?,
+        lost: e.lost,
+    })
+}
+
+impl From<Event> for pb::Event {
+    fn from(e: Event) -> Self {
+        use pb::event::What;
+        let what = match e.what {
+            EventKind::Accepted => What::Accepted(pb::Accepted {}),
+            EventKind::Returned(r) => What::Returned(pb::Returned { reason: Some(r.into()) }),
+            EventKind::Ended(e) => What::Ended(e.into()),
+            EventKind::Held(r) => What::Held(pb::Held { reason: Some(r.into()) }),
+            EventKind::Released => What::Released(pb::Released {}),
+            EventKind::WantStored { version } => What::WantStored(pb::WantStored { version }),
+        };
+        pb::Event { number: e.of.number, job: e.of.job, tasks: Some(tasks_out(&e.of.tasks)), what: Some(what) }
+    }
+}
+
+impl TryFrom<pb::Event> for Event {
+    type Error = Refusal;
+    fn try_from(e: pb::Event) -> Result<Self> {
+        use pb::event::What;
+        let of = Attempts { number: e.number, job: e.job, tasks: tasks_in(e.tasks)? };
+        let reason = |r: Option<pb::Reason>| r.map(Reason::from).ok_or_else(|| bad("an event without its reason"));
+        let what = match e.what.ok_or_else(|| bad("an event of a later version"))? {
+            What::Accepted(_) => EventKind::Accepted,
+            What::Returned(r) => EventKind::Returned(reason(r.reason)?),
+            What::Ended(x) => EventKind::Ended(ended_in(x, of.tasks.len())?),
+            What::Held(h) => EventKind::Held(reason(h.reason)?),
+            What::Released(_) => EventKind::Released,
+            What::WantStored(w) => EventKind::WantStored { version: w.version },
+        };
+        Ok(Event { of, what })
+    }
+}
+
+impl From<Share> for pb::Share {
+    fn from(s: Share) -> Self {
+        pb::Share {
+            key: s.key,
+            origin: s.origin.0.to_vec(),
+            origin_name: s.origin_name,
+            path: s.path.iter().map(|p| p.0.to_vec()).collect(),
+            fit_version: s.fit_version,
+            machine_slots: s.machine_slots,
+            machine_memory_bytes: s.machine_memory_bytes,
+            architecture: s.architecture,
+            slots_total: s.slots_total,
+            machines: s.machines,
+            slots_free: s.slots_free,
+            largest_free: s.largest_free,
+            window: s.window,
+            credit_ms: s.credit_ms,
+            waiting: s.waiting,
+            price_micro_per_slot_hour: s.price_micro_per_slot_hour,
+            currency: s.currency,
+            age_ms: s.age_ms,
+            draining: s.draining,
+        }
+    }
+}
+
+impl TryFrom<pb::Share> for Share {
+    type Error = Refusal;
+    fn try_from(s: pb::Share) -> Result<Self> {
+        if s.key.is_empty() || s.key.len() > 2 * NAME_BYTES_MAX || s.path.len() > SITES_BELOW_MAX {
+            return Err(bad("a share's key or path"));
+        }
+        Ok(Share {
+            key: s.key,
+            origin: site(&s.origin, "a share's origin")?,
+            origin_name: label(s.origin_name, "a share's origin")?,
+            path: s.path.iter().map(|p| site(p, "a share's path")).collect::<Result<_>>()?,
+            fit_version: s.fit_version,
+            machine_slots: s.machine_slots,
+            machine_memory_bytes: s.machine_memory_bytes,
+            architecture: label(s.architecture, "architecture")?,
+            slots_total: s.slots_total,
+            machines: s.machines,
+            slots_free: s.slots_free,
+            largest_free: s.largest_free,
+            window: s.window,
+            credit_ms: s.credit_ms,
+            waiting: s.waiting,
+            price_micro_per_slot_hour: s.price_micro_per_slot_hour,
+            currency: label(s.currency, "currency")?,
+            age_ms: s.age_ms,
+            draining: s.draining,
+        })
+    }
+}
+
+impl From<Up> for pb::Up {
+    fn from(u: Up) -> Self {
+        use pb::up::What;
+        let what = match u {
+            Up::Hello(h) => What::Hello(h.into()),
+            Up::Advert(a) => What::Advert(pb::Advert {
+                version: a.version,
+                shares: a.shares.into_iter().map(Into::into).collect(),
+                rest: None,
+                below: a.below.into_iter().map(Into::into).collect(),
+            }),
+            Up::Events(e) => What::Events(pb::Events {
+                incarnation: e.incarnation,
+                first: e.first,
+                events: e.events.into_iter().map(Into::into).collect(),
+            }),
+            Up::Hints(hints) => What::Hints(pb::Hints {
+                hints: hints
+                    .into_iter()
+                    .map(|h| pb::Hint { number: h.of.number, job: h.of.job, tasks: Some(tasks_out(&h.of.tasks)), phase: h.phase as i32 })
+                    .collect(),
+            }),
+            Up::NeedBlob(h) => What::NeedBlob(pb::NeedBlob { hash: h.0.to_vec() }),
+            Up::Resync(r) => What::Resync(pb::Resync {
+                incarnation: r.incarnation,
+                sequence: r.sequence,
+                ranges: r
+                    .ranges
+                    .into_iter()
+                    .map(|r| pb::ResyncRange {
+                        number: r.of.number,
+                        job: r.of.job,
+                        tasks: Some(tasks_out(&r.of.tasks)),
+                        phase: r.phase as i32,
+                        ended: r.ended.map(Into::into),
+                    })
+                    .collect(),
+                last: r.last,
+            }),
+        };
+        pb::Up { what: Some(what) }
+    }
+}
+
+impl TryFrom<pb::Up> for Up {
+    type Error = Refusal;
+    fn try_from(u: pb::Up) -> Result<Self> {
+        use pb::up::What;
+        Ok(match u.what.ok_or_else(|| bad("a message of a later version"))? {
+            What::Hello(h) => Up::Hello(h.try_into()?),
+            What::Advert(a) => {
+                if a.shares.len() > SHARES_MAX {
+                    let message = format!("{} share classes are advertised, at most {SHARES_MAX} are taken", a.shares.len());
+                    return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("merge machine classes, or put a broker between"));
+                }
+                Up::Advert(Advert {
+                    version: a.version,
+                    shares: a.shares.into_iter().map(Share::try_from).collect::<Result<_>>()?,
+                    below: hops(a.below, SITES_BELOW_MAX)?,
+                })
+            }
+            What::Events(e) => Up::Events(Events {
+                incarnation: e.incarnation,
+                first: e.first,
+                events: e.events.into_iter().map(Event::try_from).collect::<Result<_>>()?,
+            }),
+            What::Hints(h) => Up::Hints(
+                h.hints
+                    .into_iter()
+                    .map(|h| {
+                        let phase = phase_in(h.phase)?;
+                        match phase {
+                            Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => {}
+                            Phase::Queued | Phase::Held | Phase::Placed | Phase::Done | Phase::Failed | Phase::Cancelled => {
+                                return Err(bad("a hint of a durable phase"));
+                            }
+                        }
+                        Ok(Hint { of: Attempts { number: h.number, job: h.job, tasks: tasks_in(h.tasks)? }, phase })
+                    })
+                    .collect::<Result<_>>()?,
+            ),
+            What::NeedBlob(n) => Up::NeedBlob(BlobHash::from_slice(&n.hash).ok_or_else(|| bad("blob hash"))?),
+            What::Resync(r) => Up::Resync(Resync {
+                incarnation: r.incarnation,
+                sequence: r.sequence,
+                ranges: r
+                    .ranges
+                    .into_iter()
+                    .map(|r| {
+                        let of = Attempts { number: r.number, job: r.job, tasks: tasks_in(r.tasks)? };
+                        let phase = phase_in(r.phase)?;
+                        let ended = r.ended.map(|e| ended_in(e, of.tasks.len())).transpose()?;
+                        if phase.is_terminal() != ended.is_some() {
+                            return Err(bad("a resync range whose phase and end disagree"));
+                        }
+                        Ok(ResyncRange { of, phase, ended })
+                    })
+                    .collect::<Result<_>>()?,
+                last: r.last,
+            }),
+        })
+    }
+}
+
+impl From<RefusalKind> for pb::ErrorKind {
+    fn from(k: RefusalKind) -> Self {
+        match k {
+            RefusalKind::Invalid => pb::ErrorKind::Invalid,
+            RefusalKind::Conflict => pb::ErrorKind::Conflict,
+            RefusalKind::NotAuthorised => pb::ErrorKind::NotAuthorised,
+            RefusalKind::NotFound => pb::ErrorKind::NotFound,
+            RefusalKind::OverLimit => pb::ErrorKind::OverLimit,
+            RefusalKind::Unavailable => pb::ErrorKind::Unavailable,
+            RefusalKind::Loop => pb::ErrorKind::Loop,
+            RefusalKind::DuplicateIdentity => pb::ErrorKind::DuplicateIdentity,
+            RefusalKind::MustUnderstand => pb::ErrorKind::MustUnderstand,
+            RefusalKind::MissingBlob => pb::ErrorKind::MissingBlob,
+            RefusalKind::Internal => pb::ErrorKind::Internal,
+        }
+    }
+}
+
+impl From<Refusal> for pb::Error {
+    fn from(r: Refusal) -> Self {
+        pb::Error { kind: pb::ErrorKind::from(r.kind).into(), message: r.message, remedy: r.remedy }
+    }
+}
+
+impl From<pb::Error> for Refusal {
+    fn from(e: pb::Error) -> Self {
+        let kind = match pb::ErrorKind::try_from(e.kind) {
+            Ok(pb::ErrorKind::Invalid) => RefusalKind::Invalid,
+            Ok(pb::ErrorKind::Conflict) => RefusalKind::Conflict,
+            Ok(pb::ErrorKind::NotAuthorised) => RefusalKind::NotAuthorised,
+            Ok(pb::ErrorKind::NotFound) => RefusalKind::NotFound,
+            Ok(pb::ErrorKind::OverLimit) => RefusalKind::OverLimit,
+            Ok(pb::ErrorKind::Unavailable) => RefusalKind::Unavailable,
+            Ok(pb::ErrorKind::Loop) => RefusalKind::Loop,
+            Ok(pb::ErrorKind::DuplicateIdentity) => RefusalKind::DuplicateIdentity,
+            Ok(pb::ErrorKind::MustUnderstand) => RefusalKind::MustUnderstand,
+            Ok(pb::ErrorKind::MissingBlob) => RefusalKind::MissingBlob,
+            Ok(pb::ErrorKind::Internal | pb::ErrorKind::ErrorUnspecified) | Err(_) => RefusalKind::Internal,
+        };
+        Refusal { kind, message: e.message, remedy: e.remedy }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_taken(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = pb::Up::decode(&bytes[..]).map(Up::try_from);
+            let _ = pb::Down::decode(&bytes[..]).map(Down::try_from);
+        }
+
+        #[test]
+        fn events_come_back(tasks in proptest::collection::btree_set(0u32..99, 1..30), exit in proptest::collection::vec(0u32..300, 30), n in 1u64..9) {
+            let tasks: TaskSet = tasks.into_iter().collect();
+            let reason = Reason::new(ReasonKind::ExitNonZero, "exit 3").because(vec![Reason::new(ReasonKind::Other(777), "later")]);
+            let mut ended = Ended::not_started(Phase::Failed, reason, 2);
+            ended.exit = exit[..tasks.len() as usize].to_vec();
+            ended.route = vec![Hop { site: SiteId([7; 16]), name: "a".into(), kind: Kind::Agent }];
+            let event = Event { of: Attempts { number: n, job: 4, tasks }, what: EventKind::Ended(ended) };
+            let up = Up::Events(Events { incarnation: 1, first: 2, events: vec![event] });
+            let bytes = pb::Up::from(up.clone()).encode_to_vec();
+            prop_assert_eq!(Up::try_from(pb::Up::decode(&bytes[..]).unwrap()).unwrap(), up);
+        }
+    }
+
+    #[test]
+    fn done_needs_evidence() {
+        let done = |exit: Vec<u32>| pb::Ended { phase: Phase::Done as i32, exit, ..Default::default() };
+        assert!(ended_in(done(vec![0]), 3).is_ok());
+        for exit in [vec![], vec![1], vec![1025], vec![0, 0]] {
+            assert!(ended_in(done(exit.clone()), 3).is_err(), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn more_than_64_classes_are_refused_clearly() {
+        let share = pb::Share { key: "a/b".into(), origin: vec![1; 16], ..Default::default() };
+        let advert = |n| pb::Up { what: Some(pb::up::What::Advert(pb::Advert { shares: vec![share.clone(); n], ..Default::default() })) };
+        assert!(Up::try_from(advert(64)).is_ok());
+        let refused = Up::try_from(advert(65)).expect_err("65");
+        assert!(refused.kind == RefusalKind::OverLimit && refused.message.contains("65"), "{refused}");
+    }
+}

@@ -1,0 +1,61 @@
+//! Refusals: a closed set of kinds, each of which says who may retry. Messages are lower case, name what was wrong, and the remedy what to do.
+
+/// Why a request was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum RefusalKind {
+    /// The request itself is wrong; never retry it as it is.
+    Invalid,
+    /// A key reused with another spec; a prefix that is not unique.
+    Conflict,
+    /// The caller lacks the right.
+    NotAuthorised,
+    /// No such thing, or not the caller's.
+    NotFound,
+    /// Beyond a bound; may be retried when there is room.
+    OverLimit,
+    /// Not now; retry with the same key.
+    Unavailable,
+    /// The request has passed here already, or passed too many hops.
+    Loop,
+    /// Somebody with this id is connected already.
+    DuplicateIdentity,
+    /// The spec demands a feature that this hop does not know.
+    MustUnderstand,
+    /// Content that is not here; upload it, then retry.
+    MissingBlob,
+    /// A fault of ours.
+    Internal,
+}
+
+/// A request that was refused and changed nothing.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}{}{remedy}", if remedy.is_empty() { "" } else { "; " })]
+pub struct Refusal {
+    /// Which of the closed set.
+    pub kind: RefusalKind,
+    /// What was wrong, and where.
+    pub message: String,
+    /// What to do; may be empty.
+    pub remedy: String,
+}
+
+impl Refusal {
+    /// Without a remedy.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Refusal { kind, message: message.into(), remedy: String::new() }
+    }
+
+    /// The request itself is wrong.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(RefusalKind::Invalid, message)
+    }
+
+    /// With what to do about it.
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+}
+
+/// Result of anything that can be refused.
+pub type Result<T, E = Refusal> = std::result::Result<T, E>;

@@ -1,0 +1,112 @@
+//! Identities. A site or an agent is the hash of its public key, so nobody can claim another's; names are labels.
+
+use std::fmt;
+
+/// A site or agent: the first 16 bytes of blake3 of its certificate's SubjectPublicKeyInfo (DER).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SiteId(pub [u8; 16]);
+
+impl SiteId {
+    /// The id that belongs to a public key.
+    pub fn of_public_key(spki_der: &[u8]) -> Self {
+        let mut id = [0; 16];
+        id.copy_from_slice(&blake3::hash(spki_der).as_bytes()[..16]);
+        SiteId(id)
+    }
+
+    /// From its 16 bytes on the wire.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(SiteId)
+    }
+}
+
+impl fmt::Display for SiteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for SiteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// Content by blake3.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlobHash(pub [u8; 32]);
+
+impl BlobHash {
+    /// The hash of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        BlobHash(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// From its 32 bytes on the wire.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(BlobHash)
+    }
+}
+
+impl fmt::Display for BlobHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for BlobHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+/// A site's own number of a job: 1, 2, 3, ...
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct JobNo(pub u64);
+
+/// Crockford's base 32, in lower case: no i, l, o, u.
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// Odd, so that multiplying by it permutes the 30-bit numbers; near the golden ratio, so that neighbours differ in their first letter.
+const SPREAD: u64 = 0x278d_de6d;
+const ID_BITS: u32 = 30;
+
+impl JobNo {
+    /// The id that users see: six letters, a permutation of 30 bits, so that short prefixes are soon unique. Numbers beyond 2^30 get more letters.
+    pub fn id(self) -> String {
+        let mask = (1 << ID_BITS) - 1;
+        let (high, low) = (self.0 >> ID_BITS, self.0 & mask);
+        let spread = low.wrapping_mul(SPREAD) & mask;
+        let mut digits: Vec<u8> = (0..6).rev().map(|i| DIGITS[(spread >> (5 * i) & 31) as usize]).collect();
+        let mut high = high;
+        while high > 0 {
+            digits.push(DIGITS[(high & 31) as usize]);
+            high >>= 5;
+        }
+        String::from_utf8_lossy(&digits).into_owned()
+    }
+}
+
+impl fmt::Display for JobNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn job_ids_differ(a in 0u64..1 << 40, b in 0u64..1 << 40) {
+            prop_assert_eq!(a == b, JobNo(a).id() == JobNo(b).id());
+        }
+    }
+
+    #[test]
+    fn neighbours_differ_in_their_first_letters() {
+        let firsts: std::collections::BTreeSet<String> = (1..=30).map(|n| JobNo(n).id()[..2].to_string()).collect();
+        assert!(firsts.len() >= 28, "{firsts:?}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Every bound of the protocol in one place; the unit is the last word of the name. What a site may choose lower is in its configuration.
+
+/// Tasks of one job array.
+pub const TASKS_PER_JOB_MAX: u32 = 4_000_000;
+/// Ranges of one task set on the wire.
+pub const TASK_RANGES_MAX: usize = 65_536;
+/// Encoded job spec.
+pub const SPEC_BYTES_MAX: usize = 64 * 1024;
+/// Arguments of one job, environment variables, inputs and outputs: each.
+pub const SPEC_ITEMS_MAX: usize = 1_000;
+/// Any name that a user gives: a job, a file, an environment variable, a key.
+pub const NAME_BYTES_MAX: usize = 128;
+/// Slots of one task.
+pub const SLOTS_PER_TASK_MAX: u32 = 65_536;
+/// Memory of one task.
+pub const MEMORY_PER_TASK_BYTES_MAX: u64 = 1 << 50;
+/// Time limit of one task, and the disconnect time-out: 10 years.
+pub const TIME_MS_MAX: u64 = 10 * 366 * 86_400_000;
+/// Attempts of one task over the whole tree, unless its spec says less.
+pub const ATTEMPTS_MAX: u32 = 5;
+/// Contact lost for longer: `on_lost` decides.
+pub const DISCONNECT_TIMEOUT_DEFAULT_MS: u64 = 300_000;
+/// Hops that a submission may pass.
+pub const HOPS_MAX: u32 = 8;
+/// Share classes of one advertisement.
+pub const SHARES_MAX: usize = 64;
+/// Sites named below an advertiser.
+pub const SITES_BELOW_MAX: usize = 1_024;
+/// Depth of a tree of reasons, and children of one.
+pub const REASON_DEPTH_MAX: usize = 12;
+/// Characters of one reason's text; longer evidence is cut.
+pub const REASON_TEXT_BYTES_MAX: usize = 1_024;
+/// One message on the wire.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// One file that is staged.
+pub const BLOB_BYTES_MAX: u64 = 64 << 30;
+/// One part of a file on the wire.
+pub const BLOB_PART_BYTES: usize = 256 * 1024;
+/// How long a site waits for content from the level above.
+pub const BLOB_WAIT_MS: u64 = 120_000;
+/// Events that may be on their way on one link without an acknowledgement.
+pub const EVENTS_IN_FLIGHT_MAX: u64 = 4_096;
+/// Advertisements: at most one a link in this time.
+pub const ADVERT_INTERVAL_MS: u64 = 50;
+/// Credit that is not renewed within this time is gone at its holder; the issuer counts it a little longer.
+pub const CREDIT_MS: u64 = 30_000;
+/// Slots that may be placed on a share beyond its machines, to hide the round trip.
+pub const LOOKAHEAD_SLOTS_MAX: u64 = 1_024;
+/// Keepalive of every connection, and how long an answer to it may take.
+pub const KEEPALIVE_INTERVAL_MS: u64 = 10_000;
+/// See [`KEEPALIVE_INTERVAL_MS`].
+pub const KEEPALIVE_TIMEOUT_MS: u64 = 10_000;
+/// A connection, its TLS handshake and its first answer.
+pub const CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// One small call.
+pub const CALL_TIMEOUT_MS: u64 = 30_000;
+/// A question that is asked through all hops (explain, hosts); each hop leaves the next a little less.
+pub const TREE_CALL_TIMEOUT_MS: u64 = 3_000;
+/// First pause before a link is dialled again; doubles up to the next.
+pub const REDIAL_MIN_MS: u64 = 100;
+/// See [`REDIAL_MIN_MS`].
+pub const REDIAL_MAX_MS: u64 = 5_000;
+/// Ranges that a job's view lists.
+pub const SHOW_RANGES_MAX: usize = 1_000;
+/// Views of jobs in one list.
+pub const LIST_MAX: u32 = 10_000;

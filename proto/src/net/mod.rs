@@ -1,0 +1,1 @@
+//! TLS, identity, connections and the typed client.

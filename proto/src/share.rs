@@ -1,0 +1,272 @@
+//! Shares: what a site offers, and the algebra of offers. An offer is a bounded list of shares, never one sum: two 8-slot machines are not a 16-slot
+//! machine. The window that a parent is told, less what it has placed there and not seen end, is its credit.
+
+use std::collections::BTreeMap;
+
+use crate::ids::SiteId;
+use crate::limits::LOOKAHEAD_SLOTS_MAX;
+
+/// What one task needs of one machine: the autocluster's key. Tasks of one shape are matched once.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct Shape {
+    /// Slots; at least 1.
+    pub slots: u32,
+    /// Bytes; 0: not stated.
+    pub memory_bytes: u64,
+}
+
+/// Could a share ever run a shape?
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fit {
+    /// Yes, when it is free.
+    Yes,
+    /// Never; why, in words.
+    No(String),
+}
+
+/// A named part of a resource that a task can be sent to (GLUE2 ComputingShare).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Share {
+    /// Unique on its link: `<origin>/<class>`.
+    pub key: String,
+    /// The site whose machines these are; totals are summed by origin.
+    pub origin: SiteId,
+    /// Its label.
+    pub origin_name: String,
+    /// Every site this came through, the origin among them. A site is never told of a share that came through it.
+    pub path: Vec<SiteId>,
+    /// Moves when what could ever run here changes; load does not move it.
+    pub fit_version: u64,
+    /// Slots of one machine.
+    pub machine_slots: u32,
+    /// Bytes of one machine.
+    pub machine_memory_bytes: u64,
+    /// As `uname -m`.
+    pub architecture: String,
+    /// Slots in all.
+    pub slots_total: u64,
+    /// Machines in all.
+    pub machines: u32,
+    /// Slots free now, for people.
+    pub slots_free: u64,
+    /// Most slots free on one machine now.
+    pub largest_free: u32,
+    /// Slots that the receiver may have placed here and not ended.
+    pub window: u64,
+    /// How long the window holds without being renewed.
+    pub credit_ms: u64,
+    /// Tasks waiting here.
+    pub waiting: u64,
+    /// Millionths of `currency` per slot-hour.
+    pub price_micro_per_slot_hour: u64,
+    /// ISO 4217; empty: no price.
+    pub currency: String,
+    /// Since the origin last said this.
+    pub age_ms: u64,
+    /// Takes no new work.
+    pub draining: bool,
+}
+
+impl Share {
+    /// Static fit.
+    pub fn fit(&self, shape: &Shape) -> Fit {
+        if shape.slots > self.machine_slots {
+            Fit::No(format!("needs {} slots on one machine, the largest of {} has {}", shape.slots, self.key, self.machine_slots))
+        } else if shape.memory_bytes > self.machine_memory_bytes {
+            let (need, has) = (human_bytes(shape.memory_bytes), human_bytes(self.machine_memory_bytes));
+            Fit::No(format!("needs {need} of memory on one machine, the largest of {} has {has}", self.key))
+        } else {
+            Fit::Yes
+        }
+    }
+
+    /// Slots that one task of this shape takes up here, memory counted as slots: the larger of its slots and its part of a machine's memory. Both ends of
+    /// a link count so; as a sum of costs never exceeds a machine's slots, its memory is never overbooked either.
+    pub fn cost(&self, shape: &Shape) -> u64 {
+        cost(shape, self.machine_slots, self.machine_memory_bytes)
+    }
+
+    /// May this receiver be told of it? Never what came through it.
+    pub fn visible_to(&self, receiver: SiteId) -> bool {
+        !self.path.contains(&receiver)
+    }
+
+    /// The same share heard by another path: credits add up, totals do not (one origin counts once).
+    pub fn merge(&mut self, other: &Share) {
+        self.window += other.window;
+        self.slots_total = self.slots_total.max(other.slots_total);
+        self.machines = self.machines.max(other.machines);
+        self.slots_free = self.slots_free.max(other.slots_free);
+        self.largest_free = self.largest_free.max(other.largest_free);
+        self.waiting = self.waiting.max(other.waiting);
+        self.age_ms = self.age_ms.min(other.age_ms);
+        self.credit_ms = self.credit_ms.min(other.credit_ms);
+        self.draining &= other.draining;
+        for site in &other.path {
+            if !self.path.contains(site) {
+                self.path.push(*site);
+            }
+        }
+    }
+}
+
+/// See [`Share::cost`].
+pub fn cost(shape: &Shape, machine_slots: u32, machine_memory_bytes: u64) -> u64 {
+    let by_memory = match machine_memory_bytes {
+        0 => 0,
+        m => (u128::from(shape.memory_bytes) * u128::from(machine_slots)).div_ceil(u128::from(m)),
+    };
+    u64::from(shape.slots).max(u64::try_from(by_memory).unwrap_or(u64::MAX))
+}
+
+/// Sum over shares: each origin's class once, whatever the number of paths it was heard by.
+pub fn totals<'a>(shares: impl IntoIterator<Item = &'a Share>) -> (u64, u64) {
+    let mut by_key: BTreeMap<(SiteId, &str), (u64, u64)> = BTreeMap::new();
+    for s in shares {
+        let e = by_key.entry((s.origin, class(&s.key))).or_default();
+        *e = (e.0.max(s.slots_total), e.1.max(s.slots_free));
+    }
+    by_key.values().fold((0, 0), |t, s| (t.0 + s.0, t.1 + s.1))
+}
+
+/// The part of a key behind the origin.
+pub fn class(key: &str) -> &str {
+    key.rsplit_once('/').map_or(key, |(_, class)| class)
+}
+
+/// Divide what is free among receivers. `receivers`: (outstanding, wanted) in slots, in a fixed order. Returns each one's window: what it has outstanding
+/// already plus its part of `free`. First in equal parts to those that want, no more than they want; then the rest to them in order; where nobody wants,
+/// all to the first, so that the first who comes need not wait.
+///
+/// Law: the windows sum to outstanding + free at most (exactly, where there is a receiver).
+pub fn divide_window(free: u64, receivers: &[(u64, u64)]) -> Vec<u64> {
+    let mut part = vec![0u64; receivers.len()];
+    let mut left = free;
+    loop {
+        let hungry: Vec<usize> = (0..receivers.len()).filter(|i| part[*i] < receivers[*i].1).collect();
+        if left == 0 || hungry.is_empty() {
+            break;
+        }
+        let each = (left / hungry.len() as u64).max(1);
+        for i in hungry {
+            let give = each.min(receivers[i].1 - part[i]).min(left);
+            part[i] += give;
+            left -= give;
+        }
+    }
+    let first = (0..receivers.len()).find(|i| receivers[*i].1 > 0).unwrap_or(0);
+    if let Some(p) = part.get_mut(first) {
+        *p += left;
+    }
+    receivers.iter().zip(part).map(|((outstanding, _), p)| outstanding + p).collect()
+}
+
+/// Slots to place beyond the machines so that none waits for a round trip: completion rate x round trip (Little's law), twice, capped; 0 for work that
+/// ends rarely.
+pub fn lookahead(slots_ended_per_s: f64, round_trip_s: f64) -> u64 {
+    let n = 2.0 * slots_ended_per_s * round_trip_s;
+    if n < 0.5 { 0 } else { (n.ceil() as u64).min(LOOKAHEAD_SLOTS_MAX) }
+}
+
+/// `1.5 GiB`
+pub fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if value.fract() < 0.05 || unit == "B" { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn share(key: &str, origin: u8, window: u64, total: u64, path: &[u8]) -> Share {
+        Share {
+            key: key.into(),
+            origin: SiteId([origin; 16]),
+            path: path.iter().map(|b| SiteId([*b; 16])).collect(),
+            window,
+            slots_total: total,
+            slots_free: total,
+            machine_slots: 8,
+            machine_memory_bytes: 16 << 30,
+            ..Share::default()
+        }
+    }
+
+    #[test]
+    fn a_diamond_counts_its_origin_once_and_its_credit_twice() {
+        let (mut a, b) = (share("g/m", 1, 3, 8, &[1, 2]), share("g/m", 1, 5, 8, &[1, 3]));
+        assert_eq!((8, 8), totals([&a, &b]));
+        a.merge(&b);
+        assert_eq!((a.window, a.slots_total), (8, 8));
+        assert!([1, 2, 3].iter().all(|p| !a.visible_to(SiteId([*p; 16]))) && a.visible_to(SiteId([4; 16])));
+    }
+
+    #[test]
+    fn memory_counts_as_slots() {
+        let s = share("g/m", 1, 8, 8, &[]);
+        assert_eq!(1, s.cost(&Shape { slots: 1, memory_bytes: 2 << 30 }));
+        assert_eq!(2, s.cost(&Shape { slots: 1, memory_bytes: (2 << 30) + 1 }));
+        assert_eq!(8, s.cost(&Shape { slots: 1, memory_bytes: 16 << 30 }));
+        assert!(matches!(s.fit(&Shape { slots: 9, memory_bytes: 0 }), Fit::No(_)));
+        assert!(matches!(s.fit(&Shape { slots: 1, memory_bytes: 17 << 30 }), Fit::No(_)));
+        assert_eq!(Fit::Yes, s.fit(&Shape { slots: 8, memory_bytes: 16 << 30 }));
+    }
+
+    proptest! {
+        #[test]
+        fn windows_never_exceed_what_is_there(free in 0u64..1000, rs in proptest::collection::vec((0u64..100, 0u64..300), 1..6)) {
+            let w = divide_window(free, &rs);
+            let outstanding: u64 = rs.iter().map(|r| r.0).sum();
+            prop_assert_eq!(w.iter().sum::<u64>(), outstanding + free);
+            prop_assert!(w.iter().zip(&rs).all(|(w, r)| *w >= r.0));
+            // Nobody who wants gets less than an equal part, unless he wants less.
+            let hungry = rs.iter().filter(|r| r.1 > 0).count() as u64;
+            for (w, r) in w.iter().zip(&rs) {
+                prop_assert!(w - r.0 >= r.1.min(free.checked_div(hungry).unwrap_or(0)));
+            }
+        }
+
+        #[test]
+        fn packing_by_cost_never_overbooks(tasks in proptest::collection::vec((1u32..9, 0u64..20 << 30), 0..30)) {
+            let s = share("g/m", 1, 8, 8, &[]);
+            let (mut used, mut slots, mut memory) = (0, 0, 0);
+            for (n, m) in tasks {
+                let shape = Shape { slots: n, memory_bytes: m };
+                if s.fit(&shape) == Fit::Yes && used + s.cost(&shape) <= 8 {
+                    used += s.cost(&shape);
+                    slots += n;
+                    memory += m;
+                }
+            }
+            prop_assert!(slots <= 8 && memory <= 16 << 30);
+        }
+
+        #[test]
+        fn merge_commutes_in_what_counts(a in 0u64..99, b in 0u64..99, t in 0u64..99, u in 0u64..99) {
+            let (x, y) = (share("g/m", 1, a, t, &[1, 2]), share("g/m", 1, b, u, &[1, 3]));
+            let (mut xy, mut yx) = (x.clone(), y.clone());
+            xy.merge(&y);
+            yx.merge(&x);
+            xy.path.sort();
+            yx.path.sort();
+            prop_assert_eq!(xy, yx);
+        }
+    }
+
+    #[test]
+    fn long_work_gets_no_lookahead() {
+        assert_eq!(0, lookahead(0.1, 0.02));
+        assert_eq!(80, lookahead(2000.0, 0.02));
+        assert_eq!(LOOKAHEAD_SLOTS_MAX, lookahead(1e9, 1.0));
+        assert_eq!("1.5 GiB", human_bytes(3 << 29));
+    }
+}
