@@ -237,10 +237,7 @@ impl From<Down> for pb::Down {
             Down::Place(p) => What::Place((*p).into()),
             Down::Ack { incarnation, sequence } => What::Ack(pb::Ack { incarnation, sequence }),
             Down::Demand(shapes) => What::Demand(pb::Demand {
-                shapes: shapes
-                    .into_iter()
-                    .map(|(s, tasks)| pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks })
-                    .collect(),
+                shapes: shapes.into_iter().map(|(s, tasks)| pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks }).collect(),
             }),
             Down::Resync => What::Resync(pb::ResyncRequest {}),
             Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
@@ -464,11 +461,9 @@ impl From<Up> for pb::Up {
                 rest: None,
                 below: a.below.into_iter().map(Into::into).collect(),
             }),
-            Up::Events(e) => What::Events(pb::Events {
-                incarnation: e.incarnation,
-                first: e.first,
-                events: e.events.into_iter().map(Into::into).collect(),
-            }),
+            Up::Events(e) => {
+                What::Events(pb::Events { incarnation: e.incarnation, first: e.first, events: e.events.into_iter().map(Into::into).collect() })
+            }
             Up::Hints(hints) => What::Hints(pb::Hints {
                 hints: hints
                     .into_iter()
@@ -603,8 +598,8 @@ impl From<pb::Error> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prost::Message;
     use proptest::prelude::*;
+    use prost::Message;
 
     proptest! {
         #[test]

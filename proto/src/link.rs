@@ -156,9 +156,8 @@ pub struct Want {
 impl Want {
     /// The tasks of which this is wished; for `Run`, those of `all` that no range names.
     pub fn tasks(&self, value: WantValue, all: &TaskSet) -> TaskSet {
-        let named = |v: Option<WantValue>| {
-            self.ranges.iter().filter(|(x, _)| v.is_none_or(|v| *x == v)).fold(TaskSet::new(), |acc, (_, t)| acc.union(t))
-        };
+        let named =
+            |v: Option<WantValue>| self.ranges.iter().filter(|(x, _)| v.is_none_or(|v| *x == v)).fold(TaskSet::new(), |acc, (_, t)| acc.union(t));
         match value {
             WantValue::Run => all.subtract(&named(None)).union(&named(Some(WantValue::Run)).intersect(all)),
             v => named(Some(v)).intersect(all),
