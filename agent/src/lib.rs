@@ -1,1 +1,15 @@
-//! agent
+//! The agent: measures a machine, runs tasks, dials its gateway.
+//!
+//! It is the child end of the link protocol, with one share: this machine. What it accepted is durable in its spool before it says so, a task is claimed
+//! before it starts, and its end is durable before it is reported; so it can die at any moment and go on. It knows no other job than those placed here,
+//! and schedules nothing beyond its own slots.
+
+#![forbid(unsafe_code)]
+
+pub mod core;
+pub mod exec;
+pub mod limits;
+pub mod machine;
+pub mod plan;
+pub mod spool;
+pub mod state;

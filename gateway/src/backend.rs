@@ -48,6 +48,9 @@ pub trait Backend: Send + Sync + 'static {
     /// lost, and the engine says what is due again when the child is back.
     fn send(&self, child: SiteId, message: Down) -> bool;
 
+    /// Drop the link to a child, which broke the protocol or must be greeted anew. `FromChild::Gone` follows; the child comes back by itself.
+    fn disconnect(&self, child: SiteId, why: &str);
+
     /// Why a job's tasks wait or failed at this child and below. `job` is our number of it.
     fn explain(&self, child: SiteId, job: u64, tasks: Option<TaskSet>, deadline: Duration) -> BoxFuture<'static, Result<pb::Explanation, Refusal>>;
 

@@ -328,6 +328,7 @@ impl From<Ended> for pb::Ended {
             age_ms: e.age_ms,
             measured: e.measured,
             lost: e.lost,
+            stale: e.stale,
         }
     }
 }
@@ -358,6 +359,7 @@ pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
         age_ms: e.age_ms,
         measured: label(e.measured, "measured")?,
         lost: e.lost,
+        stale: e.stale,
     })
 }
 

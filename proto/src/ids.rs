@@ -86,6 +86,22 @@ impl JobNo {
     }
 }
 
+impl JobNo {
+    /// From a whole [`id`](Self::id) of at least six letters; None: it is none.
+    pub fn parse(id: &str) -> Option<JobNo> {
+        let digit = |c: u8| DIGITS.iter().position(|d| *d == c).map(|d| d as u64);
+        let (low, high) = id.as_bytes().split_at_checked(6)?;
+        let spread = low.iter().try_fold(0, |n, c| Some(n << 5 | digit(*c)?))?;
+        if high.len() > 6 || high.last() == Some(&DIGITS[0]) {
+            return None;
+        }
+        let high = high.iter().rev().try_fold(0, |n, c| Some(n << 5 | digit(*c)?))?;
+        // The inverse of an odd number modulo 2^64, by Newton; each step doubles the right bits.
+        let inverse = (0..6).fold(SPREAD, |x, _| x.wrapping_mul(2u64.wrapping_sub(SPREAD.wrapping_mul(x))));
+        Some(JobNo(high << ID_BITS | spread.wrapping_mul(inverse) & ((1 << ID_BITS) - 1)))
+    }
+}
+
 impl fmt::Display for JobNo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.id())
@@ -101,6 +117,7 @@ mod tests {
         #[test]
         fn job_ids_differ(a in 0u64..1 << 40, b in 0u64..1 << 40) {
             prop_assert_eq!(a == b, JobNo(a).id() == JobNo(b).id());
+            prop_assert_eq!(JobNo::parse(&JobNo(a).id()), Some(JobNo(a)));
         }
     }
 

@@ -17,6 +17,7 @@ pub mod reason;
 pub mod share;
 pub mod spec;
 pub mod tasks;
+pub mod units;
 
 /// Generated wire types and services (package `intergrid.v1`).
 #[allow(missing_docs, clippy::all, unreachable_pub)]

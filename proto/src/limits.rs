@@ -5,7 +5,7 @@ pub const TASKS_PER_JOB_MAX: u32 = 4_000_000;
 /// Ranges of one task set on the wire.
 pub const TASK_RANGES_MAX: usize = 65_536;
 /// Encoded job spec.
-pub const SPEC_BYTES_MAX: usize = 64 * 1024;
+pub const SPEC_BYTES_MAX: usize = 60 * 1024;
 /// Arguments of one job, environment variables, inputs and outputs: each.
 pub const SPEC_ITEMS_MAX: usize = 1_000;
 /// Any name that a user gives: a job, a file, an environment variable, a key.
@@ -52,6 +52,14 @@ pub const KEEPALIVE_INTERVAL_MS: u64 = 10_000;
 pub const KEEPALIVE_TIMEOUT_MS: u64 = 10_000;
 /// A connection, its TLS handshake and its first answer.
 pub const CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// TLS handshakes that a listener has under way at once.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Connections of one listener; one more is closed at once.
+pub const CONNECTIONS_MAX: usize = 8_192;
+/// Calls of one connection at once.
+pub const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
+/// How long a refused connection stays half open, so that its end can read why.
+pub const REFUSED_LINGER_MS: u64 = 500;
 /// One small call.
 pub const CALL_TIMEOUT_MS: u64 = 30_000;
 /// A question that is asked through all hops (explain, hosts); each hop leaves the next a little less.

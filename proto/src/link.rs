@@ -286,6 +286,8 @@ pub struct Ended {
     pub measured: String,
     /// Ended without an exit record: `on_lost` decides what follows.
     pub lost: bool,
+    /// A fenced or lost attempt below this placement, which itself goes on: history and usage only. Never said by an agent.
+    pub stale: bool,
 }
 
 impl Ended {
@@ -303,6 +305,7 @@ impl Ended {
             age_ms: Vec::new(),
             measured: String::new(),
             lost: false,
+            stale: false,
         }
     }
 
@@ -327,6 +330,7 @@ impl Ended {
             age_ms: pick(&self.age_ms, positions()),
             measured: self.measured.clone(),
             lost: self.lost,
+            stale: self.stale,
         }
     }
 

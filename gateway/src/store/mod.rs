@@ -4,6 +4,12 @@
 //! restart is rows plus the changes behind them. Law: when `commit` returns, all of the batch is durable, or (on an error) the process must end; after a
 //! crash either all or none of a batch is there.
 
+pub mod mem;
+pub mod sled;
+
+pub use self::mem::{MemDisk, MemStore};
+pub use self::sled::SledStore;
+
 /// One batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -11,12 +17,45 @@ pub struct Batch {
     pub rows: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// Changes to append: number, bytes. Numbers ascend over all batches.
     pub changes: Vec<(u64, Vec<u8>)>,
-    /// Forget changes below this number.
+    /// Forget changes below this number. They are out of sight at once; their space comes back in bounded steps with the commits that follow.
     pub truncate_below: Option<u64>,
+}
+
+impl Batch {
+    /// Nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.changes.is_empty() && self.truncate_below.is_none()
+    }
+
+    /// The bounds that every store refuses to break, before it changes anything. `last` is the highest change number so far; returns the new one.
+    fn check(&self, path: &str, last: Option<u64>) -> Result<Option<u64>, StoreError> {
+        let refuse = |what: String| Err(StoreError::Refused { path: path.to_string(), what });
+        for (key, value) in &self.rows {
+            if key.is_empty() || key.len() > KEY_BYTES_MAX {
+                return refuse(format!("a row's key of {} bytes (1 to {KEY_BYTES_MAX} are allowed)", key.len()));
+            }
+            if let Some(bytes) = value.as_ref().map(Vec::len).filter(|n| *n > RECORD_BYTES_MAX) {
+                return refuse(format!("a row of {bytes} bytes (at most {RECORD_BYTES_MAX})"));
+            }
+        }
+        let mut last = last;
+        for (number, bytes) in &self.changes {
+            if last.is_some_and(|last| *number <= last) {
+                return refuse(format!("change {number} after change {}", last.unwrap_or_default()));
+            }
+            if bytes.len() > RECORD_BYTES_MAX {
+                return refuse(format!("change {number} of {} bytes (at most {RECORD_BYTES_MAX})", bytes.len()));
+            }
+            last = Some(*number);
+        }
+        Ok(last)
+    }
 }
 
 /// A row's or change's limit; larger ones are a fault of ours.
 pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// A row's key.
+pub const KEY_BYTES_MAX: usize = 256;
 
 /// What the store says when it can't.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +84,16 @@ pub enum StoreError {
         /// Where.
         path: String,
     },
+    /// A batch that breaks a bound; nothing of it was written, the store goes on.
+    #[error("store {path} refuses a batch with {what}; this is a fault of this program, please report it")]
+    Refused {
+        /// Where.
+        path: String,
+        /// The record.
+        what: String,
+    },
     /// Bytes that are not what was written.
-    #[error("store {path} is damaged at {what}")]
+    #[error("store {path} is damaged at {what}; restore it from a copy, or move it away and start with an empty one")]
     Damaged {
         /// Where.
         path: String,
@@ -57,7 +104,7 @@ pub enum StoreError {
 
 /// What is durable at a site. Used by one store thread.
 pub trait Store: Send {
-    /// All of it, durably, or nothing.
+    /// All of it, durably, or nothing. After any error but `Refused` the store takes no further batch: the process must end and recover.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
     /// One row.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
@@ -69,7 +116,8 @@ pub trait Store: Send {
     fn reader(&self) -> Box<dyn Reader>;
 }
 
-/// Reads rows beside the store thread.
+/// Reads rows beside the store thread. One row is always whole; two rows may be from either side of a batch, and a batch may be seen a moment before it
+/// is durable.
 pub trait Reader: Send + Sync {
     /// One row.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;

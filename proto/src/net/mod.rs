@@ -1,1 +1,28 @@
-//! TLS, identity, connections and the typed client.
+//! TLS, identity and connections: what every end of a link uses.
+//!
+//! Invariant: nothing is served to, or asked of, a peer whose certificate has not been verified (TLS 1.3, ring, certificates at both ends; there is no
+//! other mode). Who a peer is comes from its certificate alone; what it may do comes from the [`trust`] of the end that asks. This module knows no
+//! job and no message: it ends where a gRPC channel or a served connection begins.
+
+pub mod client;
+pub mod identity;
+mod io;
+#[cfg(feature = "issue")]
+pub mod issue;
+pub mod reverse;
+pub mod server;
+pub mod status;
+mod tls;
+pub mod trust;
+
+pub use identity::{CertRole, Identity, PeerCert, Role};
+pub use io::Io;
+pub use status::refusal_of;
+pub use trust::{Peer, Trust, TrustEntry};
+
+/// The DNS name in every site's certificate, and in no other: verifying it proves "a site of this CA". No host names are checked.
+pub const SITE_NAME: &str = "site.intergrid.internal";
+/// ALPN of a connection whose dialler calls.
+pub const ALPN_CALL: &[u8] = b"h2";
+/// ALPN of a connection whose dialler serves: a child that dials its parent.
+pub const ALPN_SERVE: &[u8] = b"intergrid-serve/1";

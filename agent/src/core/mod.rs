@@ -1,0 +1,399 @@
+//! What the agent decides: `(state, input, now) -> actions`. No clock, no random, no I/O in here, so that tests drive it without a machine.
+//!
+//! Invariants: a task is started only after its claim is durable; an event is sent only after it is durable; a placement number at or below the highest
+//! seen changes nothing; a task that is stopped ends only when its process group is gone. The shell steps inputs at any time, performs actions at once,
+//! and takes the records with [`Core::cut`] whenever the spool's writer is free: one batch is in flight while the next is made.
+
+mod ends;
+mod link;
+mod tasks;
+mod wants;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use intergrid_proto::link::{Down, Hop};
+use intergrid_proto::share::{Shape, cost};
+use intergrid_proto::{BlobHash, Exit, ReasonKind, Refusal, TaskSet, pb};
+
+use crate::limits::*;
+use crate::machine::Capacity;
+use crate::plan::{Plan, Task};
+use crate::spool::record::{Counters, Record, What};
+use crate::state::State;
+use ends::Ends;
+use link::Link;
+
+/// A task of a placement.
+pub type Key = (u64, u32);
+
+/// What may happen.
+#[derive(Debug)]
+pub enum Input {
+    /// The gateway says.
+    Down(Down),
+    /// A connection is there. `fresh` is random, for a new incarnation should one be due.
+    Connected {
+        /// Not 0.
+        fresh: u64,
+    },
+    /// The connection is gone.
+    Disconnected,
+    /// The batch that was cut last is durable.
+    Committed,
+    /// A task's process runs.
+    Started(Key, i32),
+    /// The start of a task failed; nothing runs.
+    NotStarted(Key, Fault),
+    /// A task's process group is gone.
+    Exited(Key, Report),
+    /// A task uses more memory than it may: so many bytes.
+    OverMemory(Key, u64),
+    /// The start of these processes, in clock ticks since boot.
+    Ticks(Vec<(Key, u64)>),
+    /// All content of a spec is here, or can't be had.
+    Fetched(BlobHash, Result<(), String>),
+    /// All outputs of a task are durable at the gateway, or one is refused for good.
+    Uploaded(Key, Result<(), String>),
+    /// Cores and memory, read again.
+    Capacity(Capacity),
+    /// Time has passed.
+    Tick,
+}
+
+/// Why a task could not be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What kind.
+    pub kind: ReasonKind,
+    /// Evidence.
+    pub text: String,
+    /// As a shell would have it: 126, 127, or not started.
+    pub exit: Exit,
+}
+
+/// How a task's process ended, and what it used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Unknown: nobody saw it.
+    pub exit: Exit,
+    /// From start to end; None: not known.
+    pub wall_ms: Option<u64>,
+    /// User + system.
+    pub cpu_us: Option<u64>,
+    /// Peak memory, and how it was measured.
+    pub peak: Option<(u64, &'static str)>,
+    /// The kernel killed it because of its memory.
+    pub oom: bool,
+    /// Files to send: `stdout`, `stderr`, `out/<name>`.
+    pub files: Vec<String>,
+    /// Declared outputs that are not there.
+    pub missing: Vec<String>,
+}
+
+/// What is to be done now.
+#[derive(Debug)]
+pub enum Action {
+    /// Start a task.
+    Start(Task, Arc<Plan>),
+    /// Signal a task's process group: SIGKILL, or SIGTERM.
+    Signal {
+        /// Which.
+        key: Key,
+        /// SIGKILL.
+        kill: bool,
+    },
+    /// Bring the content of a spec.
+    Fetch(Arc<Plan>),
+    /// Send a task's outputs.
+    Upload {
+        /// Which.
+        key: Key,
+        /// The gateway's job.
+        job: u64,
+        /// As [`Report::files`].
+        files: Vec<String>,
+    },
+    /// Forget a task's directory: its end is durable.
+    Remove(Vec<Key>),
+    /// Read when these processes started.
+    ReadTicks(Vec<(Key, i32)>),
+    /// End this connection and dial anew: why.
+    Reconnect(String),
+    /// This agent can't go on with this gateway.
+    Refuse(Refusal),
+}
+
+/// What a restart finds of a claimed task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its process group lives.
+    Alive {
+        /// The group.
+        pid: i32,
+    },
+    /// It never started: same boot, no directory, no process.
+    NeverStarted,
+    /// It ended unseen.
+    Gone,
+}
+
+/// Where a claimed task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its claim is on its way to the disk.
+    Claiming,
+    /// It may start.
+    Ready,
+    /// The executor has it.
+    Starting,
+    /// Its process lives.
+    Running(i32),
+    /// Its process is gone, its outputs are on their way.
+    Uploading,
+}
+
+/// Why a task is being stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Cancel,
+    Fenced,
+    Time,
+    Memory(u64),
+}
+
+/// A claimed task.
+#[derive(Debug)]
+struct Live {
+    stage: Stage,
+    stop: Option<Stop>,
+    /// SIGKILL is due.
+    kill_ms: Option<u64>,
+    since_ms: u64,
+    /// Its time is over.
+    deadline_ms: Option<u64>,
+    /// Pid record and hint are made.
+    settled: bool,
+    adopted: bool,
+    hinted: bool,
+}
+
+/// What is volatile of a placement.
+#[derive(Debug)]
+struct Open {
+    plan: Arc<Plan>,
+    cost: u64,
+    /// Neither claimed nor held.
+    waiting: TaskSet,
+    held: TaskSet,
+    job_id: Arc<str>,
+    hinted_staging: bool,
+}
+
+/// A spec in use.
+#[derive(Debug)]
+struct Staged {
+    plan: Arc<Plan>,
+    here: bool,
+}
+
+/// The agent's decisions.
+#[derive(Debug)]
+pub struct Core {
+    state: State,
+    me: Hop,
+    boot: Vec<u8>,
+    capacity: Capacity,
+    fit_version: u64,
+    now: u64,
+    opens: BTreeMap<u64, Open>,
+    /// Placements with waiting tasks whose content is here.
+    runnable: BTreeSet<u64>,
+    plans: BTreeMap<BlobHash, Staged>,
+    lives: BTreeMap<Key, Live>,
+    ready: VecDeque<Key>,
+    /// Cost of what runs, of what is claimed and does not run yet, of all that is open, of what waits for its upload.
+    used: u64,
+    ahead: u64,
+    outstanding: u64,
+    uploading: u64,
+    actions: Vec<Action>,
+    records: Vec<Record>,
+    /// Somebody waits for these records.
+    urgent: bool,
+    lazy_since_ms: Option<u64>,
+    claims: BTreeMap<u64, TaskSet>,
+    committing_claims: BTreeMap<u64, TaskSet>,
+    cut_ms: u64,
+    commit_ms: f64,
+    ends: Ends,
+    removals: Vec<Key>,
+    committing_removals: Vec<Key>,
+    link: Link,
+    /// Name of the gateway.
+    site: Arc<str>,
+}
+
+impl Core {
+    /// From a spool's state. The claims in it must be [`resume`](Self::resume)d before anything else is stepped. `fresh` is random: a new spool's
+    /// incarnation.
+    pub fn new(state: State, me: Hop, machine: Vec<u8>, boot: Vec<u8>, capacity: Capacity, fresh: u64, now: u64) -> Result<Core, Refusal> {
+        let site = Arc::from(state.gateway_name.as_str());
+        let mut core = Core {
+            site,
+            state,
+            me,
+            boot,
+            capacity,
+            fit_version: 1,
+            now,
+            opens: BTreeMap::new(),
+            runnable: BTreeSet::new(),
+            plans: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            ready: VecDeque::new(),
+            used: 0,
+            ahead: 0,
+            outstanding: 0,
+            uploading: 0,
+            actions: Vec::new(),
+            records: Vec::new(),
+            urgent: false,
+            lazy_since_ms: None,
+            claims: BTreeMap::new(),
+            committing_claims: BTreeMap::new(),
+            cut_ms: now,
+            commit_ms: 0.0,
+            ends: Ends::default(),
+            removals: Vec::new(),
+            committing_removals: Vec::new(),
+            link: Link::new(now),
+        };
+        if core.state.counters.incarnation == 0 {
+            core.record(What::Bound(crate::spool::record::Bound { machine, ..Default::default() }));
+            core.record(What::Counters(Counters { incarnation: fresh.max(1), ..Counters::default() }));
+        } else if core.state.machine != machine {
+            let refused = Refusal::new(intergrid_proto::RefusalKind::Conflict, "this spool was written on another machine: a clone can't speak for its original");
+            return Err(refused.remedy("give this machine a state directory and an identity of its own"));
+        }
+        core.link.loaded(core.state.counters.sequence);
+        let numbers: Vec<u64> = core.state.placements.keys().copied().collect();
+        for number in numbers {
+            core.open(number)?;
+        }
+        let jobs: Vec<u64> = core.state.wants.keys().copied().collect();
+        jobs.into_iter().for_each(|job| core.obey(job));
+        Ok(core)
+    }
+
+    /// One thing that happened. What is to be done comes from [`actions`](Self::actions).
+    pub fn step(&mut self, input: Input, now: u64) {
+        self.now = now;
+        match input {
+            Input::Down(down) => self.down(down),
+            Input::Connected { fresh } => self.link.connected(fresh),
+            Input::Disconnected => self.disconnected(),
+            Input::Committed => self.committed(),
+            Input::Started(key, pid) => self.started(key, pid),
+            Input::NotStarted(key, fault) => self.not_started(key, fault),
+            Input::Exited(key, report) => self.exited(key, report),
+            Input::OverMemory(key, bytes) => self.stop(key, Stop::Memory(bytes)),
+            Input::Ticks(list) => self.ticks(list),
+            Input::Fetched(hash, result) => self.fetched(hash, result),
+            Input::Uploaded(key, result) => self.uploaded(key, result),
+            Input::Capacity(capacity) => self.set_capacity(capacity),
+            Input::Tick => self.tick(),
+        }
+        self.schedule();
+    }
+
+    /// What is to be done, in order.
+    pub fn actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The next batch of records, where there is one that should be made durable now. The caller answers with `Input::Committed`, and does not cut again
+    /// before.
+    pub fn cut(&mut self, now: u64) -> Option<Vec<Record>> {
+        self.now = now;
+        let late = self.lazy_since_ms.is_some_and(|t| now.saturating_sub(t) >= LAZY_SYNC_MS);
+        if !self.urgent && !late && self.claims.is_empty() && self.ends.is_empty() {
+            return None;
+        }
+        self.flush_ends();
+        self.flush_claims();
+        self.link.cut(self.state.counters.sequence);
+        self.committing_removals.append(&mut self.removals);
+        (self.urgent, self.lazy_since_ms, self.cut_ms) = (false, None, now);
+        Some(std::mem::take(&mut self.records))
+    }
+
+    /// Records that say all: for compaction, in place of [`cut`](Self::cut).
+    pub fn cut_all(&mut self, now: u64) -> Vec<Record> {
+        self.urgent = true;
+        self.cut(now);
+        self.state.snapshot()
+    }
+
+    /// Is there anything that a tick could move soon?
+    pub fn is_idle(&self) -> bool {
+        self.lives.is_empty() && self.lazy_since_ms.is_none()
+    }
+
+    /// Content that tasks here still need.
+    pub fn blobs_in_use(&self) -> BTreeSet<BlobHash> {
+        self.plans.values().flat_map(|s| s.plan.spec.blobs()).map(|f| f.hash).collect()
+    }
+
+    /// Process groups that live, by task.
+    pub fn running(&self) -> impl Iterator<Item = (Key, i32)> {
+        self.lives.iter().filter_map(|(k, l)| if let Stage::Running(pid) = l.stage { Some((*k, pid)) } else { None })
+    }
+
+    /// A durable change that somebody waits for.
+    fn record(&mut self, what: What) {
+        self.urgent = true;
+        self.record_lazily(what);
+    }
+
+    /// A durable change that may wait for others.
+    fn record_lazily(&mut self, what: What) {
+        // Our own records are lawful: a refusal here would be one on every later load.
+        if let Err(e) = self.state.apply(&what) {
+            debug_assert!(false, "a record of ours is refused: {e}");
+            return;
+        }
+        self.records.push(Record { what: Some(what) });
+        self.lazy_since_ms.get_or_insert(self.now);
+    }
+
+    fn event(&mut self, e: intergrid_proto::link::Event) {
+        self.record(What::Event(pb::Event::from(e)));
+    }
+
+    fn cost(&self, shape: &Shape) -> u64 {
+        cost(shape, self.capacity.slots, self.capacity.memory_bytes)
+    }
+
+    fn set_capacity(&mut self, capacity: Capacity) {
+        if capacity == self.capacity {
+            return;
+        }
+        self.capacity = capacity;
+        self.fit_version += 1;
+        for number in self.opens.keys().copied().collect::<Vec<_>>() {
+            let cost = self.opens.get(&number).map(|o| self.cost(&o.plan.spec.shape)).unwrap_or_default();
+            if let Some(o) = self.opens.get_mut(&number) {
+                o.cost = cost;
+            }
+        }
+        self.flush_ends();
+        let cost = |number: &u64| self.opens.get(number).map_or(0, |o| o.cost);
+        self.outstanding = self.state.placements.iter().map(|(n, p)| p.open.len() * cost(n)).sum();
+        let sum = |f: fn(Stage) -> bool| self.lives.iter().filter(|(_, l)| f(l.stage)).map(|((n, _), _)| cost(n)).sum();
+        self.used = sum(|s| matches!(s, Stage::Starting | Stage::Running(_)));
+        self.ahead = sum(|s| matches!(s, Stage::Claiming | Stage::Ready));
+        self.uploading = sum(|s| s == Stage::Uploading);
+        self.link.advert_dirty = true;
+    }
+}

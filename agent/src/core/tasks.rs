@@ -1,0 +1,356 @@
+//! Tasks here: claimed in order of placement, started while there are slots, watched, ended.
+
+use std::sync::Arc;
+
+use intergrid_proto::convert::{ended_in, tasks_out};
+use intergrid_proto::link::{Ended, WantValue};
+use intergrid_proto::share::lookahead;
+use intergrid_proto::{Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
+
+use super::ends::ended_of;
+use super::{Action, BlobHash, Core, Fate, Fault, Key, Live, Open, Report, Staged, Stage, Stop};
+use crate::limits::*;
+use crate::plan::{Plan, Task};
+use crate::spool::record::{Claimed, Exited, Started, What};
+
+impl Core {
+    /// What is volatile of a placement that the state holds.
+    pub(super) fn open(&mut self, number: u64) -> Result<(), Refusal> {
+        let Some(p) = self.state.placements.get(&number) else { return Ok(()) };
+        let (hash, job_id) = (p.spec, Arc::from(p.origin_job.as_str()));
+        let (open, waiting) = (p.open.len(), p.claims.keys().fold(p.open.clone(), |mut w, t| {
+            w.remove(*t..*t + 1);
+            w
+        }));
+        let (plan, here) = match self.plans.get(&hash) {
+            Some(s) => (s.plan.clone(), s.here),
+            None => {
+                let bytes = self.state.specs.get(&hash).ok_or_else(|| Refusal::invalid(format!("the spool has lost the spec of placement {number}")))?;
+                let plan = Arc::new(Plan::new(bytes)?);
+                let here = plan.is_bare();
+                self.plans.insert(hash, Staged { plan: plan.clone(), here });
+                if !here {
+                    self.actions.push(Action::Fetch(plan.clone()));
+                }
+                (plan, here)
+            }
+        };
+        let cost = self.cost(&plan.spec.shape);
+        self.outstanding += cost * open;
+        if here && !waiting.is_empty() {
+            self.runnable.insert(number);
+        }
+        self.opens.insert(number, Open { plan, cost, waiting, held: TaskSet::new(), job_id, hinted_staging: false });
+        Ok(())
+    }
+
+    /// The claimed tasks that a restart found, with what the spool knows of their process.
+    pub fn claimed(&self) -> Vec<(Key, crate::state::Claim)> {
+        let of = |(n, p): (&u64, &crate::state::Placement)| p.claims.iter().map(|(t, c)| ((*n, *t), c.clone())).collect::<Vec<_>>();
+        self.state.placements.iter().flat_map(of).collect()
+    }
+
+    /// What became of a claimed task while the agent was away.
+    pub fn resume(&mut self, key: Key, fate: Fate, now: u64) {
+        self.now = now;
+        let Some(p) = self.state.placements.get(&key.0) else { return };
+        let Some(claim) = p.claims.get(&key.1).cloned() else { return };
+        let job = p.job;
+        // Gone is a confirmed stop.
+        let stop = (fate == Fate::Gone && self.wish(job, key.1) == WantValue::Cancel).then_some(Stop::Cancel);
+        let Some(open) = self.opens.get_mut(&key.0) else { return };
+        let time_limit = open.plan.spec.time_limit_ms;
+        let live = |stage, since_ms: u64| Live {
+            stage,
+            stop,
+            kill_ms: None,
+            since_ms,
+            deadline_ms: time_limit.map(|t| since_ms + t),
+            settled: true,
+            adopted: true,
+            hinted: false,
+        };
+        if let Some(e) = claim.exited {
+            self.uploading += open.cost;
+            self.lives.insert(key, live(Stage::Uploading, now));
+            self.actions.push(Action::Upload { key, job, files: e.files });
+            return;
+        }
+        match fate {
+            Fate::Alive { pid } => {
+                self.used += open.cost;
+                self.lives.insert(key, live(Stage::Running(pid), claim.started.map_or(now, |s| s.at_ms)));
+            }
+            Fate::NeverStarted => {
+                let task = TaskSet::one(key.1);
+                open.waiting.insert(key.1..key.1 + 1);
+                if self.plans.get(&open.plan.hash).is_some_and(|s| s.here) {
+                    self.runnable.insert(key.0);
+                }
+                self.record(What::Unclaimed(Claimed { number: key.0, tasks: Some(tasks_out(&task)), boot: Vec::new() }));
+            }
+            Fate::Gone => {
+                let cost = open.cost;
+                self.used += cost;
+                self.lives.insert(key, live(Stage::Running(0), now));
+                self.exited(key, Report::unseen());
+            }
+        }
+        self.obey(job);
+    }
+
+    /// Start what may start, and claim what comes next.
+    pub(super) fn schedule(&mut self) {
+        let slots = u64::from(self.capacity.slots);
+        while let Some(key) = self.ready.front().copied() {
+            let Some(live) = self.lives.get(&key).filter(|l| l.stage == Stage::Ready) else {
+                self.ready.pop_front();
+                continue;
+            };
+            debug_assert!(live.stop.is_none());
+            let Some(cost) = self.opens.get(&key.0).map(|o| o.cost) else { break };
+            // A task that is dearer than a machine that has shrunk runs alone.
+            if self.used > 0 && self.used + cost > slots {
+                break;
+            }
+            self.ready.pop_front();
+            self.ahead = self.ahead.saturating_sub(cost);
+            self.used += cost;
+            self.start(key);
+        }
+        if self.link.waits_for_open(self.now) {
+            return;
+        }
+        let ahead_max = slots.saturating_sub(self.used) + lookahead(self.link.rate, self.commit_ms / 1_000.0);
+        while self.ahead < ahead_max {
+            let Some(number) = self.runnable.first().copied() else { return };
+            let Some(open) = self.opens.get_mut(&number) else {
+                self.runnable.remove(&number);
+                continue;
+            };
+            let tasks = open.waiting.take_first(((ahead_max - self.ahead) / open.cost.max(1)).max(1));
+            if open.waiting.is_empty() {
+                self.runnable.remove(&number);
+            }
+            self.ahead += tasks.len() * open.cost;
+            for task in tasks.iter() {
+                let live = Live {
+                    stage: Stage::Claiming,
+                    stop: None,
+                    kill_ms: None,
+                    since_ms: self.now,
+                    deadline_ms: None,
+                    settled: false,
+                    adopted: false,
+                    hinted: false,
+                };
+                self.lives.insert((number, task), live);
+            }
+            let claims = self.claims.entry(number).or_default();
+            *claims = claims.union(&tasks);
+        }
+    }
+
+    fn start(&mut self, key: Key) {
+        let (Some(open), Some(p)) = (self.opens.get(&key.0), self.state.placements.get(&key.0)) else { return };
+        let task =
+            Task { number: key.0, index: key.1, attempt: p.attempts + 1, job: open.job_id.clone(), array_size: p.array_size, site: self.site.clone() };
+        let plan = open.plan.clone();
+        if let Some(live) = self.lives.get_mut(&key) {
+            live.stage = Stage::Starting;
+        }
+        self.actions.push(Action::Start(task, plan));
+    }
+
+    /// Claims made since the last batch, as records.
+    pub(super) fn flush_claims(&mut self) {
+        for (number, tasks) in std::mem::take(&mut self.claims) {
+            self.record(What::Claimed(Claimed { number, tasks: Some(tasks_out(&tasks)), boot: self.boot.clone() }));
+            self.committing_claims.insert(number, tasks);
+        }
+    }
+
+    pub(super) fn committed(&mut self) {
+        self.link.committed();
+        self.commit_ms = 0.8 * self.commit_ms + 0.2 * self.now.saturating_sub(self.cut_ms) as f64;
+        for (number, tasks) in std::mem::take(&mut self.committing_claims) {
+            for task in tasks.iter() {
+                if let Some(live) = self.lives.get_mut(&(number, task)).filter(|l| l.stage == Stage::Claiming) {
+                    live.stage = Stage::Ready;
+                    self.ready.push_back((number, task));
+                }
+            }
+        }
+        let removals = std::mem::take(&mut self.committing_removals);
+        if !removals.is_empty() {
+            self.actions.push(Action::Remove(removals));
+        }
+    }
+
+    pub(super) fn started(&mut self, key: Key, pid: i32) {
+        let Some(live) = self.lives.get_mut(&key) else { return };
+        let limit = self.opens.get(&key.0).and_then(|o| o.plan.spec.time_limit_ms);
+        live.stage = Stage::Running(pid);
+        live.since_ms = self.now;
+        live.deadline_ms = limit.map(|t| self.now + t);
+        if let Some(stop) = live.stop.take() {
+            self.stop(key, stop);
+        }
+    }
+
+    pub(super) fn not_started(&mut self, key: Key, fault: Fault) {
+        let Some(live) = self.lives.remove(&key) else { return };
+        let Some(open) = self.opens.get(&key.0) else { return };
+        self.used = self.used.saturating_sub(open.cost);
+        let Some((job, attempts)) = self.state.placements.get(&key.0).map(|p| (p.job, p.attempts)) else { return };
+        let (phase, reason) = match live.stop {
+            Some(Stop::Cancel) => (Phase::Cancelled, Reason::new(ReasonKind::CancelledByUser, "cancelled before it started")),
+            Some(Stop::Fenced) => (Phase::Cancelled, Reason::new(ReasonKind::Fenced, "the attempt no longer counts")),
+            Some(Stop::Time | Stop::Memory(_)) | None => (Phase::Failed, Reason::new(fault.kind, fault.text)),
+        };
+        let ended = Ended { exit: vec![fault.exit.to_number()], age_ms: vec![self.now], ..Ended::not_started(phase, reason, attempts + 1) };
+        self.end(key, job, &ended);
+        self.removals.push(key);
+    }
+
+    pub(super) fn exited(&mut self, key: Key, report: Report) {
+        let Some(live) = self.lives.get_mut(&key) else { return };
+        let (Some(open), Some(p)) = (self.opens.get(&key.0), self.state.placements.get(&key.0)) else { return };
+        self.used = self.used.saturating_sub(open.cost);
+        let ended = ended_of(live.stop, &report, &open.plan, p.attempts + 1, self.now);
+        let job = p.job;
+        if report.files.is_empty() {
+            self.lives.remove(&key);
+            self.end(key, job, &ended);
+            self.removals.push(key);
+            return;
+        }
+        live.stage = Stage::Uploading;
+        (live.hinted, live.since_ms, live.kill_ms, live.deadline_ms) = (false, self.now, None, None);
+        self.uploading += open.cost;
+        let record = Exited { number: key.0, task: key.1, ended: Some(pb::Ended::from(ended)), files: report.files.clone() };
+        self.record(What::Exited(record));
+        self.actions.push(Action::Upload { key, job, files: report.files });
+        self.link.advert_dirty = true;
+    }
+
+    pub(super) fn uploaded(&mut self, key: Key, result: Result<(), String>) {
+        if self.lives.get(&key).is_none_or(|l| l.stage != Stage::Uploading) {
+            return;
+        }
+        self.lives.remove(&key);
+        let Some(open) = self.opens.get(&key.0) else { return };
+        self.uploading = self.uploading.saturating_sub(open.cost);
+        let Some(p) = self.state.placements.get(&key.0) else { return };
+        let (job, attempts) = (p.job, p.attempts + 1);
+        let record = p.claims.get(&key.1).and_then(|c| c.exited.as_ref()).and_then(|e| e.ended.clone());
+        let mut ended = record.and_then(|e| ended_in(e, 1).ok()).unwrap_or_else(|| ended_of(None, &Report::unseen(), &open.plan, attempts, self.now));
+        if let (Err(why), Phase::Done) = (result, ended.phase) {
+            ended.phase = Phase::Failed;
+            ended.reason = Some(Reason::new(ReasonKind::StageOutFailed, why));
+        }
+        self.end(key, job, &ended);
+        self.removals.push(key);
+    }
+
+    pub(super) fn fetched(&mut self, hash: BlobHash, result: Result<(), String>) {
+        let Some(staged) = self.plans.get_mut(&hash) else { return };
+        let numbers: Vec<u64> = self.opens.iter().filter(|(_, o)| o.plan.hash == hash).map(|(n, _)| *n).collect();
+        match result {
+            Ok(()) => {
+                staged.here = true;
+                let waits = |n: &u64| self.opens.get(n).is_some_and(|o| !o.waiting.is_empty());
+                self.runnable.extend(numbers.into_iter().filter(waits));
+            }
+            Err(why) => {
+                let reason = Reason::new(ReasonKind::StageInFailed, why);
+                for number in numbers {
+                    let Some(open) = self.opens.get_mut(&number) else { continue };
+                    let tasks = std::mem::take(&mut open.waiting).union(&std::mem::take(&mut open.held));
+                    self.end_unstarted(number, &tasks, Phase::Failed, &reason);
+                }
+                self.flush_ends();
+            }
+        }
+    }
+
+    /// Begin to stop a task that has been handed to the executor.
+    pub(super) fn stop(&mut self, key: Key, why: Stop) {
+        let Some(live) = self.lives.get_mut(&key) else { return };
+        match live.stage {
+            Stage::Running(_) => {
+                if live.stop.is_some() {
+                    return;
+                }
+                let kill = matches!(why, Stop::Memory(_));
+                live.stop = Some(why);
+                live.kill_ms = (!kill).then_some(self.now + KILL_GRACE_MS);
+                self.actions.push(Action::Signal { key, kill });
+            }
+            // Signalled as soon as its process is known.
+            Stage::Starting => live.stop = live.stop.or(Some(why)),
+            Stage::Claiming | Stage::Ready | Stage::Uploading => {}
+        }
+    }
+
+    /// Take claimed tasks that the executor has not got yet out again.
+    pub(super) fn unclaim(&mut self, number: u64, tasks: &TaskSet) -> TaskSet {
+        let stopped = |l: &Live| matches!(l.stage, Stage::Claiming | Stage::Ready);
+        let mine: TaskSet =
+            self.lives.range((number, 0)..=(number, u32::MAX)).filter(|((_, t), l)| tasks.contains(*t) && stopped(l)).map(|((_, t), _)| *t).collect();
+        if mine.is_empty() {
+            return mine;
+        }
+        mine.iter().for_each(|t| drop(self.lives.remove(&(number, t))));
+        let cost = self.opens.get(&number).map_or(0, |o| o.cost);
+        self.ahead = self.ahead.saturating_sub(cost * mine.len());
+        if let Some(claims) = self.claims.get_mut(&number) {
+            *claims = claims.subtract(&mine);
+            if claims.is_empty() {
+                self.claims.remove(&number);
+            }
+        }
+        mine
+    }
+
+    pub(super) fn ticks(&mut self, list: Vec<(Key, u64)>) {
+        for ((number, task), ticks) in list {
+            let Some(live) = self.lives.get(&(number, task)) else { continue };
+            if let Stage::Running(pid) = live.stage {
+                self.record_lazily(What::Started(Started { number, task, pid, ticks, at_ms: live.since_ms }));
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        let now = self.now;
+        let (mut settled, mut kill, mut late) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, live) in &mut self.lives {
+            let Stage::Running(pid) = live.stage else { continue };
+            if !live.settled && now >= live.since_ms + SETTLED_MS {
+                live.settled = true;
+                settled.push((*key, pid));
+            }
+            if live.kill_ms.is_some_and(|t| now >= t) {
+                live.kill_ms = None;
+                kill.push(*key);
+            }
+            if live.stop.is_none() && live.deadline_ms.is_some_and(|t| now >= t) {
+                late.push(*key);
+            }
+        }
+        if !settled.is_empty() {
+            self.actions.push(Action::ReadTicks(settled));
+        }
+        kill.into_iter().for_each(|key| self.actions.push(Action::Signal { key, kill: true }));
+        late.into_iter().for_each(|key| self.stop(key, Stop::Time));
+        self.link.tick(now);
+        self.gather_hints();
+    }
+
+    /// The wish for one task.
+    pub(super) fn wish(&self, job: u64, task: u32) -> WantValue {
+        let named = |w: &intergrid_proto::link::Want| w.ranges.iter().find(|(_, t)| t.contains(task)).map(|(v, _)| *v);
+        self.state.wants.get(&job).and_then(named).unwrap_or_default()
+    }
+}

@@ -1,0 +1,91 @@
+//! A memory cgroup per task, below one that is delegated to the agent: version 2, or the memory controller of version 1, by writing its files.
+//!
+//! A process enters its cgroup right after it was started; what it allocated before, its own image, is counted above. Where a step fails the task runs on
+//! and is sampled instead.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use intergrid_proto::{Refusal, RefusalKind};
+
+use crate::core::Key;
+
+/// The delegated cgroup.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    root: PathBuf,
+    unified: bool,
+}
+
+/// What a task's cgroup says at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Peak, with all of its processes.
+    pub peak_bytes: u64,
+    /// The kernel killed something in it.
+    pub oom: bool,
+}
+
+impl Cgroup {
+    /// Use this one, which must exist and be ours to write to.
+    pub fn open(root: &Path) -> Result<Self, Refusal> {
+        let unified = root.join("cgroup.controllers").exists();
+        let usable = match unified {
+            true => fs::write(root.join("cgroup.subtree_control"), "+memory"),
+            false => fs::metadata(root.join("memory.limit_in_bytes")).map(|_| ()),
+        };
+        let probe = usable.and_then(|()| {
+            let probe = root.join("probe");
+            fs::create_dir(&probe)?;
+            fs::remove_dir(&probe)
+        });
+        let refused = |e| {
+            Refusal::new(RefusalKind::Invalid, format!("cgroup {}: not usable as a memory cgroup: {e}", root.display()))
+                .remedy("delegate one to the agent (systemd: Delegate=memory), or leave `cgroup` out: memory is then sampled")
+        };
+        probe.map(|()| Cgroup { root: root.into(), unified }).map_err(refused)
+    }
+
+    fn of(&self, key: Key) -> PathBuf {
+        self.root.join(format!("task-{}-{}", key.0, key.1))
+    }
+
+    /// Put a process into the cgroup of its task; 0 bytes: no limit.
+    pub fn enter(&self, key: Key, pid: i32, limit_bytes: u64) {
+        let dir = self.of(key);
+        let put = |file: &str, text: String| fs::write(dir.join(file), text);
+        let entered = fs::create_dir(&dir)
+            .and_then(|()| match (limit_bytes, self.unified) {
+                (0, _) => Ok(()),
+                (n, true) => {
+                    // Absent where swap is not accounted.
+                    let _ = put("memory.swap.max", "0".into());
+                    let _ = put("memory.oom.group", "1".into());
+                    put("memory.max", n.to_string())
+                }
+                (n, false) => put("memory.limit_in_bytes", n.to_string()),
+            })
+            .and_then(|()| put("cgroup.procs", pid.to_string()));
+        if let Err(e) = entered {
+            tracing::warn!("cgroup {}: {e}; the task's memory is sampled", dir.display());
+            let _ = fs::remove_dir(&dir);
+        }
+    }
+
+    /// Has this task a cgroup?
+    pub fn holds(&self, key: Key) -> bool {
+        self.of(key).exists()
+    }
+
+    /// What it used; its cgroup is removed.
+    pub fn leave(&self, key: Key) -> Option<Use> {
+        let dir = self.of(key);
+        let number = |file: &str| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok();
+        let peak = number(if self.unified { "memory.peak" } else { "memory.max_usage_in_bytes" });
+        let (file, word) = if self.unified { ("memory.events", "oom_kill ") } else { ("memory.oom_control", "oom_kill ") };
+        let events = fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let oom = events.lines().find_map(|l| l.strip_prefix(word)).is_some_and(|n| n.trim() != "0");
+        let _ = fs::remove_dir(&dir);
+        peak.map(|peak_bytes| Use { peak_bytes, oom })
+    }
+}

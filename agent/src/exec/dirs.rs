@@ -1,0 +1,163 @@
+//! Directories of tasks and the cache of content, all below `state`. A task's directory is there from just before its process starts until its end is
+//! durable: in one boot, a claimed task without one has never been started.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use intergrid_proto::BlobHash;
+
+use crate::core::Key;
+use crate::limits::LINK_BYTES_MIN;
+use crate::plan::Plan;
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Dirs {
+    tasks: PathBuf,
+    blobs: PathBuf,
+}
+
+impl Dirs {
+    /// Below this directory, which is made absolute; makes what is missing.
+    pub fn new(state: &Path) -> io::Result<Self> {
+        let state = state.canonicalize()?;
+        let dirs = Dirs { tasks: state.join("tasks"), blobs: state.join("blobs") };
+        fs::create_dir_all(&dirs.tasks)?;
+        fs::create_dir_all(&dirs.blobs)?;
+        Ok(dirs)
+    }
+
+    /// A task's own directory.
+    pub fn task(&self, key: Key) -> PathBuf {
+        self.tasks.join(format!("{}.{}", key.0, key.1))
+    }
+
+    /// Of some name in it.
+    pub fn file(&self, key: Key, name: &str) -> PathBuf {
+        self.task(key).join(name.strip_prefix("out/").unwrap_or(name))
+    }
+
+    /// Content in the cache. Programs are kept apart, so that their mode is right where they are linked to.
+    pub fn blob(&self, hash: BlobHash, executable: bool) -> PathBuf {
+        self.blobs.join(if executable { format!("{hash}.x") } else { hash.to_string() })
+    }
+
+    /// Where content is written before it has been verified.
+    pub fn incoming(&self, hash: BlobHash) -> PathBuf {
+        self.blobs.join(format!("{hash}.part"))
+    }
+
+    /// Make a task's directory, with its files in it. It has its name only when it is whole.
+    pub fn make(&self, key: Key, plan: &Plan) -> io::Result<PathBuf> {
+        let dir = self.task(key);
+        if plan.is_bare() {
+            fs::create_dir(&dir)?;
+            return Ok(dir);
+        }
+        let new = self.tasks.join(format!("{}.{}.new", key.0, key.1));
+        match fs::create_dir(&new) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir_all(&new)?;
+                fs::create_dir(&new)?;
+            }
+            other => other?,
+        }
+        for (file, executable) in plan.files() {
+            let (from, to) = (self.blob(file.hash, executable), new.join(&file.name));
+            // Large programs are shared: nothing can write to a binary that runs. All else is copied, because a task may change what is its own.
+            let linked = executable && file.size >= LINK_BYTES_MIN && fs::hard_link(&from, &to).is_ok();
+            if !linked {
+                fs::copy(&from, &to)?;
+            }
+        }
+        fs::rename(&new, &dir)?;
+        Ok(dir)
+    }
+
+    /// Remove a task's directory: the two streams, and whatever else is in it.
+    pub fn remove(&self, key: Key) {
+        let dir = self.task(key);
+        let _ = fs::remove_file(dir.join("stdout"));
+        let _ = fs::remove_file(dir.join("stderr"));
+        match fs::remove_dir(&dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => {
+                if let Err(e) = fs::remove_dir_all(&dir) {
+                    tracing::warn!("can't remove {}: {e}", dir.display());
+                }
+            }
+        }
+    }
+
+    /// Remove directories that no task in `keep` owns, and half-fetched content: what a crash left.
+    pub fn sweep(&self, keep: impl Fn(Key) -> bool) {
+        for entry in fs::read_dir(&self.tasks).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let key = name.split_once('.').and_then(|(n, t)| Some((n.parse().ok()?, t.parse().ok()?)));
+            if !key.is_some_and(&keep) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        for entry in fs::read_dir(&self.blobs).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|x| x == "part") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Remove the content least recently fetched beyond `bytes_max`, but nothing in use.
+    pub fn shrink(&self, bytes_max: u64, in_use: impl Fn(&str) -> bool) {
+        let entries = fs::read_dir(&self.blobs).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries
+            .filter_map(|e| e.metadata().ok().map(|m| (m.modified().ok(), m.len(), e.file_name().to_string_lossy().into_owned())))
+            .collect();
+        files.sort();
+        let mut size: u64 = files.iter().map(|f| f.1).sum();
+        for (_, len, name) in files.iter().filter(|f| !in_use(f.2.split('.').next().unwrap_or(""))) {
+            if size <= bytes_max {
+                return;
+            }
+            if fs::remove_file(self.blobs.join(name)).is_ok() {
+                size -= len;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use intergrid_proto::JobSpec;
+    use intergrid_proto::spec::File;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_directory_has_its_files_and_goes_whole() {
+        let state = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(state.path()).unwrap();
+        let (program, input) = (BlobHash::of(b"#!/bin/sh\n"), BlobHash::of(b"data"));
+        fs::write(dirs.blob(program, true), "#!/bin/sh\n").unwrap();
+        fs::set_permissions(dirs.blob(program, true), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(dirs.blob(input, false), "data").unwrap();
+        let mut spec = JobSpec::new(["x"]);
+        spec.executable = Some(File { name: "run".into(), hash: program, size: 10, executable: true });
+        spec.inputs = vec![File { name: "in".into(), hash: input, size: 4, executable: false }];
+        let plan = Plan::new(&spec.encode()).unwrap();
+        let dir = dirs.make((1, 2), &plan).unwrap();
+        assert_eq!(0o755, fs::metadata(dir.join("run")).unwrap().permissions().mode() & 0o777);
+        fs::write(dir.join("in"), "changed").unwrap();
+        assert_eq!("data", fs::read_to_string(dirs.blob(input, false)).unwrap());
+        fs::create_dir(dir.join("more")).unwrap();
+        dirs.remove((1, 2));
+        assert!(!dir.exists());
+        dirs.make((1, 3), &plan).unwrap();
+        dirs.make((1, 4), &plan).unwrap();
+        fs::write(dirs.incoming(input), "da").unwrap();
+        dirs.sweep(|k| k == (1, 4));
+        assert_eq!((false, true, false), (dirs.task((1, 3)).exists(), dirs.task((1, 4)).exists(), dirs.incoming(input).exists()));
+        dirs.shrink(5, |h| h == program.to_string());
+        assert_eq!((true, false), (dirs.blob(program, true).exists(), dirs.blob(input, false).exists()));
+    }
+}

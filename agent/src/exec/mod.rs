@@ -1,0 +1,281 @@
+//! The executor: tasks as process groups, their directories, their limits, their use.
+//!
+//! Invariant: a task's end is reported after its process group was seen empty. It decides nothing: what to start and to stop comes from `core`.
+//!
+//! A process that leaves its group (setsid) is not followed, except into a cgroup's measure. The resident memory of a group is the sum over its
+//! processes, so that pages they share count more than once: a limit is met early rather than late.
+
+pub mod cgroup;
+pub mod dirs;
+pub mod proc;
+pub mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use intergrid_agent_sys as sys;
+use intergrid_proto::spec::substitute;
+use intergrid_proto::{Exit, TaskSet};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test_kill_process_group};
+use tokio::sync::mpsc;
+
+use crate::core::{Fate, Input, Key, Report};
+use crate::limits::*;
+use crate::plan::{Plan, Task};
+use crate::state::Claim;
+use cgroup::Cgroup;
+use dirs::Dirs;
+use worker::{Told, Workers};
+
+/// A task's process group.
+struct Group {
+    key: Key,
+    /// None: adopted after a restart; not our child.
+    plan: Option<Arc<Plan>>,
+    since: Instant,
+    peak_bytes: u64,
+    over: bool,
+    /// How the leader ended; what follows is the rest of its group.
+    ended: Option<(sys::Ended, Duration)>,
+}
+
+/// The executor.
+pub struct Executor {
+    dirs: Dirs,
+    cgroup: Option<Cgroup>,
+    /// None: nothing is executed, tasks end at once.
+    workers: Option<Workers>,
+    /// By leader.
+    groups: HashMap<i32, Group>,
+    pids: BTreeMap<Key, i32>,
+    /// Groups that are not our children, or whose leader is gone and that still live.
+    watched: Vec<i32>,
+    sample_next: Instant,
+    done: Vec<Input>,
+}
+
+impl Executor {
+    /// With directories below `dirs`. `null`: tasks are not executed but end at once, well: for measuring all else.
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, null: bool, told: mpsc::Sender<Told>) -> io::Result<Self> {
+        // What a task leaves behind becomes our child, so that its end can be waited for, whoever process 1 is.
+        set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;
+        if let Err(e) = sys::seal_inherited() {
+            tracing::warn!("descriptors that this process inherited may be seen by tasks: {e}");
+        }
+        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), told)?) };
+        let (groups, pids, watched) = Default::default();
+        Ok(Executor { dirs, cgroup, workers, groups, pids, watched, sample_next: Instant::now(), done: Vec::new() })
+    }
+
+    /// Start a task; what becomes of it comes from [`inputs`](Self::inputs).
+    pub fn start(&mut self, task: Task, plan: Arc<Plan>) {
+        match &self.workers {
+            Some(workers) => workers.start(task, plan),
+            None => {
+                let report = Report { exit: Exit::Code(0), wall_ms: Some(0), cpu_us: Some(0), ..Report::unseen() };
+                self.done.push(Input::Started((task.number, task.index), 0));
+                self.done.push(Input::Exited((task.number, task.index), report));
+            }
+        }
+    }
+
+    /// Remove these tasks' directories.
+    pub fn remove(&self, keys: Vec<Key>) {
+        if let Some(workers) = &self.workers {
+            workers.remove(keys);
+        }
+    }
+
+    /// Signal a task's group: SIGKILL, or SIGTERM.
+    pub fn signal(&self, key: Key, kill: bool) {
+        if let Some(pid) = self.pids.get(&key) {
+            signal(*pid, if kill { Signal::KILL } else { Signal::TERM });
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn inputs(&mut self) -> Vec<Input> {
+        std::mem::take(&mut self.done)
+    }
+
+    /// A worker has started a task, or not.
+    pub fn told(&mut self, told: Told) {
+        match told {
+            Told::Failed(key, fault) => {
+                self.done.push(Input::NotStarted(key, fault));
+            }
+            Told::Started { key, pid, plan, at } => {
+                let group = Group { key, plan: Some(plan), since: at, peak_bytes: 0, over: false, ended: None };
+                self.groups.insert(pid, group);
+                self.pids.insert(key, pid);
+                self.done.push(Input::Started(key, pid));
+                self.wait(pid);
+            }
+        }
+    }
+
+    /// A child has ended: which?
+    pub fn reap(&mut self) {
+        let pids: Vec<i32> = self.groups.iter().filter(|(_, g)| g.plan.is_some() && g.ended.is_none()).map(|(p, _)| *p).collect();
+        pids.into_iter().for_each(|pid| self.wait(pid));
+        self.poll();
+    }
+
+    fn wait(&mut self, pid: i32) {
+        let Some(group) = self.groups.get_mut(&pid) else { return };
+        let ended = match sys::wait(pid) {
+            Ok(None) => return,
+            Ok(Some(ended)) => ended,
+            // Somebody else has reaped it: its end is unknown, but an end.
+            Err(_) => {
+                group.plan = None;
+                return self.watched.push(pid);
+            }
+        };
+        group.ended = Some((ended, group.since.elapsed()));
+        // The leader is gone. What it left behind has no business any more.
+        if signal(pid, Signal::KILL) { self.watched.push(pid) } else { self.finish(pid) }
+    }
+
+    /// Look at the groups that nobody tells us of.
+    pub fn poll(&mut self) {
+        let mut watched = std::mem::take(&mut self.watched);
+        watched.retain(|pid| {
+            while let Ok(Some(more)) = sys::wait_group(*pid) {
+                if let Some((ended, _)) = self.groups.get_mut(pid).and_then(|g| g.ended.as_mut()) {
+                    ended.cpu_us += more.cpu_us;
+                }
+            }
+            let lives = lives(*pid);
+            if !lives {
+                self.finish(*pid);
+            }
+            lives
+        });
+        watched.append(&mut self.watched);
+        self.watched = watched;
+    }
+
+    /// Does [`poll`](Self::poll) have anything to look at?
+    pub fn must_poll(&self) -> bool {
+        !self.watched.is_empty()
+    }
+
+    fn finish(&mut self, pid: i32) {
+        let Some(group) = self.groups.remove(&pid) else { return };
+        let key = group.key;
+        self.pids.remove(&key);
+        let used = self.cgroup.as_ref().and_then(|c| c.leave(key));
+        let sampled = (group.peak_bytes > 0).then_some((group.peak_bytes, "sampled"));
+        let mut report = Report { peak: used.map(|u| (u.peak_bytes, "cgroup")).or(sampled), oom: used.is_some_and(|u| u.oom), ..Report::unseen() };
+        if let Some((ended, wall)) = group.ended {
+            report.exit = ended.exit.map_or_else(Exit::Signal, Exit::Code);
+            report.cpu_us = Some(ended.cpu_us);
+            report.wall_ms = Some(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
+        }
+        if let Some(plan) = &group.plan {
+            self.look_for_files(key, plan, &mut report);
+        }
+        self.done.push(Input::Exited(key, report));
+    }
+
+    /// Which files there are to send, and which declared ones are not there.
+    fn look_for_files(&self, key: Key, plan: &Plan, report: &mut Report) {
+        let dir = self.dirs.task(key);
+        for stream in ["stdout", "stderr"] {
+            if std::fs::symlink_metadata(dir.join(stream)).is_ok_and(|m| m.is_file() && m.len() > 0) {
+                report.files.push(stream.into());
+            }
+        }
+        let declared = TaskSet::one(key.1);
+        for name in plan.spec.outputs.iter().flat_map(|o| declared.iter().map(move |i| substitute(o, i))) {
+            // A link could lead anywhere: only what the task itself made is sent.
+            match std::fs::symlink_metadata(dir.join(&name)).is_ok_and(|m| m.is_file()) {
+                true => report.files.push(format!("out/{name}")),
+                false => report.missing.push(name),
+            }
+        }
+    }
+
+    /// Measure resident memory, where it is time to.
+    pub fn sample(&mut self, now: Instant) {
+        let interval = Duration::from_millis(SAMPLE_INTERVAL_MS);
+        let settled = self.groups.values().any(|g| g.ended.is_none() && now.duration_since(g.since) >= interval);
+        if now < self.sample_next || !settled {
+            return;
+        }
+        let mut resident: HashMap<i32, u64> = HashMap::new();
+        for s in proc::all().filter(|s| self.groups.contains_key(&s.group)) {
+            *resident.entry(s.group).or_default() += s.resident_bytes;
+        }
+        for (pid, bytes) in resident {
+            let Some(group) = self.groups.get_mut(&pid) else { continue };
+            group.peak_bytes = group.peak_bytes.max(bytes);
+            let limit = group.plan.as_ref().map_or(0, |p| p.spec.shape.memory_bytes);
+            if limit > 0 && bytes > limit && !group.over && self.cgroup.as_ref().is_none_or(|c| !c.holds(group.key)) {
+                group.over = true;
+                self.done.push(Input::OverMemory(group.key, bytes));
+            }
+        }
+        self.sample_next = now + interval.max(now.elapsed() * SAMPLE_COST_PART);
+    }
+
+    /// When these processes started.
+    pub fn ticks(&self, list: Vec<(Key, i32)>) -> Input {
+        Input::Ticks(list.into_iter().filter_map(|(key, pid)| proc::stat(pid).map(|s| (key, s.ticks))).collect())
+    }
+
+    /// What became of tasks that an agent before us had claimed; those alive are ours from now on.
+    pub fn adopt(&mut self, claims: &[(Key, Claim)], boot: &[u8]) -> Vec<(Key, Fate)> {
+        let unsure = claims.iter().any(|(_, c)| c.boot == boot && c.exited.is_none());
+        let by_directory = if unsure { proc::groups_with("GRID_TASK_DIR") } else { BTreeMap::new() };
+        let mut fates = Vec::new();
+        for (key, claim) in claims {
+            let dir = self.dirs.task(*key);
+            let known = claim.started.filter(|s| proc::stat(s.pid).is_some_and(|now| now.ticks == s.ticks && !now.zombie)).map(|s| s.pid);
+            let found = known.or_else(|| by_directory.get(&*dir.to_string_lossy()).copied());
+            let fate = match found {
+                _ if claim.boot != boot => Fate::Gone,
+                Some(pid) => Fate::Alive { pid },
+                None if claim.started.is_none() && !dir.exists() => Fate::NeverStarted,
+                None => Fate::Gone,
+            };
+            if let Fate::Alive { pid } = fate {
+                let group = Group { key: *key, plan: None, since: Instant::now(), peak_bytes: 0, over: false, ended: None };
+                self.groups.insert(pid, group);
+                self.pids.insert(*key, pid);
+                self.watched.push(pid);
+            }
+            fates.push((*key, fate));
+        }
+        fates
+    }
+
+    /// Kill every task and start no more. True: none is left.
+    pub fn kill_all(&mut self) -> bool {
+        let idle = self.workers.as_ref().is_none_or(Workers::close);
+        self.groups.keys().for_each(|pid| drop(signal(*pid, Signal::KILL)));
+        self.reap();
+        idle && self.groups.is_empty()
+    }
+}
+
+/// Signal a group. False: there is nothing in it.
+fn signal(group: i32, signal: Signal) -> bool {
+    Pid::from_raw(group).is_some_and(|pid| kill_process_group(pid, signal) != Err(Errno::SRCH))
+}
+
+/// Does anything live in this group? Where its leader is gone, what is left of it is killed.
+fn lives(group: i32) -> bool {
+    let Some(pid) = Pid::from_raw(group) else { return false };
+    if test_kill_process_group(pid) == Err(Errno::SRCH) {
+        return false;
+    }
+    if proc::stat(group).is_some_and(|s| !s.zombie) {
+        return true;
+    }
+    signal(group, Signal::KILL) && proc::group_lives(group)
+}

@@ -1,0 +1,70 @@
+//! Bounds of the agent, the unit last. Those of the protocol are in `intergrid_proto::limits`.
+
+/// Between SIGTERM and SIGKILL of a task.
+pub const KILL_GRACE_MS: u64 = 5_000;
+/// stdout and stderr of a task: what is longer is cut, and says so.
+pub const STREAM_BYTES_MAX: u64 = 16 << 20;
+/// Deadlines of tasks are looked at this often.
+pub const TICK_MS: u64 = 100;
+/// The same where nothing runs.
+pub const IDLE_TICK_MS: u64 = 1_000;
+/// A task that runs this long is worth a hint and a pid record; a shorter one is found by its directory, if need be.
+pub const SETTLED_MS: u64 = 100;
+/// Records that nobody waits for are synced after this time at the latest.
+pub const LAZY_SYNC_MS: u64 = 200;
+/// Resident memory is sampled this often, as long as that costs less than one part in `SAMPLE_COST_PART` of the time.
+pub const SAMPLE_INTERVAL_MS: u64 = 200;
+/// See [`SAMPLE_INTERVAL_MS`].
+pub const SAMPLE_COST_PART: u32 = 50;
+/// Processes that are not our children, and groups that are being killed, are looked at this often.
+pub const POLL_INTERVAL_MS: u64 = 50;
+/// Cores and memory are read again this often.
+pub const CAPACITY_INTERVAL_MS: u64 = 5_000;
+/// The advertisement is renewed this often, well before the credit in it expires.
+pub const ADVERT_RENEW_MS: u64 = intergrid_proto::limits::CREDIT_MS / 3;
+/// A window that was advertised so long ago still counts: placements made with it may be on their way.
+pub const WINDOW_MEMORY_MS: u64 = 5_000;
+/// Time constant of the measured rate of ends.
+pub const RATE_WINDOW_MS: u64 = 500;
+/// A store with a new incarnation hears its parent out for so long before it starts anything.
+pub const OPEN_WAIT_MS: u64 = 2_000;
+/// Registers kept for jobs of which no placement is here.
+pub const WANTS_KEPT_MAX: usize = 4_096;
+/// Specs kept for the rest of the connection though no placement needs them now.
+pub const SPECS_KEPT_BYTES_MAX: usize = 16 << 20;
+/// Events of one message, and tasks named in one event.
+pub const EVENTS_PER_MESSAGE_MAX: usize = 256;
+/// See [`EVENTS_PER_MESSAGE_MAX`].
+pub const TASKS_PER_EVENT_MAX: usize = 8_192;
+/// Ranges of one part of a resync.
+pub const RESYNC_RANGES_MAX: usize = 1_024;
+/// A spool beyond this size is compacted, once it is twice what it was after the last time.
+pub const SPOOL_COMPACT_BYTES: u64 = 16 << 20;
+/// The spool grows by this much at a time, written as zeros, so that a sync needs no change of the file's size.
+pub const SPOOL_CHUNK_BYTES: u64 = 1 << 20;
+/// One frame of the spool.
+pub const SPOOL_FRAME_BYTES_MAX: usize = 256 << 20;
+/// Threads that start tasks and clean up behind them.
+pub const SPAWNERS_MAX: usize = 2;
+/// Inputs of the shell that may wait.
+pub const INPUT_QUEUE_MAX: usize = 4_096;
+/// Messages to the gateway that may wait in the connection.
+pub const UP_QUEUE_MAX: usize = 64;
+/// A program that is busy being written is tried again so often, with `BUSY_PAUSE_MS` between.
+pub const BUSY_TRIES_MAX: u32 = 20;
+/// See [`BUSY_TRIES_MAX`].
+pub const BUSY_PAUSE_MS: u64 = 10;
+/// Fetches of one file before its tasks fail.
+pub const FETCH_TRIES_MAX: u32 = 3;
+/// Refusals of one output before its task fails.
+pub const UPLOAD_TRIES_MAX: u32 = 3;
+/// Files that are uploaded and not acknowledged.
+pub const UPLOADS_IN_FLIGHT_MAX: usize = 16;
+/// An upload or a fetch that does not move for so long is tried again.
+pub const BULK_STALL_MS: u64 = intergrid_proto::limits::BLOB_WAIT_MS + 30_000;
+/// Cached content that no task needs is kept up to this size.
+pub const BLOB_CACHE_BYTES_MAX: u64 = 8 << 30;
+/// Tasks end at SIGTERM of the agent's parent within this time in the mode `--die-with-parent`.
+pub const DIE_WAIT_MS: u64 = 3_000;
+/// A program of this size is shared with the cache by a hard link, a smaller one is copied.
+pub const LINK_BYTES_MIN: u64 = 64 << 10;

@@ -1,0 +1,210 @@
+//! The spool: the agent's own log, made durable by one writer thread.
+//!
+//! Invariant: when a batch is reported durable, all of it survives a power cut; after a crash either all or none of a batch is there. One process has a
+//! spool at a time. It knows no record's meaning: that is `state`'s.
+
+pub mod frame;
+pub mod record;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use intergrid_proto::{Refusal, RefusalKind};
+
+use crate::limits::{SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES};
+use frame::Fault;
+use record::{Batch, Record};
+
+const FILE: &str = "spool";
+const NEW_FILE: &str = "spool.new";
+const LOCK_FILE: &str = "lock";
+
+/// An open spool.
+pub struct Spool {
+    dir: PathBuf,
+    file: File,
+    /// Where the next frame goes.
+    end: u64,
+    /// Zeros are written up to here.
+    reserved: u64,
+    /// Size after the last compaction.
+    compacted: u64,
+    buffer: Vec<u8>,
+    /// Held as long as the spool is.
+    _lock: File,
+}
+
+/// What the writer thread is asked to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Make these durable as one frame.
+    Append(Vec<Record>),
+    /// Replace all by these.
+    Replace(Vec<Record>),
+}
+
+/// What the writer thread says.
+#[derive(Debug)]
+pub struct Written {
+    /// An error is the end: nothing can be promised any more.
+    pub result: io::Result<()>,
+    /// The file is worth compacting.
+    pub large: bool,
+}
+
+impl Spool {
+    /// Lock the directory and read what is there. A torn tail is cut. The caller must [`replace`](Self::replace) before it appends: so every start compacts.
+    pub fn open(dir: &Path) -> Result<(Spool, Vec<Record>), Refusal> {
+        let path = dir.join(FILE);
+        let failed = |what: &str, e: io::Error| {
+            Refusal::new(RefusalKind::Internal, format!("state {}: can't {what}: {e}", dir.display())).remedy("check the directory and its disk")
+        };
+        std::fs::create_dir_all(dir).map_err(|e| failed("make the directory", e))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(|e| failed("open the lock", e))?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let message = format!("state {} is in use by another agent", dir.display());
+                return Err(Refusal::new(RefusalKind::Conflict, message).remedy("stop it, or give this one a directory of its own"));
+            }
+            Err(e) => return Err(failed("lock it", e.into())),
+        }
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(|e| failed("open the spool", e))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| failed("read the spool", e))?;
+        let batches = if bytes.is_empty() { Vec::new() } else { decode(&bytes, &path)? };
+        let records = batches.into_iter().flat_map(|b| b.records).collect();
+        Ok((Spool { dir: dir.into(), file, end: 0, reserved: 0, compacted: 0, buffer: Vec::new(), _lock: lock }, records))
+    }
+
+    /// Everything anew: a file beside, then renamed over.
+    pub fn replace(&mut self, records: Vec<Record>) -> io::Result<()> {
+        self.buffer.clear();
+        self.buffer.extend(frame::header());
+        frame::encode(&Batch { records }, &mut self.buffer);
+        let new = self.dir.join(NEW_FILE);
+        let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new)?;
+        file.write_all(&self.buffer)?;
+        file.sync_all()?;
+        std::fs::rename(&new, self.dir.join(FILE))?;
+        File::open(&self.dir)?.sync_all()?;
+        self.end = file.seek(SeekFrom::End(0))?;
+        (self.file, self.reserved, self.compacted) = (file, self.end, self.end);
+        Ok(())
+    }
+
+    /// Append as one frame and sync.
+    pub fn append(&mut self, records: Vec<Record>) -> io::Result<()> {
+        self.buffer.clear();
+        frame::encode(&Batch { records }, &mut self.buffer);
+        let end = self.end + self.buffer.len() as u64;
+        if end > self.reserved {
+            let zeros = vec![0; SPOOL_CHUNK_BYTES as usize];
+            while self.reserved < end {
+                self.file.write_all_at(&zeros, self.reserved)?;
+                self.reserved += SPOOL_CHUNK_BYTES;
+            }
+            self.file.sync_all()?;
+        }
+        self.file.write_all_at(&self.buffer, self.end)?;
+        self.file.sync_data()?;
+        self.end = end;
+        Ok(())
+    }
+
+    /// Is it worth compacting?
+    pub fn is_large(&self) -> bool {
+        self.end > SPOOL_COMPACT_BYTES.max(2 * self.compacted)
+    }
+
+    /// Serve orders on a thread of its own until their sender is gone. One order is answered by one report.
+    pub fn serve(mut self, orders: mpsc::Receiver<Order>, report: impl Fn(Written) + Send + 'static) -> io::Result<()> {
+        let work = move || {
+            for order in orders {
+                let result = match order {
+                    Order::Append(records) => self.append(records),
+                    Order::Replace(records) => self.replace(records),
+                };
+                report(Written { result, large: self.is_large() });
+            }
+        };
+        std::thread::Builder::new().name("spool".into()).spawn(work).map(|_| ())
+    }
+}
+
+fn decode(bytes: &[u8], path: &Path) -> Result<Vec<Batch>, Refusal> {
+    frame::decode(bytes).map(|(batches, _)| batches).map_err(|fault| {
+        let path = path.display();
+        match fault {
+            Fault::NotASpool => Refusal::invalid(format!("{path} is not an agent's spool")).remedy("give the agent a directory of its own as `state`"),
+            Fault::Newer(v) => Refusal::new(RefusalKind::MustUnderstand, format!("spool {path} has format {v}, this agent knows up to {}", frame::VERSION))
+                .remedy("use the version that wrote it"),
+            Fault::Damaged(at) => Refusal::invalid(format!("spool {path} is damaged at byte {at}"))
+                .remedy("check the disk; to give up what it knows, remove the state directory"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::record::What;
+    use super::*;
+
+    fn acked(n: u64) -> Vec<Record> {
+        vec![Record { what: Some(What::Acked(n)) }]
+    }
+
+    #[test]
+    fn comes_back_in_order_and_without_its_torn_tail() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spool, records) = Spool::open(dir.path()).unwrap();
+        assert!(records.is_empty());
+        spool.replace(acked(1)).unwrap();
+        (2..10).for_each(|n| spool.append(acked(n)).unwrap());
+        let end = spool.end;
+        drop(spool);
+        // A frame that was being written when the power went: its length is there, its body is not.
+        let file = OpenOptions::new().write(true).open(dir.path().join(FILE)).unwrap();
+        file.write_all_at(&[40, 0, 0, 0, 1, 2, 3, 4, 99], end).unwrap();
+        let (mut spool, records) = Spool::open(dir.path()).unwrap();
+        assert_eq!((1..10).flat_map(acked).collect::<Vec<_>>(), records);
+        spool.replace(records).unwrap();
+        spool.append(acked(10)).unwrap();
+        drop(spool);
+        assert_eq!((1..11).flat_map(acked).collect::<Vec<_>>(), Spool::open(dir.path()).unwrap().1);
+    }
+
+    #[test]
+    fn one_agent_a_directory_and_no_foreign_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spool, _) = Spool::open(dir.path()).unwrap();
+        spool.replace(acked(1)).unwrap();
+        let refused = Spool::open(dir.path()).err().unwrap();
+        assert_eq!(RefusalKind::Conflict, refused.kind);
+        drop(spool);
+        std::fs::write(dir.path().join(FILE), "hello, world").unwrap();
+        assert!(Spool::open(dir.path()).err().unwrap().message.contains("not an agent's spool"));
+        let mut newer = frame::header();
+        newer[8] = 2;
+        std::fs::write(dir.path().join(FILE), newer).unwrap();
+        assert_eq!(RefusalKind::MustUnderstand, Spool::open(dir.path()).err().unwrap().kind);
+    }
+
+    #[test]
+    fn the_writer_thread_answers_each_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(dir.path()).unwrap();
+        let (orders, receiver) = mpsc::channel();
+        let (reports, written) = mpsc::channel();
+        spool.serve(receiver, move |w| reports.send(w.result.is_ok()).unwrap()).unwrap();
+        orders.send(Order::Replace(acked(1))).unwrap();
+        (2..50).for_each(|n| orders.send(Order::Append(acked(n))).unwrap());
+        assert!((1..50).all(|_| written.recv_timeout(std::time::Duration::from_secs(20)).unwrap()));
+        drop(orders);
+        assert!(written.recv_timeout(std::time::Duration::from_secs(20)).is_err(), "the thread ends with its orders");
+        assert_eq!(49, Spool::open(dir.path()).unwrap().1.len());
+    }
+}

@@ -1,0 +1,316 @@
+//! The command line as clap takes it apart. Each verb parses its words once more, into types that cannot be wrong, before anything is sent.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Runs work on a grid of grids.
+#[derive(Parser, Debug)]
+#[command(name = "grid", version, arg_required_else_help = true, disable_help_subcommand = true, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Where to ask, as HOST:PORT, instead of INTERGRID_ENDPOINT or the home's config.toml.
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub endpoint: Option<String>,
+    /// JSON objects for scripts: one, or one per line.
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Environment:
+  INTERGRID_HOME      holds config.toml, ca.pem, cert.pem and key.pem
+                      [default: ~/.config/intergrid]
+  INTERGRID_ENDPOINT  where to ask, as HOST:PORT
+  INTERGRID_LOG       what the roles log, like info or intergrid_gateway=debug
+  NO_COLOR            no colour
+
+Exit codes:
+  0 well   1 the job failed or was cancelled   2 usage, or refused
+  3 not authorised   4 not found   5 over a limit   6 timed out waiting
+  7 endpoint unreachable";
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Send a job: a command, run once or as an array of tasks.
+    Submit(SubmitArgs),
+    /// List jobs, newest first.
+    Ls(LsArgs),
+    /// Show one job.
+    Show(JobArgs),
+    /// Wait until jobs have ended; exit 0 if all tasks are done, 1 if one failed or was cancelled, 6 after --timeout.
+    Wait(WaitArgs),
+    /// Cancel jobs, or some of their tasks.
+    Cancel(JobsArgs),
+    /// Put waiting tasks on hold.
+    Hold(JobsArgs),
+    /// Let held tasks go on.
+    Release(JobsArgs),
+    /// Print stdout or stderr of a task that has ended.
+    Logs(LogsArgs),
+    /// Bring back the outputs of all done tasks.
+    Fetch(FetchArgs),
+    /// Every attempt of a job's tasks: where, when, what it used, how it ended.
+    History(JobArgs),
+    /// Why tasks wait or failed, asked through every site below.
+    Explain(JobArgs),
+    /// The sites and agents of this grid.
+    Hosts(HostsArgs),
+    /// Run a whole grid of grids on this machine, render a picture on it, and stop it.
+    Demo(DemoArgs),
+    /// Make identities: a site's, a user's, an agent's, or this user's home.
+    Init(InitArgs),
+    /// Be a gateway: one domain's machines as one resource.
+    Gateway(RoleArgs),
+    /// Be a broker: gateways and brokers as one resource.
+    Broker(RoleArgs),
+    /// Be an agent: run tasks on this machine.
+    Agent(RoleArgs),
+    #[command(hide = true)]
+    DemoTile(TileArgs),
+}
+
+impl Command {
+    /// Serves until it is stopped.
+    pub fn is_role(&self) -> bool {
+        matches!(self, Command::Gateway(_) | Command::Broker(_) | Command::Agent(_))
+    }
+}
+
+#[derive(Args, Debug, Default)]
+#[command(after_help = "\
+./prog is staged: sent along, once, by its content. prog and /bin/prog belong
+to the site that runs the task. {i} in an argument, an environment value or an
+output's name is the task index, from 0; it is also GRID_TASK_ID.
+
+  grid submit -- hostname
+  grid submit -n 100 -c 2 --mem 4G -t 10m --in scene.dat \\
+      --out 'tile-{i}.png' -- ./render --tile {i}")]
+pub struct SubmitArgs {
+    /// Tasks of the array.
+    #[arg(short = 'n', long = "tasks", value_name = "N", default_value_t = 1)]
+    pub tasks: u32,
+    /// A name for people.
+    #[arg(short = 'J', long = "name", value_name = "NAME")]
+    pub name: Option<String>,
+    /// Slots of one machine for each task.
+    #[arg(short = 'c', long = "slots", value_name = "SLOTS", default_value_t = 1)]
+    pub slots: u32,
+    /// Memory of each task, with its unit: 512M, 4G.
+    #[arg(long, value_name = "SIZE")]
+    pub mem: Option<String>,
+    /// Time limit of each task, with its unit: 90s, 10m, 1h30m.
+    #[arg(short = 't', long = "time", value_name = "TIME")]
+    pub time: Option<String>,
+    /// A variable of the tasks' environment; may be repeated.
+    #[arg(long, value_name = "K=V")]
+    pub env: Vec<String>,
+    /// A file to have in each task's directory; may be repeated.
+    #[arg(long = "in", value_name = "FILE[=NAME]")]
+    pub inputs: Vec<String>,
+    /// A file to bring back from each task's directory; may be repeated.
+    #[arg(long = "out", value_name = "NAME")]
+    pub outputs: Vec<String>,
+    /// Stage the program although it is not written as ./prog.
+    #[arg(long)]
+    pub stage: bool,
+    /// Your own key: the same key and job, sent again, are the same job [default: a random one].
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Start each task at most once: a task whose site is lost waits for it instead of running elsewhere.
+    #[arg(long)]
+    pub no_requeue: bool,
+    /// Contact lost for longer than this counts as lost [default: 300s].
+    #[arg(long, value_name = "TIME")]
+    pub disconnect_timeout: Option<String>,
+    /// Do not start it before `grid release`.
+    #[arg(long)]
+    pub hold: bool,
+    /// Wait for its end, as `grid wait` does.
+    #[arg(long, conflicts_with = "hold")]
+    pub wait: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// At most so many.
+    #[arg(short = 'n', long, value_name = "LIMIT", default_value_t = 20)]
+    pub limit: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct JobArgs {
+    /// A job: its id, a unique prefix of it, or `last`; tasks of it as JOB[3] or JOB[0-9,12].
+    pub job: String,
+}
+
+#[derive(Args, Debug)]
+pub struct JobsArgs {
+    /// Jobs: ids, unique prefixes, or `last`; tasks as JOB[3] or JOB[0-9,12].
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// Jobs: ids, unique prefixes, or `last`.
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// Wait no longer than this: 30s, 10m.
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct LogsArgs {
+    /// A job, and one task of it as JOB[3] or JOB.3; without one: task 0.
+    pub job: String,
+    /// Its stderr instead of its stdout.
+    #[arg(long)]
+    pub stderr: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct FetchArgs {
+    /// A job: its id, a unique prefix of it, or `last`; tasks of it as JOB[3] or JOB[0-9,12].
+    pub job: String,
+    /// Where to put them.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// Of this task only.
+    #[arg(long, value_name = "INDEX")]
+    pub task: Option<u32>,
+}
+
+#[derive(Args, Debug)]
+pub struct HostsArgs {
+    /// As a tree.
+    #[arg(long)]
+    pub tree: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Leave it running and print what to try next.
+    #[arg(long)]
+    pub keep: bool,
+    /// Put everything there [default: a temporary directory].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Tasks, which is tiles of the picture; at least 64.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub tasks: u32,
+    /// Stop a demo that was left running there.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["keep", "dir", "tasks"])]
+    pub stop: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct TileArgs {
+    /// Which tile.
+    #[arg(long)]
+    pub tile: u32,
+    /// Of how many.
+    #[arg(long)]
+    pub of: u32,
+    /// Where to put it.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct InitArgs {
+    #[command(subcommand)]
+    pub what: InitWhat,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum InitWhat {
+    /// A site's identity: its certificate authority and its certificate.
+    Site {
+        /// Where to put it; must not hold an identity yet.
+        dir: PathBuf,
+        /// The site's label, unique within one federation.
+        #[arg(long)]
+        name: String,
+    },
+    /// A user's certificate: may submit and see own jobs.
+    User(IssueArgs),
+    /// An administrator's certificate: may see and change all jobs of the site.
+    Admin(IssueArgs),
+    /// An agent's certificate: may attach to the site and run tasks.
+    Agent(IssueArgs),
+    /// This user's home (INTERGRID_HOME): the endpoint of --endpoint, and a certificate of its site.
+    Home {
+        /// The site's identity directory, made by `grid init site`.
+        #[arg(long, value_name = "DIR")]
+        site: PathBuf,
+        /// The name in the certificate.
+        #[arg(long, default_value = "me")]
+        name: String,
+        /// What the certificate may.
+        #[arg(long, value_enum, default_value_t = HomeRole::Admin)]
+        role: HomeRole,
+    },
+}
+
+/// What a home's certificate may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum HomeRole {
+    /// Own jobs.
+    User,
+    /// All jobs of the site.
+    Admin,
+}
+
+#[derive(Args, Debug)]
+pub struct IssueArgs {
+    /// The label in the certificate.
+    pub name: String,
+    /// The site's identity directory, made by `grid init site`.
+    #[arg(long, value_name = "DIR")]
+    pub site: PathBuf,
+    /// Where to put ca.pem, cert.pem and key.pem.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct RoleArgs {
+    /// Its configuration, in TOML.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Read and check the configuration, and end.
+    #[arg(long)]
+    pub check_config: bool,
+    /// Write endpoint, pid and site there, atomically, once it serves.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// End when stdin ends: the parent holds the other end of the pipe.
+    #[arg(long)]
+    pub die_with_parent: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let cli = Cli::try_parse_from(["grid", "submit", "-n", "4", "--json", "--", "./render", "--json", "-n", "{i}"]).unwrap();
+        let Command::Submit(submit) = cli.command else { panic!("not submit") };
+        assert_eq!((4, true, vec!["./render", "--json", "-n", "{i}"]), (submit.tasks, cli.json, submit.command.iter().map(String::as_str).collect()));
+        assert!(Cli::try_parse_from(["grid", "submit", "hostname"]).is_err(), "a command without -- might be a mistyped option");
+    }
+}

@@ -1,0 +1,70 @@
+//! The roles: this process as a gateway, a broker or an agent. `--check-config` reads everything that a start would read, and starts nothing.
+
+use std::path::Path;
+
+use intergrid_gateway::config::{BrokerConfig, GatewayConfig};
+use intergrid_gateway::daemon::DaemonOptions;
+use intergrid_proto::Refusal;
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::RoleArgs;
+use crate::env::Environment;
+use crate::out::Out;
+use crate::stop::{Ending, Result};
+
+/// What is logged unless INTERGRID_LOG says otherwise.
+const LOG_DEFAULT: &str = "info";
+
+/// One domain's machines as one resource.
+pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
+    let config = GatewayConfig::load(&args.config)?;
+    if args.check_config {
+        config.check()?;
+        return good(out, &args.config);
+    }
+    log(environment)?;
+    intergrid_gateway::daemon::run(config, options(args)).await?;
+    Ok(Ending::Well)
+}
+
+/// Gateways and brokers as one resource.
+pub async fn broker(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
+    let config = BrokerConfig::load(&args.config)?;
+    if args.check_config {
+        config.check()?;
+        return good(out, &args.config);
+    }
+    log(environment)?;
+    intergrid_broker::daemon::run(config, options(args)).await?;
+    Ok(Ending::Well)
+}
+
+/// Tasks on this machine.
+pub async fn agent(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
+    let _ = (environment, out);
+    Err(Refusal::invalid(format!("agent {} can't be run by this build", args.config.display())).into())
+}
+
+fn options(args: RoleArgs) -> DaemonOptions {
+    DaemonOptions { ready_file: args.ready_file, die_with_parent: args.die_with_parent }
+}
+
+fn good(out: &Out, file: &Path) -> Result<Ending> {
+    if out.json {
+        out.object(json!({"config": file, "good": true}))?;
+    } else {
+        out.line(format!("{} is good", file.display()))?;
+    }
+    Ok(Ending::Well)
+}
+
+/// To stderr, a line each.
+fn log(environment: &Environment) -> Result<(), Refusal> {
+    let wanted = environment.log.as_deref().unwrap_or(LOG_DEFAULT);
+    let remedy = "write it like info, or intergrid_gateway=debug";
+    let filter = EnvFilter::try_new(wanted).map_err(|e| Refusal::invalid(format!("INTERGRID_LOG {wanted:?}: {e}")).remedy(remedy))?;
+    let ansi = environment.stderr_terminal && !environment.no_color;
+    let set = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
+    set.map_err(|e| Refusal::invalid(format!("the log can't be set up: {e}")))
+}

@@ -1,0 +1,104 @@
+//! `hosts`: this grid's sites and agents, as a list with the route to each, or as a tree.
+
+use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
+use intergrid_proto::pb;
+
+use crate::client::Client;
+use crate::out::{Out, Paint};
+use crate::render::table::{Cell, Table};
+use crate::render::tree::Tree;
+use crate::render::{self, objects};
+use crate::stop::{Ending, Result};
+use crate::verbs::Context;
+
+/// Ask through every hop.
+pub async fn ask(client: &Client) -> Result<pb::Host, intergrid_proto::Refusal> {
+    let request = pb::HostsRequest { deadline_ms: TREE_CALL_TIMEOUT_MS as u32 };
+    client.call("hosts", async |mut grid| grid.hosts(request).await).await
+}
+
+/// A list, or a tree.
+pub async fn run(context: &Context<'_>, tree: bool) -> Result<Ending> {
+    let host = ask(&context.client).await?;
+    let out = context.out;
+    if out.json {
+        out.object(objects::host(&host))?;
+        return Ok(Ending::Well);
+    }
+    print(out, &host, tree)?;
+    out.next(if tree { "next: grid submit -- hostname" } else { "next: grid hosts --tree" })?;
+    Ok(Ending::Well)
+}
+
+/// On stdout.
+pub fn print(out: &Out, host: &pb::Host, tree: bool) -> Result<()> {
+    table(host, tree).print(out)
+}
+
+fn table(host: &pb::Host, tree: bool) -> Table {
+    let mut table = Table::new(&["SITE", "KIND", ">SLOTS", ">FREE", ">MEMORY", ">RUNNING", ">WAITING", ">DONE", "ENDPOINT"]);
+    for (branch, (route, h)) in nodes(host, "").rows() {
+        let (name, kind) = h.site.as_ref().map_or(("?", "site"), |s| (s.name.as_str(), render::kind(s.kind)));
+        let site = if tree { format!("{branch}{name}") } else { route };
+        if !h.unreachable.is_empty() {
+            let empty = || Cell::from("");
+            let why = Cell::painted(format!("unreachable, {}", h.unreachable), Paint::Bad);
+            table.row(vec![Cell::painted(site, Paint::Bad), kind.into(), empty(), empty(), empty(), empty(), empty(), empty(), why]);
+            continue;
+        }
+        let free = Cell::painted(h.slots_free.to_string(), if h.slots_free > 0 { Paint::Good } else { Paint::Plain });
+        table.row(vec![
+            site.into(),
+            if h.backend.is_empty() || h.backend == "federation" { kind.into() } else { format!("{kind} ({})", h.backend).into() },
+            h.slots_total.into(),
+            free,
+            render::bytes(h.memory_bytes).into(),
+            h.running.into(),
+            h.waiting.into(),
+            h.done.into(),
+            h.endpoint.as_str().into(),
+        ]);
+    }
+    table
+}
+
+fn nodes<'a>(h: &'a pb::Host, above: &str) -> Tree<(String, &'a pb::Host)> {
+    let name = h.site.as_ref().map_or("?", |s| s.name.as_str());
+    let route = if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") };
+    let below = h.below.iter().map(|b| nodes(b, &route)).collect();
+    Tree { node: (route, h), below }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(name: &str, kind: pb::Kind, slots: u64, below: Vec<pb::Host>) -> pb::Host {
+        let site = Some(pb::Hop { name: name.into(), kind: kind.into(), ..Default::default() });
+        pb::Host { site, slots_total: slots, slots_free: slots / 2, memory_bytes: 2 << 30, below, ..Default::default() }
+    }
+
+    #[test]
+    fn a_tree_and_a_list() {
+        let agent = host("campus-1", pb::Kind::Agent, 2, vec![]);
+        let mut campus = host("campus", pb::Kind::Gateway, 2, vec![agent]);
+        campus.backend = "agents".into();
+        let mut burst = host("burst", pb::Kind::Gateway, 0, vec![]);
+        burst.unreachable = "no answer since 12s".into();
+        let mut root = host("root", pb::Kind::Broker, 2, vec![host("eu", pb::Kind::Broker, 2, vec![campus]), burst]);
+        root.endpoint = "127.0.0.1:7411".into();
+        let out = Out::new(&Default::default(), false);
+        assert_eq!(
+            vec![
+                "SITE               KIND              SLOTS  FREE  MEMORY  RUNNING  WAITING  DONE  ENDPOINT",
+                "root               broker                2     1      2G        0        0     0  127.0.0.1:7411",
+                "├─ eu              broker                2     1      2G        0        0     0",
+                "│  └─ campus       gateway (agents)      2     1      2G        0        0     0",
+                "│     └─ campus-1  agent                 2     1      2G        0        0     0",
+                "└─ burst           gateway                                                        unreachable, no answer since 12s",
+            ],
+            table(&root, true).lines(&out)
+        );
+        assert!(table(&root, false).lines(&out)[4].starts_with("root/eu/campus/campus-1  agent"));
+    }
+}

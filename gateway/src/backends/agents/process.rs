@@ -1,0 +1,386 @@
+//! Agents as processes on this machine. Each has its directory `<state>/agents/<name>` with its identity, its configuration, its log and its own state.
+//!
+//! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line is adopted,
+//! not doubled, so that tasks go on while a gateway is away. It asks /proc, and trusts no file for a pid.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use intergrid_proto::limits::{REDIAL_MAX_MS, REDIAL_MIN_MS};
+use intergrid_proto::net::issue::{Validity, issue};
+use intergrid_proto::net::{CertRole, Identity};
+use intergrid_proto::{Refusal, RefusalKind};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Provider;
+use crate::durable::{blocking, io_refusal, write_atomic};
+
+/// How often an adopted process is looked at: it is not ours to wait for.
+const LOOK_INTERVAL_MS: u64 = 250;
+/// An agent that is asked to end has so long.
+const STOP_WAIT_MS: u64 = 5_000;
+/// The small binary of its own, where it is installed beside this one.
+const AGENT_PROGRAM: &str = "grid-agent";
+const CONFIG_FILE: &str = "agent.toml";
+/// A longer log becomes `agent.log.old` when its agent is started again.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+
+/// Agents of one gateway.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// Prefix of their names: `<gateway>-0`, `<gateway>-1`, ...
+    pub gateway: String,
+    /// How many.
+    pub agents: u32,
+    /// Slots of each; None: as measured.
+    pub slots: Option<u32>,
+    /// Memory of each; None: as measured.
+    pub memory_bytes: Option<u64>,
+    /// The agent's program; None: `grid-agent` beside this executable, else this executable as `agent`.
+    pub program: Option<PathBuf>,
+    /// The gateway's state directory.
+    pub state: PathBuf,
+    /// The gateway's identity directory, with its CA's key.
+    pub identity: PathBuf,
+    /// Agents end when this process does.
+    pub die_with_parent: bool,
+}
+
+/// Agents as processes.
+pub struct ProcessProvider {
+    config: Arc<ProcessConfig>,
+    stop: watch::Sender<bool>,
+    keepers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(serde::Serialize)]
+struct AgentToml<'a> {
+    name: &'a str,
+    gateway: &'a str,
+    identity: &'a Path,
+    state: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<String>,
+}
+
+impl ProcessProvider {
+    /// With this configuration; nothing runs before `start`.
+    pub fn new(config: ProcessConfig) -> Arc<Self> {
+        Arc::new(ProcessProvider { config: Arc::new(config), stop: watch::Sender::new(false), keepers: Mutex::default() })
+    }
+}
+
+impl Provider for ProcessProvider {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    fn machines(&self) -> Vec<String> {
+        (0..self.config.agents).map(|i| format!("{}-{i}", self.config.gateway)).collect()
+    }
+
+    fn start(&self, endpoint: String) {
+        let keeper = |name| Keeper { config: self.config.clone(), name, endpoint: endpoint.clone(), stop: self.stop.subscribe() };
+        let keepers = self.machines().into_iter().map(|name| tokio::spawn(keeper(name).run()));
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner).extend(keepers);
+    }
+
+    fn stop(&self) -> BoxFuture<'static, ()> {
+        self.stop.send_replace(true);
+        let keepers = std::mem::take(&mut *self.keepers.lock().unwrap_or_else(PoisonError::into_inner));
+        join_all(keepers).map(drop).boxed()
+    }
+}
+
+/// Keeps one agent there.
+struct Keeper {
+    config: Arc<ProcessConfig>,
+    name: String,
+    endpoint: String,
+    stop: watch::Receiver<bool>,
+}
+
+enum Process {
+    /// With its stdin, which a child that dies with us watches.
+    Ours(Box<Child>, Option<ChildStdin>),
+    /// Started by an earlier process of this gateway.
+    Adopted(Pid),
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let (mut pause, mut said) = (REDIAL_MIN_MS, String::new());
+        while !*self.stop.borrow() {
+            let began = Instant::now();
+            let why = match self.up().await {
+                Ok(process) => self.watch(process).await,
+                Err(refusal) => refusal.to_string(),
+            };
+            if *self.stop.borrow() {
+                return;
+            }
+            if why != said {
+                tracing::warn!(agent = %self.name, %why, "an agent is not there; will start it again");
+                said = why;
+            }
+            if began.elapsed() > Duration::from_millis(REDIAL_MAX_MS) {
+                (pause, said) = (REDIAL_MIN_MS, String::new());
+            }
+            let _ = timeout(Duration::from_millis(pause), self.stop.changed()).await;
+            pause = (pause * 2).min(REDIAL_MAX_MS);
+        }
+    }
+
+    /// Its process: the one that is there, or a new one.
+    async fn up(&self) -> Result<Process, Refusal> {
+        let plan = Plan::new(&self.config, &self.name, &self.endpoint)?;
+        let same = fs::read_to_string(&plan.file).is_ok_and(|old| old == plan.text);
+        match find(&plan.file) {
+            Some(pid) if same => {
+                tracing::info!(agent = %self.name, pid = pid.as_raw_nonzero(), "adopted a running agent");
+                return Ok(Process::Adopted(pid));
+            }
+            // It was told another endpoint or size: it would never find us, or offer what it should not.
+            Some(pid) => end(Process::Adopted(pid)).await,
+            None => {}
+        }
+        let (plan, config) = (plan.clone(), self.config.clone());
+        blocking(move || plan.prepare(&config).map(|()| plan)).await?.spawn(&self.config)
+    }
+
+    /// Until it ends, which is told, or shall end.
+    async fn watch(&mut self, process: Process) -> String {
+        match process {
+            Process::Ours(mut child, stdin) => {
+                let ended = tokio::select! {
+                    ended = child.wait() => ended,
+                    _ = self.stop.changed() => {
+                        end(Process::Ours(child, stdin)).await;
+                        return String::new();
+                    }
+                };
+                match ended {
+                    Ok(status) => format!("its process ended with {status}; see agent.log"),
+                    Err(e) => format!("its process can't be waited for: {e}"),
+                }
+            }
+            Process::Adopted(pid) => {
+                let file = self.config.dir(&self.name).join(CONFIG_FILE);
+                while is_ours(pid, &file) {
+                    if timeout(Duration::from_millis(LOOK_INTERVAL_MS), self.stop.changed()).await.is_ok() {
+                        end(Process::Adopted(pid)).await;
+                        break;
+                    }
+                }
+                "its process, which was adopted, has ended; see agent.log".to_string()
+            }
+        }
+    }
+}
+
+impl ProcessConfig {
+    fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.state.join("agents").join(name);
+        std::path::absolute(&dir).unwrap_or(dir)
+    }
+}
+
+/// All that one start needs.
+#[derive(Clone)]
+struct Plan {
+    name: String,
+    dir: PathBuf,
+    file: PathBuf,
+    text: String,
+}
+
+impl Plan {
+    fn new(config: &ProcessConfig, name: &str, endpoint: &str) -> Result<Self, Refusal> {
+        let dir = config.dir(name);
+        let memory = config.memory_bytes.map(|b| format!("{b}B"));
+        let (identity, state) = (dir.join("identity"), dir.join("state"));
+        let toml = AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory };
+        let text = toml::to_string(&toml).map_err(|e| Refusal::new(RefusalKind::Internal, format!("the configuration of agent {name}: {e}")))?;
+        Ok(Plan { name: name.to_string(), file: dir.join(CONFIG_FILE), dir, text })
+    }
+
+    /// Directory, identity, configuration. Blocking.
+    fn prepare(&self, config: &ProcessConfig) -> Result<(), Refusal> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        made.map_err(|e| io_refusal("make", &self.dir, e))?;
+        let identity = self.dir.join("identity");
+        if Identity::load(&identity).is_err() {
+            // Absent, or cut off while it was made: nobody has seen its id.
+            match fs::remove_dir_all(&identity) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io_refusal("remove", &identity, e)),
+                _ => issue(&config.identity, CertRole::Agent, &self.name, &identity, Validity::default())?,
+            }
+        }
+        write_atomic(&self.file, self.text.as_bytes()).map_err(|e| io_refusal("write", &self.file, e))
+    }
+
+    fn spawn(&self, config: &ProcessConfig) -> Result<Process, Refusal> {
+        let (program, role) = program(config)?;
+        let log = self.dir.join("agent.log");
+        if fs::metadata(&log).is_ok_and(|m| m.len() > LOG_BYTES_MAX) {
+            let _ = fs::rename(&log, self.dir.join("agent.log.old"));
+        }
+        let open = || fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
+        let (out, err) = open().and_then(|out| Ok((out, open()?))).map_err(|e| io_refusal("open", &log, e))?;
+        let mut command = Command::new(&program);
+        command.args(role).arg("--config").arg(&self.file).arg("--ready-file").arg(self.dir.join("ready.json"));
+        command.stdout(Stdio::from(out)).stderr(Stdio::from(err)).stdin(Stdio::null());
+        // A terminal's ^C is for the gateway, which then ends its agents in order.
+        command.process_group(0);
+        if config.die_with_parent {
+            command.arg("--die-with-parent").stdin(Stdio::piped());
+        }
+        let mut child = command.spawn().map_err(|e| io_refusal("start", &program, e))?;
+        tracing::info!(agent = %self.name, pid = child.id(), "started an agent");
+        let stdin = child.stdin.take();
+        Ok(Process::Ours(Box::new(child), stdin))
+    }
+}
+
+/// The agent's program, and the role that makes it one.
+fn program(config: &ProcessConfig) -> Result<(PathBuf, Option<&'static str>), Refusal> {
+    if let Some(program) = &config.program {
+        return Ok((program.clone(), None));
+    }
+    let me = std::env::current_exe().map_err(|e| io_refusal("find", Path::new("our own executable"), e))?;
+    let beside = me.with_file_name(AGENT_PROGRAM);
+    Ok(if beside.is_file() { (beside, None) } else { (me, Some("agent")) })
+}
+
+/// The process that runs with this configuration.
+fn find(file: &Path) -> Option<Pid> {
+    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter_map(Pid::from_raw).find(|pid| is_ours(*pid, file))
+}
+
+/// Has it `--config <file> --ready-file` on its command line? A zombie has none.
+fn is_ours(pid: Pid, file: &Path) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else { return false };
+    let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+    words.windows(3).any(|w| w[0] == b"--config" && w[1] == file.as_os_str().as_bytes() && w[2] == b"--ready-file")
+}
+
+/// Ask it to end; when it does not, kill it.
+async fn end(process: Process) {
+    let file_of = |pid: Pid| fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    match process {
+        Process::Ours(mut child, stdin) => {
+            if let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            if timeout(Duration::from_millis(STOP_WAIT_MS), child.wait()).await.is_err() {
+                let _ = child.kill().await;
+            }
+            drop(stdin);
+        }
+        Process::Adopted(pid) => {
+            let line = file_of(pid);
+            let _ = kill_process(pid, Signal::TERM);
+            let deadline = Instant::now() + Duration::from_millis(STOP_WAIT_MS);
+            while !line.is_empty() && file_of(pid) == line {
+                if Instant::now() > deadline {
+                    let _ = kill_process(pid, Signal::KILL);
+                    return;
+                }
+                sleep(Duration::from_millis(LOOK_INTERVAL_MS / 10)).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use intergrid_proto::net::issue::new_site;
+
+    /// An agent that only waits.
+    fn provider(dir: &Path, die_with_parent: bool) -> Arc<ProcessProvider> {
+        let program = dir.join("waits.sh");
+        fs::write(&program, "#!/bin/sh\necho started >> \"${0%/*}/starts\"\nwhile :; do sleep 0.05; done\n").unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let config = ProcessConfig {
+            gateway: "g".into(),
+            agents: 2,
+            slots: Some(2),
+            memory_bytes: Some(1 << 30),
+            program: Some(program),
+            state: dir.join("state"),
+            identity: dir.join("site"),
+            die_with_parent,
+        };
+        ProcessProvider::new(config)
+    }
+
+    fn starts(dir: &Path) -> usize {
+        fs::read_to_string(dir.join("starts")).unwrap_or_default().lines().count()
+    }
+
+    async fn until(what: &str, done: impl Fn() -> bool) {
+        for _ in 0..500 {
+            if done() {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{what}: not within 10 s");
+    }
+
+    #[tokio::test]
+    async fn starts_restarts_adopts_and_ends() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path();
+        new_site(dir.join("site"), "g", &[]).unwrap();
+        let config = |i| dir.join(format!("state/agents/g-{i}/agent.toml"));
+        let first = provider(dir, false);
+        first.start("127.0.0.1:7".into());
+        until("two agents", || starts(dir) == 2).await;
+        let text = fs::read_to_string(config(0)).unwrap();
+        assert!(text.contains("name = \"g-0\"") && text.contains("memory = \"1073741824B\"") && text.contains("127.0.0.1:7"), "{text}");
+        assert_eq!("g-0", Identity::load(dir.join("state/agents/g-0/identity")).unwrap().label());
+        let id = Identity::load(dir.join("state/agents/g-0/identity")).unwrap().id();
+
+        let killed = find(&config(0)).unwrap();
+        kill_process(killed, Signal::KILL).unwrap();
+        until("a third start", || starts(dir) == 3 && find(&config(0)).is_some_and(|p| p != killed)).await;
+        assert_eq!(id, Identity::load(dir.join("state/agents/g-0/identity")).unwrap().id(), "a restarted agent keeps its identity");
+
+        // A gateway that is killed leaves its agents; the next one finds them.
+        let pids = [find(&config(0)).unwrap(), find(&config(1)).unwrap()];
+        first.keepers.lock().unwrap().drain(..).for_each(|k| k.abort());
+        let second = provider(dir, false);
+        second.start("127.0.0.1:7".into());
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!((3, pids), (starts(dir), [find(&config(0)).unwrap(), find(&config(1)).unwrap()]));
+        second.stop().await;
+        until("no agents", || find(&config(0)).is_none() && find(&config(1)).is_none()).await;
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_tried_again_and_given_up_on_stop() {
+        let tmp = tempfile::tempdir().unwrap();
+        new_site(tmp.path().join("site"), "g", &[]).unwrap();
+        let provider = provider(tmp.path(), true);
+        fs::remove_file(tmp.path().join("waits.sh")).unwrap();
+        provider.start("127.0.0.1:7".into());
+        sleep(Duration::from_millis(300)).await;
+        timeout(Duration::from_secs(2), provider.stop()).await.expect("stops at once");
+    }
+}

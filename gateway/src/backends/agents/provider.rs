@@ -1,0 +1,39 @@
+//! Makers of machines. A provider sees to it that machines are there; what they do, they are told over their links.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+/// A maker of machines.
+pub trait Provider: Send + Sync + 'static {
+    /// One word, as in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// Labels of the machines that it keeps, up or not.
+    fn machines(&self) -> Vec<String>;
+
+    /// Begin, inside a tokio runtime: agents shall dial this endpoint.
+    fn start(&self, endpoint: String);
+
+    /// End what was made; done when it is gone.
+    fn stop(&self) -> BoxFuture<'static, ()>;
+}
+
+/// Machines come by themselves: somebody else starts their agents.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StaticProvider;
+
+impl Provider for StaticProvider {
+    fn name(&self) -> &'static str {
+        "static"
+    }
+
+    fn machines(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn start(&self, _: String) {}
+
+    fn stop(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}

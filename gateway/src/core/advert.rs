@@ -1,0 +1,180 @@
+//! What parents are told: shares, and how much of each a parent may use. Over all parents, windows never exceed what is there plus the lookahead.
+
+use std::collections::BTreeMap;
+
+use intergrid_proto::limits::*;
+use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
+use intergrid_proto::share::{cost, divide_window, lookahead};
+use intergrid_proto::{Shape, Share, SiteId};
+
+use super::limits::*;
+use super::{Action, Core};
+
+/// A share as told upward, before it is divided.
+struct Upward {
+    share: Share,
+    /// Slots that can still be placed below.
+    room: u64,
+}
+
+/// `x86_64-4c-16g`: machines of one kind.
+fn machine_class(s: &Share) -> String {
+    format!("{}-{}c-{}g", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
+}
+
+impl Core {
+    /// Everything that could be offered. Machines of one kind are one share of ours; what sites below offer is passed on, once per origin and class.
+    fn upward(&self) -> BTreeMap<String, Upward> {
+        let mut out: BTreeMap<String, Upward> = BTreeMap::new();
+        for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
+            for (key, s) in &c.shares {
+                let used = self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
+                let room = if s.draining { 0 } else { s.window.saturating_sub(used) };
+                let mut share = s.clone();
+                share.path.push(self.me.site);
+                share.age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
+                if c.hop.kind == Kind::Agent {
+                    share.key = format!("{}/{}", self.me.name, machine_class(s));
+                    (share.origin, share.origin_name, share.path) = (self.me.site, self.me.name.clone(), vec![self.me.site]);
+                    share.slots_free = s.slots_total.min(s.window).saturating_sub(used);
+                    share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX);
+                    share.machines = 1;
+                }
+                match out.get_mut(&share.key) {
+                    None => _ = out.insert(share.key.clone(), Upward { share, room }),
+                    Some(e) if c.hop.kind == Kind::Agent && e.share.origin == self.me.site => {
+                        e.room += room;
+                        e.share.slots_total += share.slots_total;
+                        e.share.slots_free += share.slots_free;
+                        e.share.largest_free = e.share.largest_free.max(share.largest_free);
+                        e.share.machine_memory_bytes = e.share.machine_memory_bytes.min(share.machine_memory_bytes);
+                        e.share.machines += 1;
+                        e.share.age_ms = e.share.age_ms.min(share.age_ms);
+                        e.share.draining &= share.draining;
+                        e.share.fit_version += share.fit_version;
+                    }
+                    Some(e) if e.share.origin == share.origin => {
+                        e.room += room;
+                        e.share.merge(&share);
+                    }
+                    // Two origins of one name: the second is not told of; names are unique within a federation.
+                    Some(_) => {}
+                }
+            }
+        }
+        out
+    }
+
+    /// Slots that parents' tasks wait for here, by share.
+    fn queued_for_parents(&self) -> BTreeMap<String, u64> {
+        let mut out = BTreeMap::new();
+        for n in self.state.waiting.values().flatten() {
+            let Some(j) = self.state.jobs.get(n).filter(|j| j.parent.is_some()) else { continue };
+            for (up, tasks) in j.by_up(&j.queued) {
+                if let Some(e) = j.ups.get(&up) {
+                    *out.entry(e.share.to_string()).or_default() += e.cost * tasks.len();
+                }
+            }
+        }
+        out
+    }
+
+    /// The advert for each attached parent: filter by path, then divide.
+    fn adverts(&self) -> Vec<(SiteId, Vec<Share>, Vec<Hop>)> {
+        let upward = self.upward();
+        let queued = self.queued_for_parents();
+        let round_trip = self.parents.values().filter(|p| p.attached).map(|p| p.round_trip_ms).fold(0.0, f64::max);
+        let total: u64 = upward.values().map(|u| u.share.slots_total).sum();
+        let receivers: Vec<SiteId> = self.parents.iter().filter(|(_, p)| p.live).map(|(id, _)| *id).collect();
+        let mut shares: BTreeMap<SiteId, Vec<Share>> = receivers.iter().map(|r| (*r, Vec::new())).collect();
+        for (key, u) in &upward {
+            let seeing: Vec<SiteId> = receivers.iter().copied().filter(|r| u.share.visible_to(*r)).collect();
+            let ahead = lookahead(self.ended_rate, (round_trip + 5.0) / 1000.0) * u.share.slots_total / total.max(1);
+            let free = (u.room + ahead).saturating_sub(queued.get(key).copied().unwrap_or(0));
+            let parts: Vec<(u64, u64)> = seeing
+                .iter()
+                .map(|r| {
+                    let held = self.state.names.get_key_value(key.as_str()).and_then(|(k, ())| self.state.held_for.get(&(*r, k.clone())));
+                    let fitting = self.parents[r].demand.iter().filter(|(s, _)| u.share.fit(s) == intergrid_proto::share::Fit::Yes);
+                    (held.copied().unwrap_or(0), fitting.map(|(s, n)| u.share.cost(s).saturating_mul(*n)).sum())
+                })
+                .collect();
+            for (r, window) in seeing.iter().zip(divide_window(free, &parts)) {
+                let waiting = self.state.waiting.values().flatten().count() as u64;
+                let share = Share { window, credit_ms: CREDIT_MS, waiting, ..u.share.clone() };
+                if let Some(list) = shares.get_mut(r) {
+                    list.push(share);
+                }
+            }
+        }
+        let below = |r: &SiteId| {
+            let mut all: BTreeMap<SiteId, Hop> = BTreeMap::new();
+            for (id, c) in self.children.iter().filter(|(_, c)| c.attached && c.hop.kind != Kind::Agent) {
+                all.insert(*id, c.hop.clone());
+                all.extend(c.below.iter().map(|h| (h.site, h.clone())));
+            }
+            all.remove(r);
+            all.into_values().take(SITES_BELOW_MAX).collect::<Vec<_>>()
+        };
+        shares.into_iter().map(|(r, s)| (r, s, below(&r))).collect()
+    }
+
+    /// Tell parents what has changed: the first change at once, then at most one advert in `ADVERT_INTERVAL_MS`; repeated before credit runs out.
+    pub(super) fn flush_adverts(&mut self) {
+        let now = self.now.mono_ms;
+        let due = |p: &super::Parent| p.live && (p.advert.is_none() || now.saturating_sub(p.advert_ms) >= ADVERT_INTERVAL_MS);
+        if !self.advert_due || !self.parents.values().any(due) {
+            return;
+        }
+        self.advert_due = self.parents.values().any(|p| p.live && !due(p));
+        for (id, shares, below) in self.adverts() {
+            let Some(p) = self.parents.get_mut(&id).filter(|p| due(p)) else { continue };
+            if shares.len() > SHARES_MAX {
+                let text = format!("{} share classes are below, at most {SHARES_MAX} can be told to {}; merge machine classes", shares.len(), p.name);
+                if p.advert.as_ref().is_none_or(|a| !a.shares.is_empty()) {
+                    self.actions.push(Action::Warn(text));
+                    (p.advert, p.advert_ms) = (Some(Advert::default()), now);
+                }
+                continue;
+            }
+            let same = |a: &Advert| a.below == below && a.shares.len() == shares.len() && a.shares.iter().zip(&shares).all(|(a, b)| alike(a, b));
+            if p.advert.as_ref().is_some_and(same) && now.saturating_sub(p.advert_ms) < ADVERT_RENEW_MS {
+                continue;
+            }
+            p.advert_version += 1;
+            let advert = Advert { version: p.advert_version, shares, below };
+            (p.advert, p.advert_ms) = (Some(advert.clone()), now);
+            self.actions.push(Action::ToParent(id, Up::Advert(advert)));
+        }
+    }
+
+    /// Slots that this parent may still place on this share: as it was told.
+    pub(super) fn room_for(&self, parent: SiteId, share: &str) -> u64 {
+        let told = self.parents.get(&parent).and_then(|p| p.advert.as_ref()).and_then(|a| a.shares.iter().find(|s| s.key == share));
+        let held = self.state.names.get_key_value(share).and_then(|(k, ())| self.state.held_for.get(&(parent, k.clone()))).copied().unwrap_or(0);
+        told.map_or(0, |s| s.window).saturating_sub(held)
+    }
+
+    /// What one task of a shape counts for on a share that we have told of: the parent counts the same.
+    pub(super) fn cost_at(&self, share: &str, shape: &Shape) -> u64 {
+        let told = self.parents.values().filter_map(|p| p.advert.as_ref()).flat_map(|a| &a.shares).find(|s| s.key == share);
+        told.map_or(u64::from(shape.slots), |s| cost(shape, s.machine_slots, s.machine_memory_bytes)).max(1)
+    }
+
+    /// Tell children what we would use beyond what they have.
+    pub(super) fn flush_demand(&mut self) {
+        let now = self.now.mono_ms;
+        for (id, c) in self.children.iter_mut().filter(|(_, c)| c.attached && c.hop.kind != Kind::Agent) {
+            if c.demand != c.demand_told && now.saturating_sub(c.demand_ms) >= ADVERT_INTERVAL_MS {
+                (c.demand_told, c.demand_ms) = (c.demand.clone(), now);
+                self.actions.push(Action::ToChild(*id, Down::Demand(c.demand.clone())));
+            }
+        }
+    }
+}
+
+/// Equal in all that matters to a receiver.
+fn alike(a: &Share, b: &Share) -> bool {
+    let plain = |s: &Share| Share { age_ms: 0, ..s.clone() };
+    plain(a) == plain(b)
+}

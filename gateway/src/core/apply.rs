@@ -1,0 +1,461 @@
+//! How a change alters the state: the only place that does, alike when it happens and when it is replayed. An entity that a row has brought
+//! beyond a change's number is left alone. Derived values are kept up to date live, and computed anew after a load.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use intergrid_proto::link::Origin;
+use intergrid_proto::{BlobHash, Phase, SiteId, TaskSet};
+
+use super::change::{self, What};
+use super::state::*;
+
+/// What has to be written as a row at the next checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum RowKey {
+    Meta,
+    Job(u64),
+    Chunk(u64, u32),
+    Up(u64, u32),
+    Down(u64, u64),
+    Link(SiteId),
+    Child(SiteId),
+}
+
+/// Rows that lag behind the changes.
+pub type Dirty = BTreeSet<RowKey>;
+
+/// How a set of cells changes.
+struct CellChange<'a> {
+    phase: Phase,
+    f: &'a dyn Fn(&mut Cell, usize),
+    /// `f` does not look at the position, so that a chunk of equal cells stays one.
+    uniform: bool,
+}
+
+impl State {
+    /// Apply one change. `live`: derived values follow.
+    pub fn apply(&mut self, seq: u64, what: &What, dirty: &mut Dirty, live: bool) {
+        match what {
+            What::Born(b) => {
+                self.incarnation = b.incarnation;
+                dirty.insert(RowKey::Meta);
+            }
+            What::Job(j) => self.apply_job(seq, j, dirty),
+            What::Tasks(t) => self.apply_tasks(seq, t, dirty, live),
+            What::Want(w) => {
+                let want = change::want(&w.want);
+                match self.jobs.get_mut(&w.job) {
+                    Some(job) if seq > job.seq => {
+                        job.seq = seq;
+                        job.want = want;
+                        job.want_version += 1;
+                        dirty.insert(RowKey::Job(w.job));
+                    }
+                    Some(_) => {}
+                    None => {
+                        let id = change::site(&w.parent);
+                        let link = self.links.entry(id).or_default();
+                        if seq > link.wants_seq {
+                            link.wants_seq = seq;
+                            link.wants.insert(want.job, want);
+                            while link.wants.len() > super::limits::WANTS_UNKNOWN_MAX {
+                                link.wants.pop_first();
+                            }
+                            dirty.insert(RowKey::Link(id));
+                        }
+                    }
+                }
+            }
+            What::Placed(p) => self.apply_placed(seq, p, dirty, live),
+            What::Accepted(p) => {
+                if let Some(d) = self.jobs.get_mut(&p.job).and_then(|j| j.downs.get_mut(&p.number)).filter(|d| seq > d.seq) {
+                    (d.seq, d.accepted) = (seq, true);
+                    dirty.insert(RowKey::Down(p.job, p.number));
+                }
+            }
+            What::Ended(e) => {
+                let tasks = change::tasks(&e.tasks);
+                let phase = Phase::from_number(e.phase).unwrap_or(Phase::Failed);
+                self.leave_down(seq, e.job, e.number, &tasks, false, dirty, live);
+                let exit = |k: usize| intergrid_proto::link::at(&e.exit, k).unwrap_or(1025) as u16;
+                let f = |c: &mut Cell, k: usize| (c.exit, c.attempts) = (exit(k), e.attempts.min(255) as u8);
+                self.set_cells(seq, e.job, &tasks, CellChange { phase, f: &f, uniform: e.exit.len() <= 1 }, dirty, live);
+                self.leave_up(seq, e.job, &tasks, dirty, live);
+                if let Some(job) = self.jobs.get_mut(&e.job).filter(|j| seq > j.seq) {
+                    job.seq = seq;
+                    job.ended_ms = job.ended_ms.max(e.at_ms);
+                    if let Some(child) = SiteId::from_slice(&e.child) {
+                        *job.ended_at.entry(child).or_default() += tasks.len();
+                    }
+                    dirty.insert(RowKey::Job(e.job));
+                }
+                self.ended += tasks.len();
+            }
+            What::Requeued(r) | What::Fenced(r) => {
+                let tasks = change::tasks(&r.tasks);
+                self.leave_down(seq, r.job, r.number, &tasks, matches!(what, What::Fenced(_)), dirty, live);
+                let phase = if r.held { Phase::Held } else { Phase::Queued };
+                let f = |c: &mut Cell, _: usize| (c.down, c.attempts) = (0, r.attempts.min(255) as u8);
+                self.set_cells(seq, r.job, &tasks, CellChange { phase, f: &f, uniform: true }, dirty, live);
+            }
+            What::Stopped(s) => {
+                let tasks = change::tasks(&s.tasks);
+                if let Some(job) = self.jobs.get_mut(&s.job)
+                    && let Some(d) = job.downs.get_mut(&s.number).filter(|d| seq > d.seq)
+                {
+                    d.seq = seq;
+                    let gone = d.fenced.intersect(&tasks);
+                    d.fenced = d.fenced.subtract(&gone);
+                    let (child, share, slots) = (d.child, d.share.clone(), d.cost * gone.len());
+                    dirty.insert(RowKey::Down(s.job, s.number));
+                    self.outstanding_less(live, child, share, slots);
+                    self.drop_down_if_over(s.job, s.number);
+                }
+            }
+            What::GivenBack(g) => {
+                let tasks = change::tasks(&g.tasks);
+                self.leave_up(seq, g.job, &tasks, dirty, live);
+                self.set_absent(seq, g.job, &tasks, dirty, live);
+            }
+            What::Phase(p) => {
+                let tasks = change::tasks(&p.tasks);
+                let phase = Phase::from_number(p.phase).unwrap_or(Phase::Queued);
+                let f = |c: &mut Cell, _: usize| {
+                    if p.anew {
+                        c.attempts = 0;
+                    }
+                };
+                self.set_cells(seq, p.job, &tasks, CellChange { phase, f: &f, uniform: true }, dirty, live);
+            }
+            What::Cursor(c) => {
+                let id = change::site(&c.peer);
+                let cursor = self.cursors.entry(id).or_default();
+                if seq > cursor.seq {
+                    (cursor.seq, cursor.incarnation, cursor.sequence) = (seq, c.incarnation, c.number);
+                    dirty.insert(RowKey::Child(id));
+                }
+            }
+            What::Seen(c) => {
+                let id = change::site(&c.peer);
+                let link = self.links.entry(id).or_default();
+                if seq > link.seq {
+                    if link.peer_incarnation != c.incarnation {
+                        // Events and registers were for a store that is no more.
+                        link.outbox.clear();
+                        link.wants.clear();
+                    }
+                    (link.seq, link.peer_incarnation, link.seen) = (seq, c.incarnation, c.number);
+                    dirty.insert(RowKey::Link(id));
+                }
+            }
+            What::Emit(e) => {
+                let id = change::site(&e.parent);
+                let link = self.links.entry(id).or_default();
+                link.next = link.next.max(e.sequence);
+                if let Some(event) = e.event.clone().and_then(|e| e.try_into().ok())
+                    && e.sequence > link.acked
+                    && link.outbox.back().is_none_or(|b| b.0 < e.sequence)
+                {
+                    link.outbox.push_back((e.sequence, seq, e.at_ms, event));
+                }
+                dirty.insert(RowKey::Link(id));
+            }
+            What::Acked(c) => {
+                let id = change::site(&c.peer);
+                let link = self.links.entry(id).or_default();
+                link.acked = link.acked.max(c.number);
+                while link.outbox.front().is_some_and(|e| e.0 <= link.acked) {
+                    link.outbox.pop_front();
+                }
+                dirty.insert(RowKey::Link(id));
+            }
+        }
+    }
+
+    fn apply_job(&mut self, seq: u64, j: &change::JobNew, dirty: &mut Dirty) {
+        self.next_job = self.next_job.max(j.job);
+        dirty.insert(RowKey::Meta);
+        let Some(hash) = BlobHash::from_slice(&j.spec_hash) else { return };
+        let Some(spec) = self.specs.get(&hash).and_then(|s| s.upgrade()) else { return };
+        if self.jobs.contains_key(&j.job) {
+            return;
+        }
+        let origin = j.origin.clone().unwrap_or_default();
+        let parent = SiteId::from_slice(&j.parent);
+        let blank = Chunk { seq: 0, cells: Cells::Same(Cell::default()) };
+        let job = Job {
+            no: j.job,
+            seq,
+            parent,
+            parent_job: j.parent_job,
+            parent_incarnation: j.parent_incarnation,
+            key: j.key.clone(),
+            owner: change::site(&j.owner),
+            owner_name: j.owner_name.clone(),
+            origin: Origin { site: change::site(&origin.site), job: origin.job, principal: origin.principal },
+            spec_hash: hash,
+            spec,
+            size: j.size,
+            created_ms: j.created_ms,
+            ended_ms: 0,
+            route: j.route.iter().map(|s| change::site(s)).collect(),
+            hops_left: j.hops_left,
+            chain: j.chain.clone(),
+            want: Default::default(),
+            want_version: 0,
+            next_up: 0,
+            ups: Default::default(),
+            downs: Default::default(),
+            chunks: vec![blank; j.size.div_ceil(CHUNK_TASKS) as usize],
+            ended_at: Default::default(),
+            counts: {
+                let mut counts = [0; 11];
+                counts[0] = u64::from(j.size);
+                counts
+            },
+            queued: TaskSet::new(),
+            moved_ms: 0,
+            last_return: None,
+            first_failure: None,
+        };
+        self.index(&job);
+        self.jobs.insert(j.job, job);
+        dirty.insert(RowKey::Job(j.job));
+    }
+
+    /// Names by which a job is found.
+    pub fn index(&mut self, job: &Job) {
+        match job.parent {
+            Some(p) => _ = self.by_parent.insert((p, job.parent_incarnation, job.parent_job), job.no),
+            None => _ = self.by_key.insert((job.owner, job.key.clone()), job.no),
+        }
+    }
+
+    fn apply_tasks(&mut self, seq: u64, t: &change::TasksAdded, dirty: &mut Dirty, live: bool) {
+        let share = self.intern(&t.share);
+        let tasks = change::tasks(&t.tasks);
+        let Some(job) = self.jobs.get_mut(&t.job) else { return };
+        // A placement that is added in several changes is one entry.
+        let up = match job.ups.iter_mut().next_back() {
+            Some((ord, e)) if e.number == t.number => {
+                if seq > e.seq {
+                    (e.seq, e.open) = (seq, e.open + tasks.len());
+                }
+                *ord
+            }
+            _ => match job.ups.iter().find(|(_, e)| e.number == t.number) {
+                Some((ord, _)) => *ord,
+                None => {
+                    let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
+                    job.next_up = ord + 1;
+                    job.ups.insert(ord, UpEntry { seq, number: t.number, share: share.clone(), cost: t.cost, open: tasks.len() });
+                    ord
+                }
+            },
+        };
+        dirty.insert(RowKey::Up(t.job, up));
+        dirty.insert(RowKey::Job(t.job));
+        if live && let Some(parent) = job.parent {
+            *self.held_for.entry((parent, share)).or_default() += t.cost * tasks.len();
+        }
+        let f = |c: &mut Cell, _: usize| *c = Cell { phase: c.phase, attempts: t.attempts.min(255) as u8, exit: 0, up, down: 0 };
+        self.set_cells(seq, t.job, &tasks, CellChange { phase: Phase::Queued, f: &f, uniform: true }, dirty, live);
+    }
+
+    fn apply_placed(&mut self, seq: u64, p: &change::Placed, dirty: &mut Dirty, live: bool) {
+        self.next_number = self.next_number.max(p.number);
+        dirty.insert(RowKey::Meta);
+        let (child, share, tasks) = (change::site(&p.child), self.intern(&p.share), change::tasks(&p.tasks));
+        let cursor = self.cursors.entry(child).or_default();
+        if p.number > cursor.issued {
+            cursor.issued = p.number;
+            dirty.insert(RowKey::Child(child));
+        }
+        let Some(job) = self.jobs.get_mut(&p.job) else { return };
+        let entry =
+            DownEntry { seq, child, share: share.clone(), accepted: false, cost: p.cost, attempts: p.attempts, open: tasks.len(), fenced: TaskSet::new() };
+        job.downs.entry(p.number).or_insert(entry);
+        dirty.insert(RowKey::Down(p.job, p.number));
+        self.placed_on.entry(child).or_default().insert(p.number, p.job);
+        if live {
+            *self.outstanding.entry((child, share)).or_default() += p.cost * tasks.len();
+        }
+        let f = |c: &mut Cell, _: usize| c.down = p.number;
+        self.set_cells(seq, p.job, &tasks, CellChange { phase: Phase::Placed, f: &f, uniform: true }, dirty, live);
+    }
+
+    /// Tasks leave their current placement: ended, back, or fenced.
+    #[allow(clippy::too_many_arguments)]
+    fn leave_down(&mut self, seq: u64, job_no: u64, number: u64, tasks: &TaskSet, fence: bool, dirty: &mut Dirty, live: bool) {
+        let Some(job) = self.jobs.get_mut(&job_no) else { return };
+        let Some(d) = job.downs.get_mut(&number).filter(|d| seq > d.seq) else { return };
+        d.seq = seq;
+        d.open = d.open.saturating_sub(tasks.len());
+        dirty.insert(RowKey::Down(job_no, number));
+        if fence {
+            d.fenced = d.fenced.union(tasks);
+        } else {
+            let (child, share, slots) = (d.child, d.share.clone(), d.cost * tasks.len());
+            self.outstanding_less(live, child, share, slots);
+        }
+        self.drop_down_if_over(job_no, number);
+    }
+
+    fn drop_down_if_over(&mut self, job_no: u64, number: u64) {
+        let Some(job) = self.jobs.get_mut(&job_no) else { return };
+        if job.downs.get(&number).is_some_and(|d| d.open == 0 && d.fenced.is_empty())
+            && let Some(d) = job.downs.remove(&number)
+            && let Some(on) = self.placed_on.get_mut(&d.child)
+        {
+            on.remove(&number);
+        }
+    }
+
+    fn outstanding_less(&mut self, live: bool, child: SiteId, share: Arc<str>, slots: u64) {
+        if live && let Some(o) = self.outstanding.get_mut(&(child, share)) {
+            *o = o.saturating_sub(slots);
+        }
+    }
+
+    /// Tasks are no longer the parent's concern: ended or given back.
+    fn leave_up(&mut self, seq: u64, job_no: u64, tasks: &TaskSet, dirty: &mut Dirty, live: bool) {
+        let Some(job) = self.jobs.get_mut(&job_no) else { return };
+        let groups = if job.ups.len() == 1 {
+            job.ups.keys().map(|k| (*k, tasks.len())).collect::<Vec<_>>()
+        } else {
+            job.by_up(tasks).into_iter().map(|(k, t)| (k, t.len())).collect()
+        };
+        for (up, n) in groups {
+            let Some(e) = job.ups.get_mut(&up).filter(|e| seq > e.seq) else { continue };
+            (e.seq, e.open) = (seq, e.open.saturating_sub(n));
+            dirty.insert(RowKey::Up(job_no, up));
+            if live && let Some(parent) = job.parent && let Some(h) = self.held_for.get_mut(&(parent, e.share.clone())) {
+                *h = h.saturating_sub(e.cost * n);
+            }
+        }
+    }
+
+    fn set_absent(&mut self, seq: u64, job_no: u64, tasks: &TaskSet, dirty: &mut Dirty, live: bool) {
+        let Some(job) = self.jobs.get_mut(&job_no) else { return };
+        each_cell(job, seq, tasks, true, dirty, &|c, _| *c = Cell::default());
+        if live {
+            job.queued = job.queued.subtract(tasks);
+            self.requeue_index(job_no);
+        }
+    }
+
+    fn set_cells(&mut self, seq: u64, job_no: u64, tasks: &TaskSet, change: CellChange<'_>, dirty: &mut Dirty, live: bool) {
+        let Some(job) = self.jobs.get_mut(&job_no) else { return };
+        each_cell(job, seq, tasks, change.uniform, dirty, &|c, k| {
+            (change.f)(c, k);
+            c.phase = change.phase as u8;
+        });
+        if !live {
+            return;
+        }
+        match change.phase {
+            Phase::Queued => job.queued = job.queued.union(tasks),
+            _ => {
+                // The scheduler takes from the front: this is the common, cheap case.
+                job.queued = if job.queued.is_empty() { TaskSet::new() } else { job.queued.subtract(tasks) }
+            }
+        }
+        self.requeue_index(job_no);
+    }
+
+    /// Is the job in the queue of its shape?
+    fn requeue_index(&mut self, job_no: u64) {
+        let Some(job) = self.jobs.get(&job_no) else { return };
+        let queue = QueueKey::of(job);
+        if !job.queued.is_empty() {
+            self.waiting.entry(queue).or_default().insert(job_no);
+        } else if let Some(q) = self.waiting.get_mut(&queue) {
+            q.remove(&job_no);
+            if q.is_empty() {
+                self.waiting.remove(&queue);
+            }
+        }
+    }
+
+    /// After a load: everything that is derived.
+    pub fn derive(&mut self) {
+        self.outstanding.clear();
+        self.held_for.clear();
+        self.waiting.clear();
+        self.placed_on.clear();
+        let mut jobs = std::mem::take(&mut self.jobs);
+        for job in jobs.values_mut() {
+            self.index(job);
+            job.counts = [0; 11];
+            for (k, chunk) in job.chunks.iter().enumerate() {
+                let n = (job.size - k as u32 * CHUNK_TASKS).min(CHUNK_TASKS);
+                match &chunk.cells {
+                    Cells::Same(c) => job.counts[usize::from(c.phase.min(10))] += u64::from(n),
+                    Cells::Each(cells) => cells.iter().for_each(|c| job.counts[usize::from(c.phase.min(10))] += 1),
+                }
+            }
+            job.queued = job.select(&job.all(), |c| c.phase() == Some(Phase::Queued));
+            for (number, d) in &job.downs {
+                *self.outstanding.entry((d.child, d.share.clone())).or_default() += d.cost * (d.open + d.fenced.len());
+                self.placed_on.entry(d.child).or_default().insert(*number, job.no);
+            }
+            if let Some(parent) = job.parent {
+                for e in job.ups.values() {
+                    *self.held_for.entry((parent, e.share.clone())).or_default() += e.cost * e.open;
+                }
+            }
+            if !job.queued.is_empty() {
+                self.waiting.entry(QueueKey::of(job)).or_default().insert(job.no);
+            }
+        }
+        self.jobs = jobs;
+    }
+}
+
+/// Alter the cells of these tasks in chunks that are older than `seq`. The counts follow.
+fn each_cell(job: &mut Job, seq: u64, tasks: &TaskSet, uniform: bool, dirty: &mut Dirty, f: &dyn Fn(&mut Cell, usize)) {
+    let mut k = 0usize;
+    let size = job.size;
+    for r in tasks.ranges() {
+        let mut i = r.start;
+        while i < r.end.min(size) {
+            let at = i / CHUNK_TASKS;
+            let (first, to) = (at * CHUNK_TASKS, ((at + 1) * CHUNK_TASKS).min(r.end));
+            let len = (size - first).min(CHUNK_TASKS);
+            let n = to - i;
+            let chunk = &mut job.chunks[at as usize];
+            if seq > chunk.seq {
+                dirty.insert(RowKey::Chunk(job.no, at));
+                if uniform && n == len && matches!(chunk.cells, Cells::Same(_)) {
+                    if let Cells::Same(c) = &mut chunk.cells {
+                        job.counts[usize::from(c.phase)] -= u64::from(n);
+                        f(c, k);
+                        job.counts[usize::from(c.phase)] += u64::from(n);
+                    }
+                } else {
+                    if let Cells::Same(c) = chunk.cells {
+                        chunk.cells = Cells::Each(vec![c; len as usize].into());
+                    }
+                    if let Cells::Each(cells) = &mut chunk.cells {
+                        for (step, c) in cells[(i - first) as usize..(to - first) as usize].iter_mut().enumerate() {
+                            job.counts[usize::from(c.phase)] -= 1;
+                            f(c, k + step);
+                            job.counts[usize::from(c.phase)] += 1;
+                        }
+                    }
+                }
+            }
+            k += n as usize;
+            i = to;
+        }
+    }
+    // Only now: several ranges of one change may touch one chunk.
+    for r in tasks.ranges() {
+        for at in r.start / CHUNK_TASKS..=(r.end.min(size).max(1) - 1) / CHUNK_TASKS {
+            if let Some(c) = job.chunks.get_mut(at as usize) {
+                c.seq = c.seq.max(seq);
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Bounds of a site's engine; the unit is the last word. Those of the protocol are in `intergrid_proto::limits`.
+
+/// Registers kept for jobs that were never seen; beyond it the lowest job numbers are forgotten.
+pub const WANTS_UNKNOWN_MAX: usize = 4_096;
+/// Tasks of one placement.
+pub const PLACEMENT_TASKS_MAX: u64 = 4_096;
+/// Tasks of one change that carries an entry for each (exit, usage): keeps a record below the store's 64 KiB.
+pub const CHANGE_TASKS_MAX: u64 = 1_024;
+/// Ranges of one change.
+pub const CHANGE_RANGES_MAX: usize = 4_096;
+/// Changes after which rows are written and the log is cut.
+pub const CHECKPOINT_CHANGES: u64 = 20_000;
+/// Rows written with one commit while a checkpoint goes on.
+pub const CHECKPOINT_ROWS_PER_COMMIT: usize = 64;
+/// Events kept for a parent that does not acknowledge; beyond it he gets a resync.
+pub const OUTBOX_EVENTS_MAX: usize = 200_000;
+/// Events and tasks of one message to a parent.
+pub const EVENTS_PER_MESSAGE_MAX: usize = 512;
+/// See [`EVENTS_PER_MESSAGE_MAX`].
+pub const EVENT_TASKS_PER_MESSAGE_MAX: u64 = 32_768;
+/// Jobs with waiting tasks.
+pub const JOBS_WAITING_MAX: usize = 200_000;
+/// A task that a parent placed and that can't start is given back after this.
+pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
+/// A share that gave work back is left alone for so long; doubles up to the next.
+pub const BACK_OFF_MIN_MS: u64 = 50;
+/// See [`BACK_OFF_MIN_MS`].
+pub const BACK_OFF_MAX_MS: u64 = 60_000;
+/// Advertisements are repeated after this, so that credit does not run out.
+pub const ADVERT_RENEW_MS: u64 = 10_000;
+/// How often due things are looked for.
+pub const TICK_MS: u64 = 100;
+/// Changes that may wait for a commit that is due for another reason.
+pub const LAZY_CHANGES_MAX: usize = 64;

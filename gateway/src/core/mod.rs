@@ -1,0 +1,404 @@
+//! The engine's pure core: (state, input, now) -> changes and actions. No async, clock, random or I/O.
+//!
+//! Law: an action is performed only after every change recorded before it is durable. Everything durable is a change; what else the core holds
+//! (sessions, advertisements, hints) may be lost at any moment and is rebuilt from the peers. A restart is a load and nothing else: what is due is
+//! found again when peers attach.
+//!
+//! North (users and parents) is in `north`, south (children) in `south`, the pass that places waiting tasks in `schedule`, what parents are told in
+//! `advert`, what people are told in `view`.
+
+pub mod advert;
+pub mod apply;
+#[allow(missing_docs)] // Records: the enum above them says what each is.
+pub mod change;
+pub mod limits;
+mod north;
+pub mod rows;
+pub mod schedule;
+mod south;
+#[allow(missing_docs)] // Entities: their fields are named by the records.
+pub mod state;
+#[cfg(test)]
+mod tests;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use intergrid_proto::link::{Advert, Down, Ended, Event, EventKind, Hello, Hint, Hop, ResyncRange, Up, WantValue};
+use intergrid_proto::{BlobHash, Refusal, Shape, Share, SiteId, TaskSet, pb};
+use prost::Message;
+
+use crate::store::{Batch, Store, StoreError};
+use apply::{Dirty, RowKey};
+use change::{Change, What};
+use limits::*;
+use rows::pieces;
+use schedule::Policy;
+use state::{Spec, State};
+
+/// Both clocks of the shell. Time-outs use the monotonic one, records the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Now {
+    /// Milliseconds since some start; never jumps.
+    pub mono_ms: u64,
+    /// Milliseconds since 1970; may jump.
+    pub unix_ms: u64,
+}
+
+/// Who waits for a reply; the shell's.
+pub type Token = u64;
+
+/// What can happen to a site.
+#[derive(Debug)]
+pub enum Input {
+    /// A user submits. The spec is decoded, its blobs are here.
+    Submit { token: Token, owner: SiteId, owner_name: String, key: String, spec: Arc<Spec>, tasks: u32, hold: bool, chain: Vec<pb::ChainLink> },
+    /// A user wishes. None: all tasks.
+    SetWant { token: Token, job: u64, value: WantValue, tasks: Option<TaskSet> },
+    /// A parent's link is open.
+    ParentUp { parent: SiteId, name: String },
+    /// A parent says something.
+    ParentSays { parent: SiteId, message: Down },
+    /// A parent places for somebody for whom it may not act.
+    Denied { parent: SiteId, place: Box<intergrid_proto::link::Place>, reason: intergrid_proto::Reason },
+    /// A parent's link is gone.
+    ParentGone { parent: SiteId },
+    /// A child's first message.
+    ChildUp { child: SiteId, hello: Hello },
+    /// A child says something.
+    ChildSays { child: SiteId, message: Up },
+    /// A child's link is gone: why.
+    ChildGone { child: SiteId, why: String },
+    /// Time has passed.
+    Tick,
+}
+
+/// What the shell has to do, once the changes are durable.
+#[derive(Debug, PartialEq)]
+pub enum Action {
+    /// Answer a submission: job number, and whether it existed.
+    Submitted(Token, Result<(u64, bool), Refusal>),
+    /// Answer a wish: how many tasks it concerns.
+    Wanted(Token, Result<u64, Refusal>),
+    /// Send to a parent.
+    ToParent(SiteId, Up),
+    /// Send to a child.
+    ToChild(SiteId, Down),
+    /// A job's view has changed.
+    Changed(u64),
+    /// Write to the log.
+    Warn(String),
+}
+
+/// A child's session and what it last said.
+#[derive(Debug)]
+struct Child {
+    hop: Hop,
+    attached: bool,
+    /// When contact was lost, by the monotonic clock; from the start of this process for a child not yet seen.
+    lost_ms: u64,
+    why_lost: String,
+    shares: Vec<(Arc<str>, Share)>,
+    below: Vec<Hop>,
+    /// When it last advertised.
+    heard_ms: u64,
+    /// Specs that this session has carried.
+    specs: BTreeSet<BlobHash>,
+    /// Shares that gave work of a shape back: until when, and the last pause.
+    back_off: HashMap<(Arc<str>, Shape), (u64, u64, intergrid_proto::Reason)>,
+    resync: Vec<ResyncRange>,
+    demand: Vec<(Shape, u64)>,
+    demand_told: Vec<(Shape, u64)>,
+    demand_ms: u64,
+}
+
+/// A parent's session.
+#[derive(Debug)]
+struct Parent {
+    name: String,
+    attached: bool,
+    /// It has said hello: events may flow.
+    live: bool,
+    /// Highest event sequence sent in this session.
+    sent: u64,
+    sent_at: VecDeque<(u64, u64)>,
+    demand: Vec<(Shape, u64)>,
+    advert: Option<Advert>,
+    advert_ms: u64,
+    advert_version: u64,
+    /// Milliseconds from an event to its acknowledgement, smoothed.
+    round_trip_ms: f64,
+}
+
+/// The core of one site.
+pub struct Core {
+    me: Hop,
+    state: State,
+    policy: Box<dyn Policy>,
+    now: Now,
+    started_ms: u64,
+    next_change: u64,
+    children: BTreeMap<SiteId, Child>,
+    parents: BTreeMap<SiteId, Parent>,
+    /// Slots ended a second, smoothed, and the count at the last look.
+    ended_rate: f64,
+    ended_seen: (u64, u64),
+    hints: Vec<(SiteId, Hint)>,
+    batch: Batch,
+    urgent: bool,
+    actions: Vec<Action>,
+    changed: BTreeSet<u64>,
+    wants_due: BTreeSet<u64>,
+    schedule_due: bool,
+    advert_due: bool,
+    dirty: Dirty,
+    changes_since_checkpoint: u64,
+    checkpoint: Option<(u64, Dirty)>,
+    jobs_waiting_max: usize,
+}
+
+/// What one turn of the shell has to commit, and then do.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To be committed first.
+    pub batch: Batch,
+    /// Then to be done, in order.
+    pub actions: Vec<Action>,
+}
+
+impl Core {
+    /// Load from a store; `fresh` is the incarnation to take where the store is new (random, not 0).
+    pub fn load(me: Hop, store: &dyn Store, policy: Box<dyn Policy>, now: Now, fresh: u64) -> Result<Core, StoreError> {
+        let (state, dirty, next_change) = State::load(store)?;
+        let mut core = Core {
+            me,
+            state,
+            policy,
+            now,
+            started_ms: now.mono_ms,
+            next_change,
+            children: BTreeMap::new(),
+            parents: BTreeMap::new(),
+            ended_rate: 0.0,
+            ended_seen: (now.mono_ms, 0),
+            hints: Vec::new(),
+            batch: Batch::default(),
+            urgent: false,
+            actions: Vec::new(),
+            changed: BTreeSet::new(),
+            wants_due: BTreeSet::new(),
+            schedule_due: true,
+            advert_due: true,
+            changes_since_checkpoint: dirty.len() as u64,
+            dirty,
+            checkpoint: None,
+            jobs_waiting_max: JOBS_WAITING_MAX,
+        };
+        if core.state.incarnation == 0 {
+            core.record(What::Born(change::Born { incarnation: fresh.max(1) }));
+        }
+        Ok(core)
+    }
+
+    /// This site.
+    pub fn me(&self) -> &Hop {
+        &self.me
+    }
+
+    /// What is known; for reading.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Take one input.
+    pub fn step(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::Submit { token, owner, owner_name, key, spec, tasks, hold, chain } => {
+                let answer = self.submit(owner, owner_name, key, spec, tasks, hold, chain);
+                self.actions.push(Action::Submitted(token, answer));
+            }
+            Input::SetWant { token, job, value, tasks } => {
+                let answer = self.user_wants(job, value, tasks);
+                self.actions.push(Action::Wanted(token, answer));
+            }
+            Input::ParentUp { parent, name } => self.parent_up(parent, name),
+            Input::ParentSays { parent, message } => self.parent_says(parent, message),
+            Input::Denied { parent, place, reason } => self.deny(parent, *place, reason),
+            Input::ParentGone { parent } => self.parent_gone(parent),
+            Input::ChildUp { child, hello } => self.child_up(child, hello),
+            Input::ChildSays { child, message } => self.child_says(child, message),
+            Input::ChildGone { child, why } => self.child_gone(child, why),
+            Input::Tick => self.tick(),
+        }
+    }
+
+    /// End of a turn: place what can be placed, tell parents, checkpoint; then what is to be committed and done.
+    pub fn turn(&mut self, now: Now) -> Output {
+        self.now = now;
+        if std::mem::take(&mut self.schedule_due) {
+            self.schedule();
+        }
+        for job in std::mem::take(&mut self.wants_due) {
+            self.send_wants(job);
+        }
+        self.flush_events();
+        self.flush_hints();
+        self.flush_adverts();
+        self.flush_demand();
+        self.write_checkpoint();
+        for job in std::mem::take(&mut self.changed) {
+            self.actions.push(Action::Changed(job));
+        }
+        let actions = std::mem::take(&mut self.actions);
+        if !self.urgent && self.batch.rows.is_empty() && self.batch.truncate_below.is_none() && self.batch.changes.len() < LAZY_CHANGES_MAX {
+            return Output { batch: Batch::default(), actions };
+        }
+        self.urgent = false;
+        Output { batch: std::mem::take(&mut self.batch), actions }
+    }
+
+    fn record(&mut self, what: What) -> u64 {
+        let seq = self.next_change;
+        self.next_change += 1;
+        self.changes_since_checkpoint += 1;
+        // That a parent has acknowledged may be forgotten without harm (he says it again): no commit for it alone.
+        self.urgent |= !matches!(what, What::Acked(_));
+        self.state.apply(seq, &what, &mut self.dirty, true);
+        self.batch.changes.push((seq, Change { what: Some(what) }.encode_to_vec()));
+        seq
+    }
+
+    fn emit(&mut self, parent: SiteId, event: Event) {
+        let sequence = self.state.links.entry(parent).or_default().next + 1;
+        let (parent, event, at_ms) = (parent.0.to_vec(), Some(event.into()), self.now.unix_ms);
+        self.record(What::Emit(change::Emit { parent, sequence, event, at_ms }));
+    }
+
+    /// Tell the job's parent, placement by placement, something about tasks of it.
+    fn emit_for(&mut self, job: u64, tasks: &TaskSet, what: &dyn Fn(&TaskSet) -> EventKind) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(parent) = j.parent else { return };
+        if self.state.links.get(&parent).is_none_or(|l| l.peer_incarnation != j.parent_incarnation) {
+            return; // Orphaned: the parent that placed it has lost its store.
+        }
+        let groups: Vec<(u64, TaskSet)> =
+            j.by_up(tasks).into_iter().filter_map(|(up, t)| j.ups.get(&up).map(|e| (e.number, t))).collect();
+        let parent_job = j.parent_job;
+        for (number, tasks) in groups {
+            let what = what(&tasks);
+            self.emit(parent, Event { of: intergrid_proto::link::Attempts { number, job: parent_job, tasks }, what });
+        }
+    }
+
+    fn history(&mut self, job: u64, entry: pb::HistoryEntry) {
+        let key = rows::history_key(job, self.next_change + self.batch.rows.len() as u64);
+        // `age_ms` holds the moment while it is stored.
+        let entry = pb::HistoryEntry { age_ms: self.now.unix_ms, ..entry };
+        self.batch.rows.push((key, Some(entry.encode_to_vec())));
+    }
+
+    /// Tasks are over: the change, history, and word to the parent. `number` 0: they were not placed.
+    fn finish(&mut self, job: u64, number: u64, child: Option<Hop>, tasks: &TaskSet, ended: &Ended) {
+        let whole = tasks;
+        for tasks in pieces(whole, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX) {
+            let part = ended.select(whole, &tasks);
+            let entry = pb::HistoryEntry {
+                number,
+                tasks: Some(intergrid_proto::convert::tasks_out(&tasks)),
+                ended: Some(part.clone().into()),
+                child: child.clone().map(Into::into),
+                ..Default::default()
+            };
+            self.history(job, entry);
+            let mut up = part.clone();
+            up.route.push(self.me.clone());
+            up.lost = false;
+            self.emit_for(job, &tasks, &|t| EventKind::Ended(up.select(&tasks, t)));
+            let (phase, at_ms) = (part.phase as i32, self.now.unix_ms);
+            let of = child.as_ref().map(|c| c.site.0.to_vec()).unwrap_or_default();
+            let (tasks, exit, attempts) = (tasks.to_runs(), part.exit, part.attempts);
+            self.record(What::Ended(change::TasksEnded { job, number, tasks, phase, exit, attempts, at_ms, child: of }));
+        }
+        if let Some(j) = self.state.jobs.get_mut(&job)
+            && j.first_failure.is_none()
+        {
+            j.first_failure = ended.reason.clone();
+        }
+        self.changed.insert(job);
+        self.schedule_due = true;
+        self.advert_due = true;
+    }
+
+    /// An attempt that changes no phase any more: history and usage, here and above.
+    fn note_stale(&mut self, job: u64, number: u64, child: Option<Hop>, tasks: &TaskSet, ended: &Ended) {
+        for part in pieces(tasks, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX) {
+            let mut e = ended.select(tasks, &part);
+            e.stale = true;
+            let entry = pb::HistoryEntry {
+                number,
+                tasks: Some(intergrid_proto::convert::tasks_out(&part)),
+                ended: Some(e.clone().into()),
+                child: child.clone().map(Into::into),
+                stale: true,
+                ..Default::default()
+            };
+            self.history(job, entry);
+            e.route.push(self.me.clone());
+            self.emit_for(job, &part, &|t| EventKind::Ended(e.select(&part, t)));
+        }
+    }
+
+    fn tick(&mut self) {
+        let (at, seen) = self.ended_seen;
+        let passed = self.now.mono_ms.saturating_sub(at);
+        if passed >= 200 {
+            let rate = (self.state.ended - seen) as f64 * 1000.0 / passed as f64;
+            self.ended_rate = if rate > self.ended_rate { rate } else { 0.7 * self.ended_rate + 0.3 * rate };
+            self.ended_seen = (self.now.mono_ms, self.state.ended);
+        }
+        self.fence_lost();
+        self.give_back_stuck();
+        if !self.state.waiting.is_empty() {
+            // Pauses run out.
+            self.schedule_due = true;
+        }
+        self.advert_due = true;
+    }
+
+    fn write_checkpoint(&mut self) {
+        if self.checkpoint.is_none() {
+            if self.changes_since_checkpoint < CHECKPOINT_CHANGES {
+                return;
+            }
+            self.changes_since_checkpoint = 0;
+            let mut todo = std::mem::take(&mut self.dirty);
+            todo.insert(RowKey::Meta);
+            self.checkpoint = Some((self.next_change, todo));
+        }
+        let Some((from, mut todo)) = self.checkpoint.take() else { return };
+        for _ in 0..CHECKPOINT_ROWS_PER_COMMIT {
+            let Some(k) = todo.pop_first() else { break };
+            self.batch.rows.push((k.bytes(), self.state.row(k, self.next_change)));
+        }
+        if !todo.is_empty() {
+            self.checkpoint = Some((from, todo));
+            return;
+        }
+        // What a parent has not acknowledged stays in the log, within bounds; beyond them it gets a resync.
+        let mut below = from;
+        for link in self.state.links.values_mut() {
+            while link.outbox.len() > OUTBOX_EVENTS_MAX {
+                link.outbox.pop_front();
+            }
+            below = below.min(link.outbox.front().map_or(from, |e| e.1));
+        }
+        self.batch.truncate_below = Some(below);
+    }
+
+    /// A checkpoint is under way: turns should go on although nothing happens.
+    pub fn is_checkpointing(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+}

@@ -1,0 +1,573 @@
+//! Northward: users and parents. A user's submission and a parent's placement do the same thing: tasks arrive.
+
+use std::sync::Arc;
+
+use intergrid_proto::limits::*;
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Origin, Place, Resync, ResyncRange, Up, Want, WantValue};
+use intergrid_proto::share::Fit;
+use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
+
+use super::change::{self, What};
+use super::limits::*;
+use super::rows::{origin_out, pieces, spec_key};
+use super::state::Spec;
+use super::{Action, Core, Parent};
+
+impl Core {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn submit(
+        &mut self,
+        owner: SiteId,
+        owner_name: String,
+        key: String,
+        spec: Arc<Spec>,
+        tasks: u32,
+        hold: bool,
+        chain: Vec<pb::ChainLink>,
+    ) -> Result<(u64, bool), Refusal> {
+        let hash = BlobHash::of(&spec.bytes);
+        if let Some(job) = self.state.by_key.get(&(owner, key.clone())).and_then(|n| self.state.jobs.get(n)) {
+            if job.spec_hash == hash && job.size == tasks {
+                return Ok((job.no, true));
+            }
+            let message = format!("the key {key:?} belongs to job {}, which has another spec or number of tasks", JobNo(job.no));
+            return Err(Refusal::new(RefusalKind::Conflict, message).remedy("use a new key for a new job"));
+        }
+        if self.state.waiting.values().map(|q| q.len()).sum::<usize>() >= self.jobs_waiting_max {
+            let message = format!("{} jobs wait here already", self.jobs_waiting_max);
+            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("submit one array instead of many jobs, or wait"));
+        }
+        let job = self.state.next_job + 1;
+        let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };
+        self.new_job(job, None, 0, key, owner, owner_name, &origin, hash, spec, tasks, vec![self.me.site], HOPS_MAX, chain);
+        self.record(What::Tasks(change::TasksAdded {
+            job,
+            number: 0,
+            share: String::new(),
+            tasks: TaskSet::range(0..tasks).to_runs(),
+            attempts: 0,
+            cost: 0,
+        }));
+        if hold {
+            self.user_wants(job, WantValue::Hold, None)?;
+        }
+        self.arrived(job);
+        Ok((job, false))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn new_job(
+        &mut self,
+        job: u64,
+        parent: Option<SiteId>,
+        parent_job: u64,
+        key: String,
+        owner: SiteId,
+        owner_name: String,
+        origin: &Origin,
+        hash: BlobHash,
+        spec: Arc<Spec>,
+        size: u32,
+        route: Vec<SiteId>,
+        hops_left: u32,
+        chain: Vec<pb::ChainLink>,
+    ) {
+        if self.state.specs.get(&hash).is_none_or(|s| s.strong_count() == 0) {
+            self.batch.rows.push((spec_key(hash), Some(spec.bytes.clone())));
+            self.state.specs.insert(hash, Arc::downgrade(&spec));
+        }
+        self.record(What::Job(change::JobNew {
+            job,
+            parent: parent.map(|p| p.0.to_vec()).unwrap_or_default(),
+            parent_job,
+            key,
+            owner: owner.0.to_vec(),
+            owner_name,
+            parent_incarnation: parent.and_then(|p| self.state.links.get(&p)).map_or(0, |l| l.peer_incarnation),
+            origin: Some(origin_out(origin)),
+            spec_hash: hash.0.to_vec(),
+            size,
+            created_ms: self.now.unix_ms,
+            route: route.iter().map(|s| s.0.to_vec()).collect(),
+            hops_left,
+            chain,
+        }));
+        drop(spec);
+    }
+
+    /// Tasks have come to wait here.
+    fn arrived(&mut self, job: u64) {
+        if let Some(j) = self.state.jobs.get_mut(&job) {
+            j.moved_ms = self.now.mono_ms;
+        }
+        self.changed.insert(job);
+        self.schedule_due = true;
+        self.advert_due = true;
+    }
+
+    pub(super) fn user_wants(&mut self, job: u64, value: WantValue, tasks: Option<TaskSet>) -> Result<u64, Refusal> {
+        let unknown = || Refusal::new(RefusalKind::NotFound, format!("no job {} here", JobNo(job)));
+        let j = self.state.jobs.get(&job).ok_or_else(unknown)?;
+        if let Some(parent) = j.parent {
+            let name = self.state.links.get(&parent).map_or("", |l| l.name.as_str()).to_string();
+            let message = format!("job {} was placed here by {name}, as its job {}", JobNo(job), j.origin.job);
+            return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("ask where it was submitted"));
+        }
+        let tasks = tasks.unwrap_or_else(|| j.all()).intersect(&j.all());
+        let open = j.select(&tasks, |c| c.phase().is_some_and(|p| !p.is_terminal()));
+        if open.is_empty() {
+            return Ok(0);
+        }
+        let mut want = j.want.clone();
+        (want.job, want.version) = (job, want.version + 1);
+        let cancelled = want.tasks(WantValue::Cancel, &open);
+        // A cancel is never taken back.
+        let open = if value == WantValue::Cancel { open } else { open.subtract(&cancelled) };
+        want.set(value, &open);
+        self.record(What::Want(change::WantSet { job, parent: Vec::new(), want: Some(want.into()) }));
+        if value == WantValue::Run {
+            let held = self.state.jobs[&job].select(&open, |c| c.phase() == Some(Phase::Held) && c.down == 0);
+            self.set_phase(job, &held, Phase::Queued, true);
+        }
+        self.enforce_want(job);
+        Ok(open.len())
+    }
+
+    fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
+        for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
+            if !t.is_empty() {
+                self.record(What::Phase(change::PhaseSet { job, tasks: t.to_runs(), phase: phase as i32, anew }));
+            }
+        }
+        self.changed.insert(job);
+        self.schedule_due = true;
+    }
+
+    /// Make the tasks that are here do what is wished; what is below is told by `send_wants`.
+    fn enforce_want(&mut self, job: u64) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let (all, want, attempts_max) = (j.all(), j.want.clone(), j.spec.parsed.attempts_max);
+        let here = |t: &TaskSet| j.select(t, |c| c.down == 0 && matches!(c.phase(), Some(Phase::Queued | Phase::Held)));
+        let cancel = here(&want.tasks(WantValue::Cancel, &all));
+        let give_back = if j.parent.is_some() { here(&want.tasks(WantValue::Return, &all)) } else { TaskSet::new() };
+        let hold = j.select(&want.tasks(WantValue::Hold, &all), |c| c.phase() == Some(Phase::Queued));
+        let run = want.tasks(WantValue::Run, &all);
+        let release = j.select(&run, |c| c.phase() == Some(Phase::Held) && c.down == 0 && u32::from(c.attempts) < attempts_max);
+        if !cancel.is_empty() {
+            let reason = Reason::new(ReasonKind::CancelledByUser, "cancelled before it was started");
+            self.finish_by_attempts(job, &cancel, |a| Ended::not_started(Phase::Cancelled, reason.clone(), a));
+        }
+        if !give_back.is_empty() {
+            self.give_back(job, &give_back, Reason::new(ReasonKind::AskedBack, "the parent asked for it back"));
+        }
+        self.set_phase_and_tell(job, &hold, Phase::Held);
+        self.set_phase_and_tell(job, &release, Phase::Queued);
+        self.wants_due.insert(job);
+    }
+
+    fn set_phase_and_tell(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {
+        if tasks.is_empty() {
+            return;
+        }
+        self.set_phase(job, tasks, phase, false);
+        let held = Reason::new(ReasonKind::HeldByUser, "on hold");
+        self.emit_for(job, tasks, &|_| match phase {
+            Phase::Held => EventKind::Held(held.clone()),
+            _ => EventKind::Released,
+        });
+    }
+
+    /// End waiting tasks, those with equal attempts together.
+    pub(super) fn finish_by_attempts(&mut self, job: u64, tasks: &TaskSet, ended: impl Fn(u32) -> Ended) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let groups: Vec<(u32, TaskSet)> = (0..=u8::MAX)
+            .scan(tasks.clone(), |rest, a| {
+                (!rest.is_empty()).then(|| {
+                    let t = j.select(rest, |c| c.attempts == a);
+                    *rest = rest.subtract(&t);
+                    (u32::from(a), t)
+                })
+            })
+            .filter(|(_, t)| !t.is_empty())
+            .collect();
+        for (a, t) in groups {
+            self.finish(job, 0, None, &t, &ended(a));
+        }
+    }
+
+    /// Waiting tasks go back to the parent that placed them.
+    pub(super) fn give_back(&mut self, job: u64, tasks: &TaskSet, reason: Reason) {
+        for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
+            self.emit_for(job, &t, &|_| EventKind::Returned(reason.clone()));
+            self.record(What::GivenBack(change::OfPlacement { job, number: 0, tasks: t.to_runs() }));
+        }
+        self.changed.insert(job);
+        self.advert_due = true;
+    }
+
+    /// A parent's tasks that can't start here within a while go back: nothing is queued silently.
+    pub(super) fn give_back_stuck(&mut self) {
+        let now = self.now.mono_ms;
+        let stuck: Vec<(u64, TaskSet)> = self
+            .state
+            .waiting
+            .values()
+            .flatten()
+            .filter_map(|n| self.state.jobs.get(n))
+            .filter(|j| j.parent.is_some() && now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS)
+            .map(|j| (j.no, j.queued.clone()))
+            .collect();
+        for (job, tasks) in stuck {
+            let reason = self.why_waiting(job);
+            self.give_back(job, &tasks, Reason::new(ReasonKind::OverCredit, "could not be started here in time").because(vec![reason]));
+        }
+    }
+
+    pub(super) fn parent_up(&mut self, parent: SiteId, name: String) {
+        self.state.links.entry(parent).or_default().name = name.clone();
+        self.dirty.insert(super::RowKey::Link(parent));
+        let round_trip_ms = self.parents.get(&parent).map_or(10.0, |p| p.round_trip_ms);
+        let fresh = Parent {
+            name,
+            attached: true,
+            live: false,
+            sent: 0,
+            sent_at: Default::default(),
+            demand: Vec::new(),
+            advert: None,
+            advert_ms: 0,
+            advert_version: 0,
+            round_trip_ms,
+        };
+        self.parents.insert(parent, fresh);
+        let link = &self.state.links[&parent];
+        let hello = Hello {
+            hop: self.me.clone(),
+            incarnation: self.state.incarnation,
+            peer_incarnation: link.peer_incarnation,
+            peer_sequence: 0,
+            peer_placement: link.seen,
+            placement: 0,
+            sequence_low: link.outbox.front().map_or(link.next + 1, |e| e.0),
+            sequence_high: link.next,
+            machine: Vec::new(),
+        };
+        self.actions.push(Action::ToParent(parent, Up::Hello(hello)));
+    }
+
+    pub(super) fn parent_gone(&mut self, parent: SiteId) {
+        if let Some(p) = self.parents.get_mut(&parent) {
+            (p.attached, p.live) = (false, false);
+        }
+        self.advert_due = true;
+    }
+
+    pub(super) fn parent_says(&mut self, parent: SiteId, message: Down) {
+        match message {
+            Down::Hello(h) => self.parent_hello(parent, h),
+            Down::Place(p) => self.place(parent, *p),
+            Down::Want(w) => self.parent_wants(parent, w),
+            Down::Ack { incarnation, sequence } => self.parent_acks(parent, incarnation, sequence),
+            Down::Stale(list) => {
+                for a in list {
+                    self.stop_stale(parent, a);
+                }
+            }
+            Down::Demand(d) => {
+                if let Some(p) = self.parents.get_mut(&parent) {
+                    p.demand = d;
+                }
+                self.advert_due = true;
+            }
+            Down::Resync => self.resync_parent(parent),
+            // What a parent holds open decides nothing here yet: a child never kills because a parent does not know a job.
+            Down::Open(_) => {}
+        }
+    }
+
+    /// Its cursor: events go on from there, or the full state first where they are no longer kept.
+    fn parent_hello(&mut self, parent: SiteId, h: Hello) {
+        let link = self.state.links.entry(parent).or_default();
+        let low = link.outbox.front().map_or(link.next + 1, |e| e.0);
+        let fits = h.peer_incarnation == self.state.incarnation && h.peer_sequence <= link.next;
+        let (sent, resync) = match fits {
+            true if h.peer_sequence + 1 >= low => (h.peer_sequence, false),
+            _ => (link.next, h.peer_incarnation != 0 || link.next > 0),
+        };
+        let known = link.peer_incarnation;
+        if known != h.incarnation {
+            // A new parent, or one that has lost its store: its numbers begin anew. What it placed before runs on, orphaned.
+            if known != 0 {
+                self.actions.push(Action::Warn(format!("parent {} has a new store (incarnation {known} -> {})", h.hop.name, h.incarnation)));
+            }
+            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: 0 }));
+        }
+        if let Some(p) = self.parents.get_mut(&parent) {
+            (p.live, p.sent) = (true, sent);
+        }
+        if fits && h.peer_sequence > 0 {
+            self.parent_acks(parent, h.peer_incarnation, h.peer_sequence);
+        }
+        if resync {
+            self.resync_parent(parent);
+        }
+        self.repeat_hints(parent);
+        self.advert_due = true;
+    }
+
+    /// All that this parent has placed here, by phase. Ends are told again from the state; their usage is in the history of this site.
+    fn resync_parent(&mut self, parent: SiteId) {
+        let mut ranges = Vec::new();
+        let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+        for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == now) {
+            for (ord, e) in &j.ups {
+                let mine = j.select(&j.all(), |c| c.up == *ord && c.phase != 0);
+                for phase in Phase::ALL {
+                    let tasks = j.select(&mine, |c| c.phase() == Some(phase));
+                    for tasks in pieces(&tasks, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX).into_iter().filter(|t| !t.is_empty()) {
+                        let ended = phase.is_terminal().then(|| {
+                            let exit = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
+                            let reason = (phase != Phase::Done).then(|| {
+                                j.first_failure.clone().unwrap_or_else(|| Reason::new(ReasonKind::ExitUnknown, "told again from the state"))
+                            });
+                            let attempts = tasks.first().map_or(0, |t| u32::from(j.cell(t).attempts));
+                            let route = vec![self.me.clone()];
+                            let lists = Ended::not_started(phase, Reason::new(ReasonKind::ExitUnknown, ""), attempts);
+                            Ended { exit, reason, route, ..lists }
+                        });
+                        ranges.push(ResyncRange { of: Attempts { number: e.number, job: j.parent_job, tasks }, phase, ended });
+                    }
+                }
+            }
+        }
+        let sequence = self.state.links.get(&parent).map_or(0, |l| l.next);
+        let incarnation = self.state.incarnation;
+        let mut parts: Vec<Vec<ResyncRange>> = ranges.chunks(EVENTS_PER_MESSAGE_MAX / 16).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let n = parts.len();
+        for (k, ranges) in parts.into_iter().enumerate() {
+            self.actions.push(Action::ToParent(parent, Up::Resync(Resync { incarnation, sequence, ranges, last: k + 1 == n })));
+        }
+        if let Some(p) = self.parents.get_mut(&parent) {
+            p.sent = sequence;
+        }
+    }
+
+    fn parent_acks(&mut self, parent: SiteId, incarnation: u64, sequence: u64) {
+        let link = self.state.links.entry(parent).or_default();
+        if incarnation != self.state.incarnation || sequence <= link.acked || sequence > link.next {
+            return;
+        }
+        if let Some(p) = self.parents.get_mut(&parent) {
+            while let Some((s, at)) = p.sent_at.front().copied().filter(|(s, _)| *s <= sequence) {
+                p.sent_at.pop_front();
+                if s == sequence || p.sent_at.is_empty() {
+                    p.round_trip_ms = 0.8 * p.round_trip_ms + 0.2 * (self.now.mono_ms.saturating_sub(at)) as f64;
+                }
+            }
+        }
+        self.record(What::Acked(change::Cursor { peer: parent.0.to_vec(), incarnation, number: sequence }));
+    }
+
+    /// Is this placement new? Its number is seen from here on.
+    fn see(&mut self, parent: SiteId, number: u64) -> Option<u64> {
+        let link = self.state.links.entry(parent).or_default();
+        let incarnation = link.peer_incarnation;
+        if number <= link.seen {
+            return None;
+        }
+        self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number }));
+        Some(incarnation)
+    }
+
+    pub(super) fn deny(&mut self, parent: SiteId, p: Place, reason: Reason) {
+        if self.see(parent, p.number).is_some() {
+            let of = Attempts { number: p.number, job: p.job, tasks: p.tasks };
+            self.emit(parent, Event { of, what: EventKind::Returned(reason) });
+        }
+    }
+
+    fn place(&mut self, parent: SiteId, p: Place) {
+        let Some(incarnation) = self.see(parent, p.number) else { return };
+        let of = |tasks: &TaskSet| Attempts { number: p.number, job: p.job, tasks: tasks.clone() };
+        let spec = match self.admit(&p) {
+            Ok(spec) => spec,
+            Err(reason) => return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) }),
+        };
+        let job = match self.state.by_parent.get(&(parent, incarnation, p.job)) {
+            Some(n) => *n,
+            None => {
+                let n = self.state.next_job + 1;
+                let mut route = p.route.clone();
+                route.push(self.me.site);
+                let key = String::new();
+                let owner_name = p.origin.principal.clone();
+                let hops = p.hops_left.saturating_sub(1);
+                let spec = spec.clone();
+                self.new_job(n, Some(parent), p.job, key, parent, owner_name, &p.origin, p.spec_hash, spec, p.array_size, route, hops, p.chain.clone());
+                if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).cloned() {
+                    self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
+                }
+                n
+            }
+        };
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        if j.spec_hash != p.spec_hash || j.size != p.array_size {
+            let reason = Reason::new(ReasonKind::InvalidSpec, format!("job {} came here before with another spec", p.origin.job));
+            return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) });
+        }
+        let busy = j.select(&p.tasks, |c| c.phase().is_some_and(|p| !p.is_terminal()));
+        let stopping = j.downs.values().fold(busy, |acc, d| acc.union(&d.fenced.intersect(&p.tasks)));
+        let mut tasks = p.tasks.subtract(&stopping);
+        let cost = self.cost_at(&p.share, &spec.parsed.shape);
+        let room = self.room_for(parent, &p.share) / cost.max(1);
+        let kept = tasks.take_first(room);
+        let kept_len = kept.len();
+        if !stopping.is_empty() {
+            let reason = Reason::new(ReasonKind::StillStopping, "an older attempt of it has not stopped here yet");
+            self.emit(parent, Event { of: of(&stopping), what: EventKind::Returned(reason) });
+        }
+        if !tasks.is_empty() {
+            let reason = Reason::new(ReasonKind::OverCredit, format!("{kept_len} of {} tasks fit the credit", p.tasks.len()));
+            self.emit(parent, Event { of: of(&tasks), what: EventKind::Returned(reason) });
+        }
+        if !kept.is_empty() {
+            for t in pieces(&kept, u64::MAX, CHANGE_RANGES_MAX) {
+                let (share, attempts) = (p.share.clone(), p.attempts);
+                self.record(What::Tasks(change::TasksAdded { job, number: p.number, share, tasks: t.to_runs(), attempts, cost }));
+            }
+            self.emit(parent, Event { of: of(&kept), what: EventKind::Accepted });
+        }
+        self.take_want(job, p.want, &kept);
+        if change::wishes(&self.state.jobs[&job].want) {
+            self.enforce_want(job);
+        }
+        self.arrived(job);
+    }
+
+    /// May this come in at all? The spec, or why not.
+    fn admit(&mut self, p: &Place) -> Result<Arc<Spec>, Reason> {
+        if p.route.contains(&self.me.site) || p.origin.site == self.me.site {
+            return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} already", self.me.name)));
+        }
+        if p.route.len() > HOPS_MAX as usize || p.hops_left == 0 {
+            return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} sites, at most {HOPS_MAX} are allowed", p.route.len())));
+        }
+        let known = self.state.specs.get(&p.spec_hash).and_then(|s| s.upgrade());
+        let spec = match known {
+            Some(spec) => spec,
+            None if p.spec.is_empty() => return Err(Reason::new(ReasonKind::InvalidSpec, "its spec has not been sent")),
+            None if BlobHash::of(&p.spec) != p.spec_hash => {
+                return Err(Reason::new(ReasonKind::InvalidSpec, "its spec is not what its hash says"));
+            }
+            None => {
+                let parsed = JobSpec::decode(&p.spec).map_err(|r| {
+                    let kind = match r.kind {
+                        RefusalKind::MustUnderstand => ReasonKind::MustUnderstand,
+                        _ => ReasonKind::InvalidSpec,
+                    };
+                    Reason::new(kind, r.message)
+                })?;
+                Arc::new(Spec { bytes: p.spec.clone(), parsed })
+            }
+        };
+        let shape = &spec.parsed.shape;
+        let fits: Vec<Fit> = self.children.values().flat_map(|c| &c.shares).map(|(_, s)| s.fit(shape)).collect();
+        if !fits.is_empty() && !fits.contains(&Fit::Yes) {
+            let because = fits.into_iter().filter_map(|f| match f {
+                Fit::No(text) => Some(Reason::new(ReasonKind::NoFit, text)),
+                Fit::Yes => None,
+            });
+            return Err(Reason::new(ReasonKind::NoFit, format!("no machine of {} could ever run it", self.me.name)).because(because.collect()));
+        }
+        Ok(spec)
+    }
+
+    fn parent_wants(&mut self, parent: SiteId, w: Want) {
+        let (parent_job, version) = (w.job, w.version);
+        let incarnation = self.state.links.entry(parent).or_default().peer_incarnation;
+        let known = self.state.by_parent.get(&(parent, incarnation, parent_job)).copied();
+        let held = match known {
+            Some(job) => self.state.jobs[&job].want.version,
+            None => self.state.links.entry(parent).or_default().wants.get(&parent_job).map_or(0, |w| w.version),
+        };
+        if version > held {
+            match known {
+                Some(job) => {
+                    self.take_want(job, w, &TaskSet::new());
+                    self.enforce_want(job);
+                }
+                None => {
+                    self.record(What::Want(change::WantSet { job: 0, parent: parent.0.to_vec(), want: Some(w.into()) }));
+                }
+            }
+            let of = Attempts { number: 0, job: parent_job, tasks: TaskSet::new() };
+            self.emit(parent, Event { of, what: EventKind::WantStored { version } });
+        }
+    }
+
+    /// Take over a parent's register that is not older than ours. A cancel of an attempt that has not ended is never taken back (a stale one is ours, and
+    /// not in the parent's register); `fresh` are tasks that have just arrived, of which only the parent's word counts.
+    fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(parent) = j.parent.filter(|_| want.version >= j.want.version) else { return };
+        let open = j.select(&j.want.tasks(WantValue::Cancel, &j.all()), |c| c.phase().is_some_and(|p| !p.is_terminal()));
+        want.set(WantValue::Cancel, &open.subtract(fresh));
+        if want != j.want {
+            self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
+        }
+    }
+
+    /// The parent no longer counts these attempts: stop them, and say so when they have stopped.
+    fn stop_stale(&mut self, parent: SiteId, a: Attempts) {
+        let incarnation = self.state.links.entry(parent).or_default().peer_incarnation;
+        let Some(job) = self.state.by_parent.get(&(parent, incarnation, a.job)).copied() else { return };
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(ord) = j.ups.iter().find(|(_, e)| e.number == a.number).map(|(k, _)| *k) else { return };
+        let open = j.select(&a.tasks, |c| c.up == ord && c.phase().is_some_and(|p| !p.is_terminal()));
+        if open.is_empty() {
+            return;
+        }
+        // A cancel that is ours: the parent's register is for its current attempts, and a newer one replaces this.
+        let mut want = j.want.clone();
+        want.job = a.job;
+        want.set(WantValue::Cancel, &open);
+        self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
+        self.enforce_want(job);
+    }
+
+    /// Send what the parent has not got, within the window.
+    pub(super) fn flush_events(&mut self) {
+        let now = self.now;
+        for (id, p) in self.parents.iter_mut().filter(|(_, p)| p.live) {
+            let Some(link) = self.state.links.get(id) else { continue };
+            while p.sent < link.next && p.sent.saturating_sub(link.acked) < EVENTS_IN_FLIGHT_MAX {
+                let Some(low) = link.outbox.front().map(|e| e.0) else { break };
+                let skip = (p.sent + 1).saturating_sub(low) as usize;
+                let (mut events, mut tasks, mut first) = (Vec::new(), 0, 0);
+                for (seq, _, at_ms, event) in link.outbox.iter().skip(skip).take(EVENTS_PER_MESSAGE_MAX) {
+                    first = if first == 0 { *seq } else { first };
+                    let mut event = event.clone();
+                    if let EventKind::Ended(e) = &mut event.what {
+                        let waited = now.unix_ms.saturating_sub(*at_ms);
+                        e.age_ms.iter_mut().for_each(|a| *a += waited);
+                    }
+                    tasks += event.of.tasks.ranges().len() as u64 + if let EventKind::Ended(_) = event.what { event.of.tasks.len() } else { 0 };
+                    p.sent = *seq;
+                    events.push(event);
+                    if tasks > EVENT_TASKS_PER_MESSAGE_MAX {
+                        break;
+                    }
+                }
+                if events.is_empty() {
+                    break;
+                }
+                p.sent_at.push_back((p.sent, now.mono_ms));
+                let incarnation = self.state.incarnation;
+                self.actions.push(Action::ToParent(*id, Up::Events(Events { incarnation, first, events })));
+            }
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Rows: the checkpointed form of each entity, and loading. Keys are a table's letter and big-endian numbers; values are prost records, chunks are runs of
+//! equal cells. The golden test keeps the form.
+
+use std::sync::Arc;
+
+use intergrid_proto::link::Origin;
+use intergrid_proto::{BlobHash, JobSpec, SiteId, TaskSet, pb};
+use prost::Message;
+use prost::encoding::{decode_varint, encode_varint};
+
+use super::apply::{Dirty, RowKey};
+use super::change::{self, Change};
+use super::state::*;
+use crate::store::{Store, StoreError};
+
+#[derive(Clone, PartialEq, Message)]
+struct MetaRow {
+    #[prost(uint64, tag = "1")]
+    incarnation: u64,
+    #[prost(uint64, tag = "2")]
+    next_job: u64,
+    #[prost(uint64, tag = "3")]
+    next_number: u64,
+    #[prost(uint64, tag = "4")]
+    next_change: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JobRow {
+    #[prost(message, optional, tag = "1")]
+    new: Option<change::JobNew>,
+    #[prost(uint64, tag = "2")]
+    seq: u64,
+    #[prost(uint64, tag = "3")]
+    ended_ms: u64,
+    #[prost(message, optional, tag = "4")]
+    want: Option<pb::Want>,
+    #[prost(uint64, tag = "5")]
+    want_version: u64,
+    #[prost(uint32, tag = "6")]
+    next_up: u32,
+    #[prost(message, repeated, tag = "7")]
+    ended_at: Vec<change::Cursor>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct UpRow {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(uint64, tag = "2")]
+    number: u64,
+    #[prost(string, tag = "3")]
+    share: String,
+    #[prost(uint64, tag = "4")]
+    cost: u64,
+    #[prost(uint64, tag = "5")]
+    open: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DownRow {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    child: Vec<u8>,
+    #[prost(string, tag = "3")]
+    share: String,
+    #[prost(bool, tag = "4")]
+    accepted: bool,
+    #[prost(uint64, tag = "5")]
+    cost: u64,
+    #[prost(uint32, tag = "6")]
+    attempts: u32,
+    #[prost(uint64, tag = "7")]
+    open: u64,
+    #[prost(uint32, repeated, tag = "8")]
+    fenced: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct LinkRow {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(uint64, tag = "3")]
+    next: u64,
+    #[prost(uint64, tag = "4")]
+    acked: u64,
+    #[prost(uint64, tag = "5")]
+    peer_incarnation: u64,
+    #[prost(uint64, tag = "6")]
+    seen: u64,
+    #[prost(message, repeated, tag = "7")]
+    wants: Vec<pb::Want>,
+    #[prost(uint64, tag = "8")]
+    wants_seq: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ChildRow {
+    #[prost(uint64, tag = "1")]
+    seq: u64,
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(int32, tag = "3")]
+    kind: i32,
+    #[prost(uint64, tag = "4")]
+    incarnation: u64,
+    #[prost(uint64, tag = "5")]
+    sequence: u64,
+    #[prost(uint64, tag = "6")]
+    issued: u64,
+}
+
+/// One row of a job's history.
+pub fn history_key(job: u64, seq: u64) -> Vec<u8> {
+    key(b'h', &[&job.to_be_bytes(), &seq.to_be_bytes()])
+}
+
+/// All rows of a job's history.
+pub fn history_prefix(job: u64) -> Vec<u8> {
+    key(b'h', &[&job.to_be_bytes()])
+}
+
+/// The row of a spec.
+pub fn spec_key(hash: BlobHash) -> Vec<u8> {
+    key(b's', &[&hash.0])
+}
+
+fn key(table: u8, parts: &[&[u8]]) -> Vec<u8> {
+    std::iter::once(table).chain(parts.iter().flat_map(|p| p.iter().copied())).collect()
+}
+
+impl RowKey {
+    /// Its key in the store.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            RowKey::Meta => key(b'm', &[]),
+            RowKey::Job(j) => key(b'j', &[&j.to_be_bytes()]),
+            RowKey::Chunk(j, k) => key(b'c', &[&j.to_be_bytes(), &k.to_be_bytes()]),
+            RowKey::Up(j, k) => key(b'u', &[&j.to_be_bytes(), &k.to_be_bytes()]),
+            RowKey::Down(j, k) => key(b'd', &[&j.to_be_bytes(), &k.to_be_bytes()]),
+            RowKey::Link(s) => key(b'l', &[&s.0]),
+            RowKey::Child(s) => key(b'k', &[&s.0]),
+        }
+    }
+}
+
+impl State {
+    /// The row as it is now; None: the entity is gone, delete it.
+    pub fn row(&self, k: RowKey, next_change: u64) -> Option<Vec<u8>> {
+        Some(match k {
+            RowKey::Meta => {
+                MetaRow { incarnation: self.incarnation, next_job: self.next_job, next_number: self.next_number, next_change }.encode_to_vec()
+            }
+            RowKey::Job(j) => {
+                let j = self.jobs.get(&j)?;
+                let new = change::JobNew {
+                    job: j.no,
+                    parent: j.parent.map(|p| p.0.to_vec()).unwrap_or_default(),
+                    parent_job: j.parent_job,
+                    key: j.key.clone(),
+                    owner: j.owner.0.to_vec(),
+                    owner_name: j.owner_name.clone(),
+                    origin: Some(origin_out(&j.origin)),
+                    spec_hash: j.spec_hash.0.to_vec(),
+                    size: j.size,
+                    created_ms: j.created_ms,
+                    route: j.route.iter().map(|s| s.0.to_vec()).collect(),
+                    hops_left: j.hops_left,
+                    chain: j.chain.clone(),
+                    parent_incarnation: j.parent_incarnation,
+                };
+                let want = Some(j.want.clone().into());
+                let ended_at = j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n }).collect();
+                let (want_version, next_up) = (j.want_version, j.next_up);
+                JobRow { new: Some(new), seq: j.seq, ended_ms: j.ended_ms, want, want_version, next_up, ended_at }.encode_to_vec()
+            }
+            RowKey::Chunk(j, k) => encode_chunk(self.jobs.get(&j)?.chunks.get(k as usize)?, self.jobs.get(&j)?.size - k * CHUNK_TASKS),
+            RowKey::Up(j, k) => {
+                let e = self.jobs.get(&j)?.ups.get(&k)?;
+                UpRow { seq: e.seq, number: e.number, share: e.share.to_string(), cost: e.cost, open: e.open }.encode_to_vec()
+            }
+            RowKey::Down(j, k) => {
+                let d = self.jobs.get(&j)?.downs.get(&k)?;
+                let (child, share, fenced) = (d.child.0.to_vec(), d.share.to_string(), d.fenced.to_runs());
+                DownRow { seq: d.seq, child, share, accepted: d.accepted, cost: d.cost, attempts: d.attempts, open: d.open, fenced }.encode_to_vec()
+            }
+            RowKey::Link(s) => {
+                let l = self.links.get(&s)?;
+                let wants = l.wants.values().cloned().map(Into::into).collect();
+                let (name, peer_incarnation, wants_seq) = (l.name.clone(), l.peer_incarnation, l.wants_seq);
+                LinkRow { seq: l.seq, name, next: l.next, acked: l.acked, peer_incarnation, seen: l.seen, wants, wants_seq }.encode_to_vec()
+            }
+            RowKey::Child(s) => {
+                let c = self.cursors.get(&s)?;
+                let (name, kind) = (c.name.clone(), c.kind);
+                ChildRow { seq: c.seq, name, kind, incarnation: c.incarnation, sequence: c.sequence, issued: c.issued }.encode_to_vec()
+            }
+        })
+    }
+
+    /// Rows, then the changes behind them. Returns the state, what lags behind, and the number of the next change.
+    pub fn load(store: &dyn Store) -> Result<(State, Dirty, u64), StoreError> {
+        let mut s = State::default();
+        let mut next = 1;
+        let mut bad: Option<String> = None;
+        if let Some(m) = store.get(&RowKey::Meta.bytes())? {
+            match MetaRow::decode(&m[..]) {
+                Ok(m) => {
+                    (s.incarnation, s.next_job, s.next_number) = (m.incarnation, m.next_job, m.next_number);
+                    next = m.next_change.max(1);
+                }
+                Err(_) => bad = Some("the meta row".into()),
+            }
+        }
+        // Specs stay alive through `specs` until the jobs hold them.
+        let mut specs = Vec::new();
+        store.scan(b"s", &mut |k, v| {
+            if let (Some(hash), Ok(parsed)) = (BlobHash::from_slice(&k[1..]), JobSpec::decode(v)) {
+                let spec = Arc::new(Spec { bytes: v.to_vec(), parsed });
+                s.specs.insert(hash, Arc::downgrade(&spec));
+                specs.push(spec);
+            }
+            true
+        })?;
+        let mut scratch = Dirty::new();
+        scan(store, b'j', &mut bad, &mut |_, v| {
+            let row = JobRow::decode(v).ok()?;
+            let new = row.new?;
+            s.apply(row.seq, &change::What::Job(new.clone()), &mut scratch, false);
+            let job = s.jobs.get_mut(&new.job)?;
+            (job.seq, job.ended_ms, job.want_version, job.next_up) = (row.seq, row.ended_ms, row.want_version, row.next_up);
+            job.want = change::want(&row.want);
+            job.ended_at = row.ended_at.iter().map(|c| (change::site(&c.peer), c.number)).collect();
+            Some(())
+        })?;
+        scan(store, b'c', &mut bad, &mut |k, v| {
+            let (job, at) = (number(k.get(1..9)?)?, number(k.get(9..13)?)? as u32);
+            // A row of a job that is gone is of no use, and no fault.
+            if let Some(j) = s.jobs.get_mut(&job) {
+                let len = j.size.checked_sub(at * CHUNK_TASKS)?.min(CHUNK_TASKS);
+                *j.chunks.get_mut(at as usize)? = decode_chunk(v, len)?;
+            }
+            Some(())
+        })?;
+        scan(store, b'u', &mut bad, &mut |k, v| {
+            let (job, at, r) = (number(k.get(1..9)?)?, number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
+            let share = s.intern(&r.share);
+            if let Some(j) = s.jobs.get_mut(&job) {
+                j.ups.insert(at, UpEntry { seq: r.seq, number: r.number, share, cost: r.cost, open: r.open });
+            }
+            Some(())
+        })?;
+        scan(store, b'd', &mut bad, &mut |k, v| {
+            let (job, at, r) = (number(k.get(1..9)?)?, number(k.get(9..17)?)?, DownRow::decode(v).ok()?);
+            let share = s.intern(&r.share);
+            let (child, fenced) = (change::site(&r.child), change::tasks(&r.fenced));
+            if let Some(j) = s.jobs.get_mut(&job) {
+                let entry =
+                    DownEntry { seq: r.seq, child, share, accepted: r.accepted, cost: r.cost, attempts: r.attempts, open: r.open, fenced };
+                j.downs.insert(at, entry);
+            }
+            Some(())
+        })?;
+        scan(store, b'l', &mut bad, &mut |k, v| {
+            let (id, r) = (SiteId::from_slice(k.get(1..)?)?, LinkRow::decode(v).ok()?);
+            let wants = r.wants.into_iter().filter_map(|w| intergrid_proto::link::Want::try_from(w).ok()).map(|w| (w.job, w)).collect();
+            let (next, acked, outbox) = (r.next, r.acked, Default::default());
+            let link =
+                Link { seq: r.seq, name: r.name, next, acked, peer_incarnation: r.peer_incarnation, seen: r.seen, wants, wants_seq: r.wants_seq, outbox };
+            s.links.insert(id, link);
+            Some(())
+        })?;
+        scan(store, b'k', &mut bad, &mut |k, v| {
+            let (id, r) = (SiteId::from_slice(k.get(1..)?)?, ChildRow::decode(v).ok()?);
+            let (name, kind) = (r.name, r.kind);
+            s.cursors.insert(id, ChildCursor { seq: r.seq, name, kind, incarnation: r.incarnation, sequence: r.sequence, issued: r.issued });
+            Some(())
+        })?;
+        let mut dirty = Dirty::new();
+        store.changes(0, &mut |seq, bytes| {
+            match Change::decode(bytes).ok().and_then(|c| c.what) {
+                Some(what) => s.apply(seq, &what, &mut dirty, false),
+                None => bad = Some(format!("change {seq}")),
+            }
+            next = next.max(seq + 1);
+            bad.is_none()
+        })?;
+        if let Some(what) = bad {
+            return Err(StoreError::Damaged { path: "(open)".into(), what });
+        }
+        s.derive();
+        Ok((s, dirty, next))
+    }
+}
+
+fn scan(store: &dyn Store, table: u8, bad: &mut Option<String>, f: &mut dyn FnMut(&[u8], &[u8]) -> Option<()>) -> Result<(), StoreError> {
+    store.scan(&[table], &mut |k, v| {
+        if f(k, v).is_none() {
+            *bad = Some(format!("row {k:02x?}"));
+        }
+        bad.is_none()
+    })
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.len().le(&8).then(|| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+}
+
+/// Sequence, then runs: length, phase and attempts, exit, parent placement, our placement.
+fn encode_chunk(chunk: &Chunk, len: u32) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_varint(chunk.seq, &mut out);
+    let mut put = |n: u64, c: &Cell| {
+        for v in [n, u64::from(c.phase) | u64::from(c.attempts) << 4, u64::from(c.exit), u64::from(c.up), c.down] {
+            encode_varint(v, &mut out);
+        }
+    };
+    match &chunk.cells {
+        Cells::Same(c) => put(u64::from(len.min(CHUNK_TASKS)), c),
+        Cells::Each(cells) => cells.chunk_by(|a, b| a == b).for_each(|run| put(run.len() as u64, &run[0])),
+    }
+    out
+}
+
+fn decode_chunk(mut bytes: &[u8], len: u32) -> Option<Chunk> {
+    let seq = decode_varint(&mut bytes).ok()?;
+    let mut cells: Vec<Cell> = Vec::new();
+    while !bytes.is_empty() {
+        let mut next = || decode_varint(&mut bytes).ok();
+        let (n, pa, exit, up, down) = (next()?, next()?, next()?, next()?, next()?);
+        let cell = Cell { phase: (pa & 15) as u8, attempts: (pa >> 4) as u8, exit: exit as u16, up: up as u32, down };
+        if n == u64::from(len) {
+            return Some(Chunk { seq, cells: Cells::Same(cell) });
+        }
+        if cells.len() as u64 + n > u64::from(len) {
+            return None;
+        }
+        cells.resize(cells.len() + n as usize, cell);
+    }
+    (cells.len() == len as usize).then(|| Chunk { seq, cells: Cells::Each(cells.into()) })
+}
+
+/// Cut a task set into pieces that fit a record.
+pub fn pieces(tasks: &TaskSet, tasks_max: u64, ranges_max: usize) -> Vec<TaskSet> {
+    if tasks.len() <= tasks_max && tasks.ranges().len() <= ranges_max {
+        return vec![tasks.clone()];
+    }
+    let (mut out, mut rest) = (Vec::new(), tasks.clone());
+    while !rest.is_empty() {
+        let by_ranges: u64 = rest.ranges().iter().take(ranges_max).map(|r| u64::from(r.end - r.start)).sum();
+        out.push(rest.take_first(by_ranges.min(tasks_max)));
+    }
+    out
+}
+
+/// The origin of a job, as recorded.
+pub fn origin_out(o: &Origin) -> pb::Origin {
+    pb::Origin { site: o.site.0.to_vec(), job: o.job.clone(), principal: o.principal.clone() }
+}

@@ -1,0 +1,334 @@
+//! Placing waiting tasks: a pure Problem -> Plan.
+//!
+//! Properties (tests below): a plan never gives a share more than its credit, never places more tasks than wait, never a shape where it does not fit,
+//! and leaves no task waiting that some allowed share had credit for. A pass costs shapes x shares, not tasks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use intergrid_proto::share::Fit;
+use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
+
+use super::change::{self, What};
+use super::limits::*;
+use super::state::QueueKey;
+use super::Core;
+
+/// Waiting tasks of one shape that may go to the same shares.
+#[derive(Clone, Debug)]
+pub struct Demand {
+    /// What each needs.
+    pub shape: Shape,
+    /// How many wait (at least; not more than could be placed are counted).
+    pub tasks: u64,
+    /// Number of the oldest job: the lower, the earlier it is served.
+    pub oldest: u64,
+    /// Offers that may take it, by index.
+    pub allowed: Vec<usize>,
+}
+
+/// What a share can take now.
+#[derive(Clone, Debug)]
+pub struct Offer<'a> {
+    /// Whose.
+    pub child: SiteId,
+    /// As advertised.
+    pub share: &'a Share,
+    /// Slots that may be placed: window less outstanding.
+    pub credit: u64,
+    /// Of these, slots that are free; the rest is lookahead.
+    pub free: u64,
+}
+
+/// A scheduling problem.
+#[derive(Clone, Debug, Default)]
+pub struct Problem<'a> {
+    /// Ordered by `oldest`.
+    pub demands: Vec<Demand>,
+    /// All of them.
+    pub offers: Vec<Offer<'a>>,
+}
+
+/// Demand, offer (both by index), tasks.
+pub type Plan = Vec<(usize, usize, u64)>;
+
+/// Chooses among offers.
+pub trait Policy: Send + Sync {
+    /// See the properties above.
+    fn plan(&self, problem: &Problem<'_>) -> Plan;
+}
+
+/// In order of the demands: to the offer with the most free slots first; lookahead only when no slot is free anywhere.
+pub struct FirstFit;
+
+impl Policy for FirstFit {
+    fn plan(&self, problem: &Problem<'_>) -> Plan {
+        let order = |free: &[u64], allowed: &[usize]| {
+            let mut order = allowed.to_vec();
+            order.sort_by_key(|i| std::cmp::Reverse(free[*i]));
+            order
+        };
+        fill(problem, order)
+    }
+}
+
+/// The common part of policies: two rounds over the demands, first what is free, then what the credit has beyond it; `order` says which offer is served
+/// first, given what is left of each.
+pub fn fill(problem: &Problem<'_>, order: impl Fn(&[u64], &[usize]) -> Vec<usize>) -> Plan {
+    let mut used = vec![0u64; problem.offers.len()];
+    let mut waiting: Vec<u64> = problem.demands.iter().map(|d| d.tasks).collect();
+    let mut plan: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    for first in [true, false] {
+        for (d, demand) in problem.demands.iter().enumerate().filter(|(_, demand)| !demand.allowed.is_empty()) {
+            if waiting[d] == 0 {
+                continue;
+            }
+            let bound = |o: &Offer<'_>| if first { o.free.min(o.credit) } else { o.credit };
+            let left: Vec<u64> = problem.offers.iter().zip(&used).map(|(o, used)| bound(o).saturating_sub(*used)).collect();
+            for o in order(&left, &demand.allowed) {
+                let share = problem.offers[o].share;
+                let cost = share.cost(&demand.shape).max(1);
+                let n = (left[o] / cost).min(waiting[d]);
+                if n == 0 || share.fit(&demand.shape) != Fit::Yes {
+                    continue;
+                }
+                used[o] += n * cost;
+                waiting[d] -= n;
+                *plan.entry((d, o)).or_default() += n;
+                if waiting[d] == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    plan.into_iter().map(|((d, o), n)| (d, o, n)).collect()
+}
+
+impl Core {
+    /// Credit and free slots of a child's share, as of now.
+    fn credit(&self, child: SiteId, key: &Arc<str>, share: &Share, heard_ms: u64) -> (u64, u64) {
+        if share.draining || self.now.mono_ms.saturating_sub(heard_ms) > share.credit_ms.max(1) {
+            return (0, 0);
+        }
+        let out = self.state.outstanding.get(&(child, key.clone())).copied().unwrap_or(0);
+        (share.window.saturating_sub(out), share.window.min(share.slots_total).saturating_sub(out))
+    }
+
+    /// Place what can be placed.
+    pub(super) fn schedule(&mut self) {
+        let placed = {
+            let mut problem = Problem::default();
+            let mut keys: Vec<Arc<str>> = Vec::new();
+            for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
+                for (key, share) in &c.shares {
+                    let (credit, free) = self.credit(*id, key, share, c.heard_ms);
+                    problem.offers.push(Offer { child: *id, share, credit, free });
+                    keys.push(key.clone());
+                }
+            }
+            let room: u64 = problem.offers.iter().map(|o| o.credit).sum();
+            if room == 0 || self.state.waiting.is_empty() {
+                self.note_demand();
+                return;
+            }
+            let mut queues: Vec<&QueueKey> = Vec::new();
+            for (queue, jobs) in &self.state.waiting {
+                let mut tasks = 0;
+                for n in jobs {
+                    tasks += self.state.jobs.get(n).map_or(0, |j| j.queued.len());
+                    if tasks >= room {
+                        break;
+                    }
+                }
+                let allowed = (0..problem.offers.len()).filter(|i| self.may_go(queue, &problem.offers[*i], &keys[*i]).is_ok()).collect();
+                let oldest = jobs.first().copied().unwrap_or(0);
+                problem.demands.push(Demand { shape: queue.shape.clone(), tasks: tasks.min(room), oldest, allowed });
+                queues.push(queue);
+            }
+            let mut order: Vec<usize> = (0..queues.len()).collect();
+            order.sort_by_key(|i| problem.demands[*i].oldest);
+            problem.demands = order.iter().map(|i| problem.demands[*i].clone()).collect();
+            let plan = self.policy.plan(&problem);
+            plan.into_iter()
+                .map(|(d, o, n)| {
+                    let offer = &problem.offers[o];
+                    (queues[order[d]].clone(), offer.child, keys[o].clone(), offer.share.cost(&problem.demands[d].shape).max(1), n)
+                })
+                .collect::<Vec<_>>()
+        };
+        for (queue, child, key, cost, n) in placed {
+            self.draw(&queue, child, &key, cost, n);
+        }
+        self.note_demand();
+    }
+
+    /// May tasks of this queue go there? Never where the job has passed, nor to a share that came through such a site.
+    fn may_go(&self, queue: &QueueKey, offer: &Offer<'_>, key: &Arc<str>) -> Result<(), Reason> {
+        if queue.route.contains(&offer.child) || offer.share.path.iter().any(|s| queue.route.contains(s)) {
+            return Err(Reason::new(ReasonKind::Loop, format!("it came from there: {key}")));
+        }
+        if let Fit::No(text) = offer.share.fit(&queue.shape) {
+            return Err(Reason::new(ReasonKind::NoFit, text));
+        }
+        if let Some((until, _, reason)) = self.children.get(&offer.child).and_then(|c| c.back_off.get(&(key.clone(), queue.shape.clone())))
+            && *until > self.now.mono_ms
+        {
+            let text = format!("{key} gave work back, it is left alone for {} ms more", until - self.now.mono_ms);
+            return Err(Reason::new(ReasonKind::BackOff, text).because(vec![reason.clone()]));
+        }
+        Ok(())
+    }
+
+    /// Take tasks from a queue, oldest job first, and place them.
+    fn draw(&mut self, queue: &QueueKey, child: SiteId, key: &Arc<str>, cost: u64, mut n: u64) {
+        while n > 0 {
+            let Some(job) = self.state.waiting.get(queue).and_then(|q| q.first().copied()) else { return };
+            let Some(j) = self.state.jobs.get_mut(&job) else { return };
+            let attempts = j.queued.first().map_or(0, |t| j.cell(t).attempts);
+            let mut tasks = j.queued.clone().take_first(n.min(PLACEMENT_TASKS_MAX));
+            if attempts > 0 || j.select(&tasks, |c| c.attempts != attempts).first().is_some() {
+                tasks = j.select(&tasks, |c| c.attempts == attempts);
+            }
+            j.moved_ms = self.now.mono_ms;
+            n -= tasks.len();
+            for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
+                let number = self.state.next_number + 1;
+                let (child, share) = (child.0.to_vec(), key.to_string());
+                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts: attempts.into() }));
+                self.send_place(job, number);
+            }
+            self.changed.insert(job);
+            self.advert_due = true;
+        }
+    }
+
+    /// Waiting tasks as demand toward one child each: equal parts to those that fit.
+    fn note_demand(&mut self) {
+        let mut demand: BTreeMap<SiteId, Vec<(Shape, u64)>> = BTreeMap::new();
+        for (queue, jobs) in &self.state.waiting {
+            let fitting: Vec<SiteId> = self
+                .children
+                .iter()
+                .filter(|(id, c)| c.attached && c.hop.kind != intergrid_proto::link::Kind::Agent && !queue.route.contains(id))
+                .filter(|(_, c)| c.shares.iter().any(|(_, s)| s.fit(&queue.shape) == Fit::Yes && !s.path.iter().any(|p| queue.route.contains(p))))
+                .map(|(id, _)| *id)
+                .collect();
+            let tasks: u64 = jobs.iter().take(1_000).filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
+            for (k, child) in fitting.iter().enumerate() {
+                let (n, rest) = (tasks / fitting.len() as u64, tasks % fitting.len() as u64);
+                demand.entry(*child).or_default().push((queue.shape.clone(), n + u64::from((k as u64) < rest)));
+            }
+        }
+        for (id, c) in &mut self.children {
+            // Coarse, so that it does not change with every task: powers of two.
+            c.demand = demand.remove(id).unwrap_or_default().into_iter().map(|(s, n)| (s, n.next_power_of_two() * u64::from(n > 0))).collect();
+        }
+    }
+
+    /// Why the tasks of a job wait: every share's answer.
+    pub(super) fn why_waiting(&self, job: u64) -> Reason {
+        let Some(j) = self.state.jobs.get(&job) else { return Reason::new(ReasonKind::NotYetScheduled, "") };
+        let age = self.now.mono_ms.saturating_sub(j.moved_ms);
+        let queue = QueueKey::of(j);
+        let attached = self.children.values().filter(|c| c.attached).count();
+        let mut because = Vec::new();
+        let mut fits = false;
+        for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
+            for (key, share) in &c.shares {
+                let (credit, free) = self.credit(*id, key, share, c.heard_ms);
+                let mut reason = match self.may_go(&queue, &Offer { child: *id, share, credit, free }, key) {
+                    Err(r) => r,
+                    Ok(()) if share.draining => Reason::new(ReasonKind::Draining, format!("{key} takes no new work")),
+                    Ok(()) if credit < share.cost(&queue.shape) => {
+                        Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
+                    }
+                    Ok(()) => Reason::new(ReasonKind::NotYetScheduled, format!("{key} has room")),
+                };
+                fits |= !matches!(reason.kind, ReasonKind::NoFit | ReasonKind::Loop);
+                reason.site = Some((*id, c.hop.name.clone()));
+                because.push(reason);
+            }
+        }
+        for c in self.children.values().filter(|c| !c.attached) {
+            let age = self.now.mono_ms.saturating_sub(c.lost_ms);
+            because.push(Reason::new(ReasonKind::ContactLost, format!("{}: {}", c.hop.name, c.why_lost)).aged(age));
+        }
+        because.truncate(intergrid_proto::limits::SHARES_MAX);
+        let top = if attached == 0 {
+            Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
+        } else if because.is_empty() {
+            Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
+        } else if !fits {
+            Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: {} slots and {} bytes of memory on one", queue.shape.slots, queue.shape.memory_bytes))
+                .remedy("ask for fewer slots or less memory")
+        } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
+            Reason::new(ReasonKind::HeldByUser, "on hold")
+        } else {
+            Reason::new(ReasonKind::AllBusy, "every share that fits is full")
+        };
+        top.aged(age).because(because)
+    }
+
+    /// Why held tasks are held.
+    pub(super) fn why_held(&self, job: u64) -> Reason {
+        let Some(j) = self.state.jobs.get(&job) else { return Reason::new(ReasonKind::HeldByUser, "") };
+        let held = j.select(&j.all(), |c| c.phase() == Some(Phase::Held));
+        let by_user: TaskSet = j.want.tasks(intergrid_proto::link::WantValue::Hold, &held);
+        match (by_user.is_empty(), &j.last_return) {
+            (false, _) => Reason::new(ReasonKind::HeldByUser, "on hold").remedy("release it"),
+            (true, Some((at, r))) if r.kind == ReasonKind::AttemptsUsed => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
+            (true, _) => Reason::new(ReasonKind::AttemptsUsed, "its attempts were lost").remedy("release it to try again, or cancel it"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn share(slots: u32) -> Share {
+        Share { machine_slots: slots, machine_memory_bytes: u64::from(slots) << 30, slots_total: 64, window: 64, ..Share::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_keeps_its_properties(
+            offers in proptest::collection::vec((1u32..9, 0u64..40, 0u64..40), 0..6),
+            demands in proptest::collection::vec((1u32..10, 0u64..10, 0u64..50, proptest::collection::vec(any::<bool>(), 6)), 0..5),
+        ) {
+            let shares: Vec<Share> = offers.iter().map(|o| share(o.0)).collect();
+            let problem = Problem {
+                offers: offers.iter().zip(&shares).map(|(o, share)| Offer { child: SiteId::default(), share, credit: o.1.max(o.2), free: o.2 }).collect(),
+                demands: demands.iter().enumerate().map(|(k, d)| Demand {
+                    shape: Shape { slots: d.0, memory_bytes: d.1 << 29 },
+                    tasks: d.2,
+                    oldest: k as u64,
+                    allowed: (0..offers.len()).filter(|i| d.3[*i]).collect(),
+                }).collect(),
+            };
+            let plan = FirstFit.plan(&problem);
+            let mut used = vec![0; shares.len()];
+            let mut placed = vec![0; problem.demands.len()];
+            for (d, o, n) in &plan {
+                let demand = &problem.demands[*d];
+                prop_assert!(*n > 0 && demand.allowed.contains(o));
+                prop_assert_eq!(shares[*o].fit(&demand.shape), Fit::Yes);
+                used[*o] += n * shares[*o].cost(&demand.shape);
+                placed[*d] += n;
+            }
+            for (o, offer) in problem.offers.iter().enumerate() {
+                prop_assert!(used[o] <= offer.credit, "offer {} over its credit: {} > {}", o, used[o], offer.credit);
+            }
+            for (d, demand) in problem.demands.iter().enumerate() {
+                prop_assert!(placed[d] <= demand.tasks);
+                if placed[d] < demand.tasks {
+                    for o in &demand.allowed {
+                        let room = problem.offers[*o].credit - used[*o];
+                        prop_assert!(shares[*o].fit(&demand.shape) != Fit::Yes || room < shares[*o].cost(&demand.shape), "{} waits though {} has room", d, o);
+                    }
+                }
+            }
+        }
+    }
+}

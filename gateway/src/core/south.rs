@@ -1,0 +1,524 @@
+//! Southward: children. Placements are sent and repeated until accepted, ends are taken in, lost contact is answered.
+//!
+//! An attempt counts only while its placement is the current one of its task: equality, no ordering. What is said of any other is acknowledged, kept in
+//! history and usage, and changes no phase.
+
+use std::collections::BTreeMap;
+
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Kind, Place, Resync, Up, Want, WantValue};
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
+
+use super::change::{self, What};
+use super::limits::*;
+use super::rows::pieces;
+use super::{Action, Child, Core, RowKey};
+
+impl Core {
+    pub(super) fn child_up(&mut self, child: SiteId, hello: Hello) {
+        let cursor = self.state.cursors.entry(child).or_default();
+        (cursor.name, cursor.kind) = (hello.hop.name.clone(), pb::Kind::from(hello.hop.kind).into());
+        if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
+            let text = format!("child {} knows fewer events ({}) than it has sent ({}): its store is old", hello.hop.name, hello.sequence_high, cursor.sequence);
+            self.actions.push(Action::Warn(text));
+        }
+        let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
+        self.dirty.insert(RowKey::Child(child));
+        let fresh = Child {
+            hop: hello.hop,
+            attached: true,
+            lost_ms: self.now.mono_ms,
+            why_lost: String::new(),
+            shares: Vec::new(),
+            below: Vec::new(),
+            heard_ms: self.now.mono_ms,
+            specs: Default::default(),
+            back_off: Default::default(),
+            resync: Vec::new(),
+            demand: Vec::new(),
+            demand_told: Vec::new(),
+            demand_ms: 0,
+        };
+        self.children.insert(child, fresh);
+        let answer = Hello {
+            hop: self.me.clone(),
+            incarnation: self.state.incarnation,
+            peer_incarnation,
+            peer_sequence,
+            peer_placement: 0,
+            placement: issued,
+            sequence_low: 0,
+            sequence_high: 0,
+            machine: Vec::new(),
+        };
+        self.actions.push(Action::ToChild(child, Down::Hello(answer)));
+        self.repeat_to(child);
+    }
+
+    /// What is due for a child that has just come: stale attempts, registers, placements that it has not accepted.
+    fn repeat_to(&mut self, child: SiteId) {
+        let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
+        let mut stale = Vec::new();
+        let mut jobs = std::collections::BTreeSet::new();
+        let mut unsent = Vec::new();
+        for (number, job) in placed {
+            let Some(d) = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)) else { continue };
+            if !d.fenced.is_empty() {
+                stale.push(Attempts { number, job, tasks: d.fenced.clone() });
+            }
+            jobs.insert(job);
+            if !d.accepted {
+                unsent.push((number, job));
+            }
+        }
+        if !stale.is_empty() {
+            self.actions.push(Action::ToChild(child, Down::Stale(stale)));
+        }
+        for job in jobs {
+            if let Some(want) = self.want_for_children(job).filter(|w| w.version > 0) {
+                self.actions.push(Action::ToChild(child, Down::Want(want)));
+            }
+        }
+        for (number, job) in unsent {
+            self.send_place(job, number);
+        }
+    }
+
+    /// Our register of a job, in our own numbers.
+    fn want_for_children(&self, job: u64) -> Option<Want> {
+        let j = self.state.jobs.get(&job)?;
+        Some(Want { job, version: j.want_version, ranges: j.want.ranges.clone() })
+    }
+
+    /// Tell every child that has tasks of this job what is wished of them.
+    pub(super) fn send_wants(&mut self, job: u64) {
+        let Some(want) = self.want_for_children(job) else { return };
+        let children: std::collections::BTreeSet<SiteId> = self.state.jobs[&job].downs.values().map(|d| d.child).collect();
+        for child in children {
+            if self.children.get(&child).is_some_and(|c| c.attached) {
+                self.actions.push(Action::ToChild(child, Down::Want(want.clone())));
+            }
+        }
+    }
+
+    /// Send one placement as it stands now.
+    pub(super) fn send_place(&mut self, job: u64, number: u64) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(d) = j.downs.get(&number) else { return };
+        let Some(c) = self.children.get_mut(&d.child).filter(|c| c.attached) else { return };
+        let tasks = j.select(&j.all(), |c| c.down == number && c.is_below());
+        if tasks.is_empty() {
+            return;
+        }
+        let want = Want { job, version: j.want_version, ranges: j.want.ranges.clone() };
+        let spec = if c.specs.insert(j.spec_hash) { j.spec.bytes.clone() } else { Vec::new() };
+        let place = Place {
+            number,
+            job,
+            origin: j.origin.clone(),
+            spec_hash: j.spec_hash,
+            spec,
+            tasks,
+            share: d.share.to_string(),
+            attempts: d.attempts,
+            want,
+            route: j.route.clone(),
+            hops_left: j.hops_left,
+            chain: j.chain.clone(),
+            array_size: j.size,
+        };
+        self.actions.push(Action::ToChild(d.child, Down::Place(Box::new(place))));
+    }
+
+    pub(super) fn child_gone(&mut self, child: SiteId, why: String) {
+        if let Some(c) = self.children.get_mut(&child).filter(|c| c.attached) {
+            c.attached = false;
+            c.lost_ms = self.now.mono_ms;
+            c.why_lost = why;
+            c.shares.clear();
+            c.below.clear();
+        }
+        self.advert_due = true;
+    }
+
+    pub(super) fn child_says(&mut self, child: SiteId, message: Up) {
+        if !self.children.get(&child).is_some_and(|c| c.attached) {
+            return;
+        }
+        match message {
+            Up::Hello(h) => self.child_up(child, h),
+            Up::Advert(a) => {
+                let shares: Vec<_> = a.shares.into_iter().map(|s| (self.state.intern(&s.key), s)).collect();
+                let now = self.now.mono_ms;
+                if let Some(c) = self.children.get_mut(&child) {
+                    let moved = |old: &[(_, super::Share)], new: &[(std::sync::Arc<str>, super::Share)]| {
+                        old.len() != new.len() || old.iter().zip(new).any(|(a, b)| a.1.fit_version != b.1.fit_version)
+                    };
+                    if moved(&c.shares, &shares) {
+                        c.back_off.clear();
+                    }
+                    (c.shares, c.below, c.heard_ms) = (shares, a.below, now);
+                }
+                self.schedule_due = true;
+                self.advert_due = true;
+            }
+            Up::Events(e) => self.child_events(child, e),
+            Up::Hints(hints) => hints.into_iter().for_each(|h| self.child_hint(child, h)),
+            Up::Resync(r) => self.child_resync(child, r),
+            // Content is the shell's concern.
+            Up::NeedBlob(_) => {}
+        }
+    }
+
+    fn child_events(&mut self, child: SiteId, e: Events) {
+        let cursor = self.state.cursors.entry(child).or_default();
+        let mut at = if cursor.incarnation == e.incarnation { cursor.sequence } else { 0 };
+        if e.first > at + 1 {
+            self.actions.push(Action::Warn(format!("child {child:?} skipped events {} to {}: asking for its full state", at + 1, e.first - 1)));
+            self.actions.push(Action::ToChild(child, Down::Resync));
+            return;
+        }
+        let skip = (at + 1 - e.first) as usize;
+        for event in e.events.into_iter().skip(skip) {
+            at += 1;
+            self.child_event(child, event);
+        }
+        let cursor = &self.state.cursors[&child];
+        if cursor.incarnation != e.incarnation || cursor.sequence < at {
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: e.incarnation, number: at }));
+        }
+        self.actions.push(Action::ToChild(child, Down::Ack { incarnation: e.incarnation, sequence: at }));
+    }
+
+    /// The tasks of a placement of this child: current, and fenced.
+    fn split(&self, child: SiteId, of: &Attempts) -> (TaskSet, TaskSet) {
+        let ours = self.state.placed_on.get(&child).and_then(|p| p.get(&of.number)) == Some(&of.job);
+        let Some(j) = self.state.jobs.get(&of.job).filter(|_| ours) else { return Default::default() };
+        let current = j.select(&of.tasks, |c| c.down == of.number && c.is_below());
+        let fenced = j.downs.get(&of.number).map(|d| d.fenced.intersect(&of.tasks)).unwrap_or_default();
+        (current, fenced)
+    }
+
+    fn hop(&self, child: SiteId) -> Option<Hop> {
+        self.children.get(&child).map(|c| c.hop.clone())
+    }
+
+    fn child_event(&mut self, child: SiteId, event: Event) {
+        let (job, number) = (event.of.job, event.of.number);
+        let (current, fenced) = self.split(child, &event.of);
+        match event.what {
+            EventKind::Accepted => {
+                if !current.is_empty() {
+                    self.record(What::Accepted(change::OfPlacement { job, number, tasks: Vec::new() }));
+                }
+            }
+            EventKind::WantStored { .. } => {}
+            EventKind::Returned(reason) => {
+                if !fenced.is_empty() {
+                    self.record(What::Stopped(change::OfPlacement { job, number, tasks: fenced.to_runs() }));
+                }
+                if !current.is_empty() {
+                    self.returned(child, job, number, &current, reason);
+                }
+            }
+            EventKind::Ended(ended) => self.child_ended(child, &event.of, &current, &fenced, ended),
+            EventKind::Held(reason) => {
+                if !current.is_empty() {
+                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Held as i32, anew: false }));
+                    self.emit_for(job, &current, &|_| EventKind::Held(reason.clone()));
+                    if let Some(j) = self.state.jobs.get_mut(&job) {
+                        j.last_return = Some((self.now.mono_ms, reason));
+                    }
+                    self.changed.insert(job);
+                }
+            }
+            EventKind::Released => {
+                if !current.is_empty() {
+                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Placed as i32, anew: false }));
+                    self.emit_for(job, &current, &|_| EventKind::Released);
+                    self.changed.insert(job);
+                }
+            }
+        }
+    }
+
+    /// Never claimed below: they wait here again, unless somebody has wished otherwise meanwhile.
+    fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some((share, attempts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts)) else { return };
+        let shape = j.shape().clone();
+        let entry = pb::HistoryEntry {
+            number,
+            tasks: Some(intergrid_proto::convert::tasks_out(tasks)),
+            returned: Some(pb::Returned { reason: Some(reason.clone().into()) }),
+            child: self.hop(child).map(Into::into),
+            ..Default::default()
+        };
+        self.history(job, entry);
+        self.back_off(child, share, shape, &reason);
+        if let Some(j) = self.state.jobs.get_mut(&job) {
+            j.last_return = Some((self.now.mono_ms, reason));
+        }
+        self.requeue(job, number, tasks, attempts, false);
+    }
+
+    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, shape: super::Shape, reason: &Reason) {
+        let now = self.now.mono_ms;
+        let least = match reason.kind {
+            ReasonKind::AskedBack => return,
+            ReasonKind::OverCredit | ReasonKind::StillStopping => BACK_OFF_MIN_MS,
+            // It will not change its mind soon.
+            _ => 5_000,
+        };
+        if let Some(c) = self.children.get_mut(&child) {
+            let pause = c.back_off.get(&(share.clone(), shape.clone())).map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
+            c.back_off.insert((share, shape), (now + pause, pause, reason.clone()));
+        }
+    }
+
+    /// Tasks leave their placement and wait here again; what is wished of them decides what follows.
+    fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let held = attempts >= j.spec.parsed.attempts_max;
+        for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
+            let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held };
+            self.record(if fence { What::Fenced(r) } else { What::Requeued(r) });
+        }
+        if held {
+            let reason = Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost")).remedy("release it to try again, or cancel it");
+            self.emit_for(job, tasks, &|_| EventKind::Held(reason.clone()));
+        }
+        if let Some(j) = self.state.jobs.get_mut(&job) {
+            j.moved_ms = self.now.mono_ms;
+        }
+        self.schedule_due = true;
+        self.advert_due = true;
+        self.changed.insert(job);
+        if change::wishes(&self.state.jobs[&job].want) {
+            self.enforce_requeued(job, tasks);
+        }
+    }
+
+    /// Of tasks that wait here again: cancelled ones end, others may go back or be held.
+    fn enforce_requeued(&mut self, job: u64, tasks: &TaskSet) {
+        let j = &self.state.jobs[&job];
+        let cancel = j.want.tasks(WantValue::Cancel, tasks);
+        let back = if j.parent.is_some() { j.want.tasks(WantValue::Return, tasks) } else { TaskSet::new() };
+        let hold = j.want.tasks(WantValue::Hold, tasks);
+        if !cancel.is_empty() {
+            let reason = Reason::new(ReasonKind::CancelledByUser, "cancelled");
+            self.finish_by_attempts(job, &cancel, |a| Ended::not_started(Phase::Cancelled, reason.clone(), a));
+        }
+        if !back.is_empty() {
+            self.give_back(job, &back, Reason::new(ReasonKind::AskedBack, "the parent asked for it back"));
+        }
+        if !hold.is_empty() {
+            self.record(What::Phase(change::PhaseSet { job, tasks: hold.to_runs(), phase: Phase::Held as i32, anew: false }));
+        }
+    }
+
+    fn child_ended(&mut self, child: SiteId, of: &Attempts, current: &TaskSet, fenced: &TaskSet, ended: Ended) {
+        let hop = self.hop(child);
+        let known = self.state.jobs.contains_key(&of.job);
+        if ended.stale {
+            // The placement goes on; an attempt below it is over.
+            if known && !of.tasks.is_empty() {
+                self.note_stale(of.job, of.number, hop, &of.tasks, &ended);
+            }
+            return;
+        }
+        let stale = of.tasks.subtract(current);
+        if known && !stale.is_empty() {
+            self.note_stale(of.job, of.number, hop.clone(), &stale, &ended.select(&of.tasks, &stale));
+        }
+        if !fenced.is_empty() {
+            self.record(What::Stopped(change::OfPlacement { job: of.job, number: of.number, tasks: fenced.to_runs() }));
+            self.schedule_due = true;
+        }
+        if current.is_empty() {
+            return;
+        }
+        let mut part = ended.select(&of.tasks, current);
+        let j = &self.state.jobs[&of.job];
+        let cancelled = j.want.tasks(WantValue::Cancel, current);
+        if part.lost && j.spec.parsed.on_lost == OnLost::Requeue {
+            let again = current.subtract(&cancelled);
+            if !again.is_empty() {
+                self.note_stale(of.job, of.number, hop.clone(), &again, &part.select(current, &again));
+                self.requeue(of.job, of.number, &again, part.attempts, false);
+            }
+            if !cancelled.is_empty() {
+                let mut part = part.select(current, &cancelled);
+                part.phase = Phase::Cancelled;
+                self.finish(of.job, of.number, hop, &cancelled, &part);
+            }
+            return;
+        }
+        part.lost = false;
+        self.finish(of.job, of.number, hop, current, &part);
+    }
+
+    fn child_hint(&mut self, child: SiteId, hint: Hint) {
+        let (current, _) = self.split(child, &hint.of);
+        let Some(j) = self.state.jobs.get_mut(&hint.of.job).filter(|_| !current.is_empty()) else { return };
+        set_hint(j, &current, hint.phase);
+        self.changed.insert(hint.of.job);
+        self.hint_up(hint.of.job, &current, hint.phase);
+    }
+
+    fn hint_up(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {
+        let j = &self.state.jobs[&job];
+        let Some(parent) = j.parent.filter(|p| self.parents.get(p).is_some_and(|p| p.live)) else { return };
+        for (up, tasks) in j.by_up(tasks) {
+            if let Some(e) = j.ups.get(&up) {
+                self.hints.push((parent, Hint { of: Attempts { number: e.number, job: j.parent_job, tasks }, phase }));
+            }
+        }
+    }
+
+    /// After a parent's reconnect: hints are not durable, so they are said again.
+    pub(super) fn repeat_hints(&mut self, parent: SiteId) {
+        let mut due = Vec::new();
+        for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.open() > 0) {
+            for phase in [Phase::StagingIn, Phase::Running, Phase::Suspended, Phase::StagingOut] {
+                if j.count(phase) > 0 {
+                    due.push((j.no, j.select(&j.all(), |c| c.phase() == Some(phase)), phase));
+                }
+            }
+        }
+        for (job, tasks, phase) in due {
+            self.hint_up(job, &tasks, phase);
+        }
+    }
+
+    pub(super) fn flush_hints(&mut self) {
+        let mut by_parent: BTreeMap<SiteId, Vec<Hint>> = BTreeMap::new();
+        for (parent, hint) in std::mem::take(&mut self.hints) {
+            let list = by_parent.entry(parent).or_default();
+            match list.last_mut() {
+                Some(last) if last.of.number == hint.of.number && last.phase == hint.phase && last.of.job == hint.of.job => {
+                    last.of.tasks = last.of.tasks.union(&hint.of.tasks);
+                }
+                _ => list.push(hint),
+            }
+        }
+        for (parent, hints) in by_parent {
+            self.actions.push(Action::ToParent(parent, Up::Hints(hints)));
+        }
+    }
+
+    /// The child's full state, part by part. What we hold open there and it does not know is lost.
+    fn child_resync(&mut self, child: SiteId, r: Resync) {
+        let Some(c) = self.children.get_mut(&child) else { return };
+        c.resync.extend(r.ranges);
+        if !r.last {
+            return;
+        }
+        let ranges = std::mem::take(&mut c.resync);
+        let mut known: BTreeMap<u64, TaskSet> = BTreeMap::new();
+        for range in ranges {
+            let e = known.entry(range.of.number).or_default();
+            *e = e.union(&range.of.tasks);
+            let job = range.of.job;
+            let (current, _) = self.split(child, &range.of);
+            if !current.is_empty() {
+                self.record(What::Accepted(change::OfPlacement { job, number: range.of.number, tasks: Vec::new() }));
+            }
+            match range.ended {
+                Some(ended) => self.child_event(child, Event { of: range.of, what: EventKind::Ended(ended) }),
+                None if range.phase == Phase::Queued || range.phase == Phase::Held || range.phase == Phase::Placed => {}
+                None => self.child_hint(child, Hint { of: range.of, phase: range.phase }),
+            }
+        }
+        let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
+        for (number, job) in placed {
+            let Some(j) = self.state.jobs.get(&job) else { continue };
+            let Some(d) = j.downs.get(&number).filter(|d| d.accepted) else { continue };
+            let (attempts, on_lost) = (d.attempts + 1, j.spec.parsed.on_lost);
+            let told = known.get(&number).cloned().unwrap_or_default();
+            let fenced_gone = d.fenced.subtract(&told);
+            let lost = j.select(&j.all(), |c| c.down == number && c.is_below()).subtract(&told);
+            if !fenced_gone.is_empty() {
+                self.record(What::Stopped(change::OfPlacement { job, number, tasks: fenced_gone.to_runs() }));
+            }
+            if lost.is_empty() {
+                continue;
+            }
+            match on_lost {
+                OnLost::Requeue => self.requeue(job, number, &lost, attempts, true),
+                OnLost::Wait => {
+                    let reason = Reason::new(ReasonKind::EvidenceLost, format!("{} no longer knows of it", self.child_name(child)))
+                        .remedy("an administrator can declare it lost");
+                    if let Some(j) = self.state.jobs.get_mut(&job) {
+                        j.last_return = Some((self.now.mono_ms, reason));
+                    }
+                }
+            }
+        }
+        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: r.sequence }));
+        self.actions.push(Action::ToChild(child, Down::Ack { incarnation: r.incarnation, sequence: r.sequence }));
+    }
+
+    pub(super) fn child_name(&self, child: SiteId) -> String {
+        self.state.cursors.get(&child).filter(|c| !c.name.is_empty()).map_or_else(|| format!("{child:?}"), |c| c.name.clone())
+    }
+
+    /// What a child is, as far as we know.
+    pub(super) fn child_hop(&self, child: SiteId) -> Hop {
+        self.hop(child).unwrap_or_else(|| {
+            let kind = match self.state.cursors.get(&child).map(|c| c.kind) {
+                Some(k) if k == pb::Kind::Broker as i32 => Kind::Broker,
+                Some(k) if k == pb::Kind::Agent as i32 => Kind::Agent,
+                _ => Kind::Gateway,
+            };
+            Hop { site: child, name: self.child_name(child), kind }
+        })
+    }
+
+    /// Contact lost for longer than a job's disconnect time-out: fence, where the job allows it. The time counts only while this process was listening.
+    pub(super) fn fence_lost(&mut self) {
+        let now = self.now.mono_ms;
+        let mut due = Vec::new();
+        for (child, placed) in &self.state.placed_on {
+            let lost_ms = match self.children.get(child) {
+                Some(c) if c.attached => continue,
+                Some(c) => c.lost_ms,
+                None => self.started_ms,
+            };
+            for (number, job) in placed {
+                let Some(j) = self.state.jobs.get(job) else { continue };
+                let late = now.saturating_sub(lost_ms) >= j.spec.parsed.disconnect_timeout_ms;
+                if late && j.spec.parsed.on_lost == OnLost::Requeue && j.downs.get(number).is_some_and(|d| d.open > 0) {
+                    due.push((*child, *job, *number));
+                }
+            }
+        }
+        for (child, job, number) in due {
+            let j = &self.state.jobs[&job];
+            let tasks = j.select(&j.all(), |c| c.down == number && c.is_below());
+            let attempts = j.downs[&number].attempts + 1;
+            let text = format!("contact with {} was lost for longer than the job's disconnect time-out", self.child_name(child));
+            let lost = Ended { lost: true, exit: vec![1025], ..Ended::not_started(Phase::Failed, Reason::new(ReasonKind::ContactLost, text), attempts) };
+            self.note_stale(job, number, Some(self.child_hop(child)), &tasks, &lost);
+            self.requeue(job, number, &tasks, attempts, true);
+        }
+    }
+}
+
+/// A hint changes a phase without a change: it is not durable.
+fn set_hint(j: &mut super::state::Job, tasks: &TaskSet, phase: Phase) {
+    use super::state::{CHUNK_TASKS, Cells};
+    for t in tasks.iter() {
+        let chunk = &mut j.chunks[(t / CHUNK_TASKS) as usize];
+        if let Cells::Same(c) = chunk.cells {
+            let len = (j.size - t / CHUNK_TASKS * CHUNK_TASKS).min(CHUNK_TASKS);
+            chunk.cells = Cells::Each(vec![c; len as usize].into());
+        }
+        if let Cells::Each(cells) = &mut chunk.cells {
+            let cell = &mut cells[(t % CHUNK_TASKS) as usize];
+            j.counts[usize::from(cell.phase)] -= 1;
+            cell.phase = phase as u8;
+            j.counts[usize::from(cell.phase)] += 1;
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What a site knows: the durable part, which only [`apply`](super::apply) changes, and what is derived from it.
+//!
+//! Invariants: a task is *below* exactly when it has a placement (`down != 0`) and is not terminal; `queued` holds exactly the Queued tasks;
+//! `counts` agree with the cells. Every entity carries the number of the last change that touched it, so that a replay over newer rows changes nothing
+//! twice.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use intergrid_proto::link::{Event, Origin, Want};
+use intergrid_proto::{BlobHash, JobSpec, Phase, Shape, SiteId, TaskSet, pb};
+
+/// Tasks of a chunk.
+pub const CHUNK_TASKS: u32 = 4_096;
+
+/// One task: 16 bytes, so that a million fit in 16 MB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cell {
+    /// A `Phase`, or 0: not here.
+    pub phase: u8,
+    pub attempts: u8,
+    /// As `Exit::to_number`; of the last end.
+    pub exit: u16,
+    /// Which of the job's parent placements; 0: a user's submission.
+    pub up: u32,
+    /// Our current placement; 0: none. Kept after the end.
+    pub down: u64,
+}
+
+impl Cell {
+    /// Its phase; None: not here.
+    pub fn phase(self) -> Option<Phase> {
+        Phase::from_number(i32::from(self.phase))
+    }
+
+    /// Somebody below has it.
+    pub fn is_below(self) -> bool {
+        self.down != 0 && self.phase().is_some_and(|p| !p.is_terminal())
+    }
+}
+
+/// 4,096 tasks; one cell while all are alike.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    pub seq: u64,
+    pub cells: Cells,
+}
+
+#[derive(Clone, Debug)]
+pub enum Cells {
+    Same(Cell),
+    Each(Box<[Cell]>),
+}
+
+impl Chunk {
+    pub fn get(&self, i: u32) -> Cell {
+        match &self.cells {
+            Cells::Same(c) => *c,
+            Cells::Each(cells) => cells.get(i as usize).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// A parent's placement on us (or, with number 0, a user's submission).
+#[derive(Clone, Debug)]
+pub struct UpEntry {
+    pub seq: u64,
+    pub number: u64,
+    pub share: Arc<str>,
+    /// Slots that each task counts for in the parent's window.
+    pub cost: u64,
+    /// Tasks not terminal and not given back.
+    pub open: u64,
+}
+
+/// Our placement on a child.
+#[derive(Clone, Debug)]
+pub struct DownEntry {
+    pub seq: u64,
+    pub child: SiteId,
+    pub share: Arc<str>,
+    /// The child has said so; before, it is sent again at each attach.
+    pub accepted: bool,
+    pub cost: u64,
+    pub attempts: u32,
+    /// Current tasks.
+    pub open: u64,
+    /// Tasks whose attempt here no longer counts and has not been seen to stop.
+    pub fenced: TaskSet,
+}
+
+/// A spec, shared by all jobs that have it.
+#[derive(Debug)]
+pub struct Spec {
+    pub bytes: Vec<u8>,
+    pub parsed: JobSpec,
+}
+
+#[derive(Debug)]
+pub struct Job {
+    pub no: u64,
+    pub seq: u64,
+    pub parent: Option<SiteId>,
+    pub parent_job: u64,
+    /// Of the parent's store when it placed this: orphaned where that store is no more.
+    pub parent_incarnation: u64,
+    pub key: String,
+    pub owner: SiteId,
+    pub owner_name: String,
+    pub origin: Origin,
+    pub spec_hash: BlobHash,
+    pub spec: Arc<Spec>,
+    pub size: u32,
+    pub created_ms: u64,
+    pub ended_ms: u64,
+    pub route: Vec<SiteId>,
+    pub hops_left: u32,
+    pub chain: Vec<pb::ChainLink>,
+    /// The register. `job` and `version` are those of who sets it (a parent's; a user's are ours).
+    pub want: Want,
+    /// Our own version of it, for our children.
+    pub want_version: u64,
+    pub next_up: u32,
+    pub ups: BTreeMap<u32, UpEntry>,
+    pub downs: BTreeMap<u64, DownEntry>,
+    pub chunks: Vec<Chunk>,
+    /// Tasks ended, by child.
+    pub ended_at: BTreeMap<SiteId, u64>,
+    // Derived.
+    pub counts: [u64; 11],
+    pub queued: TaskSet,
+    /// When tasks last came to wait or were placed: how long they wait without progress.
+    pub moved_ms: u64,
+    /// The last reason why tasks came back, for people.
+    pub last_return: Option<(u64, intergrid_proto::Reason)>,
+    /// The first reason of a failure.
+    pub first_failure: Option<intergrid_proto::Reason>,
+}
+
+impl Job {
+    pub fn shape(&self) -> &Shape {
+        &self.spec.parsed.shape
+    }
+
+    pub fn cell(&self, task: u32) -> Cell {
+        self.chunks.get((task / CHUNK_TASKS) as usize).map(|c| c.get(task % CHUNK_TASKS)).unwrap_or_default()
+    }
+
+    pub fn count(&self, phase: Phase) -> u64 {
+        self.counts[phase as usize]
+    }
+
+    /// Tasks that are here.
+    pub fn present(&self) -> u64 {
+        self.counts[1..].iter().sum()
+    }
+
+    pub fn open(&self) -> u64 {
+        Phase::ALL.iter().filter(|p| !p.is_terminal()).map(|p| self.count(*p)).sum()
+    }
+
+    /// Those of `within` for which this holds.
+    pub fn select(&self, within: &TaskSet, good: impl Fn(Cell) -> bool) -> TaskSet {
+        let mut out = TaskSet::new();
+        for r in within.ranges() {
+            let mut i = r.start;
+            while i < r.end.min(self.size) {
+                let (chunk, to) = (&self.chunks[(i / CHUNK_TASKS) as usize], ((i / CHUNK_TASKS + 1) * CHUNK_TASKS).min(r.end));
+                match &chunk.cells {
+                    Cells::Same(c) => {
+                        if good(*c) {
+                            out.insert(i..to);
+                        }
+                    }
+                    Cells::Each(cells) => {
+                        for k in i..to {
+                            if good(cells[(k % CHUNK_TASKS) as usize]) {
+                                out.insert(k..k + 1);
+                            }
+                        }
+                    }
+                }
+                i = to;
+            }
+        }
+        out
+    }
+
+    /// Every task of the array.
+    pub fn all(&self) -> TaskSet {
+        TaskSet::range(0..self.size)
+    }
+
+    /// Group tasks by their parent placement.
+    pub fn by_up(&self, tasks: &TaskSet) -> BTreeMap<u32, TaskSet> {
+        let mut out: BTreeMap<u32, TaskSet> = BTreeMap::new();
+        let mut last: Option<(u32, TaskSet)> = None;
+        for t in tasks.iter() {
+            let up = self.cell(t).up;
+            match &mut last {
+                Some((u, set)) if *u == up => set.insert(t..t + 1),
+                _ => {
+                    if let Some((u, set)) = last.replace((up, TaskSet::one(t))) {
+                        let e = out.entry(u).or_default();
+                        *e = e.union(&set);
+                    }
+                }
+            }
+        }
+        if let Some((u, set)) = last {
+            let e = out.entry(u).or_default();
+            *e = e.union(&set);
+        }
+        out
+    }
+}
+
+/// A parent, durable part and event log.
+#[derive(Debug, Default)]
+pub struct Link {
+    pub seq: u64,
+    pub name: String,
+    /// Next event sequence to issue; the first is 1.
+    pub next: u64,
+    pub acked: u64,
+    pub peer_incarnation: u64,
+    /// Highest placement number seen.
+    pub seen: u64,
+    /// Registers of jobs that we do not know (yet).
+    pub wants: BTreeMap<u64, Want>,
+    pub wants_seq: u64,
+    /// Events not acknowledged: sequence, number of the change, when, what.
+    pub outbox: VecDeque<(u64, u64, u64, Event)>,
+}
+
+/// A child, durable part.
+#[derive(Debug, Default, Clone)]
+pub struct ChildCursor {
+    pub seq: u64,
+    pub name: String,
+    pub kind: i32,
+    pub incarnation: u64,
+    pub sequence: u64,
+    /// Highest placement number issued to it.
+    pub issued: u64,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct State {
+    pub incarnation: u64,
+    pub next_job: u64,
+    pub next_number: u64,
+    pub jobs: BTreeMap<u64, Job>,
+    pub links: BTreeMap<SiteId, Link>,
+    pub cursors: BTreeMap<SiteId, ChildCursor>,
+    // Derived.
+    pub by_key: HashMap<(SiteId, String), u64>,
+    pub by_parent: HashMap<(SiteId, u64, u64), u64>,
+    /// Open placements of each child: number to job.
+    pub placed_on: BTreeMap<SiteId, BTreeMap<u64, u64>>,
+    /// Slots outstanding on each child's shares.
+    pub outstanding: HashMap<(SiteId, Arc<str>), u64>,
+    /// Slots outstanding of each parent by share.
+    pub held_for: HashMap<(SiteId, Arc<str>), u64>,
+    pub waiting: BTreeMap<QueueKey, BTreeSet<u64>>,
+    pub specs: HashMap<BlobHash, std::sync::Weak<Spec>>,
+    pub names: HashMap<Arc<str>, ()>,
+    /// Tasks ended since the start of this process.
+    pub ended: u64,
+}
+
+impl State {
+    /// One copy of each share's key.
+    pub fn intern(&mut self, s: &str) -> Arc<str> {
+        match self.names.get_key_value(s) {
+            Some((k, ())) => k.clone(),
+            None => {
+                let k: Arc<str> = s.into();
+                self.names.insert(k.clone(), ());
+                k
+            }
+        }
+    }
+}
+
+/// Jobs that wait together: one shape, one route (a job never goes where it came from).
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct QueueKey {
+    pub shape: Shape,
+    pub route: Vec<SiteId>,
+}
+
+impl QueueKey {
+    pub fn of(j: &Job) -> Self {
+        QueueKey { shape: j.shape().clone(), route: j.route.clone() }
+    }
+}

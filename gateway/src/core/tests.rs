@@ -1,0 +1,409 @@
+//! The core alone, driven by hand: towers of cores over perfect children, messages passed by hand, restarts from a store that keeps what was committed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use intergrid_proto::link::{Down, Hop, Kind, Up, WantValue};
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{JobSpec, Phase, SiteId, TaskSet};
+
+use super::schedule::FirstFit;
+use super::state::Spec;
+use super::{Action, Core, Input, Now};
+use crate::backends::child_end::{ChildEnd, site_of};
+use crate::store::Store;
+use crate::store::mem::MemDisk;
+
+/// A site of the world: a core and its disk.
+struct Site {
+    core: Core,
+    disk: MemDisk,
+    hop: Hop,
+}
+
+/// A tree of sites over perfect agents; messages are delivered in order, each at once.
+struct World {
+    now: Now,
+    sites: BTreeMap<SiteId, Site>,
+    agents: BTreeMap<SiteId, ChildEnd>,
+    /// child -> parents
+    above: BTreeMap<SiteId, Vec<SiteId>>,
+    wire: VecDeque<(SiteId, SiteId, Message)>,
+    submitted: BTreeMap<u64, Result<(u64, bool), intergrid_proto::Refusal>>,
+    wanted: BTreeMap<u64, Result<u64, intergrid_proto::Refusal>>,
+    /// Links that are cut: (child, parent).
+    cut: Vec<(SiteId, SiteId)>,
+    token: u64,
+}
+
+#[derive(Debug)]
+enum Message {
+    Up(Up),
+    Down(Down),
+}
+
+fn open(hop: &Hop, disk: &MemDisk, now: Now) -> Core {
+    let store = disk.open().unwrap();
+    Core::load(hop.clone(), &store, Box::new(FirstFit), now, 7 + u64::from(hop.name.len() as u32)).unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Now { mono_ms: 1, unix_ms: 1_000_000 };
+        let (sites, agents, above) = Default::default();
+        World { now, sites, agents, above, wire: VecDeque::new(), submitted: BTreeMap::new(), wanted: BTreeMap::new(), cut: Vec::new(), token: 0 }
+    }
+
+    fn site(&mut self, name: &str) -> SiteId {
+        let hop = Hop { site: site_of(name), name: name.into(), kind: Kind::Gateway };
+        let disk = MemDisk::new();
+        let core = open(&hop, &disk, self.now);
+        self.sites.insert(hop.site, Site { core, disk, hop: hop.clone() });
+        hop.site
+    }
+
+    fn agent(&mut self, name: &str, slots: u32, parent: SiteId) -> SiteId {
+        let hop = Hop { site: site_of(name), name: name.into(), kind: Kind::Agent };
+        let id = hop.site;
+        self.agents.insert(id, ChildEnd::new(hop, 77, slots, 8 << 30));
+        self.link(id, parent);
+        id
+    }
+
+    /// Connect, or connect again.
+    fn link(&mut self, child: SiteId, parent: SiteId) {
+        self.cut.retain(|c| *c != (child, parent));
+        if !self.above.get(&child).is_some_and(|a| a.contains(&parent)) {
+            self.above.entry(child).or_default().push(parent);
+        }
+        if let Some(agent) = self.agents.get_mut(&child) {
+            let ups = agent.attach();
+            self.wire.extend(ups.into_iter().map(|u| (child, parent, Message::Up(u))));
+        } else {
+            let name = self.sites[&parent].hop.name.clone();
+            self.input(child, Input::ParentUp { parent, name });
+        }
+        self.settle();
+    }
+
+    fn cut(&mut self, child: SiteId, parent: SiteId) {
+        self.cut.push((child, parent));
+        self.wire.retain(|(from, to, _)| (*from, *to) != (child, parent) && (*from, *to) != (parent, child));
+        self.input(parent, Input::ChildGone { child, why: "cut".into() });
+        if self.sites.contains_key(&child) {
+            self.input(child, Input::ParentGone { parent });
+        } else if let Some(a) = self.agents.get_mut(&child) {
+            a.detach();
+        }
+        self.settle();
+    }
+
+    fn input(&mut self, site: SiteId, input: Input) {
+        let now = self.now;
+        let Some(s) = self.sites.get_mut(&site) else { return };
+        s.core.step(input, now);
+        self.turn(site);
+    }
+
+    fn turn(&mut self, site: SiteId) {
+        let now = self.now;
+        let Some(s) = self.sites.get_mut(&site) else { return };
+        let out = s.core.turn(now);
+        if !out.batch.is_empty() {
+            s.disk.open().unwrap().commit(&out.batch).unwrap();
+        }
+        for action in out.actions {
+            match action {
+                Action::Submitted(t, r) => _ = self.submitted.insert(t, r),
+                Action::Wanted(t, r) => _ = self.wanted.insert(t, r),
+                Action::ToParent(p, up) => self.wire.push_back((site, p, Message::Up(up))),
+                Action::ToChild(c, down) => self.wire.push_back((site, c, Message::Down(down))),
+                Action::Changed(_) | Action::Warn(_) => {}
+            }
+        }
+    }
+
+    /// Deliver until nothing is under way.
+    fn settle(&mut self) {
+        let mut steps = 0;
+        while let Some((from, to, message)) = self.wire.pop_front() {
+            steps += 1;
+            assert!(steps < 200_000, "messages never end: {from:?} -> {to:?} {message:?}");
+            if self.cut.contains(&(from, to)) || self.cut.contains(&(to, from)) {
+                continue;
+            }
+            match message {
+                Message::Up(Up::Hello(hello)) => self.input(to, Input::ChildUp { child: from, hello }),
+                Message::Up(message) => self.input(to, Input::ChildSays { child: from, message }),
+                Message::Down(message) => match self.agents.get_mut(&to) {
+                    Some(a) => {
+                        let ups = a.down(message, self.now.mono_ms);
+                        self.wire.extend(ups.into_iter().map(|u| (to, from, Message::Up(u))));
+                    }
+                    None => self.input(to, Input::ParentSays { parent: from, message }),
+                },
+            }
+        }
+    }
+
+    /// Time passes: agents work, sites look at the clock.
+    fn pass(&mut self, ms: u64) {
+        let step = 50;
+        for _ in 0..ms.div_ceil(step) {
+            self.now.mono_ms += step;
+            self.now.unix_ms += step;
+            let agents: Vec<SiteId> = self.agents.keys().copied().collect();
+            for a in agents {
+                let parent = self.above[&a][0];
+                if self.cut.contains(&(a, parent)) {
+                    continue;
+                }
+                let ups = self.agents.get_mut(&a).unwrap().tick(self.now.mono_ms);
+                self.wire.extend(ups.into_iter().map(|u| (a, parent, Message::Up(u))));
+            }
+            let sites: Vec<SiteId> = self.sites.keys().copied().collect();
+            for s in sites {
+                self.input(s, Input::Tick);
+            }
+            self.settle();
+        }
+    }
+
+    /// The process dies, and starts again with what was committed.
+    fn restart(&mut self, site: SiteId) {
+        self.wire.retain(|(from, to, _)| *from != site && *to != site);
+        let now = self.now;
+        let s = self.sites.get_mut(&site).unwrap();
+        s.core = open(&s.hop, &s.disk, now);
+        let parents = self.above.get(&site).cloned().unwrap_or_default();
+        let children: Vec<SiteId> = self.above.iter().filter(|(_, p)| p.contains(&site)).map(|(c, _)| *c).collect();
+        for c in children {
+            if self.sites.contains_key(&c) {
+                self.input(c, Input::ParentGone { parent: site });
+            }
+            self.link(c, site);
+        }
+        for p in parents {
+            self.input(p, Input::ChildGone { child: site, why: "restart".into() });
+            self.link(site, p);
+        }
+    }
+
+    fn submit(&mut self, site: SiteId, key: &str, spec: JobSpec, tasks: u32) -> Result<(u64, bool), intergrid_proto::Refusal> {
+        self.token += 1;
+        let spec = Arc::new(Spec { bytes: spec.encode(), parsed: spec });
+        let (token, owner, owner_name, key) = (self.token, site_of("user"), "user".to_string(), key.to_string());
+        self.input(site, Input::Submit { token, owner, owner_name, key, spec, tasks, hold: false, chain: Vec::new() });
+        self.settle();
+        self.submitted.remove(&token).expect("an answer")
+    }
+
+    fn want(&mut self, site: SiteId, job: u64, value: WantValue, tasks: Option<TaskSet>) {
+        self.token += 1;
+        let token = self.token;
+        self.input(site, Input::SetWant { token, job, value, tasks });
+        self.settle();
+        self.wanted.remove(&token).expect("an answer").unwrap();
+    }
+
+    fn count(&self, site: SiteId, job: u64, phase: Phase) -> u64 {
+        self.sites[&site].core.state().jobs[&job].count(phase)
+    }
+
+    fn check(&self) {
+        for s in self.sites.values() {
+            for j in s.core.state().jobs.values() {
+                let queued = j.select(&j.all(), |c| c.phase() == Some(Phase::Queued));
+                assert_eq!(queued, j.queued, "the queue of {} at {}", j.no, s.hop.name);
+                for (n, d) in &j.downs {
+                    let open = j.select(&j.all(), |c| c.down == *n && c.is_below()).len();
+                    assert_eq!(open, d.open, "placement {n} at {}", s.hop.name);
+                }
+                let total: u64 = j.counts.iter().sum();
+                assert_eq!(total, u64::from(j.size));
+            }
+        }
+    }
+}
+
+/// A chain of `depth` brokers over one gateway with two agents; the top first.
+fn tower(w: &mut World, depth: usize) -> Vec<SiteId> {
+    let gateway = w.site("gateway");
+    w.agent("a1", 2, gateway);
+    w.agent("a2", 2, gateway);
+    let mut sites = vec![gateway];
+    for d in 0..depth {
+        let broker = w.site(&format!("broker{d}"));
+        w.link(sites[0], broker);
+        sites.insert(0, broker);
+    }
+    w.pass(200);
+    sites
+}
+
+fn sleep(ms: u64) -> JobSpec {
+    JobSpec::new(["sleep".to_string(), format!("{}", ms as f64 / 1000.0)])
+}
+
+#[test]
+fn an_array_ends_at_every_depth() {
+    for depth in 0..=4 {
+        let mut w = World::new();
+        let sites = tower(&mut w, depth);
+        let (job, existed) = w.submit(sites[0], "k", JobSpec::new(["true"]), 500).unwrap();
+        assert!(!existed);
+        w.pass(60_000);
+        w.check();
+        assert_eq!(500, w.count(sites[0], job, Phase::Done), "depth {depth}: {:?}", w.sites[&sites[0]].core.job_view(job, true));
+        assert_eq!(Ok((job, true)), w.submit(sites[0], "k", JobSpec::new(["true"]), 500));
+        assert!(w.submit(sites[0], "k", JobSpec::new(["false"]), 500).is_err());
+        let starts: u64 = w.agents.values().map(|a| a.starts().len() as u64).sum();
+        assert_eq!(500, starts, "depth {depth}");
+    }
+}
+
+#[test]
+fn restarts_of_every_site_lose_nothing_and_double_nothing() {
+    for victim in 0..3 {
+        let mut w = World::new();
+        let sites = tower(&mut w, 2);
+        let mut spec = sleep(100);
+        spec.on_lost = OnLost::Wait;
+        let (job, _) = w.submit(sites[0], "k", spec, 60).unwrap();
+        for _ in 0..12 {
+            w.pass(100);
+            w.restart(sites[victim]);
+            w.check();
+        }
+        w.pass(60_000);
+        w.check();
+        assert_eq!(60, w.count(sites[0], job, Phase::Done), "site {victim}: {:?}", w.sites[&sites[0]].core.job_view(job, true));
+        let starts: u64 = w.agents.values().map(|a| a.starts().len() as u64).sum();
+        assert_eq!(60, starts, "site {victim}");
+    }
+}
+
+#[test]
+fn a_cancel_reaches_every_level_and_needs_a_confirmed_stop() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 2);
+    let (job, _) = w.submit(sites[0], "k", sleep(3_600_000), 40).unwrap();
+    w.pass(300);
+    assert!(w.count(sites[0], job, Phase::Running) >= 4);
+    w.cut(sites[2], sites[1]);
+    w.want(sites[0], job, WantValue::Cancel, None);
+    w.pass(500);
+    assert!(w.count(sites[0], job, Phase::Cancelled) < 40, "stops are not confirmed while the link is cut");
+    w.link(sites[2], sites[1]);
+    w.pass(2_000);
+    w.check();
+    assert_eq!(40, w.count(sites[0], job, Phase::Cancelled), "{:?}", w.sites[&sites[0]].core.job_view(job, true));
+}
+
+#[test]
+fn lost_contact_fences_and_one_result_counts() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let (g1, g2) = (w.site("g1"), w.site("g2"));
+    w.agent("a1", 2, g1);
+    w.link(g1, root);
+    let mut spec = sleep(30_000);
+    spec.disconnect_timeout_ms = 2_000;
+    w.pass(200);
+    let (job, _) = w.submit(root, "k", spec, 2).unwrap();
+    w.pass(1_000);
+    assert_eq!(2, w.count(root, job, Phase::Running));
+    w.cut(g1, root);
+    w.agent("a2", 2, g2);
+    w.link(g2, root);
+    w.pass(1_500);
+    assert_eq!(2, w.count(root, job, Phase::Running), "not before the time-out");
+    w.pass(1_500);
+    let view = &w.sites[&root].core.state().jobs[&job];
+    assert!(view.downs.values().any(|d| !d.fenced.is_empty()), "the old attempts are fenced");
+    w.link(g1, root);
+    w.pass(60_000);
+    w.check();
+    assert_eq!(2, w.count(root, job, Phase::Done));
+    assert!(w.sites[&root].core.state().jobs[&job].downs.is_empty(), "fenced attempts were seen to stop");
+    assert_eq!(0, w.agents[&site_of("a1")].running().len(), "stale attempts are stopped");
+}
+
+#[test]
+fn wait_never_starts_twice_across_a_disconnect() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let (g1, g2) = (w.site("g1"), w.site("g2"));
+    w.agent("a1", 2, g1);
+    w.link(g1, root);
+    w.agent("a2", 2, g2);
+    w.pass(200);
+    let mut spec = sleep(5_000);
+    spec.disconnect_timeout_ms = 1_000;
+    spec.on_lost = OnLost::Wait;
+    let (job, _) = w.submit(root, "k", spec, 2).unwrap();
+    w.pass(500);
+    w.cut(g1, root);
+    w.link(g2, root);
+    w.pass(20_000);
+    assert_eq!(0, w.count(root, job, Phase::Done) + w.count(root, job, Phase::Failed));
+    w.link(g1, root);
+    w.pass(1_000);
+    assert_eq!(2, w.count(root, job, Phase::Done));
+    assert!(w.agents[&site_of("a2")].starts().is_empty());
+}
+
+#[test]
+fn two_brokers_that_list_each_other_converge() {
+    let mut w = World::new();
+    let (b1, b2, g1, g2) = (w.site("b1"), w.site("b2"), w.site("g1"), w.site("g2"));
+    w.agent("a1", 2, g1);
+    w.agent("a2", 3, g2);
+    for (child, parent) in [(g1, b1), (g2, b2), (b1, b2), (b2, b1)] {
+        w.link(child, parent);
+    }
+    w.pass(1_000);
+    for b in [b1, b2] {
+        assert_eq!(5, w.sites[&b].core.host().0.slots_total, "each sees both, and none twice");
+    }
+    let (job, _) = w.submit(b1, "k", JobSpec::new(["true"]), 200).unwrap();
+    w.pass(60_000);
+    w.check();
+    assert_eq!(200, w.count(b1, job, Phase::Done));
+    let foreign: Vec<_> = w.sites[&b1].core.state().jobs.values().filter(|j| j.parent.is_some()).collect();
+    assert!(foreign.is_empty(), "no task of b1 came back to it");
+}
+
+#[test]
+fn a_diamond_never_counts_twice() {
+    let mut w = World::new();
+    let (root, b1, b2, g) = (w.site("root"), w.site("b1"), w.site("b2"), w.site("g"));
+    w.agent("a", 1, g);
+    for (child, parent) in [(g, b1), (g, b2), (b1, root), (b2, root)] {
+        w.link(child, parent);
+    }
+    w.pass(1_000);
+    assert_eq!(1, w.sites[&root].core.host().0.slots_total);
+    let (job, _) = w.submit(root, "k", sleep(1_000), 6).unwrap();
+    for _ in 0..40 {
+        w.pass(250);
+        w.check();
+        assert!(w.agents[&site_of("a")].running().len() <= 1);
+        let at_g: u64 = w.sites[&g].core.state().jobs.values().map(|j| j.open()).sum();
+        assert!(at_g <= 2, "{at_g} tasks at a gateway with one slot");
+    }
+    w.pass(60_000);
+    assert_eq!(6, w.count(root, job, Phase::Done), "{:?}", w.sites[&root].core.job_view(job, true));
+}
+
+#[test]
+fn what_never_fits_says_so_from_the_top() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 1);
+    let mut spec = JobSpec::new(["true"]);
+    spec.shape.slots = 3;
+    let (job, _) = w.submit(sites[0], "k", spec, 1).unwrap();
+    w.pass(1_000);
+    let (e, _) = w.sites[&sites[0]].core.explanation(job, None).unwrap();
+    assert_eq!("no-fit", intergrid_proto::ReasonKind::from_number(e.reasons[0].kind).word(), "{e:?}");
+}

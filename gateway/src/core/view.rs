@@ -1,0 +1,221 @@
+//! What people are told: pure reads of the core. A waiting phase always comes with its reason: the one constructor of a count asks for it.
+
+use intergrid_proto::convert::tasks_out;
+use intergrid_proto::limits::SHOW_RANGES_MAX;
+use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::share::totals;
+use intergrid_proto::{JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
+
+use super::state::Job;
+use super::Core;
+
+impl Core {
+    /// Find a user's job by id, unique prefix or `last`. `all`: not only the caller's.
+    pub fn find(&self, id: &str, caller: SiteId, all: bool) -> Result<u64, Refusal> {
+        let mine = |j: &&Job| all || (j.parent.is_none() && j.owner == caller);
+        if id == "last" {
+            let none = || Refusal::new(RefusalKind::NotFound, "you have no job here").remedy("submit one");
+            return self.state.jobs.values().rev().filter(|j| j.parent.is_none() && j.owner == caller).map(|j| j.no).next().ok_or_else(none);
+        }
+        if let Some(j) = JobNo::parse(id).and_then(|n| self.state.jobs.get(&n.0)).filter(mine) {
+            return Ok(j.no);
+        }
+        let mut hits = self.state.jobs.values().filter(mine).filter(|j| !id.is_empty() && JobNo(j.no).id().starts_with(id));
+        match (hits.next(), hits.next()) {
+            (Some(j), None) => Ok(j.no),
+            (Some(a), Some(b)) => {
+                let message = format!("{id:?} is not unique: {} and {} begin with it", JobNo(a.no), JobNo(b.no));
+                Err(Refusal::new(RefusalKind::Conflict, message).remedy("write more letters"))
+            }
+            (None, _) => Err(Refusal::new(RefusalKind::NotFound, format!("no job {id:?} of yours here")).remedy("`grid ls` lists them")),
+        }
+    }
+
+    /// Find the job that a parent placed.
+    pub fn find_placed(&self, parent: SiteId, job: u64) -> Result<u64, Refusal> {
+        let incarnation = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+        let unknown = || Refusal::new(RefusalKind::NotFound, format!("you placed no job {job} here"));
+        self.state.by_parent.get(&(parent, incarnation, job)).copied().ok_or_else(unknown)
+    }
+
+    /// Jobs of a caller (`all`: of everybody), newest first.
+    pub fn list(&self, caller: SiteId, all: bool, limit: usize) -> Vec<pb::JobView> {
+        let mine = |j: &&Job| all || (j.parent.is_none() && j.owner == caller);
+        self.state.jobs.values().rev().filter(mine).take(limit).map(|j| self.view(j, false)).collect()
+    }
+
+    /// Is this placement the current one of this task, on this child?
+    pub fn is_current(&self, child: SiteId, job: u64, number: u64, task: u32) -> bool {
+        let ours = self.state.placed_on.get(&child).and_then(|p| p.get(&number)) == Some(&job);
+        ours && self.state.jobs.get(&job).is_some_and(|j| j.cell(task).down == number && j.cell(task).is_below())
+    }
+
+    /// One job; None: unknown.
+    pub fn job_view(&self, job: u64, whole: bool) -> Option<pb::JobView> {
+        self.state.jobs.get(&job).map(|j| self.view(j, whole))
+    }
+
+    fn counts(&self, j: &Job) -> Vec<pb::PhaseCount> {
+        Phase::ALL
+            .into_iter()
+            .filter(|p| j.count(*p) > 0)
+            .map(|phase| {
+                let reason = match phase {
+                    Phase::Queued => Some(self.why_waiting(j.no)),
+                    Phase::Held => Some(self.why_held(j.no)),
+                    Phase::Failed => j.first_failure.clone(),
+                    Phase::Placed | Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => self.why_silent(j),
+                    Phase::Done | Phase::Cancelled => None,
+                };
+                pb::PhaseCount { phase: phase as i32, tasks: j.count(phase), reason: reason.map(Into::into) }
+            })
+            .collect()
+    }
+
+    /// Tasks are below a child that can't be reached: their phase is the last known.
+    fn why_silent(&self, j: &Job) -> Option<Reason> {
+        let d = j.downs.values().find(|d| d.open > 0 && !self.children.get(&d.child).is_some_and(|c| c.attached))?;
+        let (why, lost) = self.children.get(&d.child).map_or(("not attached since the start", self.started_ms), |c| (c.why_lost.as_str(), c.lost_ms));
+        let text = format!("{}: {why}; the phase is the last known", self.child_name(d.child));
+        Some(Reason::new(ReasonKind::ContactLost, text).aged(self.now.mono_ms.saturating_sub(lost)))
+    }
+
+    fn view(&self, j: &Job, whole: bool) -> pb::JobView {
+        let open = j.open();
+        let mut sites: std::collections::BTreeMap<SiteId, (u64, u64)> = j.ended_at.iter().map(|(s, n)| (*s, (0, *n))).collect();
+        for d in j.downs.values() {
+            sites.entry(d.child).or_default().0 += d.open;
+        }
+        pb::JobView {
+            id: JobNo(j.no).id(),
+            name: j.spec.parsed.name.clone(),
+            owner: j.owner_name.clone(),
+            tasks: j.size,
+            age_ms: self.now.unix_ms.saturating_sub(j.created_ms),
+            counts: self.counts(j),
+            sites: sites
+                .into_iter()
+                .map(|(s, (active, ended))| pb::SiteCount { site: s.0.to_vec(), name: self.child_name(s), active, ended })
+                .collect(),
+            key: j.key.clone(),
+            spec_hash: j.spec_hash.0.to_vec(),
+            spec: if whole { j.spec.bytes.clone() } else { Vec::new() },
+            ended_age_ms: if open == 0 { self.now.unix_ms.saturating_sub(j.ended_ms).max(1) } else { 0 },
+            ranges: if whole { ranges(j) } else { Vec::new() },
+            want: j
+                .want
+                .ranges
+                .iter()
+                .max_by_key(|(_, t)| t.len())
+                .filter(|(_, t)| t.len() * 2 > u64::from(j.size))
+                .map_or(0, |(v, _)| pb::WantValue::from(*v).into()),
+        }
+    }
+
+    /// Why tasks of a job wait or failed, as far as this site knows; and the children that know more.
+    pub fn explanation(&self, job: u64, tasks: Option<&TaskSet>) -> Option<(pb::Explanation, Vec<Hop>)> {
+        let j = self.state.jobs.get(&job)?;
+        let all = j.all();
+        let concerned = tasks.unwrap_or(&all);
+        let mut reasons = Vec::new();
+        let any = |p: Phase| !j.select(concerned, |c| c.phase() == Some(p)).is_empty();
+        if any(Phase::Queued) {
+            reasons.push(self.why_waiting(job));
+        }
+        if any(Phase::Held) {
+            reasons.push(self.why_held(job));
+        }
+        if any(Phase::Failed) {
+            reasons.extend(j.first_failure.clone());
+        }
+        reasons.extend(self.why_silent(j));
+        if let Some((at, r)) = &j.last_return
+            && j.open() > 0
+        {
+            let text = format!("tasks came back here last with: {r}");
+            reasons.push(Reason::new(r.kind, text).aged(self.now.mono_ms.saturating_sub(*at)).because(r.because.clone()));
+        }
+        let below = j.downs.values().filter(|d| d.open > 0).map(|d| d.child);
+        let failed_at = j.ended_at.keys().copied().filter(|_| j.count(Phase::Failed) > 0);
+        let mut children: Vec<SiteId> = below.chain(failed_at).collect();
+        children.sort();
+        children.dedup();
+        children.truncate(intergrid_proto::limits::SHARES_MAX);
+        let explanation = pb::Explanation {
+            site: Some(self.me.clone().into()),
+            counts: self.counts(j),
+            reasons: reasons.into_iter().map(Into::into).collect(),
+            below: Vec::new(),
+            unreachable: String::new(),
+        };
+        Some((explanation, children.into_iter().map(|c| self.child_hop(c)).collect()))
+    }
+
+    /// This site, and its children with how they are: asked for more where they are attached. Agents are told in full from what they last said.
+    pub fn host(&self) -> (pb::Host, Vec<(SiteId, pb::Host)>) {
+        let (slots_total, _) = totals(self.children.values().flat_map(|c| c.shares.iter().map(|(_, s)| s)));
+        let mut me = pb::Host { site: Some(self.me.clone().into()), version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
+        let mut children = Vec::new();
+        let mut slots_free = 0;
+        for (id, c) in &self.children {
+            let used = |key: &std::sync::Arc<str>| self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
+            let agent = c.hop.kind == Kind::Agent;
+            let free: u64 = if agent {
+                c.shares.iter().map(|(k, s)| s.slots_total.min(s.window).saturating_sub(used(k))).sum()
+            } else {
+                totals(c.shares.iter().map(|(_, s)| s)).1
+            };
+            let (total, memory) = (totals(c.shares.iter().map(|(_, s)| s)).0, c.shares.iter().map(|(_, s)| s.machine_memory_bytes * u64::from(s.machines.max(1))).sum());
+            let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });
+            slots_free += free;
+            me.memory_bytes += memory;
+            let unreachable = if c.attached { String::new() } else { format!("{}, {} s ago", c.why_lost, age_ms / 1000) };
+            let running = self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
+            let host = pb::Host {
+                site: Some(c.hop.clone().into()),
+                slots_total: total,
+                slots_free: free,
+                memory_bytes: memory,
+                running,
+                shares: c.shares.iter().map(|(_, s)| s.clone().into()).collect(),
+                unreachable,
+                age_ms,
+                ..Default::default()
+            };
+            children.push((*id, host));
+        }
+        me.slots_total = if self.children.values().all(|c| c.hop.kind == Kind::Agent) {
+            children.iter().map(|(_, h)| h.slots_total).sum()
+        } else {
+            slots_total
+        };
+        me.slots_free = slots_free.min(me.slots_total);
+        me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
+        me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
+        me.done = self.state.ended;
+        (me, children)
+    }
+}
+
+/// Phases by range; a job with more ranges than `SHOW_RANGES_MAX` shows its first ones.
+fn ranges(j: &Job) -> Vec<pb::TaskRange> {
+    let mut out: Vec<(TaskSet, super::state::Cell)> = Vec::new();
+    for t in 0..j.size {
+        let c = j.cell(t);
+        let full = out.len() == SHOW_RANGES_MAX;
+        match out.last_mut() {
+            Some((set, last)) if (last.phase, last.attempts, last.exit) == (c.phase, c.attempts, c.exit) => set.insert(t..t + 1),
+            _ if full => break,
+            _ => out.push((TaskSet::one(t), c)),
+        }
+    }
+    out.into_iter()
+        .filter(|(_, c)| c.phase != 0)
+        .map(|(set, c)| pb::TaskRange {
+            tasks: Some(tasks_out(&set)),
+            phase: c.phase.into(),
+            attempts: c.attempts.into(),
+            exit: c.phase().filter(|p| p.is_terminal()).map(|_| c.exit.into()).into_iter().collect(),
+        })
+        .collect()
+}

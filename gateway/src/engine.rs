@@ -1,0 +1,381 @@
+//! The shell around the core: drains what has come, steps the core, commits the whole turn with one flush on the store thread, and only then does what
+//! the turn said. One batch is in flight while the next is stepped; so the load itself makes the batches.
+//!
+//! It decides nothing. If the store fails, the engine ends, and the process with it: what is not durable must not be acted on.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use intergrid_proto::link::{Hop, Up, WantValue};
+use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, pb};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::backend::{Backend, FromChild};
+use crate::core::state::Spec;
+use crate::core::{Action, Core, Input, Now, Output};
+use crate::store::{Batch, Reader, Store, StoreError};
+
+/// Commands that may wait for the engine.
+const COMMANDS_MAX: usize = 8_192;
+/// Messages that may wait for a parent that reads slowly; beyond it his link is dropped.
+const PARENT_MESSAGES_MAX: usize = 16_384;
+/// Inputs of one turn: while so many wait for a commit, no more are taken.
+const TURN_INPUTS_MAX: usize = 4_096;
+/// How often time is told to the core.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Done after the commit of the turn that read it: what is seen is durable.
+type After = Box<dyn FnOnce() + Send>;
+
+enum Command {
+    Input(Input),
+    Submit { owner: SiteId, owner_name: String, key: String, spec: Arc<Spec>, tasks: u32, hold: bool, chain: Vec<pb::ChainLink>, reply: Reply<(u64, bool)> },
+    SetWant { job: u64, value: WantValue, tasks: Option<TaskSet>, reply: Reply<u64> },
+    Read(Box<dyn FnOnce(&Core) -> After + Send>),
+    Parent { parent: SiteId, name: String, link: mpsc::Sender<Up>, session: u64 },
+    ParentGone { parent: SiteId, session: u64 },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// Links to parents: session and queue.
+type Parents = Arc<Mutex<HashMap<SiteId, (u64, mpsc::Sender<Up>)>>>;
+
+/// A handle to a running engine.
+#[derive(Clone)]
+pub struct Engine {
+    commands: mpsc::Sender<Command>,
+    reader: Arc<dyn Reader>,
+    watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
+    parents: Parents,
+    me: Hop,
+}
+
+fn stopped() -> Refusal {
+    Refusal::new(RefusalKind::Unavailable, "this site is stopping").remedy("try again")
+}
+
+impl Engine {
+    /// Start. The future ends when the engine does: an error is the store's.
+    pub fn start(
+        core: Core,
+        store: Box<dyn Store>,
+        backend: Arc<dyn Backend>,
+        children: mpsc::Receiver<(SiteId, FromChild)>,
+        need_blob: impl Fn(SiteId, BlobHash) + Send + Sync + 'static,
+    ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let engine = Engine {
+            commands,
+            reader: store.reader().into(),
+            watchers: Arc::default(),
+            parents: Arc::default(),
+            me: core.me().clone(),
+        };
+        let shell = Shell {
+            core,
+            backend,
+            parents: engine.parents.clone(),
+            watchers: engine.watchers.clone(),
+            need_blob: Box::new(need_blob),
+            submits: HashMap::new(),
+            wants: HashMap::new(),
+            tokens: 0,
+            after: Vec::new(),
+            start: Instant::now(),
+        };
+        let task = tokio::spawn(shell.run(store, inbox, children));
+        (engine, task)
+    }
+
+    /// This site.
+    pub fn me(&self) -> &Hop {
+        &self.me
+    }
+
+    /// Rows, as committed.
+    pub fn reader(&self) -> Arc<dyn Reader> {
+        self.reader.clone()
+    }
+
+    async fn call<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        self.commands.send(make(tx)).await.map_err(|_| stopped())?;
+        rx.await.map_err(|_| stopped())
+    }
+
+    /// A user's job; answered when it is durable. Number, and whether it was here before.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn submit(
+        &self,
+        owner: SiteId,
+        owner_name: String,
+        key: String,
+        spec: Arc<Spec>,
+        tasks: u32,
+        hold: bool,
+        chain: Vec<pb::ChainLink>,
+    ) -> Result<(u64, bool), Refusal> {
+        self.call(|reply| Command::Submit { owner, owner_name, key, spec, tasks, hold, chain, reply }).await?
+    }
+
+    /// A user's wish; answered when it is durable.
+    pub async fn set_want(&self, job: u64, value: WantValue, tasks: Option<TaskSet>) -> Result<u64, Refusal> {
+        self.call(|reply| Command::SetWant { job, value, tasks, reply }).await?
+    }
+
+    /// Read the core; what is read is durable when the answer comes.
+    pub async fn read<T: Send + 'static>(&self, f: impl FnOnce(&Core) -> T + Send + 'static) -> Result<T, Refusal> {
+        self.call(|tx| {
+            Command::Read(Box::new(move |core| {
+                let value = f(core);
+                Box::new(move || _ = tx.send(value))
+            }))
+        })
+        .await
+    }
+
+    /// Woken whenever the job's view may have changed.
+    pub fn watch(&self, job: u64) -> Arc<Notify> {
+        lock(&self.watchers).entry(job).or_default().clone()
+    }
+
+    /// Forget watchers that nobody holds.
+    pub fn unwatch(&self, job: u64) {
+        let mut watchers = lock(&self.watchers);
+        if watchers.get(&job).is_some_and(|n| Arc::strong_count(n) <= 2) {
+            watchers.remove(&job);
+        }
+    }
+
+    /// A parent's link is open. Refused while one of his is: one live session per id.
+    pub async fn parent_up(&self, parent: SiteId, name: String) -> Result<ParentLink, Refusal> {
+        static SESSIONS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        let session = SESSIONS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (link, messages) = mpsc::channel(PARENT_MESSAGES_MAX);
+        {
+            let mut parents = lock(&self.parents);
+            if parents.get(&parent).is_some_and(|(_, l)| !l.is_closed()) {
+                let message = format!("a parent with the id of {name} ({parent:?}) is connected already");
+                return Err(Refusal::new(RefusalKind::DuplicateIdentity, message).remedy("end the other session, or give this site an identity of its own"));
+            }
+            parents.insert(parent, (session, link.clone()));
+        }
+        self.commands.send(Command::Parent { parent, name, link, session }).await.map_err(|_| stopped())?;
+        Ok(ParentLink { engine: self.clone(), parent, session, messages })
+    }
+
+    /// Ask every attached parent for content.
+    pub fn ask_above(&self, hash: BlobHash) -> bool {
+        let links: Vec<_> = lock(&self.parents).values().map(|(_, l)| l.clone()).collect();
+        links.into_iter().fold(false, |any, l| l.try_send(Up::NeedBlob(hash)).is_ok() || any)
+    }
+
+    /// Something a parent says.
+    pub async fn input(&self, input: Input) -> Result<(), Refusal> {
+        self.commands.send(Command::Input(input)).await.map_err(|_| stopped())
+    }
+}
+
+/// A parent's link: what he is told comes out of `messages`. Dropping it ends the session.
+pub struct ParentLink {
+    engine: Engine,
+    parent: SiteId,
+    session: u64,
+    /// To be sent to the parent, in order.
+    pub messages: mpsc::Receiver<Up>,
+}
+
+impl Drop for ParentLink {
+    fn drop(&mut self) {
+        self.messages.close();
+        let mut parents = lock(&self.engine.parents);
+        if parents.get(&self.parent).is_some_and(|(s, _)| *s == self.session) {
+            parents.remove(&self.parent);
+        }
+        let (commands, gone) = (self.engine.commands.clone(), Command::ParentGone { parent: self.parent, session: self.session });
+        if let Err(mpsc::error::TrySendError::Full(gone)) = commands.try_send(gone)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { _ = commands.send(gone).await });
+        }
+    }
+}
+
+/// A lock whose holder never panics while holding it.
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+struct Shell {
+    core: Core,
+    backend: Arc<dyn Backend>,
+    parents: Parents,
+    watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
+    need_blob: Box<dyn Fn(SiteId, BlobHash) + Send + Sync>,
+    submits: HashMap<u64, Reply<(u64, bool)>>,
+    wants: HashMap<u64, Reply<u64>>,
+    tokens: u64,
+    after: Vec<After>,
+    start: Instant,
+}
+
+impl Shell {
+    fn now(&self) -> Now {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Not 0: a time of 0 means never.
+        Now { mono_ms: 1 + self.start.elapsed().as_millis() as u64, unix_ms: unix.as_millis() as u64 }
+    }
+
+    async fn run(
+        mut self,
+        mut store: Box<dyn Store>,
+        mut inbox: mpsc::Receiver<Command>,
+        mut children: mpsc::Receiver<(SiteId, FromChild)>,
+    ) -> Result<(), StoreError> {
+        let (to_store, batches) = std::sync::mpsc::channel::<Batch>();
+        let (done_tx, mut done) = mpsc::channel::<Result<(), StoreError>>(1);
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            while let Ok(batch) = batches.recv() {
+                if done_tx.blocking_send(store.commit(&batch)).is_err() {
+                    return;
+                }
+            }
+        });
+        if let Err(source) = thread {
+            return Err(StoreError::Io { path: "(thread)".into(), source });
+        }
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let (mut commands, mut said) = (Vec::new(), Vec::new());
+        let mut in_flight: Option<(Vec<Action>, Vec<After>)> = None;
+        let mut taken = 0;
+        loop {
+            let room = TURN_INPUTS_MAX.saturating_sub(taken);
+            tokio::select! {
+                biased;
+                result = done.recv(), if in_flight.is_some() => match result {
+                    Some(Ok(())) => {
+                        if let Some((actions, after)) = in_flight.take() {
+                            self.perform(actions, after);
+                        }
+                    }
+                    Some(Err(e)) => return Err(e),
+                    None => return Err(StoreError::Damaged { path: "(thread)".into(), what: "the store thread has ended".into() }),
+                },
+                n = children.recv_many(&mut said, room), if room > 0 => {
+                    taken += n;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                }
+                n = inbox.recv_many(&mut commands, room), if room > 0 => {
+                    taken += n;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                }
+                _ = tick.tick() => {
+                    let now = self.now();
+                    self.core.step(Input::Tick, now);
+                }
+            }
+            for (child, what) in said.drain(..) {
+                self.from_child(child, what);
+            }
+            for command in commands.drain(..) {
+                self.command(command);
+            }
+            if in_flight.is_none() {
+                taken = 0;
+                let now = self.now();
+                let Output { batch, actions } = self.core.turn(now);
+                let after = std::mem::take(&mut self.after);
+                if batch.is_empty() {
+                    self.perform(actions, after);
+                } else if to_store.send(batch).is_ok() {
+                    in_flight = Some((actions, after));
+                }
+            }
+        }
+    }
+
+    fn from_child(&mut self, child: SiteId, what: FromChild) {
+        let now = self.now();
+        let input = match what {
+            FromChild::Up(Up::Hello(hello)) => {
+                tracing::info!(child = %hello.hop.name, kind = hello.hop.kind.name(), "attached");
+                Input::ChildUp { child, hello }
+            }
+            FromChild::Up(Up::NeedBlob(hash)) => return (self.need_blob)(child, hash),
+            FromChild::Up(message) => Input::ChildSays { child, message },
+            FromChild::Gone(why) => {
+                tracing::info!(?child, %why, "gone");
+                Input::ChildGone { child, why }
+            }
+        };
+        self.core.step(input, now);
+    }
+
+    fn command(&mut self, command: Command) {
+        let now = self.now();
+        self.tokens += 1;
+        let token = self.tokens;
+        let input = match command {
+            Command::Input(input) => input,
+            Command::Submit { owner, owner_name, key, spec, tasks, hold, chain, reply } => {
+                self.submits.insert(token, reply);
+                Input::Submit { token, owner, owner_name, key, spec, tasks, hold, chain }
+            }
+            Command::SetWant { job, value, tasks, reply } => {
+                self.wants.insert(token, reply);
+                Input::SetWant { token, job, value, tasks }
+            }
+            Command::Read(f) => {
+                let after = f(&self.core);
+                return self.after.push(after);
+            }
+            Command::Parent { parent, name, link, session } => {
+                if lock(&self.parents).get(&parent).is_none_or(|(s, _)| *s != session) {
+                    return drop(link);
+                }
+                tracing::info!(parent = %name, "parent attached");
+                Input::ParentUp { parent, name }
+            }
+            Command::ParentGone { parent, session } => {
+                // A newer session of his may be open by now.
+                if lock(&self.parents).get(&parent).is_some_and(|(s, _)| *s > session) {
+                    return;
+                }
+                tracing::info!(?parent, "parent gone");
+                Input::ParentGone { parent }
+            }
+        };
+        self.core.step(input, now);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>, after: Vec<After>) {
+        for action in actions {
+            match action {
+                Action::Submitted(token, answer) => _ = self.submits.remove(&token).map(|r| r.send(answer)),
+                Action::Wanted(token, answer) => _ = self.wants.remove(&token).map(|r| r.send(answer)),
+                Action::ToParent(parent, message) => {
+                    let mut parents = lock(&self.parents);
+                    if parents.get(&parent).is_some_and(|(_, l)| l.try_send(message).is_err()) {
+                        // He does not keep up: his link ends, and he gets what is due when he is back.
+                        parents.remove(&parent);
+                    }
+                }
+                Action::ToChild(child, message) => _ = self.backend.send(child, message),
+                Action::Changed(job) => {
+                    if let Some(n) = lock(&self.watchers).get(&job) {
+                        n.notify_waiters();
+                    }
+                }
+                Action::Warn(text) => tracing::warn!("{text}"),
+            }
+        }
+        after.into_iter().for_each(|f| f());
+    }
+}

@@ -1,0 +1,325 @@
+//! The northbound service: the only one, for gateway and broker alike. Authorises each call by the caller's certificate, checks what it says once, and
+//! hands it to the engine; reads are the core's views.
+
+mod link;
+mod tree;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use intergrid_proto::limits::*;
+use intergrid_proto::link::WantValue;
+use intergrid_proto::net::identity::Role;
+use intergrid_proto::net::trust::Peer;
+use intergrid_proto::{BlobHash, JobNo, JobSpec, Refusal, RefusalKind, TaskSet, convert, pb};
+use prost::Message;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::backend::{Backend, Content};
+use crate::blobs::BlobStore;
+use crate::core::rows;
+use crate::core::state::Spec;
+use crate::engine::Engine;
+
+/// Submissions of one stream that are under way at once.
+const SUBMITS_AT_ONCE: usize = 256;
+/// History entries of one message.
+const HISTORY_BATCH: usize = 256;
+/// Least time between two views of one watch.
+const WATCH_INTERVAL: Duration = Duration::from_millis(50);
+/// A watch says something at least so often, so that a dead connection is noticed and ages stay fresh.
+const WATCH_REPEAT: Duration = Duration::from_secs(5);
+
+/// The service of one site.
+#[derive(Clone)]
+pub struct Service {
+    pub(crate) engine: Engine,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) blobs: BlobStore,
+    /// Where this site listens; for people.
+    pub(crate) endpoint: String,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Who calls; each handler begins with it.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Peer, Refusal> {
+    let none = || Refusal::new(RefusalKind::NotAuthorised, "no certificate came with this connection");
+    request.extensions().get::<Peer>().cloned().ok_or_else(none)
+}
+
+/// May this caller do that? Refusals are logged with who and why.
+pub(crate) fn allow<T>(request: &Request<T>, roles: &[Role]) -> Result<Peer, Refusal> {
+    let peer = caller(request)?;
+    if let Err(r) = peer.require_any(roles) {
+        tracing::warn!(caller = %peer.label, id = %peer.id, addr = ?peer.addr, "refused: {r}");
+        return Err(r);
+    }
+    Ok(peer)
+}
+
+/// Content as parts of a stream: hash and size first.
+pub(crate) fn blob_parts(content: Content) -> Parts<pb::BlobPart> {
+    let head = pb::BlobPart { hash: content.hash.0.to_vec(), size: content.size, data: Default::default() };
+    let data = content.parts.map(|p| p.map(|data| pb::BlobPart { data, ..Default::default() }).map_err(Status::from));
+    Box::pin(futures::stream::once(async { Ok(head) }).chain(data))
+}
+
+fn hash(bytes: &[u8]) -> Result<BlobHash, Refusal> {
+    BlobHash::from_slice(bytes).ok_or_else(|| Refusal::invalid(format!("a hash has 32 bytes, not {}", bytes.len())))
+}
+
+impl Service {
+    /// Over an engine.
+    pub fn new(engine: Engine, backend: Arc<dyn Backend>, blobs: BlobStore, endpoint: String) -> Self {
+        Service { engine, backend, blobs, endpoint }
+    }
+
+    /// The job that a caller names: his own, any for an admin, or one that a parent has placed.
+    pub(crate) async fn find(&self, peer: &Peer, job: Option<pb::JobRef>) -> Result<u64, Refusal> {
+        use pb::job_ref::What;
+        let (id, admin) = (peer.id, peer.roles.contains(&Role::Admin));
+        match job.and_then(|j| j.what) {
+            Some(What::Id(name)) => {
+                peer.require_any(&[Role::User, Role::Admin])?;
+                self.engine.read(move |core| core.find(&name, id, admin)).await?
+            }
+            Some(What::Placed(number)) => {
+                peer.require(Role::Delegate)?;
+                self.engine.read(move |core| core.find_placed(id, number)).await?
+            }
+            None => Err(Refusal::invalid("job: name one by its id, a prefix of it, or \"last\"")),
+        }
+    }
+
+    async fn submit_one(&self, peer: &Peer, r: pb::SubmitRequest) -> Result<pb::SubmitReply, Refusal> {
+        if r.key.is_empty() || r.key.len() > NAME_BYTES_MAX || r.key.chars().any(char::is_control) {
+            return Err(Refusal::invalid(format!("key: has to have 1 to {NAME_BYTES_MAX} bytes without control characters")));
+        }
+        if r.tasks == 0 || r.tasks > TASKS_PER_JOB_MAX {
+            return Err(Refusal::invalid(format!("tasks: {} is not between 1 and {TASKS_PER_JOB_MAX}", r.tasks)));
+        }
+        if r.chain.len() > HOPS_MAX as usize {
+            return Err(Refusal::invalid("chain: too long"));
+        }
+        if BlobHash::from_slice(&r.spec_hash) != Some(BlobHash::of(&r.spec)) {
+            return Err(Refusal::invalid("spec_hash: not the hash of the spec").remedy("hash the bytes that are sent, with blake3"));
+        }
+        let parsed = JobSpec::decode(&r.spec)?;
+        if let Some(f) = parsed.blobs().find(|f| !self.blobs.has(f.hash)) {
+            let message = format!("the content of {:?} is not here", f.name);
+            return Err(Refusal::new(RefusalKind::MissingBlob, message).remedy("upload it, then submit again with the same key"));
+        }
+        let spec = Arc::new(Spec { bytes: r.spec, parsed });
+        let (job, existed) =
+            self.engine.submit(peer.id, peer.label.clone(), r.key, spec, r.tasks, r.want_hold == 1, r.chain).await?;
+        Ok(pb::SubmitReply { job: JobNo(job).id(), existed })
+    }
+
+    async fn view(&self, job: u64, whole: bool) -> Result<pb::JobView, Refusal> {
+        let gone = || Refusal::new(RefusalKind::NotFound, "the job is gone");
+        self.engine.read(move |core| core.job_view(job, whole)).await?.ok_or_else(gone)
+    }
+}
+
+fn is_over(view: &pb::JobView) -> bool {
+    view.ended_age_ms > 0
+}
+
+#[tonic::async_trait]
+impl pb::grid_server::Grid for Service {
+    type SubmitManyStream = Parts<pb::SubmitManyReply>;
+    type WatchStream = Parts<pb::JobView>;
+    type HistoryStream = Parts<pb::HistoryBatch>;
+    type GetOutputStream = Parts<pb::BlobPart>;
+    type LinkStream = Parts<pb::Up>;
+
+    async fn submit(&self, request: Request<pb::SubmitRequest>) -> Answer<pb::SubmitReply> {
+        let peer = allow(&request, &[Role::User, Role::Admin])?;
+        Ok(Response::new(self.submit_one(&peer, request.into_inner()).await?))
+    }
+
+    async fn submit_many(&self, request: Request<Streaming<pb::SubmitRequest>>) -> Answer<Self::SubmitManyStream> {
+        let peer = allow(&request, &[Role::User, Role::Admin])?;
+        let service = self.clone();
+        let answers = request.into_inner().map(move |r| {
+            let (service, peer) = (service.clone(), peer.clone());
+            async move {
+                Ok(match service.submit_one(&peer, r?).await {
+                    Ok(reply) => pb::SubmitManyReply { reply: Some(reply), error: None },
+                    Err(r) => pb::SubmitManyReply { reply: None, error: Some(r.into()) },
+                })
+            }
+        });
+        Ok(Response::new(Box::pin(answers.buffered(SUBMITS_AT_ONCE))))
+    }
+
+    async fn set_want(&self, request: Request<pb::SetWantRequest>) -> Answer<pb::SetWantReply> {
+        let peer = allow(&request, &[Role::User, Role::Admin])?;
+        let r = request.into_inner();
+        let value = convert::want_value_in(r.value)?;
+        if value == WantValue::Return {
+            return Err(Refusal::invalid("value: only a parent asks for tasks back").into());
+        }
+        let tasks = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let job = self.find(&peer, r.job).await?;
+        let tasks = self.engine.set_want(job, value, tasks).await?;
+        Ok(Response::new(pb::SetWantReply { tasks }))
+    }
+
+    async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListReply> {
+        let peer = allow(&request, &[Role::User, Role::Admin])?;
+        let limit = match request.into_inner().limit {
+            0 => 1_000,
+            n => n.min(LIST_MAX),
+        } as usize;
+        let (id, admin) = (peer.id, peer.roles.contains(&Role::Admin));
+        let jobs = self.engine.read(move |core| core.list(id, admin, limit)).await?;
+        Ok(Response::new(pb::ListReply { jobs }))
+    }
+
+    async fn show(&self, request: Request<pb::JobRequest>) -> Answer<pb::JobView> {
+        let peer = caller(&request)?;
+        let job = self.find(&peer, request.into_inner().job).await?;
+        Ok(Response::new(self.view(job, true).await?))
+    }
+
+    async fn watch(&self, request: Request<pb::JobRequest>) -> Answer<Self::WatchStream> {
+        let peer = caller(&request)?;
+        let job = self.find(&peer, request.into_inner().job).await?;
+        let service = self.clone();
+        Ok(Response::new(Box::pin(async_stream::try_stream! {
+            let changed = service.engine.watch(job);
+            let mut last: Option<pb::JobView> = None;
+            loop {
+                let woken = changed.notified();
+                tokio::pin!(woken);
+                // From here on no change is missed.
+                woken.as_mut().enable();
+                let view = service.view(job, false).await?;
+                let over = is_over(&view);
+                if over || last.as_ref().is_none_or(|l| l.counts != view.counts) {
+                    last = Some(view.clone());
+                    yield view;
+                }
+                if over {
+                    break;
+                }
+                let pause = tokio::time::sleep(WATCH_INTERVAL);
+                if tokio::time::timeout(WATCH_REPEAT, woken).await.is_err() {
+                    last = None;
+                }
+                // A change right after a quiet time is told at once, the next ones at most 20 a second; the last is never held back.
+                if service.view(job, false).await.is_ok_and(|v| !is_over(&v)) {
+                    pause.await;
+                }
+            }
+            drop(changed);
+            service.engine.unwatch(job);
+        })))
+    }
+
+    async fn history(&self, request: Request<pb::JobRequest>) -> Answer<Self::HistoryStream> {
+        let peer = caller(&request)?;
+        let r = request.into_inner();
+        let only = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let job = self.find(&peer, r.job).await?;
+        let batches = self.history_of(job, only);
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(batches).map(|b| b.map_err(Status::from)))))
+    }
+
+    async fn explain(&self, request: Request<pb::JobRequest>) -> Answer<pb::Explanation> {
+        let peer = caller(&request)?;
+        let r = request.into_inner();
+        let tasks = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let job = self.find(&peer, r.job).await?;
+        Ok(Response::new(self.explain_tree(job, tasks, tree::deadline(r.deadline_ms)).await?))
+    }
+
+    async fn hosts(&self, request: Request<pb::HostsRequest>) -> Answer<pb::Host> {
+        allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        Ok(Response::new(self.hosts_tree(tree::deadline(request.into_inner().deadline_ms)).await?))
+    }
+
+    async fn get_output(&self, request: Request<pb::OutputRequest>) -> Answer<Self::GetOutputStream> {
+        let peer = caller(&request)?;
+        let r = request.into_inner();
+        let job = self.find(&peer, r.job).await?;
+        let content = self.output_of(job, r.task, r.name).await?;
+        Ok(Response::new(blob_parts(content)))
+    }
+
+    async fn has_blobs(&self, request: Request<pb::BlobHashes>) -> Answer<pb::BlobHashes> {
+        allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let asked = request.into_inner().hashes;
+        if asked.len() > 2 * SPEC_ITEMS_MAX {
+            return Err(Refusal::new(RefusalKind::OverLimit, format!("{} hashes in one call", asked.len())).into());
+        }
+        let mut hashes = Vec::new();
+        for h in asked {
+            if self.blobs.has(hash(&h)?) {
+                hashes.push(h);
+            }
+        }
+        Ok(Response::new(pb::BlobHashes { hashes }))
+    }
+
+    async fn put_blob(&self, request: Request<Streaming<pb::BlobPart>>) -> Answer<pb::PutBlobReply> {
+        allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.ok_or_else(|| Refusal::invalid("no first part with hash and size"))?;
+        let hash = hash(&first.hash)?;
+        if first.size > BLOB_BYTES_MAX {
+            return Err(Refusal::new(RefusalKind::OverLimit, format!("{} bytes, at most {BLOB_BYTES_MAX} are staged", first.size)).into());
+        }
+        let existed = self.blobs.has(hash);
+        let head = futures::stream::iter((!first.data.is_empty()).then_some(Ok(first.data)));
+        let rest = parts.map(|p| p.map(|p| p.data).map_err(|s| intergrid_proto::net::status::refusal_of(&s)));
+        self.blobs.put_stream(hash, first.size, Box::pin(head.chain(rest))).await?;
+        Ok(Response::new(pb::PutBlobReply { existed }))
+    }
+
+    async fn link(&self, request: Request<Streaming<pb::Down>>) -> Answer<Self::LinkStream> {
+        let peer = allow(&request, &[Role::Delegate])?;
+        Ok(Response::new(self.parent_link(peer, request.into_inner()).await?))
+    }
+}
+
+impl Service {
+    /// A job's history, oldest first; ages as of now.
+    pub(crate) fn history_of(&self, job: u64, only: Option<TaskSet>) -> tokio::sync::mpsc::Receiver<Result<pb::HistoryBatch, Refusal>> {
+        let reader = self.engine.reader();
+        let (tx, rx) = tokio::sync::mpsc::channel(4);
+        tokio::task::spawn_blocking(move || {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+            let mut batch = pb::HistoryBatch::default();
+            let mut fault = None;
+            let scanned = reader.scan(&rows::history_prefix(job), &mut |key, bytes| {
+                let Ok(mut entry) = pb::HistoryEntry::decode(bytes) else {
+                    fault = Some(Refusal::new(RefusalKind::Internal, format!("history row {key:02x?} is damaged")));
+                    return false;
+                };
+                let wanted = only.as_ref().is_none_or(|o| convert::tasks_in(entry.tasks.clone()).is_ok_and(|t| !t.intersect(o).is_empty()));
+                if wanted {
+                    entry.age_ms = now.saturating_sub(entry.age_ms);
+                    if let Some(e) = &mut entry.ended {
+                        e.age_ms.iter_mut().for_each(|a| *a += entry.age_ms);
+                    }
+                    batch.entries.push(entry);
+                }
+                batch.entries.len() < HISTORY_BATCH || tx.blocking_send(Ok(std::mem::take(&mut batch))).is_ok()
+            });
+            if !batch.entries.is_empty() {
+                _ = tx.blocking_send(Ok(batch));
+            }
+            let fault = fault.or_else(|| scanned.err().map(|e| Refusal::new(RefusalKind::Internal, e.to_string())));
+            if let Some(r) = fault {
+                _ = tx.blocking_send(Err(r));
+            }
+        });
+        rx
+    }
+}

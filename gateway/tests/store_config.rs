@@ -1,0 +1,136 @@
+//! Configurations: what is taken, and where a wrong one is said to be wrong.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use intergrid_gateway::config::{AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, PeerConfig};
+use intergrid_proto::net::Role;
+
+const GATEWAY: &str = r#"name = "campus"
+listen = "127.0.0.1:0"
+state = "state"
+identity = "/etc/intergrid/campus"
+
+[[trust]]
+ca = "ca.pem"
+may = ["user", "admin", "delegate"]
+on_behalf = ["*"]
+
+[limits]
+blobs_bytes_max = "20G"
+
+[agents]
+provider = "process"
+agents = 2
+slots = 4
+memory = "512M"
+program = "bin/grid-agent"
+"#;
+
+const BROKER: &str = r#"name = "root"
+listen = "[::1]:7411"
+state = "state"
+identity = "identity"
+
+[parent]
+endpoint = "top.example:7411"
+ca = "parent.pem"
+
+[[child]]
+name = "campus"
+endpoint = "campus.example:7411"
+ca = "campus.pem"
+
+[[child]]
+name = "partner"
+ca = "partner.pem"
+"#;
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("site.toml");
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn a_gateway_is_read_with_paths_beside_the_file() {
+    let (dir, path) = file(GATEWAY);
+    let config = GatewayConfig::load(&path).unwrap();
+    assert_eq!(("campus", "127.0.0.1:0"), (config.site.name.as_str(), config.site.listen.as_str()));
+    assert_eq!((dir.path().join("state"), Path::new("/etc/intergrid/campus")), (config.site.state, config.site.identity.as_path()));
+    let trust = &config.site.trust[0];
+    assert_eq!((dir.path().join("ca.pem"), &vec!["*".to_string()]), (trust.ca.clone(), &trust.on_behalf));
+    assert_eq!(BTreeSet::from([Role::User, Role::Admin, Role::Delegate]), trust.may);
+    assert_eq!(LimitsConfig { blobs_bytes_max: 20 << 30, ..LimitsConfig::default() }, config.site.limits);
+    let program = Some(dir.path().join("bin/grid-agent"));
+    assert_eq!(AgentsConfig::Process { agents: 2, slots: Some(4), memory_bytes: Some(512 << 20), program }, config.agents);
+    let (_dir, path) = file(GATEWAY.split("[agents]").next().unwrap());
+    assert_eq!(AgentsConfig::Static, GatewayConfig::load(path).unwrap().agents);
+}
+
+#[test]
+fn a_broker_is_read() {
+    let (dir, path) = file(BROKER);
+    let config = BrokerConfig::load(&path).unwrap();
+    assert_eq!(Some(PeerConfig { endpoint: "top.example:7411".into(), ca: dir.path().join("parent.pem") }), config.site.parent);
+    let children: Vec<_> = config.children.iter().map(|c| (c.name.as_str(), c.endpoint.as_deref())).collect();
+    assert_eq!(vec![("campus", Some("campus.example:7411")), ("partner", None)], children);
+    assert_eq!(dir.path().join("partner.pem"), config.children[1].ca);
+}
+
+#[test]
+fn a_wrong_file_is_refused_with_line_and_column() {
+    let gateway = [
+        ("listen =", "lisen =", "2:1: unknown field `lisen`, expected one of `name`, `listen`"),
+        ("may = [", "mai = [", "8:1: unknown field `mai`"),
+        ("\"campus\"", "7", "1:8: invalid type: integer `7`, expected a string"),
+        ("\"campus\"", "\"a b\"", "1:8: the label \"a b\" is not allowed"),
+        ("\"campus\"", "\"\"", "1:8: the label"),
+        ("\"campus\"", "\"campus", "1:"),
+        ("127.0.0.1:0", "127.0.0.1", "2:10: \"127.0.0.1\" is not host:port"),
+        ("127.0.0.1:0", ":7411", "2:10: "),
+        ("127.0.0.1:0", "a:70000", "2:10: "),
+        ("\"admin\"", "\"root\"", "8:16: unknown variant `root`, expected one of `user`"),
+        ("[\"user\", \"admin\", \"delegate\"]", "[]", "8:7: `may` is empty"),
+        ("\"20G\"", "20", "12:19: invalid type: integer `20`, expected a string"),
+        ("\"20G\"", "\"20\"", "12:19: size \"20\" is not a whole number with a unit; write it like 512M"),
+        ("agents = 2", "agents = 0", "16:10: agents must be 1 to 1024, not 0"),
+        ("agents = 2", "agents = -1", "16:10: invalid value: integer `-1`"),
+        ("agents = 2", "agents = 1025", "16:10: agents must be"),
+        ("agents = 2\n", "", "14:1: provider \"process\" needs `agents`"),
+        ("slots = 4", "slots = 65537", "17:9: slots must be 1 to 65536"),
+        ("\"512M\"", "\"0M\"", "18:10: memory (bytes) must be 1 to"),
+        ("\"process\"", "\"static\"", "14:1: provider \"static\" takes no other key"),
+        ("\"process\"", "\"ec3\"", "15:12: unknown variant `ec3`"),
+        ("state = \"state\"\n", "", ":1:1: missing field `state`"),
+        ("[agents]", "[[child]]\nname = \"x\"\nca = \"x\"\n[agents]", "14:1: `child` belongs to a broker's"),
+    ];
+    for (old, new, want) in gateway {
+        assert!(GATEWAY.contains(old), "{old}");
+        let (_dir, path) = file(&GATEWAY.replacen(old, new, 1));
+        let refused = GatewayConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
+    }
+    let broker = [
+        ("\"partner\"", "\"campus\"", "15:1: a second child \"campus\""),
+        ("campus.example:7411", "campus.example:0", "12:12: endpoint \"campus.example:0\" has port 0"),
+        ("[parent]", "[agents]\nprovider = \"static\"\n[parent]", "6:1: `agents` belongs to a gateway's"),
+        ("[parent]\nendpoint = \"top.example:7411\"\nca = \"parent.pem\"", "", ": neither a [[trust]] nor a [parent]"),
+    ];
+    for (old, new, want) in broker {
+        let (_dir, path) = file(&BROKER.replacen(old, new, 1));
+        let refused = BrokerConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.contains(want), "{old} -> {new}: {refused}");
+    }
+    let absent = GatewayConfig::load("/nowhere/gateway.toml").unwrap_err().to_string();
+    assert!(absent.starts_with("configuration /nowhere/gateway.toml: No such file"), "{absent}");
+}
+
+#[test]
+fn check_names_the_file_that_is_missing() {
+    let (dir, path) = file(GATEWAY);
+    let refused = GatewayConfig::load(&path).unwrap().check().unwrap_err().to_string();
+    assert!(refused.contains("/etc/intergrid/campus/cert.pem"), "{refused}");
+    drop(dir);
+}

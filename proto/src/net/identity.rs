@@ -1,0 +1,246 @@
+//! Who we are, and who a certificate says its holder is.
+//!
+//! A certificate names one role and label, in a URI `intergrid:<role>/<label>` among its alternative names; its holder's id is the hash of its public key.
+//! Parsing proves nothing: [`super::trust`] and TLS verify.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::tls;
+use crate::error::{Refusal, Result};
+use crate::ids::SiteId;
+use crate::limits::NAME_BYTES_MAX;
+
+/// What a certificate says that its holder is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
+pub enum CertRole {
+    /// A gateway or broker.
+    Site,
+    /// A person or program that submits jobs.
+    User,
+    /// A user who may see and end the jobs of others.
+    Admin,
+    /// A machine.
+    Agent,
+}
+
+impl CertRole {
+    /// As in the certificate.
+    pub fn name(self) -> &'static str {
+        match self {
+            CertRole::Site => "site",
+            CertRole::User => "user",
+            CertRole::Admin => "admin",
+            CertRole::Agent => "agent",
+        }
+    }
+
+    /// What a listener can allow its holder to be.
+    pub fn may_be(self) -> &'static [Role] {
+        match self {
+            CertRole::Site => &[Role::Delegate, Role::Child],
+            CertRole::User => &[Role::User],
+            CertRole::Admin => &[Role::User, Role::Admin],
+            CertRole::Agent => &[Role::Agent],
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [CertRole::Site, CertRole::User, CertRole::Admin, CertRole::Agent].into_iter().find(|r| r.name() == name)
+    }
+}
+
+/// What a caller may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Submits, and sees its own jobs.
+    User,
+    /// Sees and ends everybody's.
+    Admin,
+    /// A parent: places work here on behalf of others.
+    Delegate,
+    /// A machine that runs work.
+    Agent,
+    /// A site that dials us and serves us over that connection.
+    Child,
+}
+
+impl Role {
+    /// As in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::User => "user",
+            Role::Admin => "admin",
+            Role::Delegate => "delegate",
+            Role::Agent => "agent",
+            Role::Child => "child",
+        }
+    }
+}
+
+/// What a certificate says of its holder.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerCert {
+    /// Hash of its public key.
+    pub id: SiteId,
+    /// Its name among people.
+    pub label: String,
+    /// What it is.
+    pub role: CertRole,
+    /// The certificate's last moment.
+    pub not_after: SystemTime,
+}
+
+impl PeerCert {
+    /// From a certificate in DER; says nothing about whether it is genuine.
+    pub fn parse(der: &[u8]) -> Result<Self> {
+        let (_, cert) = X509Certificate::from_der(der).map_err(|e| Refusal::invalid(format!("not a certificate: {e}")))?;
+        let names = cert.subject_alternative_name().map_err(|e| Refusal::invalid(format!("the certificate's alternative names: {e}")))?;
+        let mut ours = names.iter().flat_map(|n| &n.value.general_names).filter_map(|n| match n {
+            GeneralName::URI(uri) => uri.strip_prefix("intergrid:"),
+            _ => None,
+        });
+        let (Some(name), None) = (ours.next(), ours.next()) else {
+            return Err(
+                Refusal::invalid("the certificate does not have exactly one name `intergrid:<role>/<label>`").remedy("use one that `grid` made")
+            );
+        };
+        let role_and_label = name.split_once('/').and_then(|(role, label)| Some((CertRole::parse(role)?, label)));
+        let Some((role, label)) = role_and_label else {
+            return Err(Refusal::invalid(format!("the certificate's name intergrid:{} has no known role", printable(name))));
+        };
+        check_label(label)?;
+        let not_after = u64::try_from(cert.validity().not_after.timestamp()).unwrap_or(0);
+        let not_after = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(not_after)).unwrap_or(SystemTime::UNIX_EPOCH);
+        Ok(PeerCert { id: SiteId::of_public_key(cert.public_key().raw), label: label.to_owned(), role, not_after })
+    }
+}
+
+impl fmt::Display for PeerCert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} ({:?})", self.role.name(), self.label, self.id)
+    }
+}
+
+/// Labels stand in certificates, logs and patterns: letters, digits and `. _ - @ +`.
+pub fn check_label(label: &str) -> Result<()> {
+    let plain = label.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@+".contains(&b));
+    match plain && (1..=NAME_BYTES_MAX).contains(&label.len()) {
+        true => Ok(()),
+        false => Err(Refusal::invalid(format!("the label \"{}\" is not allowed", printable(label)))
+            .remedy(format!("use 1 to {NAME_BYTES_MAX} of the characters a-z A-Z 0-9 . _ - @ +"))),
+    }
+}
+
+/// Words of a stranger, fit for a log.
+fn printable(text: &str) -> String {
+    text.chars().take(NAME_BYTES_MAX).flat_map(char::escape_default).collect()
+}
+
+/// Our own certificate and key, as `grid init` made them.
+#[derive(Clone)]
+pub struct Identity {
+    cert: PeerCert,
+    key: Arc<CertifiedKey>,
+    ca_pem: Option<Vec<u8>>,
+    dir: PathBuf,
+}
+
+impl Identity {
+    /// Read `cert.pem` (with its chain), `key.pem` and, where it is there, `ca.pem`.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let (cert_path, key_path, ca_path) = (dir.join("cert.pem"), dir.join("key.pem"), dir.join("ca.pem"));
+        let chain = certificates(&read(&cert_path)?).map_err(within(&cert_path))?;
+        let first = chain.first().map(|c| PeerCert::parse(c)).transpose().map_err(within(&cert_path))?;
+        let cert = first.ok_or_else(|| Refusal::invalid(format!("{}: no certificate in it", cert_path.display())))?;
+        private(&key_path)?;
+        let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?).map_err(|e| Refusal::invalid(format!("{}: {e:?}", key_path.display())))?;
+        let key = CertifiedKey::from_der(chain, key, &tls::provider())
+            .map_err(|e| Refusal::invalid(format!("{}: not the key of cert.pem: {e}", key_path.display())))?;
+        let ca_pem = if ca_path.exists() { Some(read(&ca_path)?) } else { None };
+        Ok(Identity { cert, key: Arc::new(key), ca_pem, dir: dir.to_owned() })
+    }
+
+    /// Hash of our public key.
+    pub fn id(&self) -> SiteId {
+        self.cert.id
+    }
+
+    /// Our name among people.
+    pub fn label(&self) -> &str {
+        &self.cert.label
+    }
+
+    /// What our certificate says that we are.
+    pub fn role(&self) -> CertRole {
+        self.cert.role
+    }
+
+    /// What our certificate says.
+    pub fn cert(&self) -> &PeerCert {
+        &self.cert
+    }
+
+    /// The CA beside our certificate: a site's own; for others, that of the site they call.
+    pub fn ca_pem(&self) -> Result<&[u8]> {
+        let path = self.dir.join("ca.pem");
+        self.ca_pem
+            .as_deref()
+            .ok_or_else(|| Refusal::invalid(format!("{}: no such file", path.display())).remedy("copy it from the site to be called"))
+    }
+
+    pub(super) fn key(&self) -> Arc<CertifiedKey> {
+        self.key.clone()
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({} from {})", self.cert, self.dir.display())
+    }
+}
+
+/// All certificates of a PEM file; at least one.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(Refusal::invalid("no certificate in it").remedy("a PEM file with BEGIN CERTIFICATE is needed")),
+        Err(e) => Err(Refusal::invalid(format!("not PEM: {e:?}"))),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let remedy = "make an identity with `grid init`, or correct the directory";
+    fs::read(path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy(remedy))
+}
+
+/// A key that everybody on the machine can read is no secret.
+#[cfg(unix)]
+fn private(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = fs::metadata(path).map(|m| m.permissions().mode() & 0o777).unwrap_or(0);
+    match mode & 0o007 {
+        0 => Ok(()),
+        _ => Err(Refusal::invalid(format!("{}: mode {mode:04o}, open to everybody", path.display())).remedy(format!("chmod 600 {}", path.display()))),
+    }
+}
+
+#[cfg(not(unix))]
+fn private(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+fn within(path: &Path) -> impl Fn(Refusal) -> Refusal {
+    move |e| Refusal { message: format!("{}: {}", path.display(), e.message), ..e }
+}

@@ -1,0 +1,155 @@
+//! Makes a site's certificate authority, and certificates of it: ECDSA P-256, in PEM. Existing files are never overwritten; keys are for their owner only.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rcgen::string::Ia5String;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, SanType,
+};
+
+use super::SITE_NAME;
+use super::identity::{CertRole, check_label};
+use crate::error::{Refusal, RefusalKind, Result};
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Clocks of a federation may differ by this much.
+const SKEW: Duration = Duration::from_secs(300);
+const CA_DAYS: u32 = 3_653;
+const CERT_DAYS: u32 = 366;
+
+/// When a certificate is valid.
+#[derive(Clone, Copy, Debug)]
+pub struct Validity {
+    /// Its first moment.
+    pub not_before: SystemTime,
+    /// Its last moment.
+    pub not_after: SystemTime,
+}
+
+impl Validity {
+    /// From now on.
+    pub fn days(days: u32) -> Self {
+        let now = SystemTime::now();
+        Validity { not_before: now - SKEW, not_after: now + DAY * days }
+    }
+
+    /// Over since an hour ago: for tests.
+    pub fn expired() -> Self {
+        let now = SystemTime::now();
+        Validity { not_before: now - DAY, not_after: now - Duration::from_secs(3_600) }
+    }
+}
+
+impl Default for Validity {
+    /// One year.
+    fn default() -> Self {
+        Self::days(CERT_DAYS)
+    }
+}
+
+/// A new site: `ca.pem`, `ca.key`, `cert.pem`, `key.pem`. The hosts stand in the certificate for other people's tools; ours do not look at them.
+pub fn new_site(dir: impl AsRef<Path>, label: &str, hosts: &[String]) -> Result<()> {
+    let dir = dir.as_ref();
+    check_label(label)?;
+    absent(dir, &["ca.pem", "ca.key", "cert.pem", "key.pem"])?;
+    let key = new_key()?;
+    let mut params = CertificateParams::default();
+    // Two sites of one label must not share their CA's name.
+    let mark: String = blake3::hash(key.public_key_raw()).to_hex().chars().take(8).collect();
+    params.distinguished_name = name(&format!("Intergrid CA of {label} {mark}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set(&mut params, Validity::days(CA_DAYS));
+    let ca = params.self_signed(&key).map_err(failed)?;
+    let (ca_pem, ca_key) = (ca.pem(), key.serialize_pem());
+    let (cert, cert_key) = certify(&Issuer::new(params, key), CertRole::Site, label, hosts, Validity::default())?;
+    make(dir)?;
+    write(dir, "ca.key", &ca_key, 0o600)?;
+    write(dir, "key.pem", &cert_key, 0o600)?;
+    write(dir, "ca.pem", &ca_pem, 0o644)?;
+    write(dir, "cert.pem", &cert, 0o644)
+}
+
+/// A certificate of the site's CA: `ca.pem`, `cert.pem`, `key.pem`.
+pub fn issue(site_dir: impl AsRef<Path>, role: CertRole, label: &str, out_dir: impl AsRef<Path>, validity: Validity) -> Result<()> {
+    let (site_dir, out_dir) = (site_dir.as_ref(), out_dir.as_ref());
+    check_label(label)?;
+    absent(out_dir, &["ca.pem", "cert.pem", "key.pem"])?;
+    let read = |file: &str| {
+        let path = site_dir.join(file);
+        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy("make a site with `grid init` first"))
+    };
+    let (ca_pem, ca_key) = (read("ca.pem")?, read("ca.key")?);
+    let bad = |file: &str, e: rcgen::Error| Refusal::invalid(format!("{}: {e}", site_dir.join(file).display()));
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key).map_err(|e| bad("ca.key", e))?).map_err(|e| bad("ca.pem", e))?;
+    let (cert, key) = certify(&issuer, role, label, &[], validity)?;
+    make(out_dir)?;
+    write(out_dir, "key.pem", &key, 0o600)?;
+    write(out_dir, "ca.pem", &ca_pem, 0o644)?;
+    write(out_dir, "cert.pem", &cert, 0o644)
+}
+
+fn certify(issuer: &Issuer<'_, KeyPair>, role: CertRole, label: &str, hosts: &[String], validity: Validity) -> Result<(String, String)> {
+    let mut params = CertificateParams::new(hosts.to_vec()).map_err(|e| Refusal::invalid(format!("hosts {}: {e}", hosts.join(", "))))?;
+    params.distinguished_name = name(&format!("{} {label}", role.name()));
+    params.subject_alt_names.push(SanType::URI(ia5(&format!("intergrid:{}/{label}", role.name()))?));
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if role == CertRole::Site {
+        params.subject_alt_names.push(SanType::DnsName(ia5(SITE_NAME)?));
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    set(&mut params, validity);
+    let key = new_key()?;
+    let cert = params.signed_by(&key, issuer).map_err(failed)?;
+    Ok((cert.pem(), key.serialize_pem()))
+}
+
+fn new_key() -> Result<KeyPair> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)
+}
+
+fn set(params: &mut CertificateParams, validity: Validity) {
+    params.not_before = validity.not_before.into();
+    params.not_after = validity.not_after.into();
+}
+
+fn name(common: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common);
+    name
+}
+
+fn ia5(text: &str) -> Result<Ia5String> {
+    text.try_into().map_err(failed)
+}
+
+fn failed(e: rcgen::Error) -> Refusal {
+    Refusal::new(RefusalKind::Internal, format!("cannot make a certificate: {e}"))
+}
+
+fn absent(dir: &Path, files: &[&str]) -> Result<()> {
+    match files.iter().map(|f| dir.join(f)).find(|p| p.symlink_metadata().is_ok()) {
+        None => Ok(()),
+        Some(path) => Err(Refusal::new(RefusalKind::Conflict, format!("{} exists already", path.display())).remedy("choose another directory")),
+    }
+}
+
+fn make(dir: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| Refusal::invalid(format!("{}: {e}", dir.display())))
+}
+
+fn write(dir: &Path, file: &str, text: &str, mode: u32) -> Result<()> {
+    let path = dir.join(file);
+    let written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).and_then(|mut f| {
+        f.write_all(text.as_bytes())?;
+        f.sync_all()
+    });
+    written.map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())))
+}
