@@ -181,7 +181,8 @@ impl Running {
         let staging = Staging::new(blobs.clone());
         let cell = Arc::new(OnceCell::new());
         let above = Arc::new(SiteAbove { staging: staging.clone(), engine: cell.clone() });
-        let parts = Parts { me: me.clone(), identity: identity.clone(), blobs: blobs.clone(), outputs, above, die_with_parent: options.die_with_parent };
+        let parts =
+            Parts { me: me.clone(), identity: identity.clone(), blobs: blobs.clone(), outputs, above, die_with_parent: options.die_with_parent };
         let Built { backend, policy, pool, children } = build(&parts)?;
         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now = Now { mono_ms: 1, unix_ms: unix.as_millis() as u64 };
@@ -247,7 +248,12 @@ impl Drop for Running {
     }
 }
 
-fn serve<S>(service: Service, pool: Option<Arc<AgentPool>>, incoming: S, mut stopped: tokio::sync::watch::Receiver<bool>) -> tokio::task::JoinHandle<()>
+fn serve<S>(
+    service: Service,
+    pool: Option<Arc<AgentPool>>,
+    incoming: S,
+    mut stopped: tokio::sync::watch::Receiver<bool>,
+) -> tokio::task::JoinHandle<()>
 where
     S: tokio_stream::Stream<Item = std::io::Result<intergrid_proto::net::Io>> + Send + Unpin + 'static,
 {

@@ -8,12 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::link::{Hop, Up, WantValue};
-use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::backend::{Backend, FromChild};
-use crate::core::state::Spec;
-use crate::core::{Action, Core, Input, Now, Output};
+use crate::core::{Action, Core, Input, Now, Output, Submission};
 use crate::store::{Batch, Reader, Store, StoreError};
 
 /// Commands that may wait for the engine.
@@ -30,7 +29,7 @@ type After = Box<dyn FnOnce() + Send>;
 
 enum Command {
     Input(Input),
-    Submit { owner: SiteId, owner_name: String, key: String, spec: Arc<Spec>, tasks: u32, hold: bool, chain: Vec<pb::ChainLink>, reply: Reply<(u64, bool)> },
+    Submit { submission: Submission, reply: Reply<(u64, bool)> },
     SetWant { job: u64, value: WantValue, tasks: Option<TaskSet>, reply: Reply<u64> },
     Read(Box<dyn FnOnce(&Core) -> After + Send>),
     Parent { parent: SiteId, name: String, link: mpsc::Sender<Up>, session: u64 },
@@ -66,13 +65,7 @@ impl Engine {
         need_blob: impl Fn(SiteId, BlobHash) + Send + Sync + 'static,
     ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let engine = Engine {
-            commands,
-            reader: store.reader().into(),
-            watchers: Arc::default(),
-            parents: Arc::default(),
-            me: core.me().clone(),
-        };
+        let engine = Engine { commands, reader: store.reader().into(), watchers: Arc::default(), parents: Arc::default(), me: core.me().clone() };
         let shell = Shell {
             core,
             backend,
@@ -106,18 +99,8 @@ impl Engine {
     }
 
     /// A user's job; answered when it is durable. Number, and whether it was here before.
-    #[allow(clippy::too_many_arguments)]
-    pub async fn submit(
-        &self,
-        owner: SiteId,
-        owner_name: String,
-        key: String,
-        spec: Arc<Spec>,
-        tasks: u32,
-        hold: bool,
-        chain: Vec<pb::ChainLink>,
-    ) -> Result<(u64, bool), Refusal> {
-        self.call(|reply| Command::Submit { owner, owner_name, key, spec, tasks, hold, chain, reply }).await?
+    pub async fn submit(&self, submission: Submission) -> Result<(u64, bool), Refusal> {
+        self.call(|reply| Command::Submit { submission, reply }).await?
     }
 
     /// A user's wish; answered when it is durable.
@@ -158,7 +141,9 @@ impl Engine {
             let mut parents = lock(&self.parents);
             if parents.get(&parent).is_some_and(|(_, l)| !l.is_closed()) {
                 let message = format!("a parent with the id of {name} ({parent:?}) is connected already");
-                return Err(Refusal::new(RefusalKind::DuplicateIdentity, message).remedy("end the other session, or give this site an identity of its own"));
+                return Err(
+                    Refusal::new(RefusalKind::DuplicateIdentity, message).remedy("end the other session, or give this site an identity of its own")
+                );
             }
             parents.insert(parent, (session, link.clone()));
         }
@@ -167,9 +152,11 @@ impl Engine {
     }
 
     /// Ask every attached parent for content.
-    pub fn ask_above(&self, hash: BlobHash) -> bool {
-        let links: Vec<_> = lock(&self.parents).values().map(|(_, l)| l.clone()).collect();
-        links.into_iter().fold(false, |any, l| l.try_send(Up::NeedBlob(hash)).is_ok() || any)
+    pub fn ask_above(&self, hash: BlobHash) {
+        for (_, link) in lock(&self.parents).values() {
+            // A queue that is full is about to be dropped; he is asked again when he is back.
+            _ = link.try_send(Up::NeedBlob(hash));
+        }
     }
 
     /// Something a parent says.
@@ -282,7 +269,7 @@ impl Shell {
                 }
             }
             for (child, what) in said.drain(..) {
-                self.from_child(child, what);
+                self.child(child, what);
             }
             for command in commands.drain(..) {
                 self.command(command);
@@ -301,7 +288,7 @@ impl Shell {
         }
     }
 
-    fn from_child(&mut self, child: SiteId, what: FromChild) {
+    fn child(&mut self, child: SiteId, what: FromChild) {
         let now = self.now();
         let input = match what {
             FromChild::Up(Up::Hello(hello)) => {
@@ -324,9 +311,9 @@ impl Shell {
         let token = self.tokens;
         let input = match command {
             Command::Input(input) => input,
-            Command::Submit { owner, owner_name, key, spec, tasks, hold, chain, reply } => {
+            Command::Submit { submission, reply } => {
                 self.submits.insert(token, reply);
-                Input::Submit { token, owner, owner_name, key, spec, tasks, hold, chain }
+                Input::Submit { token, submission }
             }
             Command::SetWant { job, value, tasks, reply } => {
                 self.wants.insert(token, reply);

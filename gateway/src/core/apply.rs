@@ -13,12 +13,19 @@ use super::state::*;
 /// What has to be written as a row at the next checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum RowKey {
+    /// Incarnation and counters.
     Meta,
+    /// A job's header.
     Job(u64),
+    /// 4,096 tasks of it.
     Chunk(u64, u32),
+    /// A parent's placement, by the job's own count.
     Up(u64, u32),
+    /// Our placement, by number.
     Down(u64, u64),
+    /// A parent.
     Link(SiteId),
+    /// A child.
     Child(SiteId),
 }
 
@@ -273,8 +280,16 @@ impl State {
             dirty.insert(RowKey::Child(child));
         }
         let Some(job) = self.jobs.get_mut(&p.job) else { return };
-        let entry =
-            DownEntry { seq, child, share: share.clone(), accepted: false, cost: p.cost, attempts: p.attempts, open: tasks.len(), fenced: TaskSet::new() };
+        let entry = DownEntry {
+            seq,
+            child,
+            share: share.clone(),
+            accepted: false,
+            cost: p.cost,
+            attempts: p.attempts,
+            open: tasks.len(),
+            fenced: TaskSet::new(),
+        };
         job.downs.entry(p.number).or_insert(entry);
         dirty.insert(RowKey::Down(p.job, p.number));
         self.placed_on.entry(child).or_default().insert(p.number, p.job);
@@ -330,7 +345,10 @@ impl State {
             let Some(e) = job.ups.get_mut(&up).filter(|e| seq > e.seq) else { continue };
             (e.seq, e.open) = (seq, e.open.saturating_sub(n));
             dirty.insert(RowKey::Up(job_no, up));
-            if live && let Some(parent) = job.parent && let Some(h) = self.held_for.get_mut(&(parent, e.share.clone())) {
+            if live
+                && let Some(parent) = job.parent
+                && let Some(h) = self.held_for.get_mut(&(parent, e.share.clone()))
+            {
                 *h = h.saturating_sub(e.cost * n);
             }
         }
@@ -416,7 +434,9 @@ impl State {
 /// Alter the cells of these tasks in chunks that are older than `seq`. The counts follow.
 fn each_cell(job: &mut Job, seq: u64, tasks: &TaskSet, uniform: bool, dirty: &mut Dirty, f: &dyn Fn(&mut Cell, usize)) {
     let mut k = 0usize;
-    let size = job.size;
+    let (size, counts) = (job.size, &mut job.counts);
+    // Wrapping: while changes are replayed over rows, counts are of no account; they are derived afterwards.
+    let mut count = |phase: u8, n: u64| counts[usize::from(phase)] = counts[usize::from(phase)].wrapping_add(n);
     for r in tasks.ranges() {
         let mut i = r.start;
         while i < r.end.min(size) {
@@ -429,9 +449,9 @@ fn each_cell(job: &mut Job, seq: u64, tasks: &TaskSet, uniform: bool, dirty: &mu
                 dirty.insert(RowKey::Chunk(job.no, at));
                 if uniform && n == len && matches!(chunk.cells, Cells::Same(_)) {
                     if let Cells::Same(c) = &mut chunk.cells {
-                        job.counts[usize::from(c.phase)] -= u64::from(n);
+                        count(c.phase, u64::from(n).wrapping_neg());
                         f(c, k);
-                        job.counts[usize::from(c.phase)] += u64::from(n);
+                        count(c.phase, n.into());
                     }
                 } else {
                     if let Cells::Same(c) = chunk.cells {
@@ -439,9 +459,9 @@ fn each_cell(job: &mut Job, seq: u64, tasks: &TaskSet, uniform: bool, dirty: &mu
                     }
                     if let Cells::Each(cells) = &mut chunk.cells {
                         for (step, c) in cells[(i - first) as usize..(to - first) as usize].iter_mut().enumerate() {
-                            job.counts[usize::from(c.phase)] -= 1;
+                            count(c.phase, 1u64.wrapping_neg());
                             f(c, k + step);
-                            job.counts[usize::from(c.phase)] += 1;
+                            count(c.phase, 1);
                         }
                     }
                 }

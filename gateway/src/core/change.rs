@@ -1,7 +1,7 @@
 //! The changes: everything durable that ever happens at a site, as records that are appended and replayed. Tags never change their meaning; the
 //! golden test keeps the form.
 
-use intergrid_proto::link::{WantValue, Want};
+use intergrid_proto::link::{Want, WantValue};
 use intergrid_proto::{SiteId, TaskSet, pb};
 use prost::Message;
 

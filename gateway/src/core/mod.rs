@@ -19,6 +19,8 @@ mod south;
 #[allow(missing_docs)] // Entities: their fields are named by the records.
 pub mod state;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 pub mod view;
 
@@ -49,11 +51,31 @@ pub struct Now {
 /// Who waits for a reply; the shell's.
 pub type Token = u64;
 
+/// A user's submission: the spec is decoded, its content is here.
+#[derive(Debug)]
+pub struct Submission {
+    /// Who; the id of his certificate.
+    pub owner: SiteId,
+    /// His label.
+    pub owner_name: String,
+    /// His own.
+    pub key: String,
+    /// Its bytes and what they say.
+    pub spec: Arc<Spec>,
+    /// Tasks of the array.
+    pub tasks: u32,
+    /// Not to be started until released.
+    pub hold: bool,
+    /// The signed chain.
+    pub chain: Vec<pb::ChainLink>,
+}
+
 /// What can happen to a site.
+#[allow(missing_docs)] // The fields: the variants say what they are.
 #[derive(Debug)]
 pub enum Input {
-    /// A user submits. The spec is decoded, its blobs are here.
-    Submit { token: Token, owner: SiteId, owner_name: String, key: String, spec: Arc<Spec>, tasks: u32, hold: bool, chain: Vec<pb::ChainLink> },
+    /// A user submits.
+    Submit { token: Token, submission: Submission },
     /// A user wishes. None: all tasks.
     SetWant { token: Token, job: u64, value: WantValue, tasks: Option<TaskSet> },
     /// A parent's link is open.
@@ -156,6 +178,7 @@ pub struct Core {
     changes_since_checkpoint: u64,
     checkpoint: Option<(u64, Dirty)>,
     jobs_waiting_max: usize,
+    checkpoint_changes: u64,
 }
 
 /// What one turn of the shell has to commit, and then do.
@@ -194,6 +217,7 @@ impl Core {
             dirty,
             checkpoint: None,
             jobs_waiting_max: JOBS_WAITING_MAX,
+            checkpoint_changes: CHECKPOINT_CHANGES,
         };
         if core.state.incarnation == 0 {
             core.record(What::Born(change::Born { incarnation: fresh.max(1) }));
@@ -215,8 +239,8 @@ impl Core {
     pub fn step(&mut self, input: Input, now: Now) {
         self.now = now;
         match input {
-            Input::Submit { token, owner, owner_name, key, spec, tasks, hold, chain } => {
-                let answer = self.submit(owner, owner_name, key, spec, tasks, hold, chain);
+            Input::Submit { token, submission } => {
+                let answer = self.submit(submission);
                 self.actions.push(Action::Submitted(token, answer));
             }
             Input::SetWant { token, job, value, tasks } => {
@@ -283,8 +307,7 @@ impl Core {
         if self.state.links.get(&parent).is_none_or(|l| l.peer_incarnation != j.parent_incarnation) {
             return; // Orphaned: the parent that placed it has lost its store.
         }
-        let groups: Vec<(u64, TaskSet)> =
-            j.by_up(tasks).into_iter().filter_map(|(up, t)| j.ups.get(&up).map(|e| (e.number, t))).collect();
+        let groups: Vec<(u64, TaskSet)> = j.by_up(tasks).into_iter().filter_map(|(up, t)| j.ups.get(&up).map(|e| (e.number, t))).collect();
         let parent_job = j.parent_job;
         for (number, tasks) in groups {
             let what = what(&tasks);
@@ -369,7 +392,7 @@ impl Core {
 
     fn write_checkpoint(&mut self) {
         if self.checkpoint.is_none() {
-            if self.changes_since_checkpoint < CHECKPOINT_CHANGES {
+            if self.changes_since_checkpoint < self.checkpoint_changes {
                 return;
             }
             self.changes_since_checkpoint = 0;

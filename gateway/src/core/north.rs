@@ -5,26 +5,17 @@ use std::sync::Arc;
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Origin, Place, Resync, ResyncRange, Up, Want, WantValue};
 use intergrid_proto::share::Fit;
-use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet};
 
 use super::change::{self, What};
 use super::limits::*;
 use super::rows::{origin_out, pieces, spec_key};
 use super::state::Spec;
-use super::{Action, Core, Parent};
+use super::{Action, Core, Parent, Submission};
 
 impl Core {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn submit(
-        &mut self,
-        owner: SiteId,
-        owner_name: String,
-        key: String,
-        spec: Arc<Spec>,
-        tasks: u32,
-        hold: bool,
-        chain: Vec<pb::ChainLink>,
-    ) -> Result<(u64, bool), Refusal> {
+    pub(super) fn submit(&mut self, submission: Submission) -> Result<(u64, bool), Refusal> {
+        let Submission { owner, owner_name, key, spec, tasks, hold, chain } = submission;
         let hash = BlobHash::of(&spec.bytes);
         if let Some(job) = self.state.by_key.get(&(owner, key.clone())).and_then(|n| self.state.jobs.get(n)) {
             if job.spec_hash == hash && job.size == tasks {
@@ -39,7 +30,10 @@ impl Core {
         }
         let job = self.state.next_job + 1;
         let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };
-        self.new_job(job, None, 0, key, owner, owner_name, &origin, hash, spec, tasks, vec![self.me.site], HOPS_MAX, chain);
+        let (owner, route) = (owner.0.to_vec(), vec![self.me.site.0.to_vec()]);
+        let new =
+            change::JobNew { job, key, owner, owner_name, size: tasks, route, hops_left: HOPS_MAX, chain, ..self.new_job(&origin, hash, &spec) };
+        self.record(What::Job(new));
         self.record(What::Tasks(change::TasksAdded {
             job,
             number: 0,
@@ -55,44 +49,14 @@ impl Core {
         Ok((job, false))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn new_job(
-        &mut self,
-        job: u64,
-        parent: Option<SiteId>,
-        parent_job: u64,
-        key: String,
-        owner: SiteId,
-        owner_name: String,
-        origin: &Origin,
-        hash: BlobHash,
-        spec: Arc<Spec>,
-        size: u32,
-        route: Vec<SiteId>,
-        hops_left: u32,
-        chain: Vec<pb::ChainLink>,
-    ) {
+    /// A job's record as far as its origin and spec go; the spec's row goes with the same commit.
+    fn new_job(&mut self, origin: &Origin, hash: BlobHash, spec: &Arc<Spec>) -> change::JobNew {
         if self.state.specs.get(&hash).is_none_or(|s| s.strong_count() == 0) {
             self.batch.rows.push((spec_key(hash), Some(spec.bytes.clone())));
-            self.state.specs.insert(hash, Arc::downgrade(&spec));
+            self.state.specs.insert(hash, Arc::downgrade(spec));
         }
-        self.record(What::Job(change::JobNew {
-            job,
-            parent: parent.map(|p| p.0.to_vec()).unwrap_or_default(),
-            parent_job,
-            key,
-            owner: owner.0.to_vec(),
-            owner_name,
-            parent_incarnation: parent.and_then(|p| self.state.links.get(&p)).map_or(0, |l| l.peer_incarnation),
-            origin: Some(origin_out(origin)),
-            spec_hash: hash.0.to_vec(),
-            size,
-            created_ms: self.now.unix_ms,
-            route: route.iter().map(|s| s.0.to_vec()).collect(),
-            hops_left,
-            chain,
-        }));
-        drop(spec);
+        let created_ms = self.now.unix_ms;
+        change::JobNew { origin: Some(origin_out(origin)), spec_hash: hash.0.to_vec(), created_ms, ..Default::default() }
     }
 
     /// Tasks have come to wait here.
@@ -400,13 +364,20 @@ impl Core {
             Some(n) => *n,
             None => {
                 let n = self.state.next_job + 1;
-                let mut route = p.route.clone();
-                route.push(self.me.site);
-                let key = String::new();
-                let owner_name = p.origin.principal.clone();
-                let hops = p.hops_left.saturating_sub(1);
-                let spec = spec.clone();
-                self.new_job(n, Some(parent), p.job, key, parent, owner_name, &p.origin, p.spec_hash, spec, p.array_size, route, hops, p.chain.clone());
+                let new = change::JobNew {
+                    job: n,
+                    parent: parent.0.to_vec(),
+                    parent_job: p.job,
+                    parent_incarnation: incarnation,
+                    owner: parent.0.to_vec(),
+                    owner_name: p.origin.principal.clone(),
+                    size: p.array_size,
+                    route: p.route.iter().chain([&self.me.site]).map(|s| s.0.to_vec()).collect(),
+                    hops_left: p.hops_left.saturating_sub(1),
+                    chain: p.chain.clone(),
+                    ..self.new_job(&p.origin, p.spec_hash, &spec)
+                };
+                self.record(What::Job(new));
                 if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).cloned() {
                     self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
                 }
@@ -448,6 +419,7 @@ impl Core {
     }
 
     /// May this come in at all? The spec, or why not.
+    #[allow(clippy::result_large_err)] // Not an error path: the reason is the product.
     fn admit(&mut self, p: &Place) -> Result<Arc<Spec>, Reason> {
         if p.route.contains(&self.me.site) || p.origin.site == self.me.site {
             return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} already", self.me.name)));

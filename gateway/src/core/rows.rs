@@ -258,8 +258,7 @@ impl State {
             let share = s.intern(&r.share);
             let (child, fenced) = (change::site(&r.child), change::tasks(&r.fenced));
             if let Some(j) = s.jobs.get_mut(&job) {
-                let entry =
-                    DownEntry { seq: r.seq, child, share, accepted: r.accepted, cost: r.cost, attempts: r.attempts, open: r.open, fenced };
+                let entry = DownEntry { seq: r.seq, child, share, accepted: r.accepted, cost: r.cost, attempts: r.attempts, open: r.open, fenced };
                 j.downs.insert(at, entry);
             }
             Some(())
@@ -268,8 +267,17 @@ impl State {
             let (id, r) = (SiteId::from_slice(k.get(1..)?)?, LinkRow::decode(v).ok()?);
             let wants = r.wants.into_iter().filter_map(|w| intergrid_proto::link::Want::try_from(w).ok()).map(|w| (w.job, w)).collect();
             let (next, acked, outbox) = (r.next, r.acked, Default::default());
-            let link =
-                Link { seq: r.seq, name: r.name, next, acked, peer_incarnation: r.peer_incarnation, seen: r.seen, wants, wants_seq: r.wants_seq, outbox };
+            let link = Link {
+                seq: r.seq,
+                name: r.name,
+                next,
+                acked,
+                peer_incarnation: r.peer_incarnation,
+                seen: r.seen,
+                wants,
+                wants_seq: r.wants_seq,
+                outbox,
+            };
             s.links.insert(id, link);
             Some(())
         })?;
@@ -296,7 +304,10 @@ impl State {
     }
 }
 
-fn scan(store: &dyn Store, table: u8, bad: &mut Option<String>, f: &mut dyn FnMut(&[u8], &[u8]) -> Option<()>) -> Result<(), StoreError> {
+/// Takes in one row: key and value; None: it is damaged.
+type Take<'a> = dyn FnMut(&[u8], &[u8]) -> Option<()> + 'a;
+
+fn scan(store: &dyn Store, table: u8, bad: &mut Option<String>, f: &mut Take<'_>) -> Result<(), StoreError> {
     store.scan(&[table], &mut |k, v| {
         if f(k, v).is_none() {
             *bad = Some(format!("row {k:02x?}"));

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use intergrid_proto::share::Fit;
 use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
 
+use super::Core;
 use super::change::{self, What};
 use super::limits::*;
 use super::state::QueueKey;
-use super::Core;
 
 /// Waiting tasks of one shape that may go to the same shares.
 #[derive(Clone, Debug)]
@@ -163,6 +163,7 @@ impl Core {
     }
 
     /// May tasks of this queue go there? Never where the job has passed, nor to a share that came through such a site.
+    #[allow(clippy::result_large_err)] // Not an error path: the reason is the product.
     fn may_go(&self, queue: &QueueKey, offer: &Offer<'_>, key: &Arc<str>) -> Result<(), Reason> {
         if queue.route.contains(&offer.child) || offer.share.path.iter().any(|s| queue.route.contains(s)) {
             return Err(Reason::new(ReasonKind::Loop, format!("it came from there: {key}")));
@@ -259,8 +260,11 @@ impl Core {
         } else if because.is_empty() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
         } else if !fits {
-            Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: {} slots and {} bytes of memory on one", queue.shape.slots, queue.shape.memory_bytes))
-                .remedy("ask for fewer slots or less memory")
+            Reason::new(
+                ReasonKind::NoFit,
+                format!("no machine could ever run it: {} slots and {} bytes of memory on one", queue.shape.slots, queue.shape.memory_bytes),
+            )
+            .remedy("ask for fewer slots or less memory")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
             Reason::new(ReasonKind::HeldByUser, "on hold")
         } else {

@@ -19,7 +19,10 @@ impl Core {
         let cursor = self.state.cursors.entry(child).or_default();
         (cursor.name, cursor.kind) = (hello.hop.name.clone(), pb::Kind::from(hello.hop.kind).into());
         if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
-            let text = format!("child {} knows fewer events ({}) than it has sent ({}): its store is old", hello.hop.name, hello.sequence_high, cursor.sequence);
+            let text = format!(
+                "child {} knows fewer events ({}) than it has sent ({}): its store is old",
+                hello.hop.name, hello.sequence_high, cursor.sequence
+            );
             self.actions.push(Action::Warn(text));
         }
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
@@ -285,7 +288,8 @@ impl Core {
             self.record(if fence { What::Fenced(r) } else { What::Requeued(r) });
         }
         if held {
-            let reason = Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost")).remedy("release it to try again, or cancel it");
+            let reason =
+                Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost")).remedy("release it to try again, or cancel it");
             self.emit_for(job, tasks, &|_| EventKind::Held(reason.clone()));
         }
         if let Some(j) = self.state.jobs.get_mut(&job) {
@@ -498,7 +502,8 @@ impl Core {
             let tasks = j.select(&j.all(), |c| c.down == number && c.is_below());
             let attempts = j.downs[&number].attempts + 1;
             let text = format!("contact with {} was lost for longer than the job's disconnect time-out", self.child_name(child));
-            let lost = Ended { lost: true, exit: vec![1025], ..Ended::not_started(Phase::Failed, Reason::new(ReasonKind::ContactLost, text), attempts) };
+            let lost =
+                Ended { lost: true, exit: vec![1025], ..Ended::not_started(Phase::Failed, Reason::new(ReasonKind::ContactLost, text), attempts) };
             self.note_stale(job, number, Some(self.child_hop(child)), &tasks, &lost);
             self.requeue(job, number, &tasks, attempts, true);
         }

@@ -15,16 +15,16 @@ use crate::store::Store;
 use crate::store::mem::MemDisk;
 
 /// A site of the world: a core and its disk.
-struct Site {
-    core: Core,
-    disk: MemDisk,
+pub(super) struct Site {
+    pub(super) core: Core,
+    pub(super) disk: MemDisk,
     hop: Hop,
 }
 
 /// A tree of sites over perfect agents; messages are delivered in order, each at once.
-struct World {
+pub(super) struct World {
     now: Now,
-    sites: BTreeMap<SiteId, Site>,
+    pub(super) sites: BTreeMap<SiteId, Site>,
     agents: BTreeMap<SiteId, ChildEnd>,
     /// child -> parents
     above: BTreeMap<SiteId, Vec<SiteId>>,
@@ -34,6 +34,8 @@ struct World {
     /// Links that are cut: (child, parent).
     cut: Vec<(SiteId, SiteId)>,
     token: u64,
+    /// Changes between checkpoints.
+    pub checkpoint: u64,
 }
 
 #[derive(Debug)]
@@ -42,22 +44,24 @@ enum Message {
     Down(Down),
 }
 
-fn open(hop: &Hop, disk: &MemDisk, now: Now) -> Core {
+fn open(hop: &Hop, disk: &MemDisk, now: Now, checkpoint: u64) -> Core {
     let store = disk.open().unwrap();
-    Core::load(hop.clone(), &store, Box::new(FirstFit), now, 7 + u64::from(hop.name.len() as u32)).unwrap()
+    let mut core = Core::load(hop.clone(), &store, Box::new(FirstFit), now, 7 + hop.name.len() as u64).unwrap();
+    core.checkpoint_changes = checkpoint;
+    core
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = Now { mono_ms: 1, unix_ms: 1_000_000 };
         let (sites, agents, above) = Default::default();
-        World { now, sites, agents, above, wire: VecDeque::new(), submitted: BTreeMap::new(), wanted: BTreeMap::new(), cut: Vec::new(), token: 0 }
+        World { now, sites, agents, above, wire: VecDeque::new(), submitted: BTreeMap::new(), wanted: BTreeMap::new(), cut: Vec::new(), token: 0, checkpoint: super::limits::CHECKPOINT_CHANGES }
     }
 
     fn site(&mut self, name: &str) -> SiteId {
         let hop = Hop { site: site_of(name), name: name.into(), kind: Kind::Gateway };
         let disk = MemDisk::new();
-        let core = open(&hop, &disk, self.now);
+        let core = open(&hop, &disk, self.now, self.checkpoint);
         self.sites.insert(hop.site, Site { core, disk, hop: hop.clone() });
         hop.site
     }
@@ -86,7 +90,7 @@ impl World {
         self.settle();
     }
 
-    fn cut(&mut self, child: SiteId, parent: SiteId) {
+    pub(super) fn cut(&mut self, child: SiteId, parent: SiteId) {
         self.cut.push((child, parent));
         self.wire.retain(|(from, to, _)| (*from, *to) != (child, parent) && (*from, *to) != (parent, child));
         self.input(parent, Input::ChildGone { child, why: "cut".into() });
@@ -147,7 +151,7 @@ impl World {
     }
 
     /// Time passes: agents work, sites look at the clock.
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         let step = 50;
         for _ in 0..ms.div_ceil(step) {
             self.now.mono_ms += step;
@@ -174,7 +178,7 @@ impl World {
         self.wire.retain(|(from, to, _)| *from != site && *to != site);
         let now = self.now;
         let s = self.sites.get_mut(&site).unwrap();
-        s.core = open(&s.hop, &s.disk, now);
+        s.core = open(&s.hop, &s.disk, now, self.checkpoint);
         let parents = self.above.get(&site).cloned().unwrap_or_default();
         let children: Vec<SiteId> = self.above.iter().filter(|(_, p)| p.contains(&site)).map(|(c, _)| *c).collect();
         for c in children {
@@ -189,16 +193,19 @@ impl World {
         }
     }
 
-    fn submit(&mut self, site: SiteId, key: &str, spec: JobSpec, tasks: u32) -> Result<(u64, bool), intergrid_proto::Refusal> {
+    pub(super) fn submit(&mut self, site: SiteId, key: &str, spec: JobSpec, tasks: u32) -> Result<(u64, bool), intergrid_proto::Refusal> {
         self.token += 1;
         let spec = Arc::new(Spec { bytes: spec.encode(), parsed: spec });
         let (token, owner, owner_name, key) = (self.token, site_of("user"), "user".to_string(), key.to_string());
-        self.input(site, Input::Submit { token, owner, owner_name, key, spec, tasks, hold: false, chain: Vec::new() });
+        self.input(
+            site,
+            Input::Submit { token, submission: super::Submission { owner, owner_name, key, spec, tasks, hold: false, chain: Vec::new() } },
+        );
         self.settle();
         self.submitted.remove(&token).expect("an answer")
     }
 
-    fn want(&mut self, site: SiteId, job: u64, value: WantValue, tasks: Option<TaskSet>) {
+    pub(super) fn want(&mut self, site: SiteId, job: u64, value: WantValue, tasks: Option<TaskSet>) {
         self.token += 1;
         let token = self.token;
         self.input(site, Input::SetWant { token, job, value, tasks });
@@ -206,7 +213,7 @@ impl World {
         self.wanted.remove(&token).expect("an answer").unwrap();
     }
 
-    fn count(&self, site: SiteId, job: u64, phase: Phase) -> u64 {
+    pub(super) fn count(&self, site: SiteId, job: u64, phase: Phase) -> u64 {
         self.sites[&site].core.state().jobs[&job].count(phase)
     }
 
@@ -227,7 +234,7 @@ impl World {
 }
 
 /// A chain of `depth` brokers over one gateway with two agents; the top first.
-fn tower(w: &mut World, depth: usize) -> Vec<SiteId> {
+pub(super) fn tower(w: &mut World, depth: usize) -> Vec<SiteId> {
     let gateway = w.site("gateway");
     w.agent("a1", 2, gateway);
     w.agent("a2", 2, gateway);
@@ -241,7 +248,7 @@ fn tower(w: &mut World, depth: usize) -> Vec<SiteId> {
     sites
 }
 
-fn sleep(ms: u64) -> JobSpec {
+pub(super) fn sleep(ms: u64) -> JobSpec {
     JobSpec::new(["sleep".to_string(), format!("{}", ms as f64 / 1000.0)])
 }
 
@@ -264,8 +271,10 @@ fn an_array_ends_at_every_depth() {
 
 #[test]
 fn restarts_of_every_site_lose_nothing_and_double_nothing() {
-    for victim in 0..3 {
+    // With checkpoints at every few changes, and without.
+    for (victim, checkpoint) in (0..3).flat_map(|v| [(v, 7), (v, 20_000)]) {
         let mut w = World::new();
+        w.checkpoint = checkpoint;
         let sites = tower(&mut w, 2);
         let mut spec = sleep(100);
         spec.on_lost = OnLost::Wait;

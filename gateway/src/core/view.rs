@@ -6,8 +6,8 @@ use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::share::totals;
 use intergrid_proto::{JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
 
-use super::state::Job;
 use super::Core;
+use super::state::Job;
 
 impl Core {
     /// Find a user's job by id, unique prefix or `last`. `all`: not only the caller's.
@@ -165,12 +165,16 @@ impl Core {
             } else {
                 totals(c.shares.iter().map(|(_, s)| s)).1
             };
-            let (total, memory) = (totals(c.shares.iter().map(|(_, s)| s)).0, c.shares.iter().map(|(_, s)| s.machine_memory_bytes * u64::from(s.machines.max(1))).sum());
+            let (total, memory) = (
+                totals(c.shares.iter().map(|(_, s)| s)).0,
+                c.shares.iter().map(|(_, s)| s.machine_memory_bytes * u64::from(s.machines.max(1))).sum(),
+            );
             let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });
             slots_free += free;
             me.memory_bytes += memory;
             let unreachable = if c.attached { String::new() } else { format!("{}, {} s ago", c.why_lost, age_ms / 1000) };
-            let running = self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
+            let running =
+                self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
             let host = pb::Host {
                 site: Some(c.hop.clone().into()),
                 slots_total: total,
@@ -184,11 +188,8 @@ impl Core {
             };
             children.push((*id, host));
         }
-        me.slots_total = if self.children.values().all(|c| c.hop.kind == Kind::Agent) {
-            children.iter().map(|(_, h)| h.slots_total).sum()
-        } else {
-            slots_total
-        };
+        me.slots_total =
+            if self.children.values().all(|c| c.hop.kind == Kind::Agent) { children.iter().map(|(_, h)| h.slots_total).sum() } else { slots_total };
         me.slots_free = slots_free.min(me.slots_total);
         me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
         me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::backend::{Backend, Content};
 use crate::blobs::BlobStore;
-use crate::core::rows;
 use crate::core::state::Spec;
+use crate::core::{Submission, rows};
 use crate::engine::Engine;
 
 /// Submissions of one stream that are under way at once.
@@ -114,8 +114,9 @@ impl Service {
             return Err(Refusal::new(RefusalKind::MissingBlob, message).remedy("upload it, then submit again with the same key"));
         }
         let spec = Arc::new(Spec { bytes: r.spec, parsed });
-        let (job, existed) =
-            self.engine.submit(peer.id, peer.label.clone(), r.key, spec, r.tasks, r.want_hold == 1, r.chain).await?;
+        let (owner, owner_name) = (peer.id, peer.label.clone());
+        let submission = Submission { owner, owner_name, key: r.key, spec, tasks: r.tasks, hold: r.want_hold == 1, chain: r.chain };
+        let (job, existed) = self.engine.submit(submission).await?;
         Ok(pb::SubmitReply { job: JobNo(job).id(), existed })
     }
 

@@ -96,7 +96,11 @@ impl Service {
         while let Some(batch) = history.recv().await {
             for e in batch?.entries {
                 let holds = convert::tasks_in(e.tasks).is_ok_and(|t| t.contains(task));
-                if holds && e.ended.is_some() && !e.stale && let Some(hop) = e.child {
+                if holds
+                    && e.ended.is_some()
+                    && !e.stale
+                    && let Some(hop) = e.child
+                {
                     child = SiteId::from_slice(&hop.site);
                 }
             }
