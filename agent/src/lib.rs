@@ -3,13 +3,24 @@
 //! It is the child end of the link protocol, with one share: this machine. What it accepted is durable in its spool before it says so, a task is claimed
 //! before it starts, and its end is durable before it is reported; so it can die at any moment and go on. It knows no other job than those placed here,
 //! and schedules nothing beyond its own slots.
+//!
+//! `core` decides, `shell` waits and acts, `exec` runs processes, `spool` and `state` are what is durable, `dial`, `fetch` and `upload` are the wire.
 
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod core;
+pub mod dial;
 pub mod exec;
+pub mod fetch;
 pub mod limits;
+pub mod log;
 pub mod machine;
 pub mod plan;
+pub mod shell;
 pub mod spool;
 pub mod state;
+pub mod upload;
+
+pub use config::AgentConfig;
+pub use shell::{Options, run};

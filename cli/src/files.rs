@@ -14,7 +14,7 @@ use intergrid_proto::{BlobHash, Refusal, RefusalKind, pb};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Response, Streaming};
 
 use crate::client::{Client, Grid, silent};
 use crate::out::Out;
@@ -161,7 +161,12 @@ impl Incoming {
     /// Ask for an output of an ended task.
     pub async fn open(client: &Client, job: &str, task: u32, name: &str) -> Result<Incoming, Refusal> {
         let request = pb::OutputRequest { job: crate::names::reference(job), task, name: name.to_owned() };
-        let mut stream = client.call_within("get-output", BLOB_WAIT_MS, async |mut grid| grid.get_output(request.clone()).await).await?;
+        let asked = client.call_within("get-output", BLOB_WAIT_MS, async |mut grid: Grid| match grid.get_output(request.clone()).await {
+            // Its answer, not its silence: asking again would change nothing.
+            Err(status) if !status.details().is_empty() => Ok(Response::new(Err(refusal_of(&status)))),
+            other => other.map(|response| Response::new(Ok(response.into_inner()))),
+        });
+        let mut stream = asked.await??;
         let first = next(&mut stream, BLOB_WAIT_MS).await?.ok_or_else(|| broken("it came without its hash"))?;
         let hash = BlobHash::from_slice(&first.hash).ok_or_else(|| broken("it came without its hash"))?;
         Ok(Incoming { hash, size: first.size, first: Some(first.data), seen: 0, hasher: blake3::Hasher::new(), stream })

@@ -110,7 +110,7 @@ impl Out {
 
     /// Words, coloured where that is wanted.
     pub fn paint(&self, paint: Paint, text: &str) -> String {
-        match self.colour && paint != Paint::Plain {
+        match self.colour && paint != Paint::Plain && !text.is_empty() {
             true => format!("\x1b[{}m{text}\x1b[0m", paint.code()),
             false => text.to_owned(),
         }

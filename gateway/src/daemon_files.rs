@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 use crate::durable::{io_refusal, write_atomic};
 
 /// The port of the process before may be held a moment longer.
-const PORT_WAIT: Duration = Duration::from_secs(5);
-const PORT_RETRY: Duration = Duration::from_millis(50);
+const PORT_WAIT_MS: u64 = 3_000;
+const PORT_RETRY_MS: u64 = 50;
 
 /// What a ready file says, as one line of JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -52,12 +52,12 @@ pub async fn bind(listen: &str, state: &Path) -> Result<(TcpListener, String), R
         Some(host) => remembered_port(&state.join("port"))?.map(|port| format!("{host}:{port}")),
     };
     let wanted = remembered.as_deref().unwrap_or(listen);
-    let patience = tokio::time::Instant::now() + PORT_WAIT;
+    let patience = tokio::time::Instant::now() + Duration::from_millis(PORT_WAIT_MS);
     let listener = loop {
         match TcpListener::bind(wanted).await {
             Ok(listener) => break listener,
             Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && tokio::time::Instant::now() < patience => {
-                tokio::time::sleep(PORT_RETRY).await;
+                tokio::time::sleep(Duration::from_millis(PORT_RETRY_MS)).await;
             }
             Err(e) => return Err(cannot_listen(wanted, remembered.is_some().then(|| state.join("port")).as_deref(), &e)),
         }

@@ -88,8 +88,8 @@ fn nothing_acknowledged_is_lost_in_50_rounds_of_kill_9() {
         writer.stderr.take().unwrap().read_to_string(&mut complaints).unwrap();
         writer.wait().unwrap();
         assert!(!complaints.contains("panicked"), "round {round}, seed {seed}: {complaints}");
-        let acks = said.lines().filter_map(|l| l.rsplit("ack ").next()?.strip_suffix('.')?.parse::<u64>().ok());
-        acknowledged = acks.last().unwrap_or(acknowledged).max(acknowledged);
+        let mut acks = said.lines().filter_map(|l| l.rsplit("ack ").next()?.strip_suffix('.')?.parse::<u64>().ok());
+        acknowledged = acks.next_back().unwrap_or(acknowledged).max(acknowledged);
         let store = SledStore::open(dir.path()).unwrap();
         let found = last_whole_batch(&store);
         assert!(found >= acknowledged, "round {round}, seed {seed}: {acknowledged} was acknowledged, {found} is there");

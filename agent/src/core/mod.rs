@@ -174,7 +174,6 @@ struct Live {
     deadline_ms: Option<u64>,
     /// Pid record and hint are made.
     settled: bool,
-    adopted: bool,
     hinted: bool,
 }
 

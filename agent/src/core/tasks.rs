@@ -67,7 +67,6 @@ impl Core {
             since_ms,
             deadline_ms: time_limit.map(|t| since_ms + t),
             settled: true,
-            adopted: true,
             hinted: false,
         };
         if let Some(e) = claim.exited {
@@ -141,7 +140,6 @@ impl Core {
                     since_ms: self.now,
                     deadline_ms: None,
                     settled: false,
-                    adopted: false,
                     hinted: false,
                 };
                 self.lives.insert((number, task), live);

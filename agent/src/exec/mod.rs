@@ -257,9 +257,17 @@ impl Executor {
     /// Kill every task and start no more. True: none is left.
     pub fn kill_all(&mut self) -> bool {
         let idle = self.workers.as_ref().is_none_or(Workers::close);
-        self.groups.keys().for_each(|pid| drop(signal(*pid, Signal::KILL)));
+        for pid in self.groups.keys() {
+            signal(*pid, Signal::KILL);
+        }
         self.reap();
         idle && self.groups.is_empty()
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.workers.iter().for_each(|w| _ = w.close());
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
         .jobs
         .iter()
         .map(|job| {
-            let bar = bars.add(context.out.bar(0, job));
+            let bar = bars.add(context.out.bar(1, job));
             async move {
                 let end = follow(&context.client, job, |view| progress(&bar, view)).await;
                 bar.finish_and_clear();
@@ -103,9 +103,11 @@ fn say(out: &Out, view: &pb::JobView) -> Result<()> {
     }
     let phase = render::telling_phase(view);
     out.line(format!("job {}: {}", view.id, out.paint(Paint::of(phase), &render::phases(&view.counts))))?;
-    out.next(match went_well(view) {
-        true => format!("next: grid history {0}, grid logs {0}, grid fetch {0}", view.id),
-        false => format!("next: grid explain {0}, grid logs --stderr {0}", view.id),
+    let id = &view.id;
+    out.next(match phase {
+        Phase::Failed => format!("next: grid explain {id}, grid logs --stderr {id}"),
+        Phase::Cancelled => format!("next: grid history {id}"),
+        _ => format!("next: grid history {id}, grid logs {id}, grid fetch {id}"),
     })
 }
 

@@ -1,0 +1,132 @@
+//! The agent's configuration file: TOML, every key known, relative paths relative to the file.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
+use intergrid_proto::{Refusal, RefusalKind};
+use serde::{Deserialize, Deserializer, de};
+
+/// How tasks are run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Executor {
+    /// As processes.
+    #[default]
+    Process,
+    /// Not at all: each ends at once with exit code 0. For measuring everything but the execution; never for work.
+    Null,
+}
+
+/// What an agent is told.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Its label, as in its certificate.
+    pub name: String,
+    /// Where its gateway listens: `host:port`.
+    pub gateway: String,
+    /// Directory of its certificate, key, and its gateway's CA.
+    pub identity: PathBuf,
+    /// Directory of its spool, task directories and cached content. On a local disk; one agent a directory.
+    pub state: PathBuf,
+    /// Slots it offers; absent: one a core.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// Memory it offers, as `"2G"`; absent: the machine's.
+    #[serde(default, deserialize_with = "bytes")]
+    pub memory: Option<u64>,
+    /// A memory cgroup that is delegated to it; absent: memory is sampled.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
+    /// How tasks are run.
+    #[serde(default)]
+    pub executor: Executor,
+}
+
+impl AgentConfig {
+    /// Read and check a file. Errors name it, with line and column.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Refusal> {
+        let path = path.as_ref();
+        let text = fs::read_to_string(path).map_err(|e| {
+            Refusal::new(RefusalKind::NotFound, format!("configuration {}: {e}", path.display())).remedy("name an agent's file with --config")
+        })?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        Self::parse(&text, directory).map_err(|e| Refusal::invalid(format!("configuration {}: {}", path.display(), e.message)).remedy(e.remedy))
+    }
+
+    /// From text; relative paths are relative to `directory`.
+    pub fn parse(text: &str, directory: &Path) -> Result<Self, Refusal> {
+        let mut config: AgentConfig = toml::from_str(text).map_err(|e| Refusal::invalid(e.to_string().trim_end().to_string()))?;
+        config.identity = directory.join(&config.identity);
+        config.state = directory.join(&config.state);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        let wrong = |message: String| Err(Refusal::invalid(message));
+        if self.name.is_empty() || self.name.len() > intergrid_proto::limits::NAME_BYTES_MAX || self.name.chars().any(char::is_control) {
+            return wrong(format!("name: {:?} is not a label", self.name));
+        }
+        if self.gateway.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+            return wrong(format!("gateway: {:?} is not an endpoint; write host:port", self.gateway));
+        }
+        if let Some(n) = self.slots.filter(|n| !(1..=SLOTS_PER_TASK_MAX).contains(n)) {
+            return wrong(format!("slots: {n} is not between 1 and {SLOTS_PER_TASK_MAX}"));
+        }
+        Ok(())
+    }
+}
+
+fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    let wrong = || de::Error::custom(format!("{text:?} is not a size: write a number with K, M, G or T, as \"2G\""));
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(wrong()),
+    };
+    let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << unit));
+    n.filter(|n| (1..=MEMORY_PER_TASK_BYTES_MAX).contains(n)).map(Some).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "name = \"a1\"\ngateway = \"127.0.0.1:7411\"\nidentity = \"id\"\nstate = \"/s\"\n";
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_the_rest_has_defaults() {
+        let c = AgentConfig::parse(&format!("{GOOD}slots = 2\nmemory = \"2G\"\n"), Path::new("/etc/ig")).unwrap();
+        assert_eq!((PathBuf::from("/etc/ig/id"), PathBuf::from("/s")), (c.identity, c.state));
+        assert_eq!((Some(2), Some(2 << 30), None, Executor::Process), (c.slots, c.memory, c.cgroup, c.executor));
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let refused = |text: String| AgentConfig::parse(&text, Path::new("")).unwrap_err().message;
+        let cases = [
+            (format!("{GOOD}slts = 2\n"), "slts"),
+            (format!("{GOOD}slts = 2\n"), "line 5, column 1"),
+            (format!("{GOOD}slots = 0\n"), "slots: 0"),
+            (format!("{GOOD}slots = \"two\"\n"), "line 5"),
+            (format!("{GOOD}memory = \"2X\"\n"), "\"2X\" is not a size"),
+            (format!("{GOOD}memory = \"0\"\n"), "is not a size"),
+            (format!("{GOOD}memory = \"99999999999T\"\n"), "is not a size"),
+            (GOOD.replace("127.0.0.1:7411", "there"), "gateway: \"there\" is not an endpoint"),
+            (GOOD.replace("a1", ""), "name"),
+            ("name = \"x\"".to_string(), "missing field"),
+        ];
+        for (text, expected) in cases {
+            let message = refused(text);
+            assert!(message.contains(expected), "{expected}: {message}");
+        }
+        assert!(AgentConfig::load("/no/such/file").unwrap_err().message.contains("/no/such/file"));
+    }
+}
