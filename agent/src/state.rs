@@ -254,7 +254,7 @@ mod tests {
                 let wire = Some(tasks_out(&tasks));
                 let of = Attempts { number: n, job: n, tasks: tasks.clone() };
                 let event = |what| What::Event(pb::Event::from(Event { of: of.clone(), what }));
-                out.push(some(match kind {
+                let what = match kind {
                     0 => {
                         number += 1;
                         let spec = vec![number as u8; 3];
@@ -273,7 +273,8 @@ mod tests {
                         What::Want(want.into())
                     }
                     _ => What::Acked(n),
-                }));
+                };
+                out.push(some(what));
             }
             out
         })

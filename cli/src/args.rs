@@ -72,9 +72,9 @@ pub enum Command {
 }
 
 impl Command {
-    /// Serves until it is stopped.
-    pub fn is_role(&self) -> bool {
-        matches!(self, Command::Gateway(_) | Command::Broker(_) | Command::Agent(_))
+    /// Serves many at once, until it is stopped.
+    pub fn is_site(&self) -> bool {
+        matches!(self, Command::Gateway(_) | Command::Broker(_))
     }
 }
 

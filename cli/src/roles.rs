@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use intergrid_agent::{AgentConfig, Options};
 use intergrid_gateway::config::{BrokerConfig, GatewayConfig};
 use intergrid_gateway::daemon::DaemonOptions;
 use intergrid_proto::Refusal;
+use intergrid_proto::net::Identity;
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::RoleArgs;
@@ -42,8 +45,33 @@ pub async fn broker(args: RoleArgs, environment: &Environment, out: &Out) -> Res
 
 /// Tasks on this machine.
 pub async fn agent(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
-    let _ = (environment, out);
-    Err(Refusal::invalid(format!("agent {} can't be run by this build", args.config.display())).into())
+    let config = AgentConfig::load(&args.config)?;
+    if args.check_config {
+        Identity::load(&config.identity)?;
+        return good(out, &args.config);
+    }
+    log(environment)?;
+    let options = Options { ready_file: args.ready_file, die_with_parent: args.die_with_parent };
+    let asked = async {
+        let name = interrupted().await;
+        tracing::info!("ending: {name}");
+    };
+    intergrid_agent::run(config, options, asked).await?;
+    Ok(Ending::Well)
+}
+
+/// Ends with the signal that asks us to end.
+pub async fn interrupted() -> &'static str {
+    let wait = async |kind: SignalKind| match signal(kind) {
+        Ok(mut signals) => drop(signals.recv().await),
+        // Without a handler the signal ends the process, and every part with it.
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = wait(SignalKind::interrupt()) => "Ctrl-C",
+        () = wait(SignalKind::terminate()) => "SIGTERM",
+        () = wait(SignalKind::hangup()) => "SIGHUP",
+    }
 }
 
 fn options(args: RoleArgs) -> DaemonOptions {

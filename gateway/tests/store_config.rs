@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use intergrid_gateway::config::{AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, PeerConfig};
-use intergrid_proto::net::Role;
+use intergrid_proto::net::issue::{self, Validity};
+use intergrid_proto::net::{CertRole, Role};
 
 const GATEWAY: &str = r#"name = "campus"
 listen = "127.0.0.1:0"
@@ -128,9 +129,36 @@ fn a_wrong_file_is_refused_with_line_and_column() {
 }
 
 #[test]
-fn check_names_the_file_that_is_missing() {
-    let (dir, path) = file(GATEWAY);
-    let refused = GatewayConfig::load(&path).unwrap().check().unwrap_err().to_string();
-    assert!(refused.contains("/etc/intergrid/campus/cert.pem"), "{refused}");
-    drop(dir);
+fn check_looks_at_what_the_file_names() {
+    let (dir, path) = file(&GATEWAY.replace("/etc/intergrid/campus", "identity").replace("\"ca.pem\"", "\"identity/ca.pem\""));
+    let check = || GatewayConfig::load(&path).unwrap().check().map_err(|e| e.to_string());
+    let refused = |what: &str| assert!(check().is_err_and(|e| e.contains(what)), "{what}: {:?}", check());
+    let at = |name: &str| dir.path().join(name);
+    refused("identity/cert.pem");
+    issue::new_site(at("identity"), "campus", &[]).unwrap();
+    refused("the agent's program");
+    std::fs::create_dir(at("bin")).unwrap();
+    std::fs::write(at("bin/grid-agent"), "").unwrap();
+    assert_eq!(Ok(()), check());
+    assert!(!at("state").exists(), "a check makes nothing");
+    std::fs::write(at("state"), "").unwrap();
+    refused("the state must be a directory");
+    std::fs::remove_file(at("state")).unwrap();
+
+    let ca = std::fs::read(at("identity/ca.pem")).unwrap();
+    std::fs::write(at("identity/ca.pem"), "no certificate").unwrap();
+    refused("certificate");
+    std::fs::remove_file(at("identity/ca.pem")).unwrap();
+    refused("identity/ca.pem: No such file");
+    std::fs::write(at("identity/ca.pem"), ca).unwrap();
+    assert_eq!(Ok(()), check());
+
+    issue::issue(at("identity"), CertRole::User, "ann", at("ann"), Validity::days(1)).unwrap();
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap().replace("\"identity\"", "\"ann\"")).unwrap();
+    refused("a site needs one of a site");
+
+    let (dir, path) = file(&BROKER.replace("parent.pem", "identity/ca.pem").replace("campus.pem", "identity/ca.pem"));
+    issue::new_site(dir.path().join("identity"), "root", &[]).unwrap();
+    let refused = BrokerConfig::load(&path).unwrap().check().unwrap_err().to_string();
+    assert!(refused.contains("partner.pem: No such file"), "{refused}");
 }

@@ -16,7 +16,6 @@ use intergrid_proto::link::Kind;
 use intergrid_proto::net::CertRole;
 use intergrid_proto::{Refusal, RefusalKind, TaskSet, pb};
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::layout::{AGENT_SLOTS, BURST, Layout, PARTS, WAVES};
@@ -69,7 +68,7 @@ pub async fn run(args: DemoArgs, out: &Out) -> Result<Ending> {
     };
     let ended = tokio::select! {
         ended = demo.drive() => ended,
-        name = interrupted() => Err(Refusal::invalid(format!("stopped by {name}")).remedy("nothing of the demo is left running").into()),
+        name = crate::roles::interrupted() => Err(Refusal::invalid(format!("stopped by {name}")).remedy("nothing of the demo is left running").into()),
     };
     let went_well = matches!(ended, Ok(Ending::Well));
     if went_well && args.keep {
@@ -85,20 +84,6 @@ pub async fn run(args: DemoArgs, out: &Out) -> Result<Ending> {
         _ => out.note(format!("the demo's files are left in {root}")),
     }
     ended
-}
-
-/// Ends with the signal that asks us to end.
-async fn interrupted() -> &'static str {
-    let wait = async |kind: SignalKind| match signal(kind) {
-        Ok(mut signals) => drop(signals.recv().await),
-        // Without a handler the signal ends the process, and every part with it.
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        () = wait(SignalKind::interrupt()) => "Ctrl-C",
-        () = wait(SignalKind::terminate()) => "SIGTERM",
-        () = wait(SignalKind::hangup()) => "SIGHUP",
-    }
 }
 
 /// With a directory of the user's it is there, else where the user is.
