@@ -96,7 +96,8 @@ struct Sources {
     fetched: mpsc::Receiver<(BlobHash, Result<(), String>)>,
     uploaded: mpsc::Receiver<upload::Done>,
     child: Signal,
-    parent_gone: oneshot::Receiver<()>,
+    /// None: not tied to a parent.
+    parent_gone: Option<oneshot::Receiver<()>>,
 }
 
 /// Run an agent until `shutdown`, which leaves its tasks running. Errors: what keeps it from being one at all.
@@ -118,7 +119,7 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
         tokio::select! {
             biased;
             () = &mut shutdown => break End::Stopped,
-            Ok(()) = &mut sources.parent_gone => break End::ParentGone,
+            () = gone(&mut sources.parent_gone) => break End::ParentGone,
             _ = sources.child.recv() => shell.exec.reap(),
             Some(told) = sources.told.recv() => {
                 shell.exec.told(told);
@@ -140,6 +141,14 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
         }
     };
     shell.finish(end, &mut sources).await
+}
+
+/// Until the parent has gone; for ever where there is none.
+async fn gone(parent: &mut Option<oneshot::Receiver<()>>) {
+    match parent {
+        Some(gone) => _ = gone.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Until the connection takes a message again; for ever where it does.
@@ -190,10 +199,14 @@ fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sources), Refu
     let (done, uploaded) = mpsc::channel(INPUT_QUEUE_MAX);
     tokio::spawn(Uploader::new(dial.clone(), dirs.clone(), requests, done).run());
     let (fetched, fetched_source) = mpsc::channel(INPUT_QUEUE_MAX);
-    let (gone, parent_gone) = oneshot::channel();
-    if options.die_with_parent {
-        watch_stdin(gone).map_err(|e| broken("watch stdin", e))?;
-    }
+    let parent_gone = match options.die_with_parent {
+        true => {
+            let (gone, parent_gone) = oneshot::channel();
+            watch_stdin(gone).map_err(|e| broken("watch stdin", e))?;
+            Some(parent_gone)
+        }
+        false => None,
+    };
     let child = signal(SignalKind::child()).map_err(|e| broken("listen for SIGCHLD", e))?;
     let fetcher = Fetcher::new(dial, dirs.clone());
     tracing::info!("agent {} ({}): {}", config.name, me.site, core.describe());

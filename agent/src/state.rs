@@ -250,6 +250,8 @@ mod tests {
             let mut number = 0;
             let mut out = vec![some(What::Counters(Counters { incarnation: 7, ..Counters::default() }))];
             for (kind, n, task, len) in list {
+                // Nothing is said of a placement that has not come yet.
+                let (kind, n) = if number == 0 { (0, n) } else { (kind, if kind == 0 { n } else { n.min(number) }) };
                 let tasks = TaskSet::range(task..task + len);
                 let wire = Some(tasks_out(&tasks));
                 let of = Attempts { number: n, job: n, tasks: tasks.clone() };

@@ -208,6 +208,13 @@ struct Shell {
     start: Instant,
 }
 
+impl Drop for Shell {
+    /// Links to parents end with the engine, whatever else still holds them.
+    fn drop(&mut self) {
+        lock(&self.parents).clear();
+    }
+}
+
 impl Shell {
     fn now(&self) -> Now {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

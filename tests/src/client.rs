@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use intergrid_proto::limits::MESSAGE_BYTES_MAX;
+use intergrid_proto::link::WantValue;
 use intergrid_proto::net::{Identity, client, refusal_of};
 use intergrid_proto::pb::grid_client::GridClient;
 use intergrid_proto::{BlobHash, JobSpec, Phase, Refusal, pb};
@@ -102,8 +103,8 @@ impl Client {
     }
 
     /// Wish something of all tasks of a job.
-    pub async fn want(&self, job: &str, value: pb::WantValue) -> Result<u64, Refusal> {
-        let request = pb::SetWantRequest { job: by_id(job), value: value.into(), tasks: None };
+    pub async fn want(&self, job: &str, value: WantValue) -> Result<u64, Refusal> {
+        let request = pb::SetWantRequest { job: by_id(job), value: pb::WantValue::from(value).into(), tasks: None };
         answer(self.grid.clone().set_want(request)).await.map(|r| r.tasks)
     }
 

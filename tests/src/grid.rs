@@ -115,12 +115,12 @@ impl Grid {
     }
 
     /// A gateway to which agents may attach.
-    pub async fn pool(&self, name: &str) -> Running {
+    pub async fn pool(&self, name: &str, parents: &[&str]) -> Running {
         let build = |parts: &intergrid_gateway::daemon::Parts| {
             let pool = AgentPool::new(Arc::new(StaticProvider), parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
             Ok(Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None })
         };
-        let config = self.config(name, &[]);
+        let config = self.config(name, parents);
         Running::start(Kind::Gateway, config, DaemonOptions::default(), build).await.expect("a gateway")
     }
 

@@ -3,6 +3,7 @@
 use intergrid_gateway::daemon::Running;
 use intergrid_gateway::laws::Laws;
 use intergrid_tests::grid::{Grid, at, machines};
+use intergrid_tests::logs;
 
 /// Tasks of the law's large array, a depth's cost being what it is.
 const ARRAY_TASKS: u32 = 400;
@@ -16,7 +17,7 @@ async fn tower(depth: usize) {
         sites.push(grid.broker(&format!("b{d}"), &[&parent(d)], &[child]).await);
     }
     let (remote, me) = grid.remote(&sites[depth], "top");
-    let kept = Laws::of(remote, me).with(|o| o.array_tasks = ARRAY_TASKS).run().await.unwrap_or_else(|why| panic!("depth {depth}: {why}"));
+    let kept = Laws::of(remote, me).with(|o| o.array_tasks = ARRAY_TASKS).run().await.unwrap_or_else(|why| panic!("depth {depth}: {why}\n{}", logs::lines(&[]).join("\n")));
     for (law, took) in kept {
         println!("depth {depth}: {:5} ms: {law}", took.as_millis());
     }

@@ -74,7 +74,7 @@ pub(super) struct Link {
     advert_ms: Option<u64>,
     advert_version: u64,
     /// Windows advertised of late.
-    windows: VecDeque<(u64, u64)>,
+    pub(super) windows: VecDeque<(u64, u64)>,
     /// Slots ended since the rate was last looked at; the rate, per second.
     pub ended_slots: u64,
     pub rate: f64,
@@ -357,7 +357,7 @@ impl Core {
 
     /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
     pub(super) fn window(&self) -> u64 {
-        let round_trip_s = (self.link.round_trip_ms + 2.0 * self.commit_ms) / 1_000.0;
+        let round_trip_s = (self.link.round_trip_ms + 4.0 * self.commit_ms) / 1_000.0;
         u64::from(self.capacity.slots) + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX)
     }
 

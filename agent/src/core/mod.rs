@@ -7,6 +7,8 @@
 mod ends;
 mod link;
 mod tasks;
+#[cfg(test)]
+mod tests;
 mod wants;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

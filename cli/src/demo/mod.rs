@@ -77,11 +77,10 @@ pub async fn run(args: DemoArgs, out: &Out) -> Result<Ending> {
     }
     demo.end().await;
     let root = demo.layout.root.display();
-    match (&args.dir, went_well) {
-        (None, true) => {
-            std::fs::remove_dir_all(&demo.layout.root).map_err(|e| local(format!("{root} can't be removed: {e}")))?;
-        }
-        _ => out.note(format!("the demo's files are left in {root}")),
+    if !went_well {
+        out.note(format!("the demo's files are left in {root}"));
+    } else if args.dir.is_none() {
+        std::fs::remove_dir_all(&demo.layout.root).map_err(|e| local(format!("{root} can't be removed: {e}")))?;
     }
     ended
 }

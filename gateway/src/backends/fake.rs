@@ -3,7 +3,7 @@
 //! A fake never counts as coverage of the real thing.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -29,6 +29,8 @@ struct Child {
 struct State {
     end: ChildEnd,
     link: Option<mpsc::Sender<Down>>,
+    /// Counts links: only the latest one's end detaches the child.
+    session: u64,
     dropped: String,
     away: bool,
 }
@@ -47,8 +49,9 @@ impl Child {
     }
 }
 
-/// N children, all alike.
+/// N children, all alike. They outlive a site that is stopped: the next that is started over them finds them as they are.
 pub struct Fake {
+    began: OnceLock<Instant>,
     children: Vec<Arc<Child>>,
 }
 
@@ -59,10 +62,10 @@ impl Fake {
             let name = format!("{prefix}{i}");
             let hop = Hop { site: site_of(&name), name, kind };
             let end = ChildEnd::new(hop.clone(), 1, slots, memory_bytes);
-            let state = State { end, link: None, dropped: String::new(), away: false };
+            let state = State { end, link: None, session: 0, dropped: String::new(), away: false };
             Arc::new(Child { hop, state: Mutex::new(state), changed: Notify::new() })
         };
-        Arc::new(Fake { children: (0..children).map(child).collect() })
+        Arc::new(Fake { began: OnceLock::new(), children: (0..children).map(child).collect() })
     }
 
     /// Id of the `i`-th child.
@@ -104,14 +107,17 @@ async fn live(child: Arc<Child>, sink: Sink, began: Instant) {
     loop {
         let away = child.lock().away;
         if away {
-            child.changed.notified().await;
-            continue;
+            tokio::select! {
+                () = child.changed.notified() => continue,
+                () = sink.closed() => return,
+            }
         }
         let (link, mut messages) = mpsc::channel(LINK_QUEUE_MESSAGES_MAX);
-        let hello = {
+        let (session, hello) = {
             let mut state = child.lock();
             state.link = Some(link);
-            state.end.attach()
+            state.session += 1;
+            (state.session, state.end.attach())
         };
         for up in hello {
             if sink.send((me, FromChild::Up(up))).await.is_err() {
@@ -126,13 +132,23 @@ async fn live(child: Arc<Child>, sink: Sink, began: Instant) {
                     None => std::future::pending().await,
                 }
             };
-            let said = tokio::select! {
+            let message = tokio::select! {
                 message = messages.recv() => match message {
-                    Some(m) => child.lock().end.down(m, now()),
+                    Some(m) => Some(m),
                     None => break,
                 },
-                () = wait => child.lock().end.tick(now()),
-                () = child.changed.notified() => child.lock().end.tick(now()),
+                () = wait => None,
+                // Its site has stopped; another may take the child over.
+                () = sink.closed() => break,
+                () = child.changed.notified() => None,
+            };
+            let said = {
+                let mut state = child.lock();
+                match message {
+                    _ if state.session != session => return,
+                    Some(m) => state.end.down(m, now()),
+                    None => state.end.tick(now()),
+                }
             };
             for up in said {
                 if sink.send((me, FromChild::Up(up))).await.is_err() {
@@ -142,6 +158,9 @@ async fn live(child: Arc<Child>, sink: Sink, began: Instant) {
         }
         let why = {
             let mut state = child.lock();
+            if state.session != session {
+                return;
+            }
             state.end.detach();
             std::mem::take(&mut state.dropped)
         };
@@ -158,7 +177,7 @@ impl Backend for Fake {
     }
 
     fn start(self: Arc<Self>, _me: Hop, sink: Sink) {
-        let began = Instant::now();
+        let began = *self.began.get_or_init(Instant::now);
         for child in &self.children {
             tokio::spawn(live(child.clone(), sink.clone(), began));
         }

@@ -260,11 +260,8 @@ impl Core {
         } else if because.is_empty() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
         } else if !fits {
-            Reason::new(
-                ReasonKind::NoFit,
-                format!("no machine could ever run it: {} slots and {} bytes of memory on one", queue.shape.slots, queue.shape.memory_bytes),
-            )
-            .remedy("ask for fewer slots or less memory")
+            Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: it needs {} on one", human_shape(&queue.shape)))
+                .remedy("ask for fewer slots or less memory")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
             Reason::new(ReasonKind::HeldByUser, "on hold")
         } else {
@@ -283,6 +280,15 @@ impl Core {
             (true, Some((at, r))) if r.kind == ReasonKind::AttemptsUsed => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
             (true, _) => Reason::new(ReasonKind::AttemptsUsed, "its attempts were lost").remedy("release it to try again, or cancel it"),
         }
+    }
+}
+
+/// `2 slots and 4 GiB of memory`
+fn human_shape(shape: &Shape) -> String {
+    let slots = format!("{} slot{}", shape.slots, if shape.slots == 1 { "" } else { "s" });
+    match shape.memory_bytes {
+        0 => slots,
+        n => format!("{slots} and {} of memory", intergrid_proto::share::human_bytes(n)),
     }
 }
 

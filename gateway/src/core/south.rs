@@ -249,7 +249,7 @@ impl Core {
     fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some((share, attempts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts)) else { return };
-        let shape = j.shape().clone();
+        let (shape, spec_hash) = (j.shape().clone(), j.spec_hash);
         let entry = pb::HistoryEntry {
             number,
             tasks: Some(intergrid_proto::convert::tasks_out(tasks)),
@@ -258,6 +258,10 @@ impl Core {
             ..Default::default()
         };
         self.history(job, entry);
+        // What it gave back it may have dropped with its spec: the next placement brings it again.
+        if let Some(c) = self.children.get_mut(&child) {
+            c.specs.remove(&spec_hash);
+        }
         self.back_off(child, share, shape, &reason);
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.last_return = Some((self.now.mono_ms, reason));

@@ -55,7 +55,18 @@ impl World {
     pub(super) fn new() -> Self {
         let now = Now { mono_ms: 1, unix_ms: 1_000_000 };
         let (sites, agents, above) = Default::default();
-        World { now, sites, agents, above, wire: VecDeque::new(), submitted: BTreeMap::new(), wanted: BTreeMap::new(), cut: Vec::new(), token: 0, checkpoint: super::limits::CHECKPOINT_CHANGES }
+        World {
+            now,
+            sites,
+            agents,
+            above,
+            wire: VecDeque::new(),
+            submitted: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            cut: Vec::new(),
+            token: 0,
+            checkpoint: super::limits::CHECKPOINT_CHANGES,
+        }
     }
 
     fn site(&mut self, name: &str) -> SiteId {
@@ -415,4 +426,61 @@ fn what_never_fits_says_so_from_the_top() {
     w.pass(1_000);
     let (e, _) = w.sites[&sites[0]].core.explanation(job, None).unwrap();
     assert_eq!("no-fit", intergrid_proto::ReasonKind::from_number(e.reasons[0].kind).word(), "{e:?}");
+}
+
+#[test]
+fn work_flows_to_every_branch_while_it_has_room() {
+    let mut w = World::new();
+    let (root, eu) = (w.site("root"), w.site("eu"));
+    let (campus, partner, burst) = (w.site("campus"), w.site("partner"), w.site("burst"));
+    for (gateway, agents) in [(campus, 2), (partner, 1), (burst, 2)] {
+        for a in 0..agents {
+            let name = format!("{}-{a}", w.sites[&gateway].hop.name);
+            w.agent(&name, 2, gateway);
+        }
+    }
+    for (child, parent) in [(campus, eu), (partner, eu), (eu, root), (burst, root)] {
+        w.link(child, parent);
+    }
+    w.pass(500);
+    let (job, _) = w.submit(root, "k", sleep(150), 200).unwrap();
+    w.pass(20_000);
+    assert_eq!(200, w.count(root, job, Phase::Done));
+    let ended = |site: SiteId| w.sites[&site].core.state().ended;
+    let (c, p, b) = (ended(campus), ended(partner), ended(burst));
+    // Four, two and four slots of ten.
+    assert!((60..=100).contains(&c) && (30..=50).contains(&p) && (60..=100).contains(&b), "campus {c}, partner {p}, burst {b}");
+}
+
+/// A child that gives work back may have dropped the spec with it: a placement without its bytes would then be refused for ever.
+#[test]
+fn a_placement_after_a_return_brings_its_spec_again() {
+    use intergrid_proto::link::{Attempts, Event, EventKind, Events};
+    use intergrid_proto::{Reason, ReasonKind};
+    let mut w = World::new();
+    let root = w.site("root");
+    let hop = Hop { site: site_of("g"), name: "g".into(), kind: Kind::Gateway };
+    let child = hop.site;
+    let mut g = ChildEnd::new(hop, 3, 2, 8 << 30);
+    let Some(Up::Hello(hello)) = g.attach().pop() else { panic!("a hello") };
+    w.input(root, Input::ChildUp { child, hello: hello.clone() });
+    let placed = |w: &mut World| {
+        let found = w.wire.drain(..).find_map(|(.., m)| if let Message::Down(Down::Place(p)) = m { Some(p) } else { None });
+        found.expect("a placement")
+    };
+    let answer = intergrid_proto::link::Hello { peer_incarnation: 3, ..hello };
+    let adverts = g.down(Down::Hello(answer), 1);
+    w.submit(root, "k", JobSpec::new(["true"]), 1).unwrap();
+    adverts.into_iter().for_each(|message| w.input(root, Input::ChildSays { child, message }));
+    let first = placed(&mut w);
+    assert!(!first.spec.is_empty());
+    let of = Attempts { number: first.number, job: first.job, tasks: first.tasks.clone() };
+    let what = EventKind::Returned(Reason::new(ReasonKind::NoFit, "no machine"));
+    let events = Events { incarnation: 3, first: 1, events: vec![Event { of, what }] };
+    w.input(root, Input::ChildSays { child, message: Up::Events(events) });
+    w.wire.clear();
+    w.now.mono_ms += 6_000;
+    w.input(root, Input::Tick);
+    let second = placed(&mut w);
+    assert!(second.number > first.number && second.spec == first.spec);
 }

@@ -91,7 +91,7 @@ fn ended_as(p: &Parent, number: u64, phase: Phase) -> Result<Ended, String> {
     let ended = p.placements.get(&number).and_then(|p| p.ended.first()).map(|(_, e)| e.clone());
     match ended {
         Some(e) if e.phase == phase => Ok(e),
-        other => Err(format!("not {} but {other:?}", phase.name())),
+        other => Err(format!("not {} but {other:?}, returned {:?}", phase.name(), p.placements.get(&number).map(|p| &p.returned))),
     }
 }
 

@@ -33,7 +33,7 @@ pub struct Acting {
 
 #[derive(Debug, Default)]
 struct Job {
-    spec: Option<(BlobHash, JobSpec)>,
+    spec: Option<JobSpec>,
     want: Want,
 }
 
@@ -76,6 +76,8 @@ pub struct ChildEnd {
     incarnation: u64,
     parent: (u64, u64),
     jobs: BTreeMap<u64, Job>,
+    /// Carried by this connection: each comes once.
+    specs: BTreeMap<BlobHash, JobSpec>,
     placed: BTreeMap<u64, Placed>,
     events: VecDeque<Event>,
     low: u64,
@@ -100,6 +102,7 @@ impl ChildEnd {
             incarnation,
             parent: (0, 0),
             jobs: BTreeMap::new(),
+            specs: BTreeMap::new(),
             placed: BTreeMap::new(),
             events: VecDeque::new(),
             low: 1,
@@ -136,7 +139,7 @@ impl ChildEnd {
 
     /// What a task of this job writes to stdout, where the job is known.
     pub fn stdout(&self, job: u64, task: u32) -> Option<Vec<u8>> {
-        let (_, spec) = self.jobs.get(&job)?.spec.as_ref()?;
+        let spec = self.jobs.get(&job)?.spec.as_ref()?;
         let words: Vec<String> = spec.argv.iter().map(|a| intergrid_proto::spec::substitute(a, task)).collect();
         let (program, rest) = words.split_first()?;
         Some(if file_name(program) == "echo" { format!("{}\n", rest.join(" ")).into_bytes() } else { Vec::new() })
@@ -161,6 +164,7 @@ impl ChildEnd {
     /// The connection is gone; payloads go on.
     pub fn detach(&mut self) {
         self.open = false;
+        self.specs.clear();
         self.hints.clear();
         self.advert = None;
     }

@@ -65,10 +65,11 @@ impl ChildEnd {
         self.parent.1 = place.number;
         let Place { number, job, tasks, attempts, .. } = place;
         let entry = self.jobs.entry(job).or_default();
-        if entry.spec.as_ref().is_none_or(|(h, _)| *h != place.spec_hash) && BlobHash::of(&place.spec) == place.spec_hash {
-            entry.spec = JobSpec::decode(&place.spec).ok().map(|s| (place.spec_hash, s));
+        if BlobHash::of(&place.spec) == place.spec_hash {
+            self.specs.extend(JobSpec::decode(&place.spec).ok().map(|s| (place.spec_hash, s)));
         }
-        let spec = entry.spec.as_ref().filter(|(h, _)| *h == place.spec_hash).map(|(_, s)| s.clone());
+        let spec = self.specs.get(&place.spec_hash).cloned();
+        entry.spec = entry.spec.take().or_else(|| spec.clone());
         self.want(Want { job, ..place.want }, false);
         let returned = |kind, text: String| EventKind::Returned(Reason::new(kind, text));
         let Some(spec) = spec else {
@@ -99,7 +100,7 @@ impl ChildEnd {
     pub(super) fn start_waiting(&mut self) {
         let mut used: u64 = self.placed.values().map(|p| p.cost * p.running.len() as u64).sum();
         for (number, p) in &mut self.placed {
-            let Some((_, spec)) = self.jobs.get(&p.job).and_then(|j| j.spec.as_ref()) else { continue };
+            let Some(spec) = self.jobs.get(&p.job).and_then(|j| j.spec.as_ref()) else { continue };
             let mut may = p.waiting.subtract(&p.held);
             let starting = may.take_first(u64::from(self.slots).saturating_sub(used) / p.cost.max(1));
             p.waiting = p.waiting.subtract(&starting);

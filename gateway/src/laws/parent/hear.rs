@@ -170,6 +170,9 @@ impl Parent {
                 let good = within(&p.alive);
                 p.alive = p.alive.subtract(&tasks);
                 p.returned.push((tasks, reason));
+                // What it gave back it may have dropped with its spec.
+                let hash = p.place.spec_hash;
+                self.children.get_mut(&child).map(|c| c.carried.remove(&hash));
                 good
             }
             // History of an attempt below that was replaced there: this placement goes on.

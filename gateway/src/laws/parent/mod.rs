@@ -40,7 +40,7 @@ pub struct View {
     pub needs: BTreeSet<BlobHash>,
     seen: u64,
     log: BTreeMap<u64, (Attempts, std::mem::Discriminant<EventKind>)>,
-    carried: BTreeSet<u64>,
+    carried: BTreeSet<BlobHash>,
     issued: u64,
     parts: Vec<ResyncRange>,
 }
@@ -166,7 +166,7 @@ impl Parent {
         let Some(p) = self.placements.get(&number) else { return };
         let Some(view) = self.children.get_mut(&p.child) else { return };
         let mut place = p.place.clone();
-        if !view.carried.insert(place.job) {
+        if !view.carried.insert(place.spec_hash) {
             place.spec.clear();
         }
         view.issued = view.issued.max(number);

@@ -1,0 +1,126 @@
+//! How fast tasks are started: `cargo run --profile agent -p intergrid-agent --example spawn_rate -- [TASKS] [SLOTS]`, after `cargo build` of the same
+//! profile. Rates of /bin/true, from a bare loop to the whole agent behind mTLS, durable claims and ends included. Run it on a quiet machine.
+
+#[path = "../tests/pool/mod.rs"]
+mod pool;
+
+use std::ffi::CString;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use intergrid_agent::core::Input;
+use intergrid_agent::exec::Executor;
+use intergrid_agent::exec::dirs::Dirs;
+use intergrid_agent::plan::{Plan, Task};
+use intergrid_agent_sys::{CStrings, Command, spawn, wait};
+use intergrid_proto::{JobSpec, Phase};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+fn plain(tasks: usize, threads: usize) -> f64 {
+    let dir = tempfile::tempdir().unwrap();
+    let cwd = CString::new(dir.path().to_str().unwrap()).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|s| {
+        for _ in 0..threads {
+            s.spawn(|| {
+                let mut argv = CStrings::default();
+                argv.push(&[b"true"]).unwrap();
+                let env = CStrings::default();
+                for _ in 0..tasks / threads {
+                    let null = c"/dev/null";
+                    let command = Command { program: c"/bin/true", argv: &argv, env: &env, cwd: &cwd, stdout: null, stderr: null };
+                    let pid = spawn(&command).unwrap();
+                    while wait(pid).unwrap().is_none() {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    tasks as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn executor(tasks: u32, slots: u32) -> f64 {
+    let state = tempfile::tempdir().unwrap();
+    let (told, mut source) = mpsc::channel(1_024);
+    let mut exec = Executor::new(Dirs::new(state.path()).unwrap(), None, false, told).unwrap();
+    let mut child = signal(SignalKind::child()).unwrap();
+    let plan = Arc::new(Plan::new(&JobSpec::new(["/bin/true"]).encode()).unwrap());
+    let (mut next, mut running, mut ended) = (0, 0, 0);
+    let began = Instant::now();
+    while ended < tasks {
+        while running < slots && next < tasks {
+            let task = Task { number: 1, index: next, attempt: 1, job: "abcdef".into(), array_size: tasks, site: "here".into() };
+            exec.start(task, plan.clone());
+            (next, running) = (next + 1, running + 1);
+        }
+        tokio::select! {
+            _ = child.recv() => exec.reap(),
+            Some(told) = source.recv() => exec.told(told),
+        }
+        let mut gone = Vec::new();
+        for input in exec.inputs() {
+            match input {
+                Input::Exited(key, _) => gone.push(key),
+                Input::NotStarted(_, fault) => panic!("{fault:?}"),
+                _ => {}
+            }
+        }
+        ended += gone.len() as u32;
+        running -= gone.len() as u32;
+        exec.remove(gone);
+    }
+    f64::from(tasks) / began.elapsed().as_secs_f64()
+}
+
+/// Placed as the window allows, by a gateway that commits nothing.
+async fn agent(tasks: u32, slots: u32, more: &str) -> (f64, String) {
+    let g = pool::Gateway::new().await;
+    let agent = g.agent(&format!("slots = {slots}\n{more}"));
+    g.attached().await;
+    let spec = JobSpec::new(["/bin/true"]);
+    let began = Instant::now();
+    let (mut next, mut number, mut window_max) = (0, 0, 0);
+    let mut seen = (0, 0);
+    while seen.0 < u64::from(tasks) {
+        let window = {
+            let k = g.lock();
+            for e in &k.events[seen.1..] {
+                if let intergrid_proto::link::EventKind::Ended(x) = &e.what {
+                    assert_eq!(Phase::Done, x.phase);
+                    seen.0 += e.of.tasks.len();
+                }
+            }
+            seen.1 = k.events.len();
+            k.shares.first().map_or(0, |s| s.window)
+        };
+        window_max = window.max(window_max);
+        let room = window.saturating_sub(u64::from(next) - seen.0).min(u64::from(tasks - next)) as u32;
+        if room > 0 {
+            number += 1;
+            g.place(number, next..next + room, &spec);
+            next += room;
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    let rate = f64::from(tasks) / began.elapsed().as_secs_f64();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let resident = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or("").trim().to_string();
+    (rate, format!("{number} placements, window up to {window_max}, agent's peak memory {resident}"))
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let mut args = std::env::args().skip(1).map(|a| a.parse::<u32>().expect("a number"));
+    let tasks = args.next().unwrap_or(10_000);
+    let slots = args.next().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
+    for threads in [1, 2] {
+        println!("posix_spawn loop, {threads} threads: {:8.0} /s", plain(tasks as usize, threads));
+    }
+    println!("executor, {slots} slots:          {:8.0} /s", executor(tasks, slots).await);
+    let (rate, more) = agent(tasks, slots, "").await;
+    println!("agent, {slots} slots:             {rate:8.0} /s  ({more})");
+    let (rate, more) = agent(tasks, slots, "executor = \"null\"").await;
+    println!("agent, null executor:     {rate:8.0} /s  ({more})");
+}

@@ -1,0 +1,230 @@
+//! Agents and gateways that die and come back: nothing runs twice, nothing is lost in silence.
+
+mod pool;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use intergrid_proto::link::{Attempts, Down};
+use intergrid_proto::{Exit, Phase, ReasonKind, TaskSet};
+use pool::{Agent, Gateway, lives, pid_in, sh};
+
+fn stderr_of(config: &std::path::Path) -> (Option<i32>, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--config").arg(config).output().unwrap();
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_agent_comes_back_to_its_processes() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 2");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let (note, stop) = (g.dir.path().join("pid"), g.dir.path().join("stop"));
+    g.place(1, 0..1, &sh(&format!("echo $$ > {}; while ! test -e {}; do sleep 0.05; done", note.display(), stop.display())));
+    g.place(2, 0..1, &sh("sleep 1000"));
+    g.until("both run", |k| k.hinted(1, Phase::Running) && k.hinted(2, Phase::Running)).await;
+    // One more, killed before its pid was written down: found by its directory.
+    let pid = pid_in(&note).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    agent.kill();
+    assert!(lives(pid));
+    let _agent = Agent::start(&config, false);
+    g.until("it is back", |k| k.link_is_up() && k.hints.iter().filter(|h| h.of.number == 1).count() >= 2).await;
+    assert!(lives(pid));
+    assert_eq!(0, g.lock().shares[0].slots_free, "they count against the slots");
+    g.place(3, 0..1, &sh("true"));
+    // Killable.
+    g.cancel(2, 0..1);
+    let e = g.end(2, 0).await;
+    assert_eq!((Phase::Cancelled, Exit::Unknown, false), (e.phase, e.exit_at(0), e.lost));
+    std::fs::write(&stop, "").unwrap();
+    let e = g.end(1, 0).await;
+    assert_eq!((Phase::Failed, Exit::Unknown, true, Some(ReasonKind::ExitUnknown)), (e.phase, e.exit_at(0), e.lost, e.reason.map(|r| r.kind)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_whose_pid_was_not_written_down_is_found() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 1");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let note = g.dir.path().join("pid");
+    g.place(1, 0..1, &sh(&format!("echo $$ > {}; exec sleep 1000", note.display())));
+    let pid = pid_in(&note).await;
+    agent.kill();
+    let _agent = Agent::start(&config, false);
+    g.until("it is back and says so", |k| k.hinted(1, Phase::Running)).await;
+    assert!(lives(pid));
+    g.send(Down::Stale(vec![Attempts { number: 1, job: 1, tasks: TaskSet::one(0) }]));
+    let e = g.end(1, 0).await;
+    assert_eq!((Phase::Cancelled, Some(ReasonKind::Fenced)), (e.phase, e.reason.map(|r| r.kind)));
+    assert!(!lives(pid));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_in_the_middle_start_nothing_twice_and_lose_nothing() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 4");
+    let log = g.dir.path().join("log");
+    let spec = sh(&format!("echo $GRID_TASK_ID >> {}; sleep 0.01", log.display()));
+    let mut agent = Agent::start(&config, false);
+    let (mut number, mut next, mut kills) = (0, 0, 0);
+    while next < 500 {
+        g.attached().await;
+        // As much as the window takes.
+        let open = |k: &pool::Known| u64::from(next) - ended(k);
+        g.until("there is room", |k| k.shares.first().is_some_and(|s| s.window > open(k))).await;
+        let room = { let k = g.lock(); k.shares.first().map_or(0, |s| s.window.saturating_sub(open(&k))) as u32 };
+        let to = (next + room).min(500);
+        if room == 0 || !g.lock().link_is_up() {
+            continue;
+        }
+        number += 1;
+        g.place(number, next..to, &spec);
+        let seen = g.until_or_gone(|k| k.accepted(number)).await;
+        next = if seen { to } else { next };
+        if kills < 12 && ended(&g.lock()) > 40 * kills {
+            kills += 1;
+            agent.kill();
+            g.cut(false);
+            let highest = number;
+            agent = Agent::start(&config, false);
+            g.attached().await;
+            // What it had not accepted is sent again, with the same number.
+            if !g.lock().accepted(highest) {
+                g.place(highest, to - room.min(to)..to, &spec);
+            }
+            g.until("the last placement is known", |k| k.accepted(highest)).await;
+            next = to;
+        }
+    }
+    g.until("all have ended", |k| ended(k) == 500).await;
+    let mut starts: BTreeMap<u32, u32> = BTreeMap::new();
+    std::fs::read_to_string(&log).unwrap().lines().for_each(|l| *starts.entry(l.parse().unwrap()).or_default() += 1);
+    assert!(starts.values().all(|n| *n == 1), "started twice: {:?}", starts.iter().filter(|(_, n)| **n > 1).collect::<Vec<_>>());
+    let k = g.lock();
+    let (done, lost) = (k.ended(Phase::Done), k.ended(Phase::Failed));
+    assert_eq!((500, 0), (done + lost, k.ended(Phase::Cancelled)));
+    assert!(lost <= 6 * kills, "{lost} lost by {kills} kills of 4 slots");
+    eprintln!("500 tasks, {kills} kills: {done} done, {lost} with exit unknown, {} started", starts.len());
+}
+
+fn ended(k: &pool::Known) -> u64 {
+    k.ended(Phase::Done) + k.ended(Phase::Failed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_gateway_it_runs_on_and_tells_later() {
+    let mut g = Gateway::new().await;
+    let _agent = g.agent("slots = 4");
+    g.attached().await;
+    let go = g.dir.path().join("go");
+    g.place(1, 0..4, &sh(&format!("while ! test -e {}; do sleep 0.02; done; echo out", go.display())));
+    g.until("it runs", |k| k.hinted(1, Phase::Running)).await;
+    g.cut(true);
+    std::fs::write(&go, "").unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    g.up().await;
+    for t in 0..4 {
+        assert_eq!(Phase::Done, g.end(1, t).await.phase);
+    }
+    assert_eq!("out\n", g.output(1, "stdout"));
+    // A gateway that has lost its store gets the full state.
+    g.place(2, 0..1, &sh("sleep 1000"));
+    g.until("it runs", |k| k.hinted(2, Phase::Running)).await;
+    (g.lock().sequence, g.lock().incarnation) = (0, 1);
+    g.lock().events.clear();
+    g.cut(false);
+    g.until("the full state is told", |k| !k.resyncs.is_empty()).await;
+    let k = g.lock();
+    assert!(k.resyncs[0].ranges.iter().any(|r| r.of.number == 2 && r.phase == Phase::Running));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outputs_wait_for_the_next_agent() {
+    let mut g = Gateway::new().await;
+    let config = g.config("slots = 1");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let go = g.dir.path().join("go");
+    g.place(1, 0..1, &sh(&format!("while ! test -e {}; do sleep 0.02; done; echo out", go.display())));
+    g.until("it runs", |k| k.hinted(1, Phase::Running)).await;
+    g.cut(true);
+    std::fs::write(&go, "").unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    agent.kill();
+    let _agent = Agent::start(&config, false);
+    g.up().await;
+    let e = g.end(1, 0).await;
+    assert_eq!((Phase::Done, "out\n"), (e.phase, g.output(1, "stdout").as_str()), "its exit record was durable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_leaves_tasks_and_a_lost_parent_does_not() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 2");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let note = g.dir.path().join("pid");
+    g.place(1, 0..1, &sh(&format!("echo $$ > {}; exec sleep 1000", note.display())));
+    let pid = pid_in(&note).await;
+    assert_eq!(Some(0), agent.terminate());
+    assert!(lives(pid));
+    let mut agent = Agent::start(&config, true);
+    g.until("it is back", |k| k.hinted(1, Phase::Running)).await;
+    std::fs::remove_file(&note).unwrap();
+    g.place(2, 0..1, &sh(&format!("trap '' TERM; sleep 1000 & echo $! > {}; wait", note.display())));
+    let second = pid_in(&note).await;
+    assert_eq!(Some(0), agent.close_stdin());
+    assert!(!lives(pid) && !lives(second));
+    // The end was seen and written down: it is told when somebody asks again.
+    let _agent = Agent::start(&config, false);
+    assert_eq!(Exit::Signal(9), g.end(2, 0).await.exit_at(0));
+    assert_eq!(Exit::Unknown, g.end(1, 0).await.exit_at(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_not_be_an_agent_says_why() {
+    let g = Gateway::new().await;
+    let config = g.config("");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let (code, text) = stderr_of(&config);
+    assert!(code == Some(1) && text.contains("in use by another agent"), "{text}");
+    agent.kill();
+    // The same spool, another gateway.
+    let other = Gateway::new().await;
+    let foreign = other.config("").with_file_name("foreign.toml");
+    let text = std::fs::read_to_string(other.dir.path().join("agent.toml")).unwrap();
+    std::fs::write(&foreign, text.replace("\"state\"", &format!("{:?}", g.state()))).unwrap();
+    let (code, text) = stderr_of(&foreign);
+    assert!(code == Some(1) && text.contains("belongs to gateway") && text.contains("remove the state directory"), "{text}");
+    // Not its certificate.
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("name = \"a1\"", "name = \"a2\"")).unwrap();
+    let (code, text) = stderr_of(&config);
+    assert!(code == Some(1) && text.contains("not of agent \"a2\""), "{text}");
+    std::fs::write(&config, "nam = 1").unwrap();
+    let (code, text) = stderr_of(&config);
+    assert!(code == Some(2) && text.contains("line 1, column 1") && text.contains("agent.toml"), "{text}");
+    let out = Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--confg").output().unwrap();
+    assert!(out.status.code() == Some(2) && String::from_utf8_lossy(&out.stderr).contains("usage:"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_executed_where_it_is_told_so() {
+    let g = Gateway::new().await;
+    let ready = g.dir.path().join("ready");
+    let config = g.config("slots = 64\nexecutor = \"null\"");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_grid-agent"));
+    let mut child = command.arg("--config").arg(config).arg("--ready-file").arg(&ready).spawn().unwrap();
+    g.attached().await;
+    g.place(1, 0..64, &sh("echo never"));
+    g.until("all have ended", |k| k.ended(Phase::Done) == 64).await;
+    assert_eq!(0, g.lock().calls);
+    let text = std::fs::read_to_string(&ready).unwrap();
+    assert!(text.contains(&format!("\"pid\":{}", child.id())) && text.contains("\"name\":\"a1\""), "{text}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
