@@ -123,6 +123,20 @@ impl Client {
         entries
     }
 
+    /// An output of a task, its hash and size verified.
+    pub async fn output(&self, job: &str, task: u32, name: &str) -> Result<Vec<u8>, Refusal> {
+        let request = pb::OutputRequest { job: by_id(job), task, name: name.to_string() };
+        let mut parts = answer(self.grid.clone().get_output(request)).await?;
+        let mut next = async || timeout(CALL, parts.message()).await.expect("in time").map_err(|s| refusal_of(&s));
+        let head = next().await?.expect("a first part");
+        let mut bytes = Vec::new();
+        while let Some(part) = next().await? {
+            bytes.extend_from_slice(&part.data);
+        }
+        assert_eq!((head.size, head.hash), (bytes.len() as u64, BlobHash::of(&bytes).0.to_vec()));
+        Ok(bytes)
+    }
+
     /// The tree.
     pub async fn hosts(&self) -> Result<pb::Host, Refusal> {
         answer(self.grid.clone().hosts(pb::HostsRequest::default())).await

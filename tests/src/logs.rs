@@ -32,3 +32,8 @@ pub fn lines(parts: &[&str]) -> Vec<String> {
     let all = String::from_utf8_lossy(&LINES.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
     all.lines().filter(|line| parts.iter().all(|p| line.contains(p))).map(str::to_string).collect()
 }
+
+/// Wait for a line that contains all of these.
+pub async fn wait(parts: &[&str]) -> String {
+    crate::until(&format!("a log line with {parts:?}"), async || lines(parts).pop().ok_or("none")).await
+}

@@ -98,7 +98,7 @@ async fn each_role_may_make_its_calls_and_no_other() {
     let stranger = grid.certificate("roles-parent", CertRole::User, "eve");
     let refused = grid.call(&site, &stranger).await.err().expect("no role");
     assert_eq!(RefusalKind::NotAuthorised, refused.kind, "{refused}");
-    assert!(!logs::lines(&["refused", "user eve"]).is_empty(), "it is logged with who");
+    logs::wait(&["refused", "user eve"]).await;
 }
 
 async fn gateway(grid: &Grid, name: &str) -> Running {
@@ -350,7 +350,7 @@ async fn one_session_a_parent_and_only_for_whom_it_may() {
     let twin = grid.call(&site, &identity).await.unwrap();
     let refused = Link::open(&twin, me.clone()).await.err().expect("a second session");
     assert_eq!(RefusalKind::DuplicateIdentity, refused.kind, "{refused:?}");
-    assert!(!logs::lines(&["refused", "links-parent", "connected already"]).is_empty());
+    logs::wait(&["refused", "links-parent", "connected already"]).await;
     // On behalf of whom it may not act: given back, and why.
     link.say.send(Down::Place(Box::new(place(&me, 1, "biology-bob"))).into()).await.unwrap();
     let Event { of, what: EventKind::Returned(why) } = link.event().await else { panic!("not returned") };
@@ -363,7 +363,7 @@ async fn one_session_a_parent_and_only_for_whom_it_may() {
     link.say.send(pb::Down::default()).await.unwrap();
     let ended = async { while let Ok(Some(_)) = link.hear.message().await {} };
     tokio::time::timeout(PATIENCE, ended).await.expect("the end of the link");
-    assert!(!logs::lines(&["link dropped", "links-parent"]).is_empty());
+    logs::wait(&["link dropped", "links-parent"]).await;
     let ann = grid.user(&site, "ann").await;
     ann.run("k", &sleep("0"), 3).await;
     // The parent may come back; one that says that it is somebody else is dropped again.

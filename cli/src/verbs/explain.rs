@@ -49,7 +49,9 @@ fn tree(out: &Out, e: &pb::Explanation, depth: usize) -> Tree<String> {
     });
     let said: Vec<&pb::Reason> = e.counts.iter().filter_map(|c| c.reason.as_ref()).collect();
     let others = e.reasons.iter().filter(|r| !said.contains(r)).map(|r| why(out, r, 0));
-    let below = counted.chain(others).chain(e.below.iter().map(|b| tree(out, b, depth + 1))).collect();
+    // A machine that has nothing to say is left out.
+    let telling = e.below.iter().filter(|b| !(b.unreachable.is_empty() && b.counts.is_empty() && b.reasons.is_empty() && b.below.is_empty()));
+    let below = counted.chain(others).chain(telling.map(|b| tree(out, b, depth + 1))).collect();
     Tree { node, below }
 }
 
@@ -76,6 +78,7 @@ mod tests {
             counts: vec![count(Phase::Queued, 58, Some(busy)), count(Phase::Running, 6, None)],
             below: vec![
                 pb::Explanation { site: hop("eu", pb::Kind::Broker), counts: vec![count(Phase::Running, 6, None)], ..Default::default() },
+                pb::Explanation { site: hop("idle", pb::Kind::Agent), ..Default::default() },
                 pb::Explanation { site: hop("burst", pb::Kind::Gateway), unreachable: "no answer since 12s".into(), ..Default::default() },
             ],
             ..Default::default()

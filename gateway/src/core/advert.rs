@@ -133,7 +133,10 @@ impl Core {
                 let text = format!("{} share classes are below, at most {SHARES_MAX} can be told to {}; merge machine classes", shares.len(), p.name);
                 if p.advert.as_ref().is_none_or(|a| !a.shares.is_empty()) {
                     self.actions.push(Action::Warn(text));
-                    (p.advert, p.advert_ms) = (Some(Advert::default()), now);
+                    p.advert_version += 1;
+                    let nothing = Advert { version: p.advert_version, ..Advert::default() };
+                    (p.advert, p.advert_ms) = (Some(nothing.clone()), now);
+                    self.actions.push(Action::ToParent(id, Up::Advert(nothing)));
                 }
                 continue;
             }

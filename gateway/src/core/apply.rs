@@ -140,6 +140,9 @@ impl State {
                 let cursor = self.cursors.entry(id).or_default();
                 if seq > cursor.seq {
                     (cursor.seq, cursor.incarnation, cursor.sequence) = (seq, c.incarnation, c.number);
+                    if !c.name.is_empty() {
+                        (cursor.name, cursor.kind) = (c.name.clone(), c.kind);
+                    }
                     dirty.insert(RowKey::Child(id));
                 }
             }
@@ -153,6 +156,9 @@ impl State {
                         link.wants.clear();
                     }
                     (link.seq, link.peer_incarnation, link.seen) = (seq, c.incarnation, c.number);
+                    if !c.name.is_empty() {
+                        link.name = c.name.clone();
+                    }
                     dirty.insert(RowKey::Link(id));
                 }
             }

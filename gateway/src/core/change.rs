@@ -221,6 +221,11 @@ pub struct Cursor {
     pub incarnation: u64,
     #[prost(uint64, tag = "3")]
     pub number: u64,
+    /// The peer's label and kind, where they are new.
+    #[prost(string, tag = "4")]
+    pub name: String,
+    #[prost(int32, tag = "5")]
+    pub kind: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -24,8 +24,12 @@ pub const JOBS_WAITING_MAX: usize = 200_000;
 pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
 /// A share that gave work back is left alone for so long; doubles up to the next.
 pub const BACK_OFF_MIN_MS: u64 = 50;
+/// Where it will not change its mind soon, the first pause.
+pub const BACK_OFF_REFUSED_MS: u64 = 5_000;
 /// See [`BACK_OFF_MIN_MS`].
 pub const BACK_OFF_MAX_MS: u64 = 60_000;
+/// Pauses kept for one child; beyond it those that are over are forgotten.
+pub const BACK_OFFS_MAX: usize = 4_096;
 /// Advertisements are repeated after this, so that credit does not run out.
 pub const ADVERT_RENEW_MS: u64 = 10_000;
 /// How often due things are looked for.

@@ -11,6 +11,8 @@ pub mod advert;
 pub mod apply;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
+#[cfg(test)]
+mod golden;
 pub mod limits;
 mod north;
 pub mod rows;
@@ -18,8 +20,6 @@ pub mod schedule;
 mod south;
 #[allow(missing_docs)] // Entities: their fields are named by the records.
 pub mod state;
-#[cfg(test)]
-mod golden;
 #[cfg(test)]
 mod tests;
 pub mod view;
@@ -37,7 +37,7 @@ use change::{Change, What};
 use limits::*;
 use rows::pieces;
 use schedule::Policy;
-use state::{Spec, State};
+use state::{QueueKey, Spec, State};
 
 /// Both clocks of the shell. Time-outs use the monotonic one, records the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -127,8 +127,8 @@ struct Child {
     heard_ms: u64,
     /// Specs that this session has carried.
     specs: BTreeSet<BlobHash>,
-    /// Shares that gave work of a shape back: until when, and the last pause.
-    back_off: HashMap<(Arc<str>, Shape), (u64, u64, intergrid_proto::Reason)>,
+    /// Shares that gave work back, and whose: until when, the last pause (0: it has taken work since), why.
+    back_off: HashMap<(Arc<str>, QueueKey), (u64, u64, intergrid_proto::Reason)>,
     resync: Vec<ResyncRange>,
     demand: Vec<(Shape, u64)>,
     demand_told: Vec<(Shape, u64)>,
@@ -316,7 +316,9 @@ impl Core {
     }
 
     fn history(&mut self, job: u64, entry: pb::HistoryEntry) {
-        let key = rows::history_key(job, self.next_change + self.batch.rows.len() as u64);
+        // A number of its own, taken from the changes': one of the same batch always follows, so that no later row gets it again.
+        let key = rows::history_key(job, self.next_change);
+        self.next_change += 1;
         // `age_ms` holds the moment while it is stored.
         let entry = pb::HistoryEntry { age_ms: self.now.unix_ms, ..entry };
         self.batch.rows.push((key, Some(entry.encode_to_vec())));

@@ -182,14 +182,18 @@ impl Core {
             .map(|j| (j.no, j.queued.clone()))
             .collect();
         for (job, tasks) in stuck {
-            let reason = self.why_waiting(job);
-            self.give_back(job, &tasks, Reason::new(ReasonKind::OverCredit, "could not be started here in time").because(vec![reason]));
+            let why = self.why_waiting(job);
+            let kind = refused_by_all(&why).unwrap_or(ReasonKind::OverCredit);
+            self.give_back(job, &tasks, Reason::new(kind, "could not be started here in time").because(vec![why]));
         }
     }
 
     pub(super) fn parent_up(&mut self, parent: SiteId, name: String) {
-        self.state.links.entry(parent).or_default().name = name.clone();
-        self.dirty.insert(super::RowKey::Link(parent));
+        let link = self.state.links.entry(parent).or_default();
+        if link.name != name {
+            let (incarnation, number) = (link.peer_incarnation, link.seen);
+            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number, name: name.clone(), ..Default::default() }));
+        }
         let round_trip_ms = self.parents.get(&parent).map_or(10.0, |p| p.round_trip_ms);
         let fresh = Parent {
             name,
@@ -264,7 +268,7 @@ impl Core {
             if known != 0 {
                 self.actions.push(Action::Warn(format!("parent {} has a new store (incarnation {known} -> {})", h.hop.name, h.incarnation)));
             }
-            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: 0 }));
+            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: 0, ..Default::default() }));
         }
         if let Some(p) = self.parents.get_mut(&parent) {
             (p.live, p.sent) = (true, sent);
@@ -332,7 +336,7 @@ impl Core {
                 }
             }
         }
-        self.record(What::Acked(change::Cursor { peer: parent.0.to_vec(), incarnation, number: sequence }));
+        self.record(What::Acked(change::Cursor { peer: parent.0.to_vec(), incarnation, number: sequence, ..Default::default() }));
     }
 
     /// Is this placement new? Its number is seen from here on.
@@ -342,7 +346,7 @@ impl Core {
         if number <= link.seen {
             return None;
         }
-        self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number }));
+        self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number, ..Default::default() }));
         Some(incarnation)
     }
 
@@ -542,4 +546,18 @@ impl Core {
             }
         }
     }
+}
+
+/// Where every share below refuses it for what it is, waiting would not help: as what.
+fn refused_by_all(why: &Reason) -> Option<ReasonKind> {
+    use ReasonKind::*;
+    let mut refused = None;
+    for r in &why.because {
+        let kind = if r.kind == BackOff { r.because.first().map(|b| b.kind)? } else { r.kind };
+        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit) {
+            return None;
+        }
+        refused = refused.filter(|k| *k != Loop).or(Some(kind));
+    }
+    refused
 }

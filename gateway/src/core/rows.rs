@@ -173,7 +173,8 @@ impl State {
                     parent_incarnation: j.parent_incarnation,
                 };
                 let want = Some(j.want.clone().into());
-                let ended_at = j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n }).collect();
+                let ended_at =
+                    j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n, ..Default::default() }).collect();
                 let (want_version, next_up) = (j.want_version, j.next_up);
                 JobRow { new: Some(new), seq: j.seq, ended_ms: j.ended_ms, want, want_version, next_up, ended_at }.encode_to_vec()
             }

@@ -171,9 +171,12 @@ impl Core {
         if let Fit::No(text) = offer.share.fit(&queue.shape) {
             return Err(Reason::new(ReasonKind::NoFit, text));
         }
-        if let Some((until, _, reason)) = self.children.get(&offer.child).and_then(|c| c.back_off.get(&(key.clone(), queue.shape.clone())))
-            && *until > self.now.mono_ms
-        {
+        let pauses = self.children.get(&offer.child).map(|c| &c.back_off).filter(|p| !p.is_empty());
+        let pause = pauses.and_then(|p| {
+            let of = |q| p.get(&(key.clone(), q)).filter(|(until, ..)| *until > self.now.mono_ms);
+            of(queue.anybody()).or_else(|| of(queue.clone()))
+        });
+        if let Some((until, _, reason)) = pause {
             let text = format!("{key} gave work back, it is left alone for {} ms more", until - self.now.mono_ms);
             return Err(Reason::new(ReasonKind::BackOff, text).because(vec![reason.clone()]));
         }

@@ -12,12 +12,18 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 use super::change::{self, What};
 use super::limits::*;
 use super::rows::pieces;
-use super::{Action, Child, Core, RowKey};
+use super::state::QueueKey;
+use super::{Action, Child, Core};
 
 impl Core {
     pub(super) fn child_up(&mut self, child: SiteId, hello: Hello) {
         let cursor = self.state.cursors.entry(child).or_default();
-        (cursor.name, cursor.kind) = (hello.hop.name.clone(), pb::Kind::from(hello.hop.kind).into());
+        let kind = pb::Kind::from(hello.hop.kind).into();
+        if (cursor.name.as_str(), cursor.kind) != (hello.hop.name.as_str(), kind) {
+            let (incarnation, number) = (cursor.incarnation, cursor.sequence);
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, name: hello.hop.name.clone(), kind }));
+        }
+        let cursor = &self.state.cursors[&child];
         if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
             let text = format!(
                 "child {} knows fewer events ({}) than it has sent ({}): its store is old",
@@ -26,7 +32,6 @@ impl Core {
             self.actions.push(Action::Warn(text));
         }
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
-        self.dirty.insert(RowKey::Child(child));
         let fresh = Child {
             hop: hello.hop,
             attached: true,
@@ -188,7 +193,7 @@ impl Core {
         }
         let cursor = &self.state.cursors[&child];
         if cursor.incarnation != e.incarnation || cursor.sequence < at {
-            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: e.incarnation, number: at }));
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: e.incarnation, number: at, ..Default::default() }));
         }
         self.actions.push(Action::ToChild(child, Down::Ack { incarnation: e.incarnation, sequence: at }));
     }
@@ -212,6 +217,7 @@ impl Core {
         match event.what {
             EventKind::Accepted => {
                 if !current.is_empty() {
+                    self.back_off_less(child, job, number);
                     self.record(What::Accepted(change::OfPlacement { job, number, tasks: Vec::new() }));
                 }
             }
@@ -249,7 +255,7 @@ impl Core {
     fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some((share, attempts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts)) else { return };
-        let (shape, spec_hash) = (j.shape().clone(), j.spec_hash);
+        let (queue, spec_hash) = (QueueKey::of(j), j.spec_hash);
         let entry = pb::HistoryEntry {
             number,
             tasks: Some(intergrid_proto::convert::tasks_out(tasks)),
@@ -262,24 +268,42 @@ impl Core {
         if let Some(c) = self.children.get_mut(&child) {
             c.specs.remove(&spec_hash);
         }
-        self.back_off(child, share, shape, &reason);
+        self.back_off(child, share, queue, &reason);
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.last_return = Some((self.now.mono_ms, reason));
         }
         self.requeue(job, number, tasks, attempts, false);
     }
 
-    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, shape: super::Shape, reason: &Reason) {
+    /// Leave a share alone for a while: for everybody where it has no room, else for those whom it does not take.
+    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason) {
         let now = self.now.mono_ms;
-        let least = match reason.kind {
+        let (least, whose) = match reason.kind {
             ReasonKind::AskedBack => return,
-            ReasonKind::OverCredit | ReasonKind::StillStopping => BACK_OFF_MIN_MS,
+            ReasonKind::OverCredit | ReasonKind::StillStopping => (BACK_OFF_MIN_MS, queue.anybody()),
             // It will not change its mind soon.
-            _ => 5_000,
+            ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, queue.anybody()),
+            _ => (BACK_OFF_REFUSED_MS, queue),
         };
         if let Some(c) = self.children.get_mut(&child) {
-            let pause = c.back_off.get(&(share.clone(), shape.clone())).map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
-            c.back_off.insert((share, shape), (now + pause, pause, reason.clone()));
+            if c.back_off.len() >= BACK_OFFS_MAX {
+                c.back_off.retain(|_, (until, ..)| *until > now);
+            }
+            let pause = c.back_off.get(&(share.clone(), whose.clone())).map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
+            c.back_off.insert((share, whose), (now + pause, pause, reason.clone()));
+        }
+    }
+
+    /// A share has taken work: if it gives some back again, the pause is a short one.
+    fn back_off_less(&mut self, child: SiteId, job: u64, number: u64) {
+        let Some(c) = self.children.get_mut(&child).filter(|c| !c.back_off.is_empty()) else { return };
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(share) = j.downs.get(&number).map(|d| d.share.clone()) else { return };
+        let queue = QueueKey::of(j);
+        for whose in [queue.anybody(), queue] {
+            if let Some((_, last, _)) = c.back_off.get_mut(&(share.clone(), whose)) {
+                *last = 0;
+            }
         }
     }
 
@@ -463,7 +487,7 @@ impl Core {
                 }
             }
         }
-        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: r.sequence }));
+        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: r.sequence, ..Default::default() }));
         self.actions.push(Action::ToChild(child, Down::Ack { incarnation: r.incarnation, sequence: r.sequence }));
     }
 

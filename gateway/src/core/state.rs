@@ -284,15 +284,21 @@ impl State {
     }
 }
 
-/// Jobs that wait together: one shape, one route (a job never goes where it came from).
+/// Jobs that wait together: one shape, one route (a job never goes where it came from), one user (who may not be let in everywhere).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct QueueKey {
     pub shape: Shape,
     pub route: Vec<SiteId>,
+    pub principal: String,
 }
 
 impl QueueKey {
     pub fn of(j: &Job) -> Self {
-        QueueKey { shape: j.shape().clone(), route: j.route.clone() }
+        QueueKey { shape: j.shape().clone(), route: j.route.clone(), principal: j.origin.principal.clone() }
+    }
+
+    /// Everybody's jobs of this shape.
+    pub fn anybody(&self) -> Self {
+        QueueKey { shape: self.shape.clone(), route: Vec::new(), principal: String::new() }
     }
 }

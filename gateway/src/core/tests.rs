@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Down, Hop, Kind, Up, WantValue};
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Place, Up, WantValue};
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{JobSpec, Phase, SiteId, TaskSet};
+use intergrid_proto::{JobSpec, Phase, Reason, ReasonKind, SiteId, TaskSet};
 
 use super::schedule::FirstFit;
 use super::state::Spec;
-use super::{Action, Core, Input, Now};
+use super::{Action, Core, Input, Now, Submission};
 use crate::backends::child_end::{ChildEnd, site_of};
 use crate::store::Store;
 use crate::store::mem::MemDisk;
@@ -205,15 +205,19 @@ impl World {
     }
 
     pub(super) fn submit(&mut self, site: SiteId, key: &str, spec: JobSpec, tasks: u32) -> Result<(u64, bool), intergrid_proto::Refusal> {
-        self.token += 1;
         let spec = Arc::new(Spec { bytes: spec.encode(), parsed: spec });
-        let (token, owner, owner_name, key) = (self.token, site_of("user"), "user".to_string(), key.to_string());
-        self.input(
-            site,
-            Input::Submit { token, submission: super::Submission { owner, owner_name, key, spec, tasks, hold: false, chain: Vec::new() } },
-        );
+        let token = self.submit_as(site, "user", key, spec, tasks);
         self.settle();
         self.submitted.remove(&token).expect("an answer")
+    }
+
+    /// Messages stay on the wire.
+    fn submit_as(&mut self, site: SiteId, user: &str, key: &str, spec: Arc<Spec>, tasks: u32) -> u64 {
+        self.token += 1;
+        let (owner, owner_name, key) = (site_of(user), user.to_string(), key.to_string());
+        let submission = Submission { owner, owner_name, key, spec, tasks, hold: false, chain: Vec::new() };
+        self.input(site, Input::Submit { token: self.token, submission });
+        self.token
     }
 
     pub(super) fn want(&mut self, site: SiteId, job: u64, value: WantValue, tasks: Option<TaskSet>) {
@@ -452,35 +456,105 @@ fn work_flows_to_every_branch_while_it_has_room() {
     assert!((60..=100).contains(&c) && (30..=50).contains(&p) && (60..=100).contains(&b), "campus {c}, partner {p}, burst {b}");
 }
 
+/// A gateway acted out by hand, with room for two.
+struct Hand {
+    root: SiteId,
+    me: SiteId,
+    sequence: u64,
+}
+
+impl Hand {
+    fn attach(w: &mut World, root: SiteId) -> Hand {
+        let hop = Hop { site: site_of("g"), name: "g".into(), kind: Kind::Gateway };
+        let me = hop.site;
+        let mut end = ChildEnd::new(hop, 3, 2, 8 << 30);
+        let Some(Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
+        w.input(root, Input::ChildUp { child: me, hello: hello.clone() });
+        let adverts = end.down(Down::Hello(Hello { peer_incarnation: 3, ..hello }), 1);
+        adverts.into_iter().for_each(|message| w.input(root, Input::ChildSays { child: me, message }));
+        Hand { root, me, sequence: 0 }
+    }
+
+    /// What the root places there, once it does.
+    fn place(&self, w: &mut World) -> Place {
+        for _ in 0..200 {
+            let placed = w.wire.drain(..).find_map(|(.., m)| if let Message::Down(Down::Place(p)) = m { Some(p) } else { None });
+            match placed {
+                Some(p) => return *p,
+                None => w.now.mono_ms += 50,
+            }
+            w.input(self.root, Input::Tick);
+        }
+        panic!("nothing was placed within 10 s");
+    }
+
+    fn says(&mut self, w: &mut World, place: &Place, what: EventKind) {
+        self.sequence += 1;
+        let of = Attempts { number: place.number, job: place.job, tasks: place.tasks.clone() };
+        let events = Events { incarnation: 3, first: self.sequence, events: vec![Event { of, what }] };
+        w.input(self.root, Input::ChildSays { child: self.me, message: Up::Events(events) });
+    }
+}
+
+fn returned(kind: ReasonKind) -> EventKind {
+    EventKind::Returned(Reason::new(kind, ""))
+}
+
 /// A child that gives work back may have dropped the spec with it: a placement without its bytes would then be refused for ever.
 #[test]
 fn a_placement_after_a_return_brings_its_spec_again() {
-    use intergrid_proto::link::{Attempts, Event, EventKind, Events};
-    use intergrid_proto::{Reason, ReasonKind};
     let mut w = World::new();
     let root = w.site("root");
-    let hop = Hop { site: site_of("g"), name: "g".into(), kind: Kind::Gateway };
-    let child = hop.site;
-    let mut g = ChildEnd::new(hop, 3, 2, 8 << 30);
-    let Some(Up::Hello(hello)) = g.attach().pop() else { panic!("a hello") };
-    w.input(root, Input::ChildUp { child, hello: hello.clone() });
-    let placed = |w: &mut World| {
-        let found = w.wire.drain(..).find_map(|(.., m)| if let Message::Down(Down::Place(p)) = m { Some(p) } else { None });
-        found.expect("a placement")
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let first = g.place(&mut w);
+    g.says(&mut w, &first, returned(ReasonKind::NoFit));
+    let second = g.place(&mut w);
+    assert!(second.number > first.number && !first.spec.is_empty() && second.spec == first.spec);
+}
+
+#[test]
+fn pauses_grow_with_each_return_and_end_with_success() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1_000);
+    let mut pauses = |w: &mut World, takes: bool| -> Vec<u64> {
+        let mut pause = |_| {
+            let p = g.place(w);
+            if takes {
+                g.says(w, &p, EventKind::Accepted);
+            }
+            let since = w.now.mono_ms;
+            g.says(w, &p, returned(ReasonKind::OverCredit));
+            while !w.wire.iter().any(|(.., m)| matches!(m, Message::Down(Down::Place(_)))) {
+                w.now.mono_ms += 10;
+                w.input(root, Input::Tick);
+            }
+            w.now.mono_ms - since
+        };
+        (0..6).map(&mut pause).collect()
     };
-    let answer = intergrid_proto::link::Hello { peer_incarnation: 3, ..hello };
-    let adverts = g.down(Down::Hello(answer), 1);
-    w.submit(root, "k", JobSpec::new(["true"]), 1).unwrap();
-    adverts.into_iter().for_each(|message| w.input(root, Input::ChildSays { child, message }));
-    let first = placed(&mut w);
-    assert!(!first.spec.is_empty());
-    let of = Attempts { number: first.number, job: first.job, tasks: first.tasks.clone() };
-    let what = EventKind::Returned(Reason::new(ReasonKind::NoFit, "no machine"));
-    let events = Events { incarnation: 3, first: 1, events: vec![Event { of, what }] };
-    w.input(root, Input::ChildSays { child, message: Up::Events(events) });
-    w.wire.clear();
-    w.now.mono_ms += 6_000;
-    w.input(root, Input::Tick);
-    let second = placed(&mut w);
-    assert!(second.number > first.number && second.spec == first.spec);
+    assert_eq!([50, 100, 200, 400, 800, 1_600], *pauses(&mut w, false));
+    assert_eq!([50; 6], *pauses(&mut w, true));
+}
+
+/// Work of one shape waits together; that one user is refused there must not keep the others away.
+#[test]
+fn a_refusal_of_one_user_keeps_nobody_else_away() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "bob", "k", spec.clone(), 1);
+    let of_bob = g.place(&mut w);
+    g.says(&mut w, &of_bob, returned(ReasonKind::NotAuthorised));
+    w.submit_as(root, "ann", "k", spec, 1);
+    let since = w.now.mono_ms;
+    assert_eq!("ann", g.place(&mut w).origin.principal);
+    assert_eq!(since, w.now.mono_ms, "at once");
+    assert_eq!("bob", g.place(&mut w).origin.principal, "he is tried again later");
+    assert!(w.now.mono_ms - since >= 5_000);
 }

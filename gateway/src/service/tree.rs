@@ -88,7 +88,7 @@ impl Service {
             Some(Phase::Done | Phase::Failed | Phase::Cancelled) => {}
             Some(p) => {
                 let message = format!("task {task} is {}: its output is here when it has ended", p.name());
-                return Err(Refusal::new(RefusalKind::Unavailable, message).remedy("wait for it"));
+                return Err(not_found(message).remedy("wait for it"));
             }
         }
         let mut history = self.history_of(job, Some(TaskSet::one(task)));

@@ -1,0 +1,15 @@
+//! kill -9 and restart of one part of a real tree, in the middle of 500 tasks: root broker, middle broker, gateway, two agents of two slots.
+//!
+//! Starts are counted by the payload itself: each appends a line to a file of its task, outside of everything that is ours.
+
+#[allow(dead_code)]
+#[path = "faults/tree.rs"]
+mod tree;
+#[allow(dead_code)]
+#[path = "faults/user.rs"]
+mod user;
+
+#[path = "faults/killed.rs"]
+mod killed;
+#[path = "faults/undisturbed.rs"]
+mod undisturbed;

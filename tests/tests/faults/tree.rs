@@ -1,0 +1,256 @@
+//! A grid of real processes: each part is `grid` or `grid-agent` in a role, with its own certificate, configuration, state and log, and can be killed
+//! and started again. Everything ends with the [`Tree`], also when the test itself is killed: each part holds the other end of our pipe.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use intergrid_proto::net::CertRole;
+use intergrid_proto::net::issue::{self, Validity};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::user::User;
+
+/// A part that does not serve by then does not.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// An agent is attached, and its slots are known at the top, by then.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+/// What was told to end is killed after this.
+const END_TIMEOUT: Duration = Duration::from_secs(6);
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Of each log, where a test fails.
+const LOG_TAIL_LINES: usize = 25;
+
+/// Look until it is there; panics with what was seen last where it does not come in time.
+pub fn until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        match look() {
+            Ok(there) => return there,
+            Err(seen) if Instant::now() > deadline => panic!("{what}: not within {patience:?}; last seen: {seen}"),
+            Err(_) => std::thread::sleep(LOOK_INTERVAL),
+        }
+    }
+}
+
+/// A binary beside this test.
+pub fn binary(name: &str) -> PathBuf {
+    let me = std::env::current_exe().unwrap();
+    let path = me.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(path.is_file(), "{} is missing; build it with `cargo build -p intergrid-cli -p intergrid-agent` in the same profile", path.display());
+    path
+}
+
+struct Part {
+    role: &'static str,
+    endpoint: String,
+    child: Option<Child>,
+}
+
+/// Parts in a temporary directory.
+pub struct Tree {
+    dir: tempfile::TempDir,
+    parts: BTreeMap<String, Part>,
+}
+
+impl Tree {
+    /// With nothing in it.
+    pub fn new() -> Self {
+        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new() }
+    }
+
+    /// root broker, middle broker, gateway, two agents of two slots; ready when the root knows all slots.
+    pub fn deep() -> Self {
+        let mut tree = Tree::new();
+        tree.gateway("campus", Some("eu"), "");
+        tree.broker("eu", &["campus"], Some("root"));
+        tree.broker("root", &["eu"], None);
+        tree.agent("campus-1", "campus", "slots = 2\n");
+        tree.agent("campus-2", "campus", "slots = 2\n");
+        tree.user("root").until_slots(4, ATTACH_TIMEOUT);
+        tree
+    }
+
+    /// A gateway with one agent of two slots.
+    pub fn flat() -> Self {
+        let mut tree = Tree::new();
+        tree.gateway("campus", Some("eu"), "");
+        tree.agent("campus-1", "campus", "slots = 2\nmemory = \"1G\"\n");
+        tree.user("campus").until_slots(2, ATTACH_TIMEOUT);
+        tree
+    }
+
+    /// A broker above [`flat`](Self::flat)'s gateway.
+    pub fn add_broker(&mut self) {
+        self.broker("eu", &["campus"], None);
+        self.user("eu").until_slots(2, ATTACH_TIMEOUT);
+    }
+
+    /// A directory of its own, made when asked for first.
+    pub fn path(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn identity(&self, site: &str) -> PathBuf {
+        let dir = self.path(site).join("identity");
+        if !dir.exists() {
+            issue::new_site(&dir, site, &[]).unwrap();
+        }
+        dir
+    }
+
+    /// Write a gateway's configuration, with `more` at its end, and start it.
+    pub fn gateway(&mut self, name: &str, parent: Option<&str>, more: &str) {
+        let text = self.site(name, parent, r#""user", "admin", "agent""#);
+        self.add(name, "gateway", &(text + more));
+    }
+
+    /// Write a broker's configuration and start it; its children are there already.
+    pub fn broker(&mut self, name: &str, children: &[&str], parent: Option<&str>) {
+        let mut text = self.site(name, parent, r#""user", "admin""#);
+        for child in children {
+            let (endpoint, ca) = (self.endpoint(child), self.identity(child).join("ca.pem"));
+            text += &format!("\n[[child]]\nname = \"{child}\"\nendpoint = \"{endpoint}\"\nca = \"{}\"\n", ca.display());
+        }
+        self.add(name, "broker", &text);
+    }
+
+    /// Write an agent's configuration and start it.
+    pub fn agent(&mut self, name: &str, gateway: &str, more: &str) {
+        issue::issue(self.identity(gateway), CertRole::Agent, name, self.path(name).join("identity"), Validity::default()).unwrap();
+        let endpoint = self.endpoint(gateway);
+        self.add(name, "agent", &format!("name = \"{name}\"\ngateway = \"{endpoint}\"\nidentity = \"identity\"\nstate = \"state\"\n{more}"));
+    }
+
+    fn site(&self, name: &str, parent: Option<&str>, own: &str) -> String {
+        self.identity(name);
+        let mut text = format!("name = \"{name}\"\nlisten = \"127.0.0.1:0\"\nstate = \"state\"\nidentity = \"identity\"\n");
+        text += &format!("\n[[trust]]\nca = \"identity/ca.pem\"\nmay = [{own}]\n");
+        if let Some(parent) = parent {
+            let ca = self.identity(parent).join("ca.pem");
+            text += &format!("\n[[trust]]\nca = \"{}\"\nmay = [\"delegate\"]\non_behalf = [\"*\"]\n", ca.display());
+        }
+        text
+    }
+
+    fn add(&mut self, name: &str, role: &'static str, config: &str) {
+        fs::write(self.config(name), config).unwrap();
+        self.parts.insert(name.to_string(), Part { role, endpoint: String::new(), child: None });
+        self.start(name);
+    }
+
+    /// Its configuration.
+    pub fn config(&self, name: &str) -> PathBuf {
+        self.path(name).join("config.toml")
+    }
+
+    /// Its log.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name).join("log")).unwrap_or_default()
+    }
+
+    /// Where it listens.
+    pub fn endpoint(&self, name: &str) -> String {
+        self.parts[name].endpoint.clone()
+    }
+
+    /// Its process.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.parts[name].child.as_ref().unwrap().id()
+    }
+
+    /// Start it, with the configuration it had, and wait until it serves.
+    pub fn start(&mut self, name: &str) {
+        let (config, ready) = (self.config(name), self.path(name).join("ready.json"));
+        _ = fs::remove_file(&ready);
+        let log = OpenOptions::new().create(true).append(true).open(self.path(name).join("log")).unwrap();
+        let part = self.parts.get_mut(name).unwrap();
+        assert!(part.child.is_none(), "{name} runs already");
+        let mut command = match part.role {
+            "agent" => Command::new(binary("grid-agent")),
+            role => {
+                let mut grid = Command::new(binary("grid"));
+                grid.arg(role);
+                grid
+            }
+        };
+        command.arg("--config").arg(config).arg("--ready-file").arg(&ready).arg("--die-with-parent");
+        command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).env_clear();
+        // What a task must not see.
+        command.env("SECRET_OF_THE_AGENT", "1");
+        let mut child = command.spawn().unwrap();
+        let said: Value = until(&format!("{name} serves"), READY_TIMEOUT, || {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("{name} ended with {status}: {}", fs::read_to_string(ready.with_file_name("log")).unwrap_or_default());
+            }
+            let text = fs::read_to_string(&ready).map_err(|e| e.to_string())?;
+            serde_json::from_str(&text).map_err(|e| e.to_string())
+        });
+        assert_eq!(Some(u64::from(child.id())), said["pid"].as_u64(), "{said}");
+        let endpoint = said["endpoint"].as_str().unwrap_or_default().to_string();
+        assert!(part.endpoint.is_empty() || part.endpoint == endpoint, "{name} keeps its port");
+        (part.endpoint, part.child) = (endpoint, Some(child));
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, name: &str) {
+        let mut child = self.parts.get_mut(name).unwrap().child.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// A user of this site, with an administrator's rights.
+    pub fn user(&self, site: &str) -> User {
+        self.user_as(site, CertRole::Admin, "me")
+    }
+
+    /// A user of this site; the home is made when asked for first.
+    pub fn user_as(&self, site: &str, role: CertRole, name: &str) -> User {
+        let home = self.dir.path().join(format!("home-{site}-{name}"));
+        if !home.exists() {
+            issue::issue(self.identity(site), role, name, &home, Validity::default()).unwrap();
+        }
+        fs::write(home.join("config.toml"), format!("endpoint = \"{}\"\n", self.endpoint(site))).unwrap();
+        User::new(home, self.path("work"))
+    }
+}
+
+/// Told to end, then killed.
+fn end(child: &mut Child) {
+    drop(child.stdin.take());
+    let deadline = Instant::now() + END_TIMEOUT;
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(LOOK_INTERVAL),
+            Ok(Some(_)) | Err(_) => return,
+        }
+    }
+    _ = child.kill();
+    _ = child.wait();
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in self.parts.keys() {
+                let log = self.log(name);
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("--- the log of {name} ends:\n{}", lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n"));
+            }
+        }
+        // All at once, so that each finds its end without waiting for the others.
+        let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();
+        children.iter_mut().for_each(|c| drop(c.stdin.take()));
+        children.iter_mut().for_each(end);
+    }
+}
+
+/// A file that is there.
+pub fn touch(path: &Path) {
+    drop(File::create(path).unwrap());
+}
