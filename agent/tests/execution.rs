@@ -49,7 +49,7 @@ async fn a_clean_environment_in_a_directory_of_its_own() {
     let g = Gateway::new().await;
     let _agent = g.agent("slots = 2");
     g.attached().await;
-    let mut spec = sh("env | grep -v ^_= | sort; pwd; echo \"$0\" >&2; ls; readlink /proc/self/fd/0");
+    let mut spec = sh("env | grep -v ^_= | sort; pwd; echo \"$0\" >&2; ls -A; readlink /proc/self/fd/0");
     spec.argv.push("arg-{i}".into());
     spec.env = vec![("TILE".into(), "t{i}".into())];
     let e = g.run(1, &spec).await;
@@ -58,7 +58,7 @@ async fn a_clean_environment_in_a_directory_of_its_own() {
     let dir = dir.display();
     let expected = format!(
         "GRID_ATTEMPT=1\nGRID_JOB_ID=abc123\nGRID_SITE=campus\nGRID_SLOTS=1\nGRID_TASK_COUNT=1\nGRID_TASK_DIR={dir}\nGRID_TASK_ID=0\nHOME={dir}\n\
-         LANG=C.UTF-8\nPATH=/usr/local/bin:/usr/bin:/bin\nPWD={dir}\nTILE=t0\nTMPDIR={dir}\n{dir}\nstderr\nstdout\n/dev/null\n"
+         LANG=C.UTF-8\nPATH=/usr/local/bin:/usr/bin:/bin\nPWD={dir}\nTILE=t0\nTMPDIR={dir}\n{dir}\n/dev/null\n"
     );
     assert_eq!(expected, g.output(1, "stdout"));
     assert_eq!("arg-0\n", g.output(1, "stderr"));

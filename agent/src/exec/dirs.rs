@@ -1,5 +1,8 @@
-//! Directories of tasks and the cache of content, all below `state`. A task's directory is there from just before its process starts until its end is
-//! durable: in one boot, a claimed task without one has never been started.
+//! Directories of tasks, their streams, and the cache of content, all below `state`. A task's directory is there from just before its process starts until
+//! its end is durable: in one boot, a claimed task without one has never been started.
+//!
+//! The files that stdout and stderr go to are kept and used again as long as nothing is written to them: on most file systems to create one costs more than
+//! all else that is done for a short task. One with something in it moves into the task's directory.
 
 use std::fs;
 use std::io;
@@ -15,6 +18,7 @@ use crate::plan::Plan;
 #[derive(Clone, Debug)]
 pub struct Dirs {
     tasks: PathBuf,
+    streams: PathBuf,
     blobs: PathBuf,
 }
 
@@ -22,7 +26,12 @@ impl Dirs {
     /// Below this directory, which is made absolute; makes what is missing.
     pub fn new(state: &Path) -> io::Result<Self> {
         let state = state.canonicalize()?;
-        let dirs = Dirs { tasks: state.join("tasks"), blobs: state.join("blobs") };
+        let dirs = Dirs { tasks: state.join("tasks"), streams: state.join("streams"), blobs: state.join("blobs") };
+        // A task that an agent before us started may still hold one of these open.
+        match fs::remove_dir_all(&dirs.streams) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => fs::create_dir_all(&dirs.streams)?,
+        }
         fs::create_dir_all(&dirs.tasks)?;
         fs::create_dir_all(&dirs.blobs)?;
         Ok(dirs)
@@ -36,6 +45,23 @@ impl Dirs {
     /// Of some name in it.
     pub fn file(&self, key: Key, name: &str) -> PathBuf {
         self.task(key).join(name.strip_prefix("out/").unwrap_or(name))
+    }
+
+    /// A file for a stream, by the number of its pair and its name.
+    pub fn stream(&self, pair: u32, name: &str) -> PathBuf {
+        self.streams.join(format!("{pair}.{name}"))
+    }
+
+    /// Move a stream into its task's directory where it has something in it. True: it has.
+    pub fn keep_stream(&self, pair: u32, key: Key, name: &str) -> bool {
+        let (from, to) = (self.stream(pair, name), self.file(key, name));
+        if !fs::metadata(&from).is_ok_and(|m| m.len() > 0) {
+            return false;
+        }
+        if to.is_dir() {
+            let _ = fs::remove_dir_all(&to);
+        }
+        fs::rename(&from, &to).inspect_err(|e| tracing::warn!("{name} of task {}.{} is lost: {e}", key.0, key.1)).is_ok()
     }
 
     /// Content in the cache. Programs are kept apart, so that their mode is right where they are linked to.
@@ -75,11 +101,9 @@ impl Dirs {
         Ok(dir)
     }
 
-    /// Remove a task's directory: the two streams, and whatever else is in it.
+    /// Remove a task's directory, with whatever is in it.
     pub fn remove(&self, key: Key) {
         let dir = self.task(key);
-        let _ = fs::remove_file(dir.join("stdout"));
-        let _ = fs::remove_file(dir.join("stderr"));
         match fs::remove_dir(&dir) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -157,6 +181,11 @@ mod tests {
         fs::write(dirs.incoming(input), "da").unwrap();
         dirs.sweep(|k| k == (1, 4));
         assert_eq!((false, true, false), (dirs.task((1, 3)).exists(), dirs.task((1, 4)).exists(), dirs.incoming(input).exists()));
+        fs::write(dirs.stream(0, "stdout"), "").unwrap();
+        fs::write(dirs.stream(0, "stderr"), "oh").unwrap();
+        assert_eq!((false, true), (dirs.keep_stream(0, (1, 4), "stdout"), dirs.keep_stream(0, (1, 4), "stderr")));
+        assert_eq!((true, false), (dirs.stream(0, "stdout").exists(), dirs.stream(0, "stderr").exists()));
+        assert_eq!("oh", fs::read_to_string(dirs.file((1, 4), "stderr")).unwrap());
         dirs.shrink(5, |h| h == program.to_string());
         assert_eq!((true, false), (dirs.blob(program, true).exists(), dirs.blob(input, false).exists()));
     }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use intergrid_agent_sys as sys;
 use intergrid_proto::spec::substitute;
-use intergrid_proto::{Exit, TaskSet};
+use intergrid_proto::Exit;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test_kill_process_group};
 use tokio::sync::mpsc;
@@ -35,6 +35,8 @@ struct Group {
     key: Key,
     /// None: adopted after a restart; not our child.
     plan: Option<Arc<Plan>>,
+    /// Its pair of streams; an adopted one writes to files that have no name any more.
+    pair: Option<u32>,
     since: Instant,
     peak_bytes: u64,
     over: bool,
@@ -107,8 +109,8 @@ impl Executor {
             Told::Failed(key, fault) => {
                 self.done.push(Input::NotStarted(key, fault));
             }
-            Told::Started { key, pid, plan, at } => {
-                let group = Group { key, plan: Some(plan), since: at, peak_bytes: 0, over: false, ended: None };
+            Told::Started { key, pid, plan, at, pair } => {
+                let group = Group { key, plan: Some(plan), pair: Some(pair), since: at, peak_bytes: 0, over: false, ended: None };
                 self.groups.insert(pid, group);
                 self.pids.insert(key, pid);
                 self.done.push(Input::Started(key, pid));
@@ -176,24 +178,22 @@ impl Executor {
             report.cpu_us = Some(ended.cpu_us);
             report.wall_ms = Some(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
         }
+        if let (Some(pair), Some(workers)) = (group.pair, &self.workers) {
+            let kept = ["stdout", "stderr"].into_iter().filter(|name| self.dirs.keep_stream(pair, key, name));
+            report.files.extend(kept.map(String::from));
+            workers.free(pair);
+        }
         if let Some(plan) = &group.plan {
-            self.look_for_files(key, plan, &mut report);
+            self.look_for_outputs(key, plan, &mut report);
         }
         self.done.push(Input::Exited(key, report));
     }
 
-    /// Which files there are to send, and which declared ones are not there.
-    fn look_for_files(&self, key: Key, plan: &Plan, report: &mut Report) {
-        let dir = self.dirs.task(key);
-        for stream in ["stdout", "stderr"] {
-            if std::fs::symlink_metadata(dir.join(stream)).is_ok_and(|m| m.is_file() && m.len() > 0) {
-                report.files.push(stream.into());
-            }
-        }
-        let declared = TaskSet::one(key.1);
-        for name in plan.spec.outputs.iter().flat_map(|o| declared.iter().map(move |i| substitute(o, i))) {
+    /// Which declared outputs there are to send, and which are not there.
+    fn look_for_outputs(&self, key: Key, plan: &Plan, report: &mut Report) {
+        for name in plan.spec.outputs.iter().map(|o| substitute(o, key.1)) {
             // A link could lead anywhere: only what the task itself made is sent.
-            match std::fs::symlink_metadata(dir.join(&name)).is_ok_and(|m| m.is_file()) {
+            match std::fs::symlink_metadata(self.dirs.file(key, &name)).is_ok_and(|m| m.is_file()) {
                 true => report.files.push(format!("out/{name}")),
                 false => report.missing.push(name),
             }
@@ -244,7 +244,7 @@ impl Executor {
                 None => Fate::Gone,
             };
             if let Fate::Alive { pid } = fate {
-                let group = Group { key: *key, plan: None, since: Instant::now(), peak_bytes: 0, over: false, ended: None };
+                let group = Group { key: *key, plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, ended: None };
                 self.groups.insert(pid, group);
                 self.pids.insert(*key, pid);
                 self.watched.push(pid);

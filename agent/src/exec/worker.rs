@@ -31,6 +31,8 @@ pub enum Told {
         plan: Arc<Plan>,
         /// When.
         at: Instant,
+        /// Its pair of streams.
+        pair: u32,
     },
     /// It does not.
     Failed(Key, Fault),
@@ -47,6 +49,18 @@ struct Queue {
     closed: bool,
     /// Starts that have been taken and not told of.
     busy: usize,
+    /// Pairs of streams that no task writes to, and how many there are in all.
+    pairs: Vec<u32>,
+    pairs_made: u32,
+}
+
+impl Queue {
+    fn pair(&mut self) -> u32 {
+        self.pairs.pop().unwrap_or_else(|| {
+            self.pairs_made += 1;
+            self.pairs_made - 1
+        })
+    }
 }
 
 struct Shared {
@@ -83,6 +97,11 @@ impl Workers {
         self.put(Work::Remove(keys));
     }
 
+    /// Nothing writes to this pair of streams any more.
+    pub fn free(&self, pair: u32) {
+        self.0.lock().pairs.push(pair);
+    }
+
     /// Take no more work, and drop what waits. True: no start is under way any more.
     pub fn close(&self) -> bool {
         let mut queue = self.0.lock();
@@ -115,12 +134,16 @@ impl Shared {
     fn work(&self) {
         let mut buffers = Buffers::default();
         loop {
-            let work = {
+            let (work, pair) = {
                 let mut queue = self.lock();
                 loop {
-                    if let Some(work) = queue.work.pop_front() {
-                        queue.busy += usize::from(matches!(work, Work::Start(..)));
-                        break work;
+                    match queue.work.pop_front() {
+                        Some(Work::Start(task, plan)) => {
+                            queue.busy += 1;
+                            break (Work::Start(task, plan), queue.pair());
+                        }
+                        Some(work) => break (work, 0),
+                        None => {}
                     }
                     if queue.closed {
                         return;
@@ -133,9 +156,12 @@ impl Shared {
                 Work::Start(task, plan) => {
                     let key = (task.number, task.index);
                     let at = Instant::now();
-                    let told = match self.start(&task, &plan, &mut buffers) {
-                        Ok(pid) => Told::Started { key, pid, plan, at },
-                        Err(fault) => Told::Failed(key, fault),
+                    let told = match self.start(&task, &plan, pair, &mut buffers) {
+                        Ok(pid) => Told::Started { key, pid, plan, at, pair },
+                        Err(fault) => {
+                            self.lock().pairs.push(pair);
+                            Told::Failed(key, fault)
+                        }
                     };
                     let gone = self.told.blocking_send(told).is_err();
                     self.lock().busy -= 1;
@@ -147,7 +173,7 @@ impl Shared {
         }
     }
 
-    fn start(&self, task: &Task, plan: &Plan, b: &mut Buffers) -> Result<i32, Fault> {
+    fn start(&self, task: &Task, plan: &Plan, pair: u32, b: &mut Buffers) -> Result<i32, Fault> {
         let key = (task.number, task.index);
         let dir = match self.dirs.make(key, plan) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -166,7 +192,9 @@ impl Shared {
         plan.env(task, &dir.to_string_lossy(), &mut b.env).map_err(unusual)?;
         let program = program(plan, task.index)?;
         let cwd = c_path(&dir).map_err(unusual)?;
-        let command = Command { program: &program, argv: &b.argv, env: &b.env, cwd: &cwd, stdout: c"stdout", stderr: c"stderr" };
+        let stream = |name| c_path(&self.dirs.stream(pair, name)).map_err(unusual);
+        let (stdout, stderr) = (stream("stdout")?, stream("stderr")?);
+        let command = Command { program: &program, argv: &b.argv, env: &b.env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
         let mut tries = 0;
         let pid = loop {
             match spawn(&command) {

@@ -228,6 +228,25 @@ impl World {
         self.wanted.remove(&token).expect("an answer").unwrap();
     }
 
+    /// Tasks whose counting end is in the history of a site.
+    fn history_of(&self, site: SiteId, job: u64) -> TaskSet {
+        use prost::Message;
+        let mut tasks = TaskSet::new();
+        let store = self.sites[&site].disk.open().unwrap();
+        store
+            .scan(&super::rows::history_prefix(job), &mut |_, bytes| {
+                let entry = intergrid_proto::pb::HistoryEntry::decode(bytes).unwrap();
+                let these = intergrid_proto::convert::tasks_in(entry.tasks).unwrap();
+                if entry.ended.is_some() && !entry.stale {
+                    assert!(tasks.intersect(&these).is_empty(), "{these} ended twice in the history");
+                    tasks = tasks.union(&these);
+                }
+                true
+            })
+            .unwrap();
+        tasks
+    }
+
     pub(super) fn count(&self, site: SiteId, job: u64, phase: Phase) -> u64 {
         self.sites[&site].core.state().jobs[&job].count(phase)
     }
@@ -281,6 +300,12 @@ fn an_array_ends_at_every_depth() {
         assert!(w.submit(sites[0], "k", JobSpec::new(["false"]), 500).is_err());
         let starts: u64 = w.agents.values().map(|a| a.starts().len() as u64).sum();
         assert_eq!(500, starts, "depth {depth}");
+        for site in sites {
+            let jobs: Vec<u64> = w.sites[&site].core.state().jobs.keys().copied().collect();
+            for job in jobs {
+                assert_eq!(w.history_of(site, job), TaskSet::range(0..500), "every end has its history row, and outputs are found by it");
+            }
+        }
     }
 }
 
