@@ -68,3 +68,5 @@ pub const BLOB_CACHE_BYTES_MAX: u64 = 8 << 30;
 pub const DIE_WAIT_MS: u64 = 3_000;
 /// A program of this size is shared with the cache by a hard link, a smaller one is copied.
 pub const LINK_BYTES_MIN: u64 = 64 << 10;
+/// Empty directories that are kept for the next tasks.
+pub const SPARE_DIRECTORIES_MAX: usize = 1_024;

@@ -7,9 +7,11 @@ use intergrid_broker::federation::Federation;
 use intergrid_gateway::backend::Backend;
 use intergrid_gateway::backends::fake::Fake;
 use intergrid_gateway::daemon::Running;
+use intergrid_proto::convert::tasks_in;
 use intergrid_proto::limits::{HOPS_MAX, SHARES_MAX};
 use intergrid_proto::link::{Kind, WantValue};
 use intergrid_proto::net::Role;
+use intergrid_proto::spec::OnLost;
 use intergrid_proto::{JobSpec, Phase, ReasonKind, pb};
 use intergrid_tests::client::{Client, count};
 use intergrid_tests::grid::{Grid, at, dials, machines};
@@ -260,4 +262,47 @@ async fn a_user_who_is_refused_somewhere_holds_up_nobody_else() {
     ann.run("k", &sleep("0"), 20).await;
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(2, count(&bob.show(&job).await.unwrap(), Phase::Queued));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_of_every_site_start_no_task_twice() {
+    const TASKS: u32 = 240;
+    let grid = Grid::new();
+    let fake = machines("leaf", 2, 4);
+    let leaf_config = grid.config("leaf", &["stem"]);
+    let mut leaf = grid.gateway_of(leaf_config.clone(), fake.clone()).await;
+    let stem_config = grid.broker_config("stem", &["crown"], &[at(&leaf)]);
+    let mut stem = grid.broker_of(stem_config.clone()).await;
+    let crown_config = grid.broker_config("crown", &[], &[at(&stem)]);
+    let mut crown = grid.broker_of(crown_config.clone()).await;
+    has_slots(&grid.user(&crown, "ann").await, 8).await;
+    let mut spec = sleep("0.05");
+    spec.on_lost = OnLost::Wait;
+    let (job, _) = grid.user(&crown, "ann").await.submit("k", &spec, TASKS).await.unwrap();
+    for round in 1..=6 {
+        until("progress", async || if starts(&fake, 2) > round * 30 { Ok(()) } else { Err(starts(&fake, 2)) }).await;
+        match round % 3 {
+            0 => {
+                crown.stop().await;
+                crown = grid.broker_of(crown_config.clone()).await;
+            }
+            1 => {
+                stem.stop().await;
+                stem = grid.broker_of(stem_config.clone()).await;
+            }
+            _ => {
+                leaf.stop().await;
+                leaf = grid.gateway_of(leaf_config.clone(), fake.clone()).await;
+            }
+        }
+    }
+    let ann = grid.user(&crown, "ann").await;
+    assert_eq!(u64::from(TASKS), count(&ann.ended(&job).await, Phase::Done));
+    assert_eq!(TASKS as usize, starts(&fake, 2), "each task was started once");
+    let history = ann.history(&job).await;
+    let done: u64 = history.iter().filter(|h| h.ended.is_some() && !h.stale).map(|h| tasks_in(h.tasks.clone()).unwrap().len()).sum();
+    assert_eq!(u64::from(TASKS), done, "each end is in the history once");
+    let stale: Vec<_> = history.iter().filter(|h| h.stale).collect();
+    assert!(stale.is_empty(), "{stale:?}");
+    assert_eq!(0, open_at(&leaf).await + open_at(&stem).await);
 }

@@ -17,7 +17,11 @@ async fn tower(depth: usize) {
         sites.push(grid.broker(&format!("b{d}"), &[&parent(d)], &[child]).await);
     }
     let (remote, me) = grid.remote(&sites[depth], "top");
-    let kept = Laws::of(remote, me).with(|o| o.array_tasks = ARRAY_TASKS).run().await.unwrap_or_else(|why| panic!("depth {depth}: {why}\n{}", logs::lines(&[]).join("\n")));
+    let kept = Laws::of(remote, me)
+        .with(|o| o.array_tasks = ARRAY_TASKS)
+        .run()
+        .await
+        .unwrap_or_else(|why| panic!("depth {depth}: {why}\n{}", logs::lines(&[]).join("\n")));
     for (law, took) in kept {
         println!("depth {depth}: {:5} ms: {law}", took.as_millis());
     }

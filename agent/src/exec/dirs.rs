@@ -1,11 +1,13 @@
 //! Directories of tasks, their streams, and the cache of content, all below `state`. A task's directory is there from just before its process starts until
 //! its end is durable: in one boot, a claimed task without one has never been started.
 //!
-//! The files that stdout and stderr go to are kept and used again as long as nothing is written to them: on most file systems to create one costs more than
-//! all else that is done for a short task. One with something in it moves into the task's directory.
+//! The files that stdout and stderr go to are kept and used again as long as nothing is written to them, and so are directories that were left empty: to
+//! create and delete inodes costs more than all else that is done for a short task (ext4 without a journal looks at every one deleted in the last
+//! seconds). A stream with something in it moves into its task's directory.
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use intergrid_proto::BlobHash;
@@ -13,6 +15,9 @@ use intergrid_proto::BlobHash;
 use crate::core::Key;
 use crate::limits::LINK_BYTES_MIN;
 use crate::plan::Plan;
+
+/// Of a task's directory.
+const DIRECTORY_MODE: u32 = 0o755;
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -74,18 +79,40 @@ impl Dirs {
         self.blobs.join(format!("{hash}.part"))
     }
 
-    /// Make a task's directory, with its files in it. It has its name only when it is whole.
-    pub fn make(&self, key: Key, plan: &Plan) -> io::Result<PathBuf> {
+    fn spare(&self, n: u32) -> PathBuf {
+        self.tasks.join(format!("spare.{n}"))
+    }
+
+    /// Keep the directory of a task that has ended, for another one. False: it is not as it was made.
+    pub fn keep(&self, key: Key, n: u32) -> bool {
         let dir = self.task(key);
+        let empty = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
+        let same = || fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o7777 == DIRECTORY_MODE);
+        empty && same() && fs::rename(&dir, self.spare(n)).is_ok()
+    }
+
+    fn create(path: &Path) -> io::Result<()> {
+        fs::create_dir(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))
+    }
+
+    /// Make a task's directory, with its files in it. It has its name only when it is whole. `spare`: one that was kept.
+    pub fn make(&self, key: Key, plan: &Plan, spare: Option<u32>) -> io::Result<PathBuf> {
+        let dir = self.task(key);
+        if let Some(n) = spare
+            && fs::rename(self.spare(n), &dir).is_ok()
+        {
+            return Ok(dir);
+        }
         if plan.is_bare() {
-            fs::create_dir(&dir)?;
+            Self::create(&dir)?;
             return Ok(dir);
         }
         let new = self.tasks.join(format!("{}.{}.new", key.0, key.1));
-        match fs::create_dir(&new) {
+        match Self::create(&new) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 fs::remove_dir_all(&new)?;
-                fs::create_dir(&new)?;
+                Self::create(&new)?;
             }
             other => other?,
         }
@@ -155,7 +182,6 @@ mod tests {
     use super::*;
     use intergrid_proto::JobSpec;
     use intergrid_proto::spec::File;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_directory_has_its_files_and_goes_whole() {
@@ -169,15 +195,23 @@ mod tests {
         spec.executable = Some(File { name: "run".into(), hash: program, size: 10, executable: true });
         spec.inputs = vec![File { name: "in".into(), hash: input, size: 4, executable: false }];
         let plan = Plan::new(&spec.encode()).unwrap();
-        let dir = dirs.make((1, 2), &plan).unwrap();
+        let dir = dirs.make((1, 2), &plan, None).unwrap();
         assert_eq!(0o755, fs::metadata(dir.join("run")).unwrap().permissions().mode() & 0o777);
         fs::write(dir.join("in"), "changed").unwrap();
         assert_eq!("data", fs::read_to_string(dirs.blob(input, false)).unwrap());
         fs::create_dir(dir.join("more")).unwrap();
         dirs.remove((1, 2));
         assert!(!dir.exists());
-        dirs.make((1, 3), &plan).unwrap();
-        dirs.make((1, 4), &plan).unwrap();
+        let bare = Plan::new(&JobSpec::new(["x"]).encode()).unwrap();
+        let dir = dirs.make((1, 2), &bare, None).unwrap();
+        fs::write(dir.join("x"), "").unwrap();
+        assert!(!dirs.keep((1, 2), 0));
+        fs::remove_file(dir.join("x")).unwrap();
+        assert!(dirs.keep((1, 2), 0) && !dir.exists());
+        assert!(dirs.make((1, 5), &bare, Some(0)).unwrap().exists());
+        dirs.remove((1, 5));
+        dirs.make((1, 3), &plan, None).unwrap();
+        dirs.make((1, 4), &plan, None).unwrap();
         fs::write(dirs.incoming(input), "da").unwrap();
         dirs.sweep(|k| k == (1, 4));
         assert_eq!((false, true, false), (dirs.task((1, 3)).exists(), dirs.task((1, 4)).exists(), dirs.incoming(input).exists()));

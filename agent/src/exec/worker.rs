@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::cgroup::Cgroup;
 use super::dirs::Dirs;
 use crate::core::{Fault, Key};
-use crate::limits::{BUSY_PAUSE_MS, BUSY_TRIES_MAX, SPAWNERS_MAX};
+use crate::limits::{BUSY_PAUSE_MS, BUSY_TRIES_MAX, SPARE_DIRECTORIES_MAX, SPAWNERS_MAX};
 use crate::plan::{Plan, Task};
 
 /// What a worker says.
@@ -52,6 +52,9 @@ struct Queue {
     /// Pairs of streams that no task writes to, and how many there are in all.
     pairs: Vec<u32>,
     pairs_made: u32,
+    /// Directories that were kept, and how many there have been.
+    spares: Vec<u32>,
+    spares_made: u32,
 }
 
 impl Queue {
@@ -152,7 +155,7 @@ impl Shared {
                 }
             };
             match work {
-                Work::Remove(keys) => keys.into_iter().for_each(|key| self.dirs.remove(key)),
+                Work::Remove(keys) => keys.into_iter().for_each(|key| self.remove(key)),
                 Work::Start(task, plan) => {
                     let key = (task.number, task.index);
                     let at = Instant::now();
@@ -173,12 +176,26 @@ impl Shared {
         }
     }
 
+    fn remove(&self, key: Key) {
+        let spare = {
+            let mut queue = self.lock();
+            let n = queue.spares_made;
+            queue.spares_made = n.wrapping_add(1);
+            (queue.spares.len() < SPARE_DIRECTORIES_MAX).then_some(n)
+        };
+        match spare.filter(|n| self.dirs.keep(key, *n)) {
+            Some(n) => self.lock().spares.push(n),
+            None => self.dirs.remove(key),
+        }
+    }
+
     fn start(&self, task: &Task, plan: &Plan, pair: u32, b: &mut Buffers) -> Result<i32, Fault> {
         let key = (task.number, task.index);
-        let dir = match self.dirs.make(key, plan) {
+        let spare = if plan.is_bare() { self.lock().spares.pop() } else { None };
+        let dir = match self.dirs.make(key, plan, spare) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 self.dirs.remove(key);
-                self.dirs.make(key, plan)
+                self.dirs.make(key, plan, None)
             }
             made => made,
         };

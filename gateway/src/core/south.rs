@@ -12,7 +12,7 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 use super::change::{self, What};
 use super::limits::*;
 use super::rows::pieces;
-use super::state::QueueKey;
+use super::state::{Job, QueueKey};
 use super::{Action, Child, Core};
 
 impl Core {
@@ -351,19 +351,19 @@ impl Core {
 
     fn child_ended(&mut self, child: SiteId, of: &Attempts, current: &TaskSet, fenced: &TaskSet, ended: Ended) {
         let hop = self.hop(child);
-        let known = self.state.jobs.contains_key(&of.job);
         if ended.stale {
-            // The placement goes on; an attempt below it is over.
-            if known && !of.tasks.is_empty() {
-                self.note_stale(of.job, of.number, hop, &of.tasks, &ended);
+            // An attempt below is over, while the placement went on. Only of a job that this child has had: others' history is not its to write.
+            let had = |j: &Job| j.ended_at.contains_key(&child) || j.downs.get(&of.number).is_some_and(|d| d.child == child);
+            let Some(j) = self.state.jobs.get(&of.job).filter(|j| had(j)) else { return };
+            let tasks = of.tasks.intersect(&j.all());
+            if !tasks.is_empty() {
+                self.note_stale(of.job, of.number, hop, &tasks, &ended.select(&of.tasks, &tasks));
             }
             return;
         }
-        let stale = of.tasks.subtract(current);
-        if known && !stale.is_empty() {
-            self.note_stale(of.job, of.number, hop.clone(), &stale, &ended.select(&of.tasks, &stale));
-        }
+        // What is neither current nor fenced has been told before, and was counted then.
         if !fenced.is_empty() {
+            self.note_stale(of.job, of.number, hop.clone(), fenced, &ended.select(&of.tasks, fenced));
             self.record(What::Stopped(change::OfPlacement { job: of.job, number: of.number, tasks: fenced.to_runs() }));
             self.schedule_due = true;
         }

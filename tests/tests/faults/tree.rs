@@ -204,6 +204,13 @@ impl Tree {
         child.wait().unwrap();
     }
 
+    /// SIGTERM; its exit code, None where it did not end by itself.
+    pub fn terminate(&mut self, name: &str) -> Option<i32> {
+        let mut child = self.parts.get_mut(name).unwrap().child.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        await_end(&mut child).then(|| child.wait().unwrap().code()).flatten()
+    }
+
     /// A user of this site, with an administrator's rights.
     pub fn user(&self, site: &str) -> User {
         self.user_as(site, CertRole::Admin, "me")
@@ -220,18 +227,18 @@ impl Tree {
     }
 }
 
-/// Told to end, then killed.
-fn end(child: &mut Child) {
-    drop(child.stdin.take());
+/// Has it ended by itself? It is killed where it has not.
+fn await_end(child: &mut Child) -> bool {
     let deadline = Instant::now() + END_TIMEOUT;
     while Instant::now() < deadline {
         match child.try_wait() {
             Ok(None) => std::thread::sleep(LOOK_INTERVAL),
-            Ok(Some(_)) | Err(_) => return,
+            Ok(Some(_)) | Err(_) => return true,
         }
     }
     _ = child.kill();
     _ = child.wait();
+    false
 }
 
 impl Drop for Tree {
@@ -246,7 +253,7 @@ impl Drop for Tree {
         // All at once, so that each finds its end without waiting for the others.
         let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();
         children.iter_mut().for_each(|c| drop(c.stdin.take()));
-        children.iter_mut().for_each(end);
+        children.iter_mut().for_each(|c| drop(await_end(c)));
     }
 }
 

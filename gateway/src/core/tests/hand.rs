@@ -1,0 +1,161 @@
+//! One core and a child that is acted out by hand, message by message: what a perfect child would never say.
+
+use std::sync::Arc;
+
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Place, Up};
+use intergrid_proto::{JobSpec, Phase, Reason, ReasonKind, SiteId};
+
+use super::super::state::Spec;
+use super::super::{Input, rows};
+use super::{Message, World, tower};
+use crate::backends::child_end::{ChildEnd, site_of};
+use crate::store::Store;
+
+/// A gateway acted out by hand, with room for two.
+struct Hand {
+    root: SiteId,
+    me: SiteId,
+    sequence: u64,
+}
+
+impl Hand {
+    fn attach(w: &mut World, root: SiteId) -> Hand {
+        let hop = Hop { site: site_of("g"), name: "g".into(), kind: Kind::Gateway };
+        let me = hop.site;
+        let mut end = ChildEnd::new(hop, 3, 2, 8 << 30);
+        let Some(Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
+        w.input(root, Input::ChildUp { child: me, hello: hello.clone() });
+        let adverts = end.down(Down::Hello(Hello { peer_incarnation: 3, ..hello }), 1);
+        adverts.into_iter().for_each(|message| w.input(root, Input::ChildSays { child: me, message }));
+        Hand { root, me, sequence: 0 }
+    }
+
+    /// What the root places there, once it does.
+    fn place(&self, w: &mut World) -> Place {
+        for _ in 0..200 {
+            let placed = w.wire.drain(..).find_map(|(.., m)| if let Message::Down(Down::Place(p)) = m { Some(p) } else { None });
+            match placed {
+                Some(p) => return *p,
+                None => w.now.mono_ms += 50,
+            }
+            w.input(self.root, Input::Tick);
+        }
+        panic!("nothing was placed within 10 s");
+    }
+
+    fn says(&mut self, w: &mut World, place: &Place, what: EventKind) {
+        self.sequence += 1;
+        let of = Attempts { number: place.number, job: place.job, tasks: place.tasks.clone() };
+        let events = Events { incarnation: 3, first: self.sequence, events: vec![Event { of, what }] };
+        w.input(self.root, Input::ChildSays { child: self.me, message: Up::Events(events) });
+    }
+}
+
+fn returned(kind: ReasonKind) -> EventKind {
+    EventKind::Returned(Reason::new(kind, ""))
+}
+
+/// A child that gives work back may have dropped the spec with it: a placement without its bytes would then be refused for ever.
+#[test]
+fn a_placement_after_a_return_brings_its_spec_again() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let first = g.place(&mut w);
+    g.says(&mut w, &first, returned(ReasonKind::NoFit));
+    let second = g.place(&mut w);
+    assert!(second.number > first.number && !first.spec.is_empty() && second.spec == first.spec);
+}
+
+#[test]
+fn pauses_grow_with_each_return_and_end_with_success() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1_000);
+    let mut pauses = |w: &mut World, takes: bool| -> Vec<u64> {
+        let mut pause = |_| {
+            let p = g.place(w);
+            if takes {
+                g.says(w, &p, EventKind::Accepted);
+            }
+            let since = w.now.mono_ms;
+            g.says(w, &p, returned(ReasonKind::OverCredit));
+            while w.now.mono_ms < since + 5_000 && !w.wire.iter().any(|(.., m)| matches!(m, Message::Down(Down::Place(_)))) {
+                w.now.mono_ms += 10;
+                w.input(root, Input::Tick);
+            }
+            w.now.mono_ms - since
+        };
+        (0..6).map(&mut pause).collect()
+    };
+    assert_eq!([50, 100, 200, 400, 800, 1_600], *pauses(&mut w, false));
+    assert_eq!([50; 6], *pauses(&mut w, true));
+}
+
+/// Work of one shape waits together; that one user is refused there must not keep the others away.
+#[test]
+fn a_refusal_of_one_user_keeps_nobody_else_away() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "bob", "k", spec.clone(), 1);
+    let of_bob = g.place(&mut w);
+    g.says(&mut w, &of_bob, returned(ReasonKind::NotAuthorised));
+    w.submit_as(root, "ann", "k", spec, 1);
+    let since = w.now.mono_ms;
+    assert_eq!("ann", g.place(&mut w).origin.principal);
+    assert_eq!(since, w.now.mono_ms, "at once");
+    assert_eq!("bob", g.place(&mut w).origin.principal, "he is tried again later");
+    assert!(w.now.mono_ms - since >= 5_000);
+}
+
+/// A full state names every end again: what is known already must not be counted a second time, here or above.
+#[test]
+fn a_full_state_adds_nothing_to_history_that_is_there() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 2);
+    let (job, _) = w.submit(sites[0], "k", JobSpec::new(["true"]), 20).unwrap();
+    w.pass(5_000);
+    assert_eq!(20, w.count(sites[0], job, Phase::Done));
+    let history = |w: &World| {
+        let mut entries = Vec::new();
+        for s in w.sites.values() {
+            let mut n = 0;
+            let mut count = |_: &[u8], _: &[u8]| {
+                n += 1;
+                true
+            };
+            for j in s.core.state().jobs.keys() {
+                s.disk.open().unwrap().scan(&rows::history_prefix(*j), &mut count).unwrap();
+            }
+            entries.push(n);
+        }
+        entries
+    };
+    let before = history(&w);
+    for (child, parent) in [(sites[2], sites[1]), (sites[1], sites[0])] {
+        w.input(child, Input::ParentSays { parent, message: Down::Resync });
+        w.settle();
+    }
+    w.pass(1_000);
+    assert_eq!(before, history(&w));
+}
+
+#[test]
+fn no_history_row_takes_the_place_of_another() {
+    let mut w = World::new();
+    let site = w.site("root");
+    let mut keys = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let now = w.now;
+        let core = &mut w.sites.get_mut(&site).unwrap().core;
+        (0..3).for_each(|_| core.history(1, Default::default()));
+        keys.extend(core.turn(now).batch.rows.into_iter().map(|(key, _)| key));
+    }
+    assert_eq!(9, keys.len());
+}
