@@ -1,4 +1,4 @@
-//! How fast tasks are started: `cargo run --profile agent -p intergrid-agent --example spawn_rate -- [TASKS] [SLOTS]`, after `cargo build` of the same
+//! How fast tasks are started: `cargo run --profile agent -p intergrid-agent --example spawn_rate -- [TASKS] [SLOTS] [PARTS]`, after `cargo build` of the same
 //! profile. Rates of /bin/true, from a bare loop to the whole agent behind mTLS, durable claims and ends included. Run it on a quiet machine.
 
 #[path = "../tests/pool/mod.rs"]
@@ -126,16 +126,24 @@ async fn main() {
     let mut args = std::env::args().skip(1).map(|a| a.parse::<u32>().expect("a number"));
     let tasks = args.next().unwrap_or(10_000);
     let slots = args.next().unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
-    for threads in [1, 2] {
+    // 1: the loops, 2: the executor, 4: the agent, 8: without execution.
+    let parts = args.next().unwrap_or(15);
+    for threads in [1, 2].into_iter().filter(|_| parts & 1 > 0) {
         let before = cpu("self");
         let rate = plain(tasks as usize, threads);
-        println!("posix_spawn loop, {threads} threads: {rate:8.0} /s, {} us of CPU each", us_per_task(before, cpu("self"), tasks));
+        println!("posix_spawn loop, {threads} threads: {rate:6.0} /s, {} us of CPU each", us_per_task(before, cpu("self"), tasks));
     }
-    let before = cpu("self");
-    let rate = executor(tasks, slots).await;
-    println!("executor, {slots} slots:          {rate:8.0} /s, {} us of CPU each", us_per_task(before, cpu("self"), tasks));
-    let (rate, more) = agent(tasks, slots, "").await;
-    println!("agent, {slots} slots:             {rate:8.0} /s  ({more})");
-    let (rate, more) = agent(tasks, slots, "executor = \"null\"").await;
-    println!("agent, null executor:     {rate:8.0} /s  ({more})");
+    if parts & 2 > 0 {
+        let before = cpu("self");
+        let rate = executor(tasks, slots).await;
+        println!("executor, {slots} slots:         {rate:6.0} /s, {} us of CPU each", us_per_task(before, cpu("self"), tasks));
+    }
+    if parts & 4 > 0 {
+        let (rate, more) = agent(tasks, slots, "").await;
+        println!("agent, {slots} slots:            {rate:6.0} /s, {more}");
+    }
+    if parts & 8 > 0 {
+        let (rate, more) = agent(tasks, slots, "executor = \"null\"").await;
+        println!("agent, null executor:     {rate:6.0} /s, {more}");
+    }
 }

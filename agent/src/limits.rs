@@ -12,6 +12,10 @@ pub const IDLE_TICK_MS: u64 = 1_000;
 pub const SETTLED_MS: u64 = 100;
 /// Records that nobody waits for are synced after this time at the latest.
 pub const LAZY_SYNC_MS: u64 = 200;
+/// Syncs are at least this far apart where slots are freed at more than `PACED_RATE_MIN` a second.
+pub const PACE_MS: u64 = 5;
+/// See [`PACE_MS`].
+pub const PACED_RATE_MIN: f64 = 200.0;
 /// Resident memory is sampled this often, as long as that costs less than one part in `SAMPLE_COST_PART` of the time.
 pub const SAMPLE_INTERVAL_MS: u64 = 200;
 /// See [`SAMPLE_INTERVAL_MS`].

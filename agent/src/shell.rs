@@ -402,8 +402,10 @@ impl Shell {
     fn wake(&mut self) -> Instant {
         let now = Instant::now();
         self.tick_at = self.tick_at.min(now + self.tick_interval());
-        let advert = self.core.advert_due_in(self.clock.now()).filter(|ms| *ms > 0);
-        advert.map_or(self.tick_at, |ms| self.tick_at.min(now + Duration::from_millis(ms)))
+        let ms = self.clock.now();
+        let advert = self.core.advert_due_in(ms).filter(|ms| *ms > 0);
+        let pause = Some(self.core.pause_ms(ms)).filter(|ms| *ms > 0 && !self.writing);
+        advert.into_iter().chain(pause).fold(self.tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
     }
 
     /// Write down what is known; tasks run on, unless their parent is gone.

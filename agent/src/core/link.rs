@@ -357,7 +357,9 @@ impl Core {
 
     /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
     pub(super) fn window(&self) -> u64 {
-        let round_trip_s = (self.link.round_trip_ms + 4.0 * self.commit_ms) / 1_000.0;
+        // A start and an end wait for two syncs each: the one on its way, and their own.
+        let syncs_ms = 4.0 * self.commit_ms + if self.link.rate < PACED_RATE_MIN { 0.0 } else { 2.0 * PACE_MS as f64 };
+        let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
         u64::from(self.capacity.slots) + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX)
     }
 

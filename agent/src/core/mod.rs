@@ -318,7 +318,7 @@ impl Core {
     pub fn cut(&mut self, now: u64) -> Option<Vec<Record>> {
         self.now = now;
         let late = self.lazy_since_ms.is_some_and(|t| now.saturating_sub(t) >= LAZY_SYNC_MS);
-        if !self.urgent && !late && self.claims.is_empty() && self.ends.is_empty() {
+        if !self.urgent && !late && self.claims.is_empty() && self.ends.is_empty() || self.pause_ms(now) > 0 {
             return None;
         }
         self.flush_ends();
@@ -329,9 +329,16 @@ impl Core {
         Some(std::mem::take(&mut self.records))
     }
 
+    /// How long the next batch waits for company: where tasks end fast, many share one sync and one message. Never while a slot waits for a claim.
+    pub fn pause_ms(&self, now: u64) -> u64 {
+        let starved = !self.claims.is_empty() && self.ready.is_empty() && self.used < u64::from(self.capacity.slots);
+        if starved || self.link.rate < PACED_RATE_MIN { 0 } else { (self.cut_ms + PACE_MS).saturating_sub(now) }
+    }
+
     /// Records that say all: for compaction, in place of [`cut`](Self::cut).
     pub fn cut_all(&mut self, now: u64) -> Vec<Record> {
         self.urgent = true;
+        self.cut_ms = 0;
         self.cut(now);
         self.state.snapshot()
     }

@@ -120,7 +120,7 @@ impl Core {
         if self.link.waits_for_open(self.now) {
             return;
         }
-        let ahead_max = slots.saturating_sub(self.used) + lookahead(self.link.rate, self.commit_ms / 1_000.0);
+        let ahead_max = slots.saturating_sub(self.used) + lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
         while self.ahead < ahead_max {
             let Some(number) = self.runnable.first().copied() else { return };
             let Some(open) = self.opens.get_mut(&number) else {

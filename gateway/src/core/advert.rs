@@ -146,16 +146,23 @@ impl Core {
             }
             p.advert_version += 1;
             let advert = Advert { version: p.advert_version, shares, below };
-            (p.advert, p.advert_ms) = (Some(advert.clone()), now);
+            let before = p.advert.replace(advert.clone());
+            p.advert_ms = now;
+            p.replaced.extend(before.map(|a| (now, a)));
+            while p.replaced.front().is_some_and(|(at, _)| now.saturating_sub(*at) > CREDIT_GRACE_MS) {
+                p.replaced.pop_front();
+            }
             self.actions.push(Action::ToParent(id, Up::Advert(advert)));
         }
     }
 
-    /// Slots that this parent may still place on this share: as it was told.
+    /// Slots that this parent may still place on this share: as it was told, a moment ago at the least, as a placement crosses with a smaller window.
     pub(super) fn room_for(&self, parent: SiteId, share: &str) -> u64 {
-        let told = self.parents.get(&parent).and_then(|p| p.advert.as_ref()).and_then(|a| a.shares.iter().find(|s| s.key == share));
+        let Some(p) = self.parents.get(&parent) else { return 0 };
+        let recent = p.replaced.iter().filter(|(at, _)| self.now.mono_ms.saturating_sub(*at) <= CREDIT_GRACE_MS).map(|(_, a)| a);
+        let told = p.advert.iter().chain(recent).flat_map(|a| &a.shares).filter(|s| s.key == share).map(|s| s.window).max();
         let held = self.state.names.get_key_value(share).and_then(|(k, ())| self.state.held_for.get(&(parent, k.clone()))).copied().unwrap_or(0);
-        told.map_or(0, |s| s.window).saturating_sub(held)
+        told.unwrap_or(0).saturating_sub(held)
     }
 
     /// What one task of a shape counts for on a share that we have told of: the parent counts the same.

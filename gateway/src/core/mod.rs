@@ -147,6 +147,8 @@ struct Parent {
     sent_at: VecDeque<(u64, u64)>,
     demand: Vec<(Shape, u64)>,
     advert: Option<Advert>,
+    /// Adverts that were replaced a moment ago, and when: what was placed on their word is under way.
+    replaced: VecDeque<(u64, Advert)>,
     advert_ms: u64,
     advert_version: u64,
     /// Milliseconds from an event to its acknowledgement, smoothed.

@@ -1,5 +1,6 @@
 //! Northward: users and parents. A user's submission and a parent's placement do the same thing: tasks arrive.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use intergrid_proto::limits::*;
@@ -72,7 +73,9 @@ impl Core {
     pub(super) fn user_wants(&mut self, job: u64, value: WantValue, tasks: Option<TaskSet>) -> Result<u64, Refusal> {
         let unknown = || Refusal::new(RefusalKind::NotFound, format!("no job {} here", JobNo(job)));
         let j = self.state.jobs.get(&job).ok_or_else(unknown)?;
-        if let Some(parent) = j.parent {
+        // Whose parent has lost its store is nobody's but ours: it runs on, and can be ended here only.
+        let orphaned = |p: &SiteId| self.state.links.get(p).is_none_or(|l| l.peer_incarnation != j.parent_incarnation);
+        if let Some(parent) = j.parent.filter(|p| !orphaned(p)) {
             let name = self.state.links.get(&parent).map_or("", |l| l.name.as_str()).to_string();
             let message = format!("job {} was placed here by {name}, as its job {}", JobNo(job), j.origin.job);
             return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("ask where it was submitted"));
@@ -203,6 +206,7 @@ impl Core {
             sent_at: Default::default(),
             demand: Vec::new(),
             advert: None,
+            replaced: VecDeque::new(),
             advert_ms: 0,
             advert_version: 0,
             round_trip_ms,

@@ -289,8 +289,15 @@ impl Core {
             if c.back_off.len() >= BACK_OFFS_MAX {
                 c.back_off.retain(|_, (until, ..)| *until > now);
             }
-            let pause = c.back_off.get(&(share.clone(), whose.clone())).map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
-            c.back_off.insert((share, whose), (now + pause, pause, reason.clone()));
+            let (until, pause) = match c.back_off.get(&(share.clone(), whose.clone())) {
+                // Nothing is sent during a pause: what comes back now was sent before it, and says nothing new.
+                Some((until, last, _)) if *until > now => ((now + least).max(*until), least.max(*last)),
+                known => {
+                    let pause = known.map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
+                    (now + pause, pause)
+                }
+            };
+            c.back_off.insert((share, whose), (until, pause, reason.clone()));
         }
     }
 

@@ -23,7 +23,7 @@ fn configurations_are_checked_with_file_line_and_column() {
     let tree = Tree::flat();
     let good = fs::read_to_string(tree.config("campus")).unwrap();
     let path = tree.path("campus").join("other.toml");
-    let mut with = |role: &str, text: &str| {
+    let with = |role: &str, text: &str| {
         fs::write(&path, text).unwrap();
         check(role, &path)
     };
@@ -43,7 +43,7 @@ fn configurations_are_checked_with_file_line_and_column() {
 
     let agent = fs::read_to_string(tree.config("campus-1")).unwrap();
     let path = tree.path("campus-1").join("other.toml");
-    let mut with = |text: &str| {
+    let with = |text: &str| {
         fs::write(&path, text).unwrap();
         check("agent", &path)
     };
@@ -87,7 +87,7 @@ fn a_second_agent_of_one_identity_is_refused_and_logged() {
     let tree = Tree::flat();
     let text = fs::read_to_string(tree.config("campus-1")).unwrap();
     // The same directory first: its spool is taken.
-    role("agent", &tree.config("campus-1"), &["--die-with-parent"]).refused(7, &["state"]);
+    role("agent", &tree.config("campus-1"), &["--die-with-parent"]).refused(2, &["state", "in use by another agent"]);
     let path = tree.path("campus-1").join("other.toml");
     fs::write(&path, text.replace("state = \"state\"", "state = \"other\"")).unwrap();
     let mut command = grid(&["agent", "--config", path.to_str().unwrap()]);

@@ -22,7 +22,7 @@ fn usage_is_refused_before_anybody_is_asked() {
         (&["submit", "hostname"], "hostname"),
         (&["submit"], "CMD"),
         (&["show", "a/b"], "not a job"),
-        (&["wait", "--timeout", "3", "last"], "--"),
+        (&["wait", "--timeout", "3", "last"], "300s"),
         (&["nonsense"], "nonsense"),
     ] {
         run(words).refused(2, &["grid: ", says]);

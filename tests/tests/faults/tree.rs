@@ -253,7 +253,7 @@ impl Drop for Tree {
         // All at once, so that each finds its end without waiting for the others.
         let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();
         children.iter_mut().for_each(|c| drop(c.stdin.take()));
-        children.iter_mut().for_each(|c| drop(await_end(c)));
+        children.iter_mut().for_each(|c| _ = await_end(c));
     }
 }
 

@@ -133,13 +133,13 @@ impl User {
     /// One object.
     #[track_caller]
     pub fn json(&self, words: &[&str]) -> Value {
-        self.run(&[words, &["--json"]].concat()).json()
+        self.run(&[&["--json"], words].concat()).json()
     }
 
     /// Objects, one per line.
     #[track_caller]
     pub fn json_lines(&self, words: &[&str]) -> Vec<Value> {
-        let text = self.run(&[words, &["--json"]].concat()).well();
+        let text = self.run(&[&["--json"], words].concat()).well();
         text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect()
     }
 

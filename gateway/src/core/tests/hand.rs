@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Place, Up};
-use intergrid_proto::{JobSpec, Phase, Reason, ReasonKind, SiteId};
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
 
 use super::super::state::Spec;
 use super::super::{Input, rows};
@@ -96,6 +96,23 @@ fn pauses_grow_with_each_return_and_end_with_success() {
     assert_eq!([50; 6], *pauses(&mut w, true));
 }
 
+/// All that was under way when a share was found full comes back at once: that is one pause, not one for each, doubled.
+#[test]
+fn placements_that_come_back_together_make_one_pause() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    let both = ["ann", "bob"].map(|user| {
+        w.submit_as(root, user, "k", spec.clone(), 1);
+        g.place(&mut w)
+    });
+    let since = w.now.mono_ms;
+    both.iter().for_each(|p| g.says(&mut w, p, returned(ReasonKind::OverCredit)));
+    g.place(&mut w);
+    assert_eq!(50, w.now.mono_ms - since);
+}
+
 /// Work of one shape waits together; that one user is refused there must not keep the others away.
 #[test]
 fn a_refusal_of_one_user_keeps_nobody_else_away() {
@@ -158,4 +175,56 @@ fn no_history_row_takes_the_place_of_another() {
         keys.extend(core.turn(now).batch.rows.into_iter().map(|(key, _)| key));
     }
     assert_eq!(9, keys.len());
+}
+
+/// A parent that has lost its store never asks for its old jobs again: they run on, and whoever runs the site can end them.
+#[test]
+fn an_orphan_runs_on_until_it_is_ended_here() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let a = w.agent("a", 2, g);
+    w.pass(200);
+    let hop = Hop { site: site_of("p"), name: "p".into(), kind: Kind::Broker };
+    let parent = hop.site;
+    let attach = |w: &mut World, incarnation: u64| {
+        let hop = hop.clone();
+        let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
+        let machine = Vec::new();
+        let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine };
+        w.input(g, Input::ParentUp { parent, name: "p".into() });
+        w.input(g, Input::ParentSays { parent, message: Down::Hello(hello) });
+        w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].key.clone()) } else { None }).unwrap()
+    };
+    let share = attach(&mut w, 5);
+    let spec = JobSpec::new(["sleep", "3600"]).encode();
+    let place = Place {
+        number: 1,
+        job: 1,
+        origin: Origin { site: parent, job: "j".into(), principal: "ann".into() },
+        spec_hash: BlobHash::of(&spec),
+        spec,
+        tasks: TaskSet::one(0),
+        share,
+        attempts: 0,
+        want: Want { job: 1, ..Want::default() },
+        route: vec![parent],
+        hops_left: 8,
+        chain: Vec::new(),
+        array_size: 1,
+    };
+    w.input(g, Input::ParentSays { parent, message: Down::Place(Box::new(place)) });
+    w.pass(200);
+    assert_eq!(1, w.agents[&a].running().len());
+    let end = |w: &mut World| {
+        w.input(g, Input::SetWant { token: 9, job: 1, value: WantValue::Cancel, tasks: None });
+        w.pass(500);
+        w.wanted.remove(&9).unwrap().map_err(|r| r.kind)
+    };
+    assert_eq!(Err(RefusalKind::NotAuthorised), end(&mut w), "it is its parent's");
+    w.input(g, Input::ParentGone { parent });
+    attach(&mut w, 6);
+    w.pass(5_000);
+    assert_eq!(1, w.agents[&a].running().len(), "it runs on");
+    assert_eq!(Ok(1), end(&mut w));
+    assert_eq!((0, 1), (w.agents[&a].running().len(), w.count(g, 1, Phase::Cancelled)));
 }
