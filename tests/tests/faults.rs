@@ -11,5 +11,7 @@ mod user;
 
 #[path = "faults/killed.rs"]
 mod killed;
+#[path = "faults/staged.rs"]
+mod staged;
 #[path = "faults/undisturbed.rs"]
 mod undisturbed;

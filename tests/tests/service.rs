@@ -402,3 +402,33 @@ async fn a_restart_keeps_jobs_and_port_and_a_store_has_one_daemon() {
     let starts: usize = (0..2).map(|i| fake.with(i, |c| c.starts().len())).sum();
     assert_eq!(110, starts, "each task was started once");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn content_is_what_its_hash_says_or_is_not_taken() {
+    let grid = Grid::new();
+    let site = gateway(&grid, "blobs").await;
+    let ann = grid.user(&site, "ann").await;
+    let (content, hash) = (b"input".to_vec(), BlobHash::of(b"input").0.to_vec());
+    let mut spec = sleep("0");
+    spec.inputs = vec![File { name: "in".into(), hash: BlobHash::of(&content), size: 5, executable: false }];
+    let has = async || answer(ann.grid.clone().has_blobs(pb::BlobHashes { hashes: vec![hash.clone()] })).await.map(|h| h.hashes.len());
+    let put = async |size: u64, data: &[u8]| {
+        let (head, rest) = data.split_at(data.len() / 2);
+        let first = pb::BlobPart { hash: hash.clone(), size, data: head.to_vec().into() };
+        let second = pb::BlobPart { data: rest.to_vec().into(), ..Default::default() };
+        answer(ann.grid.clone().put_blob(tokio_stream::iter([first, second]))).await.map(|r| r.existed)
+    };
+    assert_eq!(RefusalKind::MissingBlob, ann.submit("k", &spec, 1).await.expect_err("not uploaded").kind);
+    for (size, data) in [(5, &b"ouput"[..]), (5, b"inpu"), (5, b"input!"), (4, b"input"), (6, b"input"), (u64::MAX, b"input"), (0, b"")] {
+        let refused = put(size, data).await.expect_err("wrong content");
+        assert!(matches!(refused.kind, RefusalKind::Invalid | RefusalKind::OverLimit), "{size} {data:?}: {refused:?}");
+        assert_eq!(Ok(0), has().await);
+    }
+    assert_eq!((Ok(false), Ok(1)), (put(5, &content).await, has().await));
+    assert_eq!(Ok(true), put(5, &content).await);
+    for (hashes, kind) in [(vec![vec![1; 31]], RefusalKind::Invalid), (vec![hash.clone(); 2_001], RefusalKind::OverLimit)] {
+        let refused = answer(ann.grid.clone().has_blobs(pb::BlobHashes { hashes })).await.expect_err("bad hashes");
+        assert_eq!(kind, refused.kind);
+    }
+    ann.run("k", &spec, 1).await;
+}

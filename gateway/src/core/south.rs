@@ -31,6 +31,13 @@ impl Core {
             );
             self.actions.push(Action::Warn(text));
         }
+        if hello.peer_incarnation == self.state.incarnation && hello.peer_placement > cursor.issued {
+            let text = format!(
+                "child {} has seen our placement {}, and the last that we know of is {}: our store is an old copy, and what we place there is ignored",
+                hello.hop.name, hello.peer_placement, cursor.issued
+            );
+            self.actions.push(Action::Warn(text));
+        }
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
         let fresh = Child {
             hop: hello.hop,

@@ -1,4 +1,5 @@
-//! Tasks that run under a restarting site go on: the same process, one start, the true exit code.
+//! Tasks that run under a restarting site go on: the same process, one start, the true exit code. Under a restarting agent they go on too, but nobody sees
+//! how they end: that is said, and with the default they run once more.
 
 use std::fs;
 use std::path::Path;
@@ -67,4 +68,56 @@ fn tasks_go_on_under_each_site_that_restarts() {
 #[test]
 fn tasks_go_on_under_each_site_that_restarts_without_requeue() {
     run(&["campus", "eu", "root"], true);
+}
+
+/// One running task, whose agent is killed and comes back; then it may end.
+fn under_an_agent(no_requeue: bool) -> (Tree, String) {
+    let mut tree = Tree::flat();
+    let user = tree.user("campus");
+    let dir = tree.path("dir");
+    let env = format!("DIR={}", dir.display());
+    let mut words = vec!["--env", &env];
+    if no_requeue {
+        words.push("--no-requeue");
+    }
+    let payload = r#"echo "$GRID_ATTEMPT $$" >> "$DIR/starts"; n=0; while [ ! -e "$DIR/go" ] && [ $n -lt 1200 ]; do sleep 0.05; n=$((n+1)); done"#;
+    words.extend(["--", "/bin/sh", "-c", payload]);
+    let job = user.submit(&words);
+    user.until_phase(&job, "running", 1);
+    tree.kill("campus-1");
+    std::thread::sleep(Duration::from_millis(500));
+    tree.start("campus-1");
+    user.until_phase(&job, "running", 1);
+    let starts = fs::read_to_string(dir.join("starts")).unwrap();
+    let (attempt, pid) = starts.trim_end().split_once(' ').unwrap();
+    assert_eq!(("1", true), (attempt, Path::new(&format!("/proc/{pid}")).exists()), "{starts}");
+    // It runs on while the agent has found it again.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(starts, fs::read_to_string(dir.join("starts")).unwrap());
+    touch(&dir.join("go"));
+    (tree, job)
+}
+
+#[test]
+fn a_task_that_outlives_its_agent_ends_unknown_without_requeue() {
+    let (tree, job) = under_an_agent(true);
+    let user = tree.user("campus");
+    assert_eq!(1, user.wait(&job));
+    let ended = user.json_lines(&["history", &job]);
+    assert_eq!(("failed", "exit-unknown"), (ended[0]["phase"].as_str().unwrap(), ended[0]["reason"]["kind"].as_str().unwrap()), "{ended:?}");
+    assert_eq!(1, fs::read_to_string(tree.path("dir").join("starts")).unwrap().lines().count());
+    assert!(user.run(&["explain", &job]).well().contains("exit-unknown"));
+}
+
+#[test]
+fn a_task_that_outlives_its_agent_runs_once_more_with_requeue() {
+    let (tree, job) = under_an_agent(false);
+    let user = tree.user("campus");
+    assert_eq!(0, user.wait(&job));
+    let starts = fs::read_to_string(tree.path("dir").join("starts")).unwrap();
+    let attempts: Vec<&str> = starts.lines().map(|l| l.split_once(' ').unwrap().0).collect();
+    assert_eq!(vec!["1", "2"], attempts);
+    let ended = user.json_lines(&["history", &job]);
+    let kinds: Vec<&str> = ended.iter().filter_map(|e| e["reason"]["kind"].as_str()).collect();
+    assert_eq!(vec!["exit-unknown"], kinds, "{ended:?}");
 }
