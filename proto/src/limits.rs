@@ -22,6 +22,12 @@ pub const ATTEMPTS_MAX: u32 = 5;
 pub const DISCONNECT_TIMEOUT_DEFAULT_MS: u64 = 300_000;
 /// Hops that a submission may pass.
 pub const HOPS_MAX: u32 = 8;
+/// Slots or tasks that a peer may speak of; more is taken as this, so that sums of them don't overflow.
+pub const COUNT_MAX: u64 = 1 << 40;
+/// A sequence, or a version of a register, that a peer may speak of.
+pub const SEQUENCE_MAX: u64 = 1 << 62;
+/// Entries of one register: one for each wish, and room.
+pub const WANT_RANGES_MAX: usize = 16;
 /// Share classes of one advertisement.
 pub const SHARES_MAX: usize = 64;
 /// Sites named below an advertiser.

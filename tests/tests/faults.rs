@@ -9,6 +9,8 @@ mod tree;
 #[path = "faults/user.rs"]
 mod user;
 
+#[path = "faults/away.rs"]
+mod away;
 #[path = "faults/killed.rs"]
 mod killed;
 #[path = "faults/staged.rs"]

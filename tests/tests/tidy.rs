@@ -150,7 +150,10 @@ fn no_file_is_an_orphan() {
             true => path.parent().unwrap().to_path_buf(),
             false => path.with_extension(""),
         };
-        for name in modules(&read(&root().join(&path))) {
+        let text = read(&root().join(&path));
+        let beside = |p: &str| path.parent().unwrap().join(p);
+        next.extend(paths(&text).map(beside).filter(|p| sources.contains(p)).map(|p| (p, false)));
+        for name in modules(&text) {
             let found = [dir.join(format!("{name}.rs")), dir.join(&name).join("mod.rs")].into_iter().find(|p| sources.contains(p));
             next.extend(found.map(|p| (p, false)));
         }
@@ -169,6 +172,11 @@ fn is_target(path: &Path) -> bool {
             _ => false,
         }
     })
+}
+
+/// Files that a file names as modules: `#[path = "..."]`, relative to itself.
+fn paths(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.trim().strip_prefix("#[path = \"")?.strip_suffix("\"]"))
 }
 
 /// Names of the modules that a file declares as files.

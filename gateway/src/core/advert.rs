@@ -48,10 +48,10 @@ impl Core {
                         e.share.slots_free += share.slots_free;
                         e.share.largest_free = e.share.largest_free.max(share.largest_free);
                         e.share.machine_memory_bytes = e.share.machine_memory_bytes.min(share.machine_memory_bytes);
-                        e.share.machines += 1;
+                        e.share.machines = e.share.machines.saturating_add(1);
                         e.share.age_ms = e.share.age_ms.min(share.age_ms);
                         e.share.draining &= share.draining;
-                        e.share.fit_version += share.fit_version;
+                        e.share.fit_version = e.share.fit_version.wrapping_add(share.fit_version);
                     }
                     Some(e) if e.share.origin == share.origin => {
                         e.room += room;
@@ -96,7 +96,7 @@ impl Core {
                 .map(|r| {
                     let held = self.state.names.get_key_value(key.as_str()).and_then(|(k, ())| self.state.held_for.get(&(*r, k.clone())));
                     let fitting = self.parents[r].demand.iter().filter(|(s, _)| u.share.fit(s) == intergrid_proto::share::Fit::Yes);
-                    (held.copied().unwrap_or(0), fitting.map(|(s, n)| u.share.cost(s).saturating_mul(*n)).sum())
+                    (held.copied().unwrap_or(0), fitting.map(|(s, n)| u.share.cost(s).saturating_mul(*n)).fold(0, u64::saturating_add))
                 })
                 .collect();
             for (r, window) in seeing.iter().zip(divide_window(free, &parts)) {

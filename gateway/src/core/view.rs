@@ -167,11 +167,11 @@ impl Core {
             };
             let (total, memory) = (
                 totals(c.shares.iter().map(|(_, s)| s)).0,
-                c.shares.iter().map(|(_, s)| s.machine_memory_bytes * u64::from(s.machines.max(1))).sum(),
+                c.shares.iter().map(|(_, s)| s.machine_memory_bytes.saturating_mul(s.machines.max(1).into())).fold(0, u64::saturating_add),
             );
             let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });
             slots_free += free;
-            me.memory_bytes += memory;
+            me.memory_bytes = me.memory_bytes.saturating_add(memory);
             let unreachable = if c.attached { String::new() } else { format!("{}, {} s ago", c.why_lost, age_ms / 1000) };
             let running =
                 self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();

@@ -48,7 +48,7 @@ impl From<pb::Reason> for Reason {
                 kind: ReasonKind::from_number(r.kind),
                 text: cut(r.text),
                 remedy: cut(r.remedy),
-                age_ms: r.age_ms,
+                age_ms: r.age_ms.min(TIME_MS_MAX),
                 audience: if r.audience == pb::Audience::User as i32 { Audience::User } else { Audience::Operator },
                 site: SiteId::from_slice(&r.site).map(|id| (id, cut(r.site_name))),
                 because: because.into_iter().take(SHARES_MAX).map(|r| convert(r, depth + 1)).collect(),
@@ -100,7 +100,7 @@ pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
         wall_ms: e.wall_ms,
         cpu_us: e.cpu_us,
         peak_bytes: e.peak_bytes,
-        age_ms: e.age_ms,
+        age_ms: e.age_ms.into_iter().map(|a| a.min(TIME_MS_MAX)).collect(),
         measured: label(e.measured, "measured")?,
         lost: e.lost,
         stale: e.stale,
@@ -179,18 +179,18 @@ impl TryFrom<pb::Share> for Share {
             path: s.path.iter().map(|p| site(p, "a share's path")).collect::<Result<_>>()?,
             fit_version: s.fit_version,
             machine_slots: s.machine_slots,
-            machine_memory_bytes: s.machine_memory_bytes,
+            machine_memory_bytes: s.machine_memory_bytes.min(MEMORY_PER_TASK_BYTES_MAX),
             architecture: label(s.architecture, "architecture")?,
-            slots_total: s.slots_total,
+            slots_total: s.slots_total.min(COUNT_MAX),
             machines: s.machines,
-            slots_free: s.slots_free,
+            slots_free: s.slots_free.min(COUNT_MAX),
             largest_free: s.largest_free,
-            window: s.window,
+            window: s.window.min(COUNT_MAX),
             credit_ms: s.credit_ms,
-            waiting: s.waiting,
+            waiting: s.waiting.min(COUNT_MAX),
             price_micro_per_slot_hour: s.price_micro_per_slot_hour,
             currency: label(s.currency, "currency")?,
-            age_ms: s.age_ms,
+            age_ms: s.age_ms.min(TIME_MS_MAX),
             draining: s.draining,
         })
     }
@@ -255,6 +255,7 @@ impl TryFrom<pb::Up> for Up {
                     below: hops(a.below, SITES_BELOW_MAX)?,
                 })
             }
+            What::Events(e) if e.first == 0 || e.first > SEQUENCE_MAX => return Err(bad("the number of the first event")),
             What::Events(e) => Up::Events(Events {
                 incarnation: e.incarnation,
                 first: e.first,
@@ -276,6 +277,7 @@ impl TryFrom<pb::Up> for Up {
                     .collect::<Result<_>>()?,
             ),
             What::NeedBlob(n) => Up::NeedBlob(BlobHash::from_slice(&n.hash).ok_or_else(|| bad("blob hash"))?),
+            What::Resync(r) if r.sequence > SEQUENCE_MAX => return Err(bad("the sequence of a resync")),
             What::Resync(r) => Up::Resync(Resync {
                 incarnation: r.incarnation,
                 sequence: r.sequence,
