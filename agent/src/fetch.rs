@@ -20,13 +20,16 @@ use crate::plan::Plan;
 /// Files fetched at once.
 const FETCHES_MAX: usize = 4;
 
+/// What is being fetched, one at a time each: content, and whether it is a program.
+type Flights = HashMap<(BlobHash, bool), Arc<Mutex<()>>>;
+
 /// Fetches content.
 pub struct Fetcher {
     dial: Arc<Dial>,
     dirs: Dirs,
     turns: Semaphore,
     /// One fetch of a file at a time.
-    flights: Mutex<HashMap<(BlobHash, bool), Arc<Mutex<()>>>>,
+    flights: Mutex<Flights>,
 }
 
 impl Fetcher {

@@ -88,7 +88,8 @@ impl Uploader {
         let (parts, outgoing) = mpsc::channel(PARTS_QUEUE_MAX);
         let stall = Duration::from_millis(BULK_STALL_MS);
         let silent = |_| Refusal::new(RefusalKind::Unavailable, format!("nothing was acknowledged within {BULK_STALL_MS} ms"));
-        let mut acks = timeout(stall, pool.put_outputs(ReceiverStream::new(outgoing))).await.map_err(silent)?.map_err(|s| refusal_of(&s))?.into_inner();
+        let mut acks =
+            timeout(stall, pool.put_outputs(ReceiverStream::new(outgoing))).await.map_err(silent)?.map_err(|s| refusal_of(&s))?.into_inner();
         let (files, queue) = mpsc::channel(UPLOADS_IN_FLIGHT_MAX);
         let (failed, mut failures) = mpsc::channel(UPLOADS_IN_FLIGHT_MAX);
         let sender = tokio::spawn(send_files(self.dirs.clone(), queue, parts, failed));
@@ -254,6 +255,9 @@ mod tests {
         assert!(text.ends_with(b"bytes]\n"));
         assert_eq!(hash, *blake3::hash(&text).as_bytes());
         std::fs::write(&path, "hi").unwrap();
-        assert_eq!((2, b"hi".to_vec()), { let o = open(&path, true).unwrap(); (o.2, o.3) });
+        assert_eq!((2, b"hi".to_vec()), {
+            let o = open(&path, true).unwrap();
+            (o.2, o.3)
+        });
     }
 }

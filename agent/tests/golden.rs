@@ -40,7 +40,12 @@ fn batches() -> Vec<Batch> {
         vec![
             What::Started(Started { number: 5, task: 4, pid: 4_321, ticks: 99_999, at_ms: 1_700_000_000_001 }),
             What::Unclaimed(Claimed { number: 5, tasks: tasks(5..6), boot: vec![] }),
-            What::Exited(Exited { number: 5, task: 3, ended: Some(ended.select(&TaskSet::range(2..4), &TaskSet::one(3)).into()), files: vec!["stdout".into()] }),
+            What::Exited(Exited {
+                number: 5,
+                task: 3,
+                ended: Some(ended.select(&TaskSet::range(2..4), &TaskSet::one(3)).into()),
+                files: vec!["stdout".into()],
+            }),
         ],
         vec![
             event(5, 0..2, EventKind::Ended(ended)),

@@ -76,7 +76,10 @@ async fn kills_in_the_middle_start_nothing_twice_and_lose_nothing() {
         // As much as the window takes.
         let open = |k: &pool::Known| u64::from(next) - ended(k);
         g.until("there is room", |k| k.shares.first().is_some_and(|s| s.window > open(k))).await;
-        let room = { let k = g.lock(); k.shares.first().map_or(0, |s| s.window.saturating_sub(open(&k))) as u32 };
+        let room = {
+            let k = g.lock();
+            k.shares.first().map_or(0, |s| s.window.saturating_sub(open(&k))) as u32
+        };
         let to = (next + room).min(500);
         if room == 0 || !g.lock().link_is_up() {
             continue;

@@ -165,12 +165,15 @@ fn no_file_is_an_orphan() {
 fn is_target(path: &Path) -> bool {
     MAY_IMPORT.iter().filter_map(|(dir, ..)| path.strip_prefix(dir).ok()).any(|inside| {
         let parts: Vec<&str> = inside.iter().map(|p| p.to_str().unwrap()).collect();
-        match parts.as_slice() {
-            ["build.rs"] | ["src", "lib.rs" | "main.rs"] => true,
-            ["tests" | "examples" | "benches", _] | ["src", "bin", _] => true,
-            ["tests" | "examples" | "benches", _, "main.rs"] | ["src", "bin", _, "main.rs"] => true,
-            _ => false,
-        }
+        matches!(
+            parts.as_slice(),
+            ["build.rs"]
+                | ["src", "lib.rs" | "main.rs"]
+                | ["tests" | "examples" | "benches", _]
+                | ["src", "bin", _]
+                | ["tests" | "examples" | "benches", _, "main.rs"]
+                | ["src", "bin", _, "main.rs"]
+        )
     })
 }
 

@@ -274,7 +274,10 @@ impl Core {
             core.record(What::Bound(crate::spool::record::Bound { machine, ..Default::default() }));
             core.record(What::Counters(Counters { incarnation: fresh.max(1), ..Counters::default() }));
         } else if core.state.machine != machine {
-            let refused = Refusal::new(intergrid_proto::RefusalKind::Conflict, "this spool was written on another machine: a clone can't speak for its original");
+            let refused = Refusal::new(
+                intergrid_proto::RefusalKind::Conflict,
+                "this spool was written on another machine: a clone can't speak for its original",
+            );
             return Err(refused.remedy("give this machine a state directory and an identity of its own"));
         }
         core.link.loaded(core.state.counters.sequence);

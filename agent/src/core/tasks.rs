@@ -8,7 +8,7 @@ use intergrid_proto::share::lookahead;
 use intergrid_proto::{Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
 
 use super::ends::ended_of;
-use super::{Action, BlobHash, Core, Fate, Fault, Key, Live, Open, Report, Staged, Stage, Stop};
+use super::{Action, BlobHash, Core, Fate, Fault, Key, Live, Open, Report, Stage, Staged, Stop};
 use crate::limits::*;
 use crate::plan::{Plan, Task};
 use crate::spool::record::{Claimed, Exited, Started, What};
@@ -18,14 +18,18 @@ impl Core {
     pub(super) fn open(&mut self, number: u64) -> Result<(), Refusal> {
         let Some(p) = self.state.placements.get(&number) else { return Ok(()) };
         let (hash, job_id) = (p.spec, Arc::from(p.origin_job.as_str()));
-        let (open, waiting) = (p.open.len(), p.claims.keys().fold(p.open.clone(), |mut w, t| {
-            w.remove(*t..*t + 1);
-            w
-        }));
+        let (open, waiting) = (
+            p.open.len(),
+            p.claims.keys().fold(p.open.clone(), |mut w, t| {
+                w.remove(*t..*t + 1);
+                w
+            }),
+        );
         let (plan, here) = match self.plans.get(&hash) {
             Some(s) => (s.plan.clone(), s.here),
             None => {
-                let bytes = self.state.specs.get(&hash).ok_or_else(|| Refusal::invalid(format!("the spool has lost the spec of placement {number}")))?;
+                let bytes =
+                    self.state.specs.get(&hash).ok_or_else(|| Refusal::invalid(format!("the spool has lost the spec of placement {number}")))?;
                 let plan = Arc::new(Plan::new(bytes)?);
                 let here = plan.is_bare();
                 self.plans.insert(hash, Staged { plan: plan.clone(), here });
@@ -133,15 +137,8 @@ impl Core {
             }
             self.ahead += tasks.len() * open.cost;
             for task in tasks.iter() {
-                let live = Live {
-                    stage: Stage::Claiming,
-                    stop: None,
-                    kill_ms: None,
-                    since_ms: self.now,
-                    deadline_ms: None,
-                    settled: false,
-                    hinted: false,
-                };
+                let live =
+                    Live { stage: Stage::Claiming, stop: None, kill_ms: None, since_ms: self.now, deadline_ms: None, settled: false, hinted: false };
                 self.lives.insert((number, task), live);
             }
             let claims = self.claims.entry(number).or_default();
@@ -151,8 +148,14 @@ impl Core {
 
     fn start(&mut self, key: Key) {
         let (Some(open), Some(p)) = (self.opens.get(&key.0), self.state.placements.get(&key.0)) else { return };
-        let task =
-            Task { number: key.0, index: key.1, attempt: p.attempts + 1, job: open.job_id.clone(), array_size: p.array_size, site: self.site.clone() };
+        let task = Task {
+            number: key.0,
+            index: key.1,
+            attempt: p.attempts + 1,
+            job: open.job_id.clone(),
+            array_size: p.array_size,
+            site: self.site.clone(),
+        };
         let plan = open.plan.clone();
         if let Some(live) = self.lives.get_mut(&key) {
             live.stage = Stage::Starting;
@@ -299,7 +302,9 @@ impl Core {
         if mine.is_empty() {
             return mine;
         }
-        mine.iter().for_each(|t| drop(self.lives.remove(&(number, t))));
+        for t in mine.iter() {
+            self.lives.remove(&(number, t));
+        }
         let cost = self.opens.get(&number).map_or(0, |o| o.cost);
         self.ahead = self.ahead.saturating_sub(cost * mine.len());
         if let Some(claims) = self.claims.get_mut(&number) {

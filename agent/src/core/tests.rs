@@ -104,6 +104,7 @@ impl Agent {
                     other => self.other.push(other),
                 }
             }
+            self.now += self.core.pause_ms(self.now);
             if let Some(records) = self.core.cut(self.now) {
                 self.disk.extend(records);
                 self.core.step(Input::Committed, self.now);
@@ -247,7 +248,13 @@ fn exits_are_mapped() {
     use ReasonKind as K;
     let failed = |exit, kind| (Phase::Failed, exit, Some(kind));
     assert_eq!(
-        vec![failed(3, K::ExitNonZero), failed(256 + 9, K::ExitSignal), failed(0, K::StageOutFailed), failed(256 + 9, K::MemoryLimit), (Phase::Done, 0, None)],
+        vec![
+            failed(3, K::ExitNonZero),
+            failed(256 + 9, K::ExitSignal),
+            failed(0, K::StageOutFailed),
+            failed(256 + 9, K::MemoryLimit),
+            (Phase::Done, 0, None)
+        ],
         got
     );
     let ends = a.ends();
@@ -429,7 +436,10 @@ fn outputs_come_before_the_end_and_free_the_slot() {
     assert_eq!(vec![(1, 0), (1, 0)], a.uploads);
     a.attach(77, 2);
     a.input(Input::Uploaded((1, 0), Ok(())));
-    assert_eq!((Phase::Done, vec![0]), { let e = a.ends().pop().unwrap().2; (e.phase, e.exit) });
+    assert_eq!((Phase::Done, vec![0]), {
+        let e = a.ends().pop().unwrap().2;
+        (e.phase, e.exit)
+    });
 }
 
 #[test]
@@ -577,7 +587,10 @@ fn what_was_accepted_survives_without_a_claim() {
 fn the_advertisement_says_what_is_free() {
     let mut a = Agent::attached(4);
     let last = |a: &Agent| a.sent.iter().rev().find_map(|u| if let Up::Advert(x) = u { Some(x.shares[0].clone()) } else { None }).unwrap();
-    assert_eq!(("machine".to_string(), 4, 4, 4), { let s = last(&a); (s.key.clone(), s.slots_free, s.window, s.machine_slots) });
+    assert_eq!(("machine".to_string(), 4, 4, 4), {
+        let s = last(&a);
+        (s.key.clone(), s.slots_free, s.window, s.machine_slots)
+    });
     a.down(place(1, 0..3));
     a.pass(50);
     assert_eq!((1, 4), (last(&a).slots_free, last(&a).window));

@@ -57,7 +57,11 @@ impl Core {
     /// Is there something to claim in this placement?
     fn queue(&mut self, number: u64) {
         let waits = self.opens.get(&number).is_some_and(|o| !o.waiting.is_empty() && self.plans.get(&o.plan.hash).is_some_and(|s| s.here));
-        if waits { self.runnable.insert(number) } else { self.runnable.remove(&number) };
+        if waits {
+            self.runnable.insert(number)
+        } else {
+            self.runnable.remove(&number)
+        };
     }
 
     /// Take those of these tasks that no process was started for out of all queues. Where they stay here, claims already made are taken back.
@@ -87,7 +91,12 @@ impl Core {
     pub(super) fn stale(&mut self, attempts: Vec<Attempts>) {
         for a in attempts {
             let taken = self.take_unstarted(a.number, &a.tasks, false);
-            self.end_unstarted(a.number, &taken, Phase::Cancelled, &Reason::new(ReasonKind::Fenced, "the attempt no longer counts; it had not started"));
+            self.end_unstarted(
+                a.number,
+                &taken,
+                Phase::Cancelled,
+                &Reason::new(ReasonKind::Fenced, "the attempt no longer counts; it had not started"),
+            );
             let running: Vec<u32> =
                 self.lives.range((a.number, 0)..=(a.number, u32::MAX)).map(|((_, t), _)| *t).filter(|t| a.tasks.contains(*t)).collect();
             running.into_iter().for_each(|t| self.stop((a.number, t), Stop::Fenced));
@@ -149,6 +158,7 @@ impl Core {
     }
 
     /// The bytes of a placement's spec. Err(None): had and dropped, a new connection brings them again.
+    #[allow(clippy::result_large_err)] // Not an error path: the reason is the product.
     fn spec_bytes(&mut self, place: &Place) -> Result<Vec<u8>, Option<Reason>> {
         if place.spec.is_empty() {
             let kept = self.state.specs.get(&place.spec_hash).or_else(|| self.link.specs.get(&place.spec_hash));

@@ -161,9 +161,8 @@ impl Dirs {
     /// Remove the content least recently fetched beyond `bytes_max`, but nothing in use.
     pub fn shrink(&self, bytes_max: u64, in_use: impl Fn(&str) -> bool) {
         let entries = fs::read_dir(&self.blobs).into_iter().flatten().flatten();
-        let mut files: Vec<_> = entries
-            .filter_map(|e| e.metadata().ok().map(|m| (m.modified().ok(), m.len(), e.file_name().to_string_lossy().into_owned())))
-            .collect();
+        let mut files: Vec<_> =
+            entries.filter_map(|e| e.metadata().ok().map(|m| (m.modified().ok(), m.len(), e.file_name().to_string_lossy().into_owned()))).collect();
         files.sort();
         let mut size: u64 = files.iter().map(|f| f.1).sum();
         for (_, len, name) in files.iter().filter(|f| !in_use(f.2.split('.').next().unwrap_or(""))) {

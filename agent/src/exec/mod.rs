@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use intergrid_agent_sys as sys;
-use intergrid_proto::spec::substitute;
 use intergrid_proto::Exit;
+use intergrid_proto::spec::substitute;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test_kill_process_group};
 use tokio::sync::mpsc;

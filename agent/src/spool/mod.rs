@@ -139,9 +139,13 @@ fn decode(bytes: &[u8], path: &Path) -> Result<Vec<Batch>, Refusal> {
     frame::decode(bytes).map(|(batches, _)| batches).map_err(|fault| {
         let path = path.display();
         match fault {
-            Fault::NotASpool => Refusal::invalid(format!("{path} is not an agent's spool")).remedy("give the agent a directory of its own as `state`"),
-            Fault::Newer(v) => Refusal::new(RefusalKind::MustUnderstand, format!("spool {path} has format {v}, this agent knows up to {}", frame::VERSION))
-                .remedy("use the version that wrote it"),
+            Fault::NotASpool => {
+                Refusal::invalid(format!("{path} is not an agent's spool")).remedy("give the agent a directory of its own as `state`")
+            }
+            Fault::Newer(v) => {
+                Refusal::new(RefusalKind::MustUnderstand, format!("spool {path} has format {v}, this agent knows up to {}", frame::VERSION))
+                    .remedy("use the version that wrote it")
+            }
             Fault::Damaged(at) => Refusal::invalid(format!("spool {path} is damaged at byte {at}"))
                 .remedy("check the disk; to give up what it knows, remove the state directory"),
         }

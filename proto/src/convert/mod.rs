@@ -264,7 +264,11 @@ impl TryFrom<pb::Down> for Down {
             What::Place(p) => Down::Place(Box::new(p.try_into()?)),
             What::Ack(a) => Down::Ack { incarnation: a.incarnation, sequence: a.sequence },
             What::Demand(d) => Down::Demand(
-                d.shapes.into_iter().take(SHARES_MAX).map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes }, s.tasks.min(COUNT_MAX))).collect(),
+                d.shapes
+                    .into_iter()
+                    .take(SHARES_MAX)
+                    .map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes }, s.tasks.min(COUNT_MAX)))
+                    .collect(),
             ),
             What::Resync(_) => Down::Resync,
             What::Open(o) => Down::Open(all(o.open)?),
@@ -356,7 +360,8 @@ mod tests {
     #[test]
     fn absurd_numbers_do_not_come_in() {
         let up = |what| Up::try_from(pb::Up { what: Some(what) });
-        let most = pb::Share { key: "a/b".into(), origin: vec![1; 16], slots_total: u64::MAX, window: u64::MAX, age_ms: u64::MAX, ..Default::default() };
+        let most =
+            pb::Share { key: "a/b".into(), origin: vec![1; 16], slots_total: u64::MAX, window: u64::MAX, age_ms: u64::MAX, ..Default::default() };
         let Ok(Up::Advert(advert)) = up(pb::up::What::Advert(pb::Advert { shares: vec![most], ..Default::default() })) else { panic!("an advert") };
         let share = &advert.shares[0];
         assert_eq!((share.slots_total, share.window, share.age_ms), (COUNT_MAX, COUNT_MAX, TIME_MS_MAX));
@@ -364,7 +369,9 @@ mod tests {
             assert!(up(pb::up::What::Events(pb::Events { incarnation: 1, first, events: vec![] })).is_err(), "{first}");
         }
         assert!(up(pb::up::What::Resync(pb::Resync { sequence: u64::MAX, last: true, ..Default::default() })).is_err());
-        let want = |version, n| Want::try_from(pb::Want { job: 1, version, ranges: vec![pb::WantRange { value: 1, tasks: Some(pb::Tasks { runs: vec![0, 1] }) }; n] });
+        let want = |version, n| {
+            Want::try_from(pb::Want { job: 1, version, ranges: vec![pb::WantRange { value: 1, tasks: Some(pb::Tasks { runs: vec![0, 1] }) }; n] })
+        };
         assert!(want(1, 3).is_ok() && want(u64::MAX, 1).is_err() && want(1, WANT_RANGES_MAX + 1).is_err());
     }
 
