@@ -19,6 +19,7 @@ pub mod machine;
 pub mod plan;
 pub mod shell;
 pub mod spool;
+mod start;
 pub mod state;
 pub mod upload;
 

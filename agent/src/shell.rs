@@ -4,28 +4,26 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use intergrid_proto::link::{Hop, Kind, Up};
-use intergrid_proto::net::identity::{CertRole, Identity};
+use intergrid_proto::link::{Hop, Up};
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{AgentConfig, Executor as ExecutorKind};
+use crate::config::AgentConfig;
 use crate::core::{Action, Core, Input};
-use crate::dial::{Dial, Said, random};
+use crate::dial::{Said, random};
 use crate::exec::Executor;
-use crate::exec::cgroup::Cgroup;
 use crate::exec::dirs::Dirs;
 use crate::exec::worker::Told;
 use crate::fetch::Fetcher;
 use crate::limits::*;
-use crate::machine::{self, Capacity};
-use crate::spool::{Order, Spool, Written};
-use crate::state::State;
-use crate::upload::{self, Uploader};
+use crate::machine::Capacity;
+use crate::spool::{Order, Written};
+use crate::start::{Clock, start};
+use crate::upload;
 
 /// How the agent is run, beside its configuration.
 #[derive(Clone, Debug, Default)]
@@ -36,25 +34,8 @@ pub struct Options {
     pub die_with_parent: bool,
 }
 
-/// Unix milliseconds that never go back within one run.
-struct Clock {
-    began: Instant,
-    began_ms: u64,
-}
-
-impl Clock {
-    fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Clock { began: Instant::now(), began_ms: u64::try_from(since.as_millis()).unwrap_or(0) }
-    }
-
-    fn now(&self) -> u64 {
-        self.began_ms + u64::try_from(self.began.elapsed().as_millis()).unwrap_or(0)
-    }
-}
-
 /// Why the loop is left.
-enum End {
+pub(crate) enum End {
     /// Tasks run on, for the next agent to find.
     Stopped,
     /// Nobody is left who wants them.
@@ -62,42 +43,44 @@ enum End {
     Refused(Refusal),
 }
 
-struct Connection {
+pub(crate) struct Connection {
     session: u64,
     up: mpsc::Sender<Up>,
     _end: oneshot::Sender<()>,
 }
 
-struct Shell {
-    config: AgentConfig,
-    options: Options,
-    clock: Clock,
-    core: Core,
-    exec: Executor,
-    dirs: Dirs,
-    orders: std_mpsc::Sender<Order>,
-    writing: bool,
-    spool_is_large: bool,
-    connection: Option<Connection>,
-    fetcher: Arc<Fetcher>,
-    fetched: mpsc::Sender<(BlobHash, Result<(), String>)>,
-    uploads: mpsc::UnboundedSender<upload::Request>,
-    ended: Option<End>,
-    me: Hop,
+/// The agent's parts.
+pub(crate) struct Shell {
+    pub config: AgentConfig,
+    pub options: Options,
+    pub clock: Clock,
+    pub core: Core,
+    pub exec: Executor,
+    pub dirs: Dirs,
+    pub orders: std_mpsc::Sender<Order>,
+    pub writing: bool,
+    pub spool_is_large: bool,
+    pub connection: Option<Connection>,
+    pub fetcher: Arc<Fetcher>,
+    pub fetched: mpsc::Sender<(BlobHash, Result<(), String>)>,
+    pub uploads: mpsc::UnboundedSender<upload::Request>,
+    pub ended: Option<End>,
+    pub me: Hop,
     /// In which interval the capacity was read last.
-    capacity_read: u64,
-    tick_at: Instant,
+    pub capacity_read: u64,
+    pub tick_at: Instant,
 }
 
-struct Sources {
-    written: mpsc::Receiver<Written>,
-    said: mpsc::Receiver<Said>,
-    told: mpsc::Receiver<Told>,
-    fetched: mpsc::Receiver<(BlobHash, Result<(), String>)>,
-    uploaded: mpsc::Receiver<upload::Done>,
-    child: Signal,
+/// Where news come from.
+pub(crate) struct Sources {
+    pub written: mpsc::Receiver<Written>,
+    pub said: mpsc::Receiver<Said>,
+    pub told: mpsc::Receiver<Told>,
+    pub fetched: mpsc::Receiver<(BlobHash, Result<(), String>)>,
+    pub uploaded: mpsc::Receiver<upload::Done>,
+    pub child: Signal,
     /// None: not tied to a parent.
-    parent_gone: Option<oneshot::Receiver<()>>,
+    pub parent_gone: Option<oneshot::Receiver<()>>,
 }
 
 /// Run an agent until `shutdown`, which leaves its tasks running. Errors: what keeps it from being one at all.
@@ -106,7 +89,7 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
     let mut shutdown = std::pin::pin!(shutdown);
     let end = loop {
         if Instant::now() >= shell.tick_at {
-            shell.tick();
+            shell.tick(&mut sources.told);
         }
         shell.perform();
         shell.commit();
@@ -157,90 +140,6 @@ async fn room(blocked: Option<mpsc::Sender<Up>>) {
         Some(up) => drop(up.reserve().await),
         None => std::future::pending().await,
     }
-}
-
-fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sources), Refusal> {
-    let broken = |what: &str, e: std::io::Error| Refusal::new(RefusalKind::Internal, format!("can't {what}: {e}"));
-    let identity = Identity::load(&config.identity)?;
-    if identity.role() != CertRole::Agent || identity.label() != config.name {
-        let message = format!("identity {}: it is that of {}, not of agent {:?}", config.identity.display(), identity.cert(), config.name);
-        return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("correct `name` or `identity`"));
-    }
-    let me = Hop { site: identity.id(), name: config.name.clone(), kind: Kind::Agent };
-    let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?;
-    let clock = Clock::new();
-    let (mut spool, records) = Spool::open(&config.state)?;
-    let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
-    let state = State::replay(records)?;
-    let capacity = Capacity::measure(config.slots, config.memory);
-    let boot = machine::boot_id();
-    let mut core = Core::new(state, me.clone(), machine::fingerprint(), boot.clone(), capacity, random(), clock.now())?;
-    let (told, told_source) = mpsc::channel(INPUT_QUEUE_MAX);
-    let null = config.executor == ExecutorKind::Null;
-    let mut exec = Executor::new(dirs.clone(), cgroup, null, told).map_err(|e| broken("start the executor", e))?;
-    let claims = core.claimed();
-    for (key, fate) in exec.adopt(&claims, &boot) {
-        tracing::info!("task {}.{} was claimed before: {fate:?}", key.0, key.1);
-        core.resume(key, fate, clock.now());
-    }
-    let in_use = core.blobs_in_use();
-    dirs.sweep(|key| claims.iter().any(|(k, _)| *k == key));
-    dirs.shrink(BLOB_CACHE_BYTES_MAX, |hash| in_use.iter().any(|b| b.to_string() == hash));
-    spool.replace(core.cut_all(clock.now())).map_err(|e| broken("write the spool", e))?;
-    core.step(Input::Committed, clock.now());
-
-    let (orders, order_queue) = std_mpsc::channel();
-    let (report, written) = mpsc::channel(4);
-    spool.serve(order_queue, move |w| _ = report.blocking_send(w)).map_err(|e| broken("start the spool's thread", e))?;
-    let dial = Dial::new(config.gateway.clone(), identity);
-    let (say, said) = mpsc::channel(INPUT_QUEUE_MAX);
-    tokio::spawn(dial.clone().keep(say));
-    let (uploads, requests) = mpsc::unbounded_channel();
-    let (done, uploaded) = mpsc::channel(INPUT_QUEUE_MAX);
-    tokio::spawn(Uploader::new(dial.clone(), dirs.clone(), requests, done).run());
-    let (fetched, fetched_source) = mpsc::channel(INPUT_QUEUE_MAX);
-    let parent_gone = match options.die_with_parent {
-        true => {
-            let (gone, parent_gone) = oneshot::channel();
-            watch_stdin(gone).map_err(|e| broken("watch stdin", e))?;
-            Some(parent_gone)
-        }
-        false => None,
-    };
-    let child = signal(SignalKind::child()).map_err(|e| broken("listen for SIGCHLD", e))?;
-    let fetcher = Fetcher::new(dial, dirs.clone());
-    tracing::info!("agent {} ({}): {}", config.name, me.site, core.describe());
-    let (connection, ended) = (None, None);
-    let (writing, spool_is_large) = (false, false);
-    let shell = Shell {
-        config,
-        options,
-        clock,
-        core,
-        exec,
-        dirs,
-        orders,
-        writing,
-        spool_is_large,
-        connection,
-        fetcher,
-        fetched,
-        uploads,
-        ended,
-        me,
-        capacity_read: 0,
-        tick_at: Instant::now(),
-    };
-    Ok((shell, Sources { written, said, told: told_source, fetched: fetched_source, uploaded, child, parent_gone }))
-}
-
-/// A thread that reads to the end of stdin, which the parent holds open as long as it lives.
-fn watch_stdin(gone: oneshot::Sender<()>) -> std::io::Result<()> {
-    let watch = move || {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        let _ = gone.send(());
-    };
-    std::thread::Builder::new().name("stdin".into()).stack_size(64 << 10).spawn(watch).map(|_| ())
 }
 
 impl Shell {
@@ -376,7 +275,14 @@ impl Shell {
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self, told: &mut mpsc::Receiver<Told>) {
+        if self.exec.is_quiet() {
+            // All children of ours are known now; another one was left behind by a task that had left its group.
+            while let Ok(told) = told.try_recv() {
+                self.exec.told(told);
+            }
+            self.exec.reap_strangers();
+        }
         self.exec.poll();
         self.exec.sample(std::time::Instant::now());
         if self.config.slots.is_none() || self.config.memory.is_none() {

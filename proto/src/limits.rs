@@ -36,6 +36,10 @@ pub const SITES_BELOW_MAX: usize = 1_024;
 pub const REASON_DEPTH_MAX: usize = 12;
 /// Characters of one reason's text; longer evidence is cut.
 pub const REASON_TEXT_BYTES_MAX: usize = 1_024;
+/// One tree of reasons, words and all; what is beyond is left out.
+pub const REASON_TREE_BYTES_MAX: usize = 8 * 1024;
+/// The signed chain of one job.
+pub const CHAIN_BYTES_MAX: usize = 16 * 1024;
 /// One message on the wire.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// One file that is staged.

@@ -92,6 +92,9 @@ kinds! {
     AskedBack = 69, "asked-back";
 }
 
+/// What a node takes beside its words, about.
+const NODE_BYTES: usize = 48;
+
 /// Who may read the words of a reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
 pub enum Audience {
@@ -145,6 +148,32 @@ impl Reason {
         self
     }
 
+    /// Cut to `REASON_TREE_BYTES_MAX`: what is nearest to the top stays. A reason that has been through this fits any message and record.
+    pub fn bounded(mut self) -> Reason {
+        let mut left = crate::limits::REASON_TREE_BYTES_MAX;
+        self.cut(&mut left);
+        self
+    }
+
+    fn cut(&mut self, left: &mut usize) {
+        let own = |r: &Reason| NODE_BYTES + r.text.len() + r.remedy.len() + r.site.as_ref().map_or(0, |s| s.1.len());
+        *left = left.saturating_sub(own(self));
+        // First all of this level, then what each rests on.
+        let mut kept = 0;
+        for r in &self.because {
+            if own(r) > *left {
+                break;
+            }
+            *left -= own(r);
+            kept += 1;
+        }
+        self.because.truncate(kept);
+        for r in &mut self.because {
+            *left += own(r);
+            r.cut(left);
+        }
+    }
+
     /// Without the words that this audience may not read; kinds stay.
     pub fn redacted_for(&self, audience: Audience) -> Reason {
         let mut out = self.clone();
@@ -177,6 +206,19 @@ mod tests {
             assert_eq!(*k, ReasonKind::from_number(k.number()));
         }
         assert_eq!(9_999, ReasonKind::from_number(9_999).number());
+    }
+
+    #[test]
+    fn large_trees_are_cut_from_below() {
+        let leaf = || Reason::new(ReasonKind::AllBusy, "x".repeat(500));
+        let middle = || leaf().because((0..64).map(|_| leaf()).collect());
+        let cut = Reason::new(ReasonKind::NoFit, "top").because((0..64).map(|_| middle()).collect()).bounded();
+        fn size(r: &Reason) -> usize {
+            NODE_BYTES + r.text.len() + r.because.iter().map(size).sum::<usize>()
+        }
+        assert!(size(&cut) <= crate::limits::REASON_TREE_BYTES_MAX + NODE_BYTES && cut.because.len() > 10, "{}", size(&cut));
+        let small = Reason::new(ReasonKind::NoFit, "top").because(vec![leaf()]);
+        assert_eq!(small.clone().bounded(), small);
     }
 
     #[test]

@@ -1,12 +1,11 @@
-//! The child's end of the link: greeting, cursor, events, hints, advertisement. The shell asks with [`Core::next_up`] as long as the connection takes
+//! The child's end of the link: greeting, cursor, events. The shell asks with [`Core::next_up`] as long as the connection takes
 //! messages, so that nothing piles up in it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::limits::{ADVERT_INTERVAL_MS, CREDIT_MS, EVENTS_IN_FLIGHT_MAX, LOOKAHEAD_SLOTS_MAX};
-use intergrid_proto::link::{Advert, Attempts, Down, Event, EventKind, Events, Hello, Hint, Resync, ResyncRange, Up};
-use intergrid_proto::share::{Share, lookahead};
+use intergrid_proto::limits::EVENTS_IN_FLIGHT_MAX;
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hint, Resync, ResyncRange, Up};
 use intergrid_proto::{BlobHash, Phase, Refusal, RefusalKind, TaskSet, pb};
 
 use super::{Action, Core, Stage};
@@ -15,7 +14,7 @@ use crate::spool::record::{Bound, Counters, What};
 
 /// Where the connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
     Away,
     /// Connected; our hello is due.
     Connected,
@@ -59,7 +58,7 @@ impl Specs {
 /// What is volatile of the link.
 #[derive(Debug)]
 pub(super) struct Link {
-    standing: Standing,
+    pub(super) standing: Standing,
     fresh: u64,
     /// A new incarnation: nothing starts before the parent has been heard.
     hold: bool,
@@ -69,17 +68,17 @@ pub(super) struct Link {
     durable: u64,
     committing: u64,
     resync: VecDeque<Resync>,
-    hints: Vec<Hint>,
+    pub(super) hints: Vec<Hint>,
     pub advert_dirty: bool,
-    advert_ms: Option<u64>,
-    advert_version: u64,
+    pub(super) advert_ms: Option<u64>,
+    pub(super) advert_version: u64,
     /// Windows advertised of late.
     pub(super) windows: VecDeque<(u64, u64)>,
     /// Slots ended since the rate was last looked at; the rate, per second.
     pub ended_slots: u64,
     pub rate: f64,
     rate_ms: u64,
-    round_trip_ms: f64,
+    pub(super) round_trip_ms: f64,
     probe: Option<(u64, u64)>,
     pub specs: Specs,
 }
@@ -353,85 +352,6 @@ impl Core {
         self.link.sent = first + events.len() as u64 - 1;
         self.link.probe = self.link.probe.or(Some((self.link.sent, now)));
         Some(Events { incarnation: self.state.counters.incarnation, first, events })
-    }
-
-    /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
-    pub(super) fn window(&self) -> u64 {
-        // A start and an end wait for two syncs each: the one on its way, and their own.
-        let syncs_ms = 4.0 * self.commit_ms + if self.link.rate < PACED_RATE_MIN { 0.0 } else { 2.0 * PACE_MS as f64 };
-        let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
-        u64::from(self.capacity.slots) + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX)
-    }
-
-    /// What this machine offers now.
-    pub(super) fn share(&self) -> Share {
-        let slots = self.capacity.slots;
-        let free = u64::from(slots).saturating_sub(self.outstanding.saturating_sub(self.uploading));
-        Share {
-            key: "machine".into(),
-            origin: self.me.site,
-            origin_name: self.me.name.clone(),
-            path: vec![self.me.site],
-            fit_version: self.fit_version,
-            machine_slots: slots,
-            machine_memory_bytes: self.capacity.memory_bytes,
-            architecture: self.capacity.architecture.clone(),
-            slots_total: u64::from(slots),
-            machines: 1,
-            slots_free: free,
-            largest_free: u32::try_from(free).unwrap_or(slots),
-            window: self.window(),
-            credit_ms: CREDIT_MS,
-            waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum(),
-            ..Share::default()
-        }
-    }
-
-    /// Milliseconds until an advertisement is due; None: nothing to say before its renewal, which a tick finds.
-    pub fn advert_due_in(&self, now: u64) -> Option<u64> {
-        if self.link.standing != Standing::Open {
-            return None;
-        }
-        let Some(last) = self.link.advert_ms else { return Some(0) };
-        let next = last + if self.link.advert_dirty { ADVERT_INTERVAL_MS } else { ADVERT_RENEW_MS };
-        (self.link.advert_dirty || now >= next).then(|| next.saturating_sub(now))
-    }
-
-    fn advert(&mut self) -> Advert {
-        let share = self.share();
-        let link = &mut self.link;
-        link.windows.push_back((self.now, share.window));
-        link.window_max(self.now, 0);
-        link.advert_version += 1;
-        (link.advert_dirty, link.advert_ms) = (false, Some(self.now));
-        Advert { version: link.advert_version, shares: vec![share], below: Vec::new() }
-    }
-
-    /// Phases that have lasted long enough to be worth a word.
-    pub(super) fn gather_hints(&mut self) {
-        if self.link.standing != Standing::Open {
-            return;
-        }
-        let mut by_phase: BTreeMap<(u64, Phase), TaskSet> = BTreeMap::new();
-        for ((number, task), live) in self.lives.iter_mut().filter(|(_, l)| !l.hinted && self.now >= l.since_ms + SETTLED_MS) {
-            let phase = match live.stage {
-                Stage::Claiming | Stage::Ready | Stage::Starting => continue,
-                Stage::Running(_) => Phase::Running,
-                Stage::Uploading => Phase::StagingOut,
-            };
-            live.hinted = true;
-            by_phase.entry((*number, phase)).or_default().insert(*task..*task + 1);
-        }
-        for (number, open) in self.opens.iter_mut().filter(|(_, o)| !o.hinted_staging && !o.waiting.is_empty()) {
-            if self.plans.get(&open.plan.hash).is_some_and(|s| !s.here) {
-                open.hinted_staging = true;
-                by_phase.insert((*number, Phase::StagingIn), open.waiting.clone());
-            }
-        }
-        for ((number, phase), tasks) in by_phase {
-            let Some(job) = self.state.placements.get(&number).map(|p| p.job) else { continue };
-            self.link.hints.push(Hint { of: Attempts { number, job, tasks }, phase });
-        }
     }
 }
 

@@ -6,139 +6,28 @@
 
 mod ends;
 mod link;
+mod offer;
 mod tasks;
 #[cfg(test)]
 mod tests;
 mod wants;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Down, Hop};
+use intergrid_proto::link::Hop;
 use intergrid_proto::share::{Shape, cost};
-use intergrid_proto::{BlobHash, Exit, ReasonKind, Refusal, TaskSet, pb};
+use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
 
 use crate::limits::*;
 use crate::machine::Capacity;
-use crate::plan::{Plan, Task};
+use crate::plan::Plan;
 use crate::spool::record::{Counters, Record, What};
 use crate::state::State;
 use ends::Ends;
 use link::Link;
-
-/// A task of a placement.
-pub type Key = (u64, u32);
-
-/// What may happen.
-#[derive(Debug)]
-pub enum Input {
-    /// The gateway says.
-    Down(Down),
-    /// A connection is there. `fresh` is random, for a new incarnation should one be due.
-    Connected {
-        /// Not 0.
-        fresh: u64,
-    },
-    /// The connection is gone.
-    Disconnected,
-    /// The batch that was cut last is durable.
-    Committed,
-    /// A task's process runs.
-    Started(Key, i32),
-    /// The start of a task failed; nothing runs.
-    NotStarted(Key, Fault),
-    /// A task's process group is gone.
-    Exited(Key, Report),
-    /// A task uses more memory than it may: so many bytes.
-    OverMemory(Key, u64),
-    /// The start of these processes, in clock ticks since boot.
-    Ticks(Vec<(Key, u64)>),
-    /// All content of a spec is here, or can't be had.
-    Fetched(BlobHash, Result<(), String>),
-    /// All outputs of a task are durable at the gateway, or one is refused for good.
-    Uploaded(Key, Result<(), String>),
-    /// Cores and memory, read again.
-    Capacity(Capacity),
-    /// Time has passed.
-    Tick,
-}
-
-/// Why a task could not be started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// What kind.
-    pub kind: ReasonKind,
-    /// Evidence.
-    pub text: String,
-    /// As a shell would have it: 126, 127, or not started.
-    pub exit: Exit,
-}
-
-/// How a task's process ended, and what it used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// Unknown: nobody saw it.
-    pub exit: Exit,
-    /// From start to end; None: not known.
-    pub wall_ms: Option<u64>,
-    /// User + system.
-    pub cpu_us: Option<u64>,
-    /// Peak memory, and how it was measured.
-    pub peak: Option<(u64, &'static str)>,
-    /// The kernel killed it because of its memory.
-    pub oom: bool,
-    /// Files to send: `stdout`, `stderr`, `out/<name>`.
-    pub files: Vec<String>,
-    /// Declared outputs that are not there.
-    pub missing: Vec<String>,
-}
-
-/// What is to be done now.
-#[derive(Debug)]
-pub enum Action {
-    /// Start a task.
-    Start(Task, Arc<Plan>),
-    /// Signal a task's process group: SIGKILL, or SIGTERM.
-    Signal {
-        /// Which.
-        key: Key,
-        /// SIGKILL.
-        kill: bool,
-    },
-    /// Bring the content of a spec.
-    Fetch(Arc<Plan>),
-    /// Send a task's outputs.
-    Upload {
-        /// Which.
-        key: Key,
-        /// The gateway's job.
-        job: u64,
-        /// As [`Report::files`].
-        files: Vec<String>,
-    },
-    /// Forget a task's directory: its end is durable.
-    Remove(Vec<Key>),
-    /// Read when these processes started.
-    ReadTicks(Vec<(Key, i32)>),
-    /// End this connection and dial anew: why.
-    Reconnect(String),
-    /// This agent can't go on with this gateway.
-    Refuse(Refusal),
-}
-
-/// What a restart finds of a claimed task.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// Its process group lives.
-    Alive {
-        /// The group.
-        pid: i32,
-    },
-    /// It never started: same boot, no directory, no process.
-    NeverStarted,
-    /// It ended unseen.
-    Gone,
-}
+pub use words::{Action, Fate, Fault, Input, Key, Report};
 
 /// Where a claimed task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -166,6 +166,20 @@ impl Executor {
         !self.watched.is_empty()
     }
 
+    /// Is no start under way?
+    pub fn is_quiet(&self) -> bool {
+        self.workers.as_ref().is_none_or(Workers::is_quiet)
+    }
+
+    /// Reap children that no task is known for. Only where [`is_quiet`](Self::is_quiet) and all that the workers told is heard.
+    pub fn reap_strangers(&mut self) {
+        while let Ok(Some(pid)) = sys::peek_ended() {
+            if self.groups.contains_key(&pid) || sys::wait(pid).is_err() {
+                return;
+            }
+        }
+    }
+
     fn finish(&mut self, pid: i32) {
         let Some(group) = self.groups.remove(&pid) else { return };
         let key = group.key;

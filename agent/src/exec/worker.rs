@@ -105,6 +105,12 @@ impl Workers {
         self.0.lock().pairs.push(pair);
     }
 
+    /// Is no start waiting or under way?
+    pub fn is_quiet(&self) -> bool {
+        let queue = self.0.lock();
+        queue.busy == 0 && queue.work.iter().all(|w| matches!(w, Work::Remove(_)))
+    }
+
     /// Take no more work, and drop what waits. True: no start is under way any more.
     pub fn close(&self) -> bool {
         let mut queue = self.0.lock();

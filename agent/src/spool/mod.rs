@@ -8,7 +8,7 @@ pub mod record;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
@@ -62,7 +62,8 @@ impl Spool {
         let failed = |what: &str, e: io::Error| {
             Refusal::new(RefusalKind::Internal, format!("state {}: can't {what}: {e}", dir.display())).remedy("check the directory and its disk")
         };
-        std::fs::create_dir_all(dir).map_err(|e| failed("make the directory", e))?;
+        // What users gave their tasks is nobody else's.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed("make the directory", e))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(|e| failed("open the lock", e))?;
         match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}

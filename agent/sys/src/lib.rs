@@ -168,6 +168,18 @@ pub fn wait_group(pgid: i32) -> io::Result<Option<Ended>> {
     wait4(-pgid).map(|ended| ended.map(|(_, e)| e))
 }
 
+/// A child of this process that has ended and is not reaped; it stays so. None: there is none.
+pub fn peek_ended() -> io::Result<Option<i32>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to an object of ours; zeroed is a valid siginfo_t, and has pid 0 where no child has ended.
+    let (done, pid) = unsafe {
+        let done = libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags);
+        (done, info.assume_init().si_pid())
+    };
+    if done == 0 { Ok((pid != 0).then_some(pid)) } else { Err(io::Error::last_os_error()) }
+}
+
 fn wait4(which: pid_t) -> io::Result<Option<(pid_t, Ended)>> {
     let mut status: c_int = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();

@@ -66,7 +66,7 @@ impl State {
                         if seq > link.wants_seq {
                             link.wants_seq = seq;
                             link.wants.insert(want.job, want);
-                            while link.wants.len() > super::limits::WANTS_UNKNOWN_MAX {
+                            while link.wants.len() > super::limits::WANTS_UNKNOWN_MAX || ranges(&link.wants) > super::limits::WANTS_RANGES_MAX {
                                 link.wants.pop_first();
                             }
                             dirty.insert(RowKey::Link(id));
@@ -435,6 +435,11 @@ impl State {
         }
         self.jobs = jobs;
     }
+}
+
+/// Ranges of all registers together.
+fn ranges(wants: &std::collections::BTreeMap<u64, intergrid_proto::link::Want>) -> usize {
+    wants.values().flat_map(|w| &w.ranges).map(|(_, t)| t.ranges().len()).sum()
 }
 
 /// Alter the cells of these tasks in chunks that are older than `seq`. The counts follow.

@@ -2,6 +2,8 @@
 
 /// Registers kept for jobs that were never seen; beyond it the lowest job numbers are forgotten.
 pub const WANTS_UNKNOWN_MAX: usize = 4_096;
+/// Ranges of these registers together.
+pub const WANTS_RANGES_MAX: usize = 131_072;
 /// Tasks of one placement.
 pub const PLACEMENT_TASKS_MAX: u64 = 4_096;
 /// Tasks of one change that carries an entry for each (exit, usage): keeps a record below the store's 64 KiB.
@@ -16,6 +18,8 @@ pub const CHECKPOINT_ROWS_PER_COMMIT: usize = 64;
 pub const OUTBOX_EVENTS_MAX: usize = 200_000;
 /// Events and tasks of one message to a parent.
 pub const EVENTS_PER_MESSAGE_MAX: usize = 512;
+/// An event counts for so many tasks beside its own: its reason has at most `REASON_TREE_BYTES_MAX`.
+pub const EVENT_COST: u64 = 256;
 /// See [`EVENTS_PER_MESSAGE_MAX`].
 pub const EVENT_TASKS_PER_MESSAGE_MAX: u64 = 32_768;
 /// Jobs with waiting tasks.

@@ -534,7 +534,9 @@ impl Core {
                         let waited = now.unix_ms.saturating_sub(*at_ms);
                         e.age_ms.iter_mut().for_each(|a| *a += waited);
                     }
-                    tasks += event.of.tasks.ranges().len() as u64 + if let EventKind::Ended(_) = event.what { event.of.tasks.len() } else { 0 };
+                    tasks += EVENT_COST
+                        + event.of.tasks.ranges().len() as u64
+                        + if let EventKind::Ended(_) = event.what { event.of.tasks.len() } else { 0 };
                     p.sent = *seq;
                     events.push(event);
                     if tasks > EVENT_TASKS_PER_MESSAGE_MAX {

@@ -270,7 +270,7 @@ impl Core {
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
         };
-        top.aged(age).because(because)
+        top.aged(age).because(because).bounded()
     }
 
     /// Why held tasks are held.

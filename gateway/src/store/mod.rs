@@ -52,8 +52,9 @@ impl Batch {
     }
 }
 
-/// A row's or change's limit; larger ones are a fault of ours.
-pub const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// A row's or change's limit, above anything that one message of a peer can make; what is larger is a fault of ours. Most are below 64 KiB; the store
+/// cuts them as it needs.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A row's key.
 pub const KEY_BYTES_MAX: usize = 256;
 

@@ -400,7 +400,7 @@ mod tests {
     fn replaced_and_forgotten_values_leave_no_parts_and_no_page_leaves_the_synced_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = SledStore::open(dir.path()).unwrap();
-        let big = vec![3; super::super::RECORD_BYTES_MAX];
+        let big = vec![3; 64 * 1024];
         for round in 0..8u64 {
             let rows = (0..20u8).map(|k| (vec![k], Some(big.clone()))).chain([(vec![0], Some(big.clone()))]).collect();
             let changes = (0..20).map(|i| (round * 20 + i, big.clone())).collect();

@@ -199,11 +199,16 @@ impl From<Place> for pb::Place {
     }
 }
 
+/// What a signed chain takes.
+pub fn chain_bytes(chain: &[pb::ChainLink]) -> usize {
+    chain.iter().map(|l| 16 + l.statement.len() + l.signature.len() + l.certificate.len()).sum()
+}
+
 impl TryFrom<pb::Place> for Place {
     type Error = Refusal;
     fn try_from(p: pb::Place) -> Result<Self> {
         let origin = p.origin.ok_or_else(|| bad("a placement without an origin"))?;
-        if p.route.len() > HOPS_MAX as usize + 1 || p.chain.len() > HOPS_MAX as usize + 1 || p.share.len() > 2 * NAME_BYTES_MAX {
+        if p.route.len() > HOPS_MAX as usize + 1 || chain_bytes(&p.chain) > CHAIN_BYTES_MAX || p.share.len() > 2 * NAME_BYTES_MAX {
             return Err(bad("a placement's route, chain or share is too long"));
         }
         let tasks = tasks_in(p.tasks)?;

@@ -54,7 +54,7 @@ impl From<pb::Reason> for Reason {
                 because: because.into_iter().take(SHARES_MAX).map(|r| convert(r, depth + 1)).collect(),
             }
         }
-        convert(r, 0)
+        convert(r, 0).bounded()
     }
 }
 

@@ -54,7 +54,11 @@ pub fn refusal_of(status: &Status) -> Refusal {
     let mut said = vec![status.message().to_string()];
     let mut source = status.source();
     while let Some(e) = source {
-        let text = e.to_string();
+        // rustls says where to read about a missing close_notify; that is of no use to who reads this.
+        let mut text = e.to_string();
+        if let Some(at) = text.find(": https://") {
+            text.truncate(at);
+        }
         if !said.iter().any(|s| s.contains(&text)) {
             said.push(text);
         }

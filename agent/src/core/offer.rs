@@ -1,0 +1,93 @@
+//! What the agent offers its gateway, and what it hints of: never durable, the latest counts.
+
+use std::collections::BTreeMap;
+
+use intergrid_proto::limits::{ADVERT_INTERVAL_MS, CREDIT_MS, LOOKAHEAD_SLOTS_MAX};
+use intergrid_proto::link::{Advert, Attempts, Hint};
+use intergrid_proto::share::{Share, lookahead};
+use intergrid_proto::{Phase, TaskSet};
+
+use super::link::Standing;
+use super::{Core, Stage};
+use crate::limits::*;
+
+impl Core {
+    /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
+    pub(super) fn window(&self) -> u64 {
+        // A start and an end wait for two syncs each: the one on its way, and their own.
+        let syncs_ms = 4.0 * self.commit_ms + if self.link.rate < PACED_RATE_MIN { 0.0 } else { 2.0 * PACE_MS as f64 };
+        let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
+        u64::from(self.capacity.slots) + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX)
+    }
+
+    /// What this machine offers now.
+    pub(super) fn share(&self) -> Share {
+        let slots = self.capacity.slots;
+        let free = u64::from(slots).saturating_sub(self.outstanding.saturating_sub(self.uploading));
+        Share {
+            key: "machine".into(),
+            origin: self.me.site,
+            origin_name: self.me.name.clone(),
+            path: vec![self.me.site],
+            fit_version: self.fit_version,
+            machine_slots: slots,
+            machine_memory_bytes: self.capacity.memory_bytes,
+            architecture: self.capacity.architecture.clone(),
+            slots_total: u64::from(slots),
+            machines: 1,
+            slots_free: free,
+            largest_free: u32::try_from(free).unwrap_or(slots),
+            window: self.window(),
+            credit_ms: CREDIT_MS,
+            waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum(),
+            ..Share::default()
+        }
+    }
+
+    /// Milliseconds until an advertisement is due; None: nothing to say before its renewal, which a tick finds.
+    pub fn advert_due_in(&self, now: u64) -> Option<u64> {
+        if self.link.standing != Standing::Open {
+            return None;
+        }
+        let Some(last) = self.link.advert_ms else { return Some(0) };
+        let next = last + if self.link.advert_dirty { ADVERT_INTERVAL_MS } else { ADVERT_RENEW_MS };
+        (self.link.advert_dirty || now >= next).then(|| next.saturating_sub(now))
+    }
+
+    pub(super) fn advert(&mut self) -> Advert {
+        let share = self.share();
+        let link = &mut self.link;
+        link.windows.push_back((self.now, share.window));
+        link.window_max(self.now, 0);
+        link.advert_version += 1;
+        (link.advert_dirty, link.advert_ms) = (false, Some(self.now));
+        Advert { version: link.advert_version, shares: vec![share], below: Vec::new() }
+    }
+
+    /// Phases that have lasted long enough to be worth a word.
+    pub(super) fn gather_hints(&mut self) {
+        if self.link.standing != Standing::Open {
+            return;
+        }
+        let mut by_phase: BTreeMap<(u64, Phase), TaskSet> = BTreeMap::new();
+        for ((number, task), live) in self.lives.iter_mut().filter(|(_, l)| !l.hinted && self.now >= l.since_ms + SETTLED_MS) {
+            let phase = match live.stage {
+                Stage::Claiming | Stage::Ready | Stage::Starting => continue,
+                Stage::Running(_) => Phase::Running,
+                Stage::Uploading => Phase::StagingOut,
+            };
+            live.hinted = true;
+            by_phase.entry((*number, phase)).or_default().insert(*task..*task + 1);
+        }
+        for (number, open) in self.opens.iter_mut().filter(|(_, o)| !o.hinted_staging && !o.waiting.is_empty()) {
+            if self.plans.get(&open.plan.hash).is_some_and(|s| !s.here) {
+                open.hinted_staging = true;
+                by_phase.insert((*number, Phase::StagingIn), open.waiting.clone());
+            }
+        }
+        for ((number, phase), tasks) in by_phase {
+            let Some(job) = self.state.placements.get(&number).map(|p| p.job) else { continue };
+            self.link.hints.push(Hint { of: Attempts { number, job, tasks }, phase });
+        }
+    }
+}

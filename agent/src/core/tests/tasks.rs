@@ -1,0 +1,239 @@
+//! Placements, wishes, ends.
+
+use super::*;
+
+#[test]
+fn a_placement_is_accepted_run_and_ended_in_one_event() {
+    let mut a = Agent::attached(4);
+    a.down(place(1, 0..4));
+    assert_eq!(EventKind::Accepted, a.events()[0].what);
+    assert_eq!(4, a.running().len());
+    (0..4).for_each(|t| a.core.step(Input::Exited((1, t), Report { exit: Exit::Code(0), ..Report::unseen() }), a.now));
+    a.settle();
+    let ends = a.ends();
+    assert_eq!(1, ends.len());
+    assert_eq!((1, TaskSet::range(0..4), Phase::Done, vec![0]), (ends[0].0, ends[0].1.clone(), ends[0].2.phase, ends[0].2.exit.clone()));
+    assert_eq!((1, 1, false), (ends[0].2.attempts, ends[0].2.route.len(), ends[0].2.lost));
+    assert!(a.core.state.placements.is_empty() && a.core.state.specs.is_empty() && a.core.opens.is_empty() && a.core.plans.is_empty());
+    assert_eq!((0, 0, 0), (a.core.used, a.core.ahead, a.core.outstanding));
+}
+
+#[test]
+fn a_repeat_changes_nothing() {
+    let mut a = Agent::attached(4);
+    a.down(place(2, 0..1));
+    a.exit((2, 0), Exit::Code(0));
+    let before = (a.events(), a.core.state.clone());
+    a.down(place(2, 0..1));
+    a.down(place(1, 0..1));
+    assert_eq!(before, (a.events(), a.core.state.clone()));
+    assert!(a.running().is_empty());
+}
+
+#[test]
+fn exits_are_mapped() {
+    let mut a = Agent::attached(8);
+    a.down(place(1, 0..5));
+    let report = |exit| Report { exit, ..Report::unseen() };
+    a.exit((1, 0), Exit::Code(3));
+    a.exit((1, 1), Exit::Signal(9));
+    a.exit_with((1, 2), Report { missing: vec!["picture.png".into()], ..report(Exit::Code(0)) });
+    a.exit_with((1, 3), Report { oom: true, ..report(Exit::Signal(9)) });
+    a.input(Input::Exited((1, 4), Report { peak: Some((7, "sampled")), ..report(Exit::Code(0)) }));
+    let got: Vec<_> = a.ends().into_iter().map(|(_, _, e)| (e.phase, e.exit[0], e.reason.map(|r| r.kind))).collect();
+    use ReasonKind as K;
+    let failed = |exit, kind| (Phase::Failed, exit, Some(kind));
+    assert_eq!(
+        vec![
+            failed(3, K::ExitNonZero),
+            failed(256 + 9, K::ExitSignal),
+            failed(0, K::StageOutFailed),
+            failed(256 + 9, K::MemoryLimit),
+            (Phase::Done, 0, None)
+        ],
+        got
+    );
+    let ends = a.ends();
+    assert!(ends[2].2.reason.as_ref().unwrap().text.contains("picture.png"));
+    assert_eq!((vec![7], "sampled"), (ends[4].2.peak_bytes.clone(), ends[4].2.measured.as_str()));
+}
+
+#[test]
+fn slots_bound_what_runs_and_memory_counts_as_slots() {
+    let mut a = Agent::attached(4);
+    let mut heavy = spec();
+    heavy.shape.memory_bytes = 2 << 30;
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::range(0..2), &heavy))));
+    assert_eq!(vec![(1, 0), (1, 1)], a.running());
+    assert_eq!(4, a.core.used);
+    let mut large = spec();
+    large.shape.slots = 5;
+    a.down(Down::Place(Box::new(place_of(2, 2, TaskSet::range(0..1), &large))));
+    assert_eq!(vec![(2, TaskSet::one(0), ReasonKind::NoFit)], a.returns());
+}
+
+#[test]
+fn beyond_the_window_comes_back_in_part() {
+    let mut a = Agent::attached(4);
+    a.down(place(1, 0..6));
+    assert_eq!(vec![(1, TaskSet::range(4..6), ReasonKind::OverCredit)], a.returns());
+    assert_eq!(4, a.running().len());
+    a.down(place(2, 0..1));
+    assert_eq!(2, a.returns().len());
+    (0..4).for_each(|t| a.exit((1, t), Exit::Code(0)));
+    assert_eq!(0, a.core.outstanding);
+    a.down(place(3, 0..4));
+    assert_eq!((2, 4), (a.returns().len(), a.running().len()));
+}
+
+#[test]
+fn a_spec_comes_once_and_a_wrong_one_is_refused() {
+    let mut a = Agent::attached(4);
+    let bare = |n| Place { spec: vec![], ..place_of(n, n, TaskSet::one(0), &spec()) };
+    a.down(Down::Place(Box::new(bare(1))));
+    assert_eq!(vec![(1, TaskSet::one(0), ReasonKind::InvalidSpec)], a.returns());
+    a.down(place(2, 0..1));
+    a.exit((2, 0), Exit::Code(0));
+    a.down(Down::Place(Box::new(bare(3))));
+    assert_eq!(vec![(3, 0)], a.running());
+    a.down(Down::Place(Box::new(Place { spec_hash: BlobHash::of(b"else"), ..place_of(4, 4, TaskSet::one(0), &spec()) })));
+    assert_eq!(2, a.returns().len());
+    // A refused number is a repeat, too.
+    a.down(place(4, 0..1));
+    assert_eq!((2, vec![(3, 0)]), (a.returns().len(), a.running()));
+}
+
+#[test]
+fn a_cancel_is_not_lost_whether_it_comes_before_or_after() {
+    for before in [true, false] {
+        let mut a = Agent::attached(2);
+        if before {
+            a.down(want(7, 3, WantValue::Cancel, 0..2));
+        }
+        a.down(Down::Place(Box::new(place_of(1, 7, TaskSet::range(0..2), &spec()))));
+        if !before {
+            assert_eq!(2, a.running().len());
+            a.down(want(7, 3, WantValue::Cancel, 0..2));
+            assert_eq!(vec![((1, 0), false), ((1, 1), false)], a.signals);
+            assert!(a.ends().is_empty(), "only the end of the group is an end");
+            a.exit((1, 0), Exit::Signal(15));
+            a.pass(5_000);
+            assert_eq!(Some(&((1, 1), true)), a.signals.last(), "killed after the grace");
+            a.exit((1, 1), Exit::Signal(9));
+        }
+        assert!(a.running().is_empty());
+        assert!(a.ends().iter().all(|(_, _, e)| e.phase == Phase::Cancelled && e.reason.as_ref().unwrap().kind == ReasonKind::CancelledByUser));
+        assert_eq!(TaskSet::range(0..2), a.ends().iter().fold(TaskSet::new(), |s, (_, t, _)| s.union(t)));
+        let attempts = a.ends()[0].2.attempts;
+        assert_eq!(u32::from(!before), attempts, "what never started is no attempt");
+        let stored = |e: &Event| matches!(e.what, EventKind::WantStored { version: 3 });
+        assert_eq!(1, a.events().iter().filter(|e| stored(e)).count());
+        // An older register changes nothing.
+        a.down(want(7, 2, WantValue::Hold, 0..2));
+        assert_eq!(3, a.core.state.wants[&7].version);
+    }
+}
+
+#[test]
+fn hold_keeps_return_gives_back_run_starts() {
+    let mut a = Agent::attached(2);
+    a.down(want(1, 1, WantValue::Hold, 0..2));
+    a.down(place(1, 0..2));
+    assert!(a.running().is_empty());
+    let mut w = Want { job: 1, version: 2, ranges: vec![] };
+    w.set(WantValue::Return, &TaskSet::one(1));
+    a.down(Down::Want(w));
+    assert_eq!(vec![(1, 0)], a.running());
+    assert_eq!(vec![(1, TaskSet::one(1), ReasonKind::AskedBack)], a.returns());
+    // What runs is not given back.
+    a.down(want(1, 3, WantValue::Return, 0..2));
+    assert_eq!((1, vec![(1, 0)]), (a.returns().len(), a.running()));
+}
+
+#[test]
+fn a_claim_that_is_not_used_is_taken_back() {
+    let mut a = Agent::attached(2);
+    a.core.link.rate = 1_000.0;
+    a.core.commit_ms = 10.0;
+    a.core.link.windows.push_back((a.now, 100));
+    a.down(place(1, 0..10));
+    assert_eq!(2, a.running().len());
+    assert!(a.core.ahead > 0 && a.claimed((1, 2)), "claims are made ahead where tasks end fast");
+    a.down(want(1, 1, WantValue::Hold, 0..10));
+    assert_eq!((0, false), (a.core.ahead, a.claimed((1, 2))));
+    a.exit((1, 0), Exit::Code(0));
+    assert_eq!(1, a.running().len());
+    a.down(want(1, 2, WantValue::Cancel, 2..10));
+    assert_eq!(TaskSet::range(2..10), a.ends().last().unwrap().1);
+    assert_eq!(1, a.core.outstanding);
+}
+
+#[test]
+fn stale_attempts_are_stopped_and_reported_as_fenced() {
+    let mut a = Agent::attached(1);
+    a.core.link.windows.push_back((a.now, 9));
+    a.down(place(1, 0..2));
+    a.down(Down::Stale(vec![Attempts { number: 1, job: 1, tasks: TaskSet::range(0..2) }]));
+    assert_eq!(vec![((1, 0), false)], a.signals);
+    a.exit((1, 0), Exit::Signal(15));
+    let got: Vec<_> = a.ends().into_iter().map(|(_, t, e)| (t, e.phase, e.exit[0], e.reason.unwrap().kind)).collect();
+    let fenced = |t, exit| (TaskSet::one(t), Phase::Cancelled, exit, ReasonKind::Fenced);
+    assert_eq!(vec![fenced(1, 1024), fenced(0, 256 + 15)], got);
+}
+
+#[test]
+fn time_and_memory_limits_stop() {
+    let mut a = Agent::attached(2);
+    let mut s = spec();
+    s.time_limit_ms = Some(1_000);
+    s.shape.memory_bytes = 1 << 20;
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::range(0..2), &s))));
+    a.input(Input::OverMemory((1, 1), 2 << 20));
+    assert_eq!(vec![((1, 1), true)], a.signals);
+    a.exit((1, 1), Exit::Signal(9));
+    a.pass(1_050);
+    assert_eq!(Some(&((1, 0), false)), a.signals.last());
+    a.exit((1, 0), Exit::Code(0));
+    let kinds: Vec<_> = a.ends().into_iter().map(|(_, _, e)| (e.phase, e.reason.unwrap().kind)).collect();
+    assert_eq!(vec![(Phase::Failed, ReasonKind::MemoryLimit), (Phase::Failed, ReasonKind::TimeLimit)], kinds);
+}
+
+#[test]
+fn content_comes_first_and_others_go_by() {
+    let mut a = Agent::attached(2);
+    let mut s = spec();
+    s.inputs = vec![intergrid_proto::spec::File { name: "in".into(), hash: BlobHash::of(b"x"), size: 1, executable: false }];
+    let hash = BlobHash::of(&s.encode());
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::one(0), &s))));
+    a.down(place(2, 0..1));
+    assert_eq!((1, vec![(2, 0)]), (a.fetches, a.running()));
+    a.pass(200);
+    assert!(a.sent.iter().any(|u| matches!(u, Up::Hints(h) if h.iter().any(|h| h.phase == Phase::StagingIn && h.of.number == 1))));
+    a.input(Input::Fetched(hash, Ok(())));
+    assert_eq!(vec![(1, 0), (2, 0)], a.running());
+    a.exit((2, 0), Exit::Code(0));
+    a.exit((1, 0), Exit::Code(0));
+    a.down(Down::Place(Box::new(place_of(3, 3, TaskSet::one(0), &s))));
+    a.input(Input::Fetched(hash, Err("gone".into())));
+    let (_, _, e) = a.ends().pop().unwrap();
+    assert_eq!((Phase::Failed, ReasonKind::StageInFailed, 0), (e.phase, e.reason.unwrap().kind, e.attempts));
+}
+
+#[test]
+fn outputs_come_before_the_end_and_free_the_slot() {
+    let mut a = Agent::attached(1);
+    a.down(place(1, 0..1));
+    a.exit_with((1, 0), Report { exit: Exit::Code(0), files: vec!["stdout".into()], ..Report::unseen() });
+    assert_eq!((vec![(1, 0)], 0, 2), (a.uploads.clone(), a.ends().len(), a.core.window()));
+    a.down(place(2, 0..1));
+    assert_eq!(vec![(2, 0)], a.running());
+    // The exit record outlives the agent.
+    a.restart(1, |k| if k == (2, 0) { Fate::Alive { pid: 100 } } else { Fate::Gone });
+    assert_eq!(vec![(1, 0), (1, 0)], a.uploads);
+    a.attach(77, 2);
+    a.input(Input::Uploaded((1, 0), Ok(())));
+    assert_eq!((Phase::Done, vec![0]), {
+        let e = a.ends().pop().unwrap().2;
+        (e.phase, e.exit)
+    });
+}

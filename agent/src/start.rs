@@ -1,0 +1,127 @@
+//! From a configuration to an agent that runs: everything that can refuse to be one is asked here, in order, before anything is changed.
+
+use std::sync::mpsc as std_mpsc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::net::identity::{CertRole, Identity};
+use intergrid_proto::{Refusal, RefusalKind};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::config::{AgentConfig, Executor as ExecutorKind};
+use crate::core::{Core, Input};
+use crate::dial::{Dial, random};
+use crate::exec::Executor;
+use crate::exec::cgroup::Cgroup;
+use crate::exec::dirs::Dirs;
+use crate::fetch::Fetcher;
+use crate::limits::*;
+use crate::machine::{self, Capacity};
+use crate::shell::{Options, Shell, Sources};
+use crate::spool::Spool;
+use crate::state::State;
+use crate::upload::Uploader;
+
+/// Unix milliseconds that never go back within one run.
+pub(crate) struct Clock {
+    pub began: Instant,
+    began_ms: u64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Clock { began: Instant::now(), began_ms: u64::try_from(since.as_millis()).unwrap_or(0) }
+    }
+
+    pub fn now(&self) -> u64 {
+        self.began_ms + u64::try_from(self.began.elapsed().as_millis()).unwrap_or(0)
+    }
+}
+
+/// All parts, started.
+pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sources), Refusal> {
+    let broken = |what: &str, e: std::io::Error| Refusal::new(RefusalKind::Internal, format!("can't {what}: {e}"));
+    let identity = Identity::load(&config.identity)?;
+    if identity.role() != CertRole::Agent || identity.label() != config.name {
+        let message = format!("identity {}: it is that of {}, not of agent {:?}", config.identity.display(), identity.cert(), config.name);
+        return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("correct `name` or `identity`"));
+    }
+    let me = Hop { site: identity.id(), name: config.name.clone(), kind: Kind::Agent };
+    let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?;
+    let clock = Clock::new();
+    let (mut spool, records) = Spool::open(&config.state)?;
+    let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
+    let state = State::replay(records)?;
+    let capacity = Capacity::measure(config.slots, config.memory);
+    let boot = machine::boot_id();
+    let mut core = Core::new(state, me.clone(), machine::fingerprint(), boot.clone(), capacity, random(), clock.now())?;
+    let (told, told_source) = mpsc::channel(INPUT_QUEUE_MAX);
+    let null = config.executor == ExecutorKind::Null;
+    let mut exec = Executor::new(dirs.clone(), cgroup, null, told).map_err(|e| broken("start the executor", e))?;
+    let claims = core.claimed();
+    for (key, fate) in exec.adopt(&claims, &boot) {
+        tracing::info!("task {}.{} was claimed before: {fate:?}", key.0, key.1);
+        core.resume(key, fate, clock.now());
+    }
+    let in_use = core.blobs_in_use();
+    dirs.sweep(|key| claims.iter().any(|(k, _)| *k == key));
+    dirs.shrink(BLOB_CACHE_BYTES_MAX, |hash| in_use.iter().any(|b| b.to_string() == hash));
+    spool.replace(core.cut_all(clock.now())).map_err(|e| broken("write the spool", e))?;
+    core.step(Input::Committed, clock.now());
+
+    let (orders, order_queue) = std_mpsc::channel();
+    let (report, written) = mpsc::channel(4);
+    spool.serve(order_queue, move |w| _ = report.blocking_send(w)).map_err(|e| broken("start the spool's thread", e))?;
+    let dial = Dial::new(config.gateway.clone(), identity);
+    let (say, said) = mpsc::channel(INPUT_QUEUE_MAX);
+    tokio::spawn(dial.clone().keep(say));
+    let (uploads, requests) = mpsc::unbounded_channel();
+    let (done, uploaded) = mpsc::channel(INPUT_QUEUE_MAX);
+    tokio::spawn(Uploader::new(dial.clone(), dirs.clone(), requests, done).run());
+    let (fetched, fetched_source) = mpsc::channel(INPUT_QUEUE_MAX);
+    let parent_gone = match options.die_with_parent {
+        true => {
+            let (gone, parent_gone) = oneshot::channel();
+            watch_stdin(gone).map_err(|e| broken("watch stdin", e))?;
+            Some(parent_gone)
+        }
+        false => None,
+    };
+    let child = signal(SignalKind::child()).map_err(|e| broken("listen for SIGCHLD", e))?;
+    let fetcher = Fetcher::new(dial, dirs.clone());
+    tracing::info!("agent {} ({}): {}", config.name, me.site, core.describe());
+    let (connection, ended) = (None, None);
+    let (writing, spool_is_large) = (false, false);
+    let shell = Shell {
+        config,
+        options,
+        clock,
+        core,
+        exec,
+        dirs,
+        orders,
+        writing,
+        spool_is_large,
+        connection,
+        fetcher,
+        fetched,
+        uploads,
+        ended,
+        me,
+        capacity_read: 0,
+        tick_at: Instant::now(),
+    };
+    Ok((shell, Sources { written, said, told: told_source, fetched: fetched_source, uploaded, child, parent_gone }))
+}
+
+/// A thread that reads to the end of stdin, which the parent holds open as long as it lives.
+fn watch_stdin(gone: oneshot::Sender<()>) -> std::io::Result<()> {
+    let watch = move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = gone.send(());
+    };
+    std::thread::Builder::new().name("stdin".into()).stack_size(64 << 10).spawn(watch).map(|_| ())
+}
