@@ -59,7 +59,10 @@ fn verdict(stop: Option<Stop>, r: &Report, memory_bytes: u64, time_ms: Option<u6
         Some(Stop::Fenced) => return (Phase::Cancelled, Some(Reason::new(K::Fenced, "the attempt no longer counts; it was stopped"))),
         Some(Stop::Time) => return failed(K::TimeLimit, format!("it ran longer than its limit of {} ms", time_ms.unwrap_or_default())),
         Some(Stop::Memory(used)) => return failed(K::MemoryLimit, format!("it used {}, its limit is {}", human(used), human(memory_bytes))),
-        None if r.oom => return failed(K::MemoryLimit, format!("the kernel stopped it at its limit of {}", human(memory_bytes))),
+        // A payload that got over the loss of one of its processes has ended well.
+        None if r.oom && r.exit != Exit::Code(0) => {
+            return failed(K::MemoryLimit, format!("the kernel stopped it at its limit of {}", human(memory_bytes)));
+        }
         None => {}
     }
     match r.exit {

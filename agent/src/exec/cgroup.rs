@@ -1,9 +1,10 @@
 //! A memory cgroup per task, below one that is delegated to the agent: version 2, or the memory controller of version 1, by writing its files.
 //!
-//! A process enters its cgroup right after it was started; what it allocated before, its own image, is counted above. Where a step fails the task runs on
-//! and is sampled instead.
+//! In version 1 the thread that starts a process enters the cgroup first, and the process is born in it. In version 2 a thread can't: the process enters
+//! right after it was started, and what it allocated before is counted above. Where a step fails the task runs on and is sampled instead.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use intergrid_proto::{Refusal, RefusalKind};
@@ -50,25 +51,44 @@ impl Cgroup {
         self.root.join(format!("task-{}-{}", key.0, key.1))
     }
 
-    /// Put a process into the cgroup of its task; 0 bytes: no limit.
-    pub fn enter(&self, key: Key, pid: i32, limit_bytes: u64) {
+    /// Start the process of a task in a cgroup of its own; 0 bytes: no limit.
+    pub fn start<E>(&self, key: Key, limit_bytes: u64, start: impl FnOnce() -> Result<i32, E>) -> Result<i32, E> {
         let dir = self.of(key);
-        let put = |file: &str, text: String| fs::write(dir.join(file), text);
-        let entered = fs::create_dir(&dir)
-            .and_then(|()| match (limit_bytes, self.unified) {
-                (0, _) => Ok(()),
-                (n, true) => {
-                    // Absent where swap is not accounted.
-                    let _ = put("memory.swap.max", "0".into());
-                    let _ = put("memory.oom.group", "1".into());
-                    put("memory.max", n.to_string())
-                }
-                (n, false) => put("memory.limit_in_bytes", n.to_string()),
-            })
-            .and_then(|()| put("cgroup.procs", pid.to_string()));
-        if let Err(e) = entered {
+        let failed = |e: io::Error| {
             tracing::warn!("cgroup {}: {e}; the task's memory is sampled", dir.display());
             let _ = fs::remove_dir(&dir);
+        };
+        if let Err(e) = self.make(&dir, limit_bytes) {
+            failed(e);
+            return start();
+        }
+        // In `tasks`, 0 is the thread that writes.
+        let entered = if self.unified { Ok(()) } else { fs::write(dir.join("tasks"), "0") };
+        let started = start();
+        let left = if self.unified { Ok(()) } else { fs::write(self.root.join("tasks"), "0") };
+        let moved = match &started {
+            Ok(pid) if self.unified => fs::write(dir.join("cgroup.procs"), pid.to_string()),
+            _ => Ok(()),
+        };
+        entered.and(left).and(moved).unwrap_or_else(failed);
+        if started.is_err() {
+            let _ = fs::remove_dir(&dir);
+        }
+        started
+    }
+
+    fn make(&self, dir: &Path, limit_bytes: u64) -> io::Result<()> {
+        fs::create_dir(dir)?;
+        let put = |file: &str, text: &str| fs::write(dir.join(file), text);
+        match (limit_bytes, self.unified) {
+            (0, _) => Ok(()),
+            (n, true) => {
+                // Absent where swap is not accounted.
+                let _ = put("memory.swap.max", "0");
+                let _ = put("memory.oom.group", "1");
+                put("memory.max", &n.to_string())
+            }
+            (n, false) => put("memory.limit_in_bytes", &n.to_string()),
         }
     }
 
@@ -86,6 +106,7 @@ impl Cgroup {
         let events = fs::read_to_string(dir.join(file)).unwrap_or_default();
         let oom = events.lines().find_map(|l| l.strip_prefix(word)).is_some_and(|n| n.trim() != "0");
         let _ = fs::remove_dir(&dir);
-        peak.map(|peak_bytes| Use { peak_bytes, oom })
+        // Zero: it was gone before it could enter.
+        peak.filter(|n| *n > 0).map(|peak_bytes| Use { peak_bytes, oom })
     }
 }

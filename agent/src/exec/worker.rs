@@ -218,21 +218,24 @@ impl Shared {
         let stream = |name| c_path(&self.dirs.stream(pair, name)).map_err(unusual);
         let (stdout, stderr) = (stream("stdout")?, stream("stderr")?);
         let command = Command { program: &program, argv: &b.argv, env: &b.env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
-        let mut tries = 0;
-        let pid = loop {
-            match spawn(&command) {
-                // Its file is still open for writing in a process that another thread is just starting.
-                Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES_MAX => {
-                    tries += 1;
-                    std::thread::sleep(Duration::from_millis(BUSY_PAUSE_MS));
+        let start = || {
+            let mut tries = 0;
+            loop {
+                match spawn(&command) {
+                    // Its file is still open for writing in a process that another thread is just starting.
+                    Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES_MAX => {
+                        tries += 1;
+                        std::thread::sleep(Duration::from_millis(BUSY_PAUSE_MS));
+                    }
+                    other => return other,
                 }
-                other => break other.map_err(unusual)?,
             }
         };
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.enter(key, pid, plan.spec.shape.memory_bytes);
-        }
-        Ok(pid)
+        let started = match &self.cgroup {
+            Some(cgroup) => cgroup.start(key, plan.spec.shape.memory_bytes, start),
+            None => start(),
+        };
+        started.map_err(unusual)
     }
 }
 
