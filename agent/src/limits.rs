@@ -68,9 +68,13 @@ pub const UPLOADS_IN_FLIGHT_MAX: usize = 16;
 pub const BULK_STALL_MS: u64 = intergrid_proto::limits::BLOB_WAIT_MS + 30_000;
 /// Cached content that no task needs is kept up to this size.
 pub const BLOB_CACHE_BYTES_MAX: u64 = 8 << 30;
-/// Tasks end at SIGTERM of the agent's parent within this time in the mode `--die-with-parent`.
+/// How long the last steps of an agent may take: the end of all tasks in the mode `--die-with-parent`, and the last write to the spool.
 pub const DIE_WAIT_MS: u64 = 3_000;
 /// A program of this size is shared with the cache by a hard link, a smaller one is copied.
 pub const LINK_BYTES_MIN: u64 = 64 << 10;
 /// Empty directories that are kept for the next tasks.
 pub const SPARE_DIRECTORIES_MAX: usize = 1_024;
+/// How long a new agent waits for the spool of an old one.
+pub const LOCK_WAIT_MS: u64 = 2_000;
+/// See [`LOCK_WAIT_MS`].
+pub const LOCK_POLL_MS: u64 = 20;

@@ -11,10 +11,11 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use intergrid_proto::{Refusal, RefusalKind};
 
-use crate::limits::{SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES};
+use crate::limits::{LOCK_POLL_MS, LOCK_WAIT_MS, SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES};
 use frame::Fault;
 use record::{Batch, Record};
 
@@ -65,13 +66,18 @@ impl Spool {
         // What users gave their tasks is nobody else's.
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed("make the directory", e))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(|e| failed("open the lock", e))?;
-        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let message = format!("state {} is in use by another agent", dir.display());
-                return Err(Refusal::new(RefusalKind::Conflict, message).remedy("stop it, or give this one a directory of its own"));
+        let patience = Instant::now() + Duration::from_millis(LOCK_WAIT_MS);
+        loop {
+            match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                // A task that was just being started when its agent was killed holds the lock until its exec is done: from then on it can be found.
+                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(LOCK_POLL_MS)),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let message = format!("state {} is in use by another agent", dir.display());
+                    return Err(Refusal::new(RefusalKind::Conflict, message).remedy("stop it, or give this one a directory of its own"));
+                }
+                Err(e) => return Err(failed("lock it", e.into())),
             }
-            Err(e) => return Err(failed("lock it", e.into())),
         }
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(|e| failed("open the spool", e))?;
         let mut bytes = Vec::new();

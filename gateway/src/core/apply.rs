@@ -297,6 +297,9 @@ impl State {
             fenced: TaskSet::new(),
         };
         job.downs.entry(p.number).or_insert(entry);
+        // From here on this child has had the job: late word of it is taken.
+        job.ended_at.entry(child).or_default();
+        dirty.insert(RowKey::Job(p.job));
         dirty.insert(RowKey::Down(p.job, p.number));
         self.placed_on.entry(child).or_default().insert(p.number, p.job);
         if live {

@@ -12,7 +12,7 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 use super::change::{self, What};
 use super::limits::*;
 use super::rows::pieces;
-use super::state::{Job, QueueKey};
+use super::state::QueueKey;
 use super::{Action, Child, Core};
 
 impl Core {
@@ -367,8 +367,7 @@ impl Core {
         let hop = self.hop(child);
         if ended.stale {
             // An attempt below is over, while the placement went on. Only of a job that this child has had: others' history is not its to write.
-            let had = |j: &Job| j.ended_at.contains_key(&child) || j.downs.get(&of.number).is_some_and(|d| d.child == child);
-            let Some(j) = self.state.jobs.get(&of.job).filter(|j| had(j)) else { return };
+            let Some(j) = self.state.jobs.get(&of.job).filter(|j| j.ended_at.contains_key(&child)) else { return };
             let tasks = of.tasks.intersect(&j.all());
             if !tasks.is_empty() {
                 self.note_stale(of.job, of.number, hop, &tasks, &ended.select(&of.tasks, &tasks));

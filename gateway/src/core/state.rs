@@ -124,7 +124,7 @@ pub struct Job {
     pub ups: BTreeMap<u32, UpEntry>,
     pub downs: BTreeMap<u64, DownEntry>,
     pub chunks: Vec<Chunk>,
-    /// Tasks ended, by child.
+    /// Tasks ended, by every child that has had any.
     pub ended_at: BTreeMap<SiteId, u64>,
     // Derived.
     pub counts: [u64; 11],

@@ -86,6 +86,7 @@ impl Core {
         for d in j.downs.values() {
             sites.entry(d.child).or_default().0 += d.open;
         }
+        sites.retain(|_, (active, ended)| *active + *ended > 0);
         pb::JobView {
             id: JobNo(j.no).id(),
             name: j.spec.parsed.name.clone(),
@@ -136,7 +137,7 @@ impl Core {
             reasons.push(Reason::new(r.kind, text).aged(self.now.mono_ms.saturating_sub(*at)).because(r.because.clone()));
         }
         let below = j.downs.values().filter(|d| d.open > 0).map(|d| d.child);
-        let failed_at = j.ended_at.keys().copied().filter(|_| j.count(Phase::Failed) > 0);
+        let failed_at = j.ended_at.iter().filter(|(_, n)| **n > 0 && j.count(Phase::Failed) > 0).map(|(s, _)| *s);
         let mut children: Vec<SiteId> = below.chain(failed_at).collect();
         children.sort();
         children.dedup();
