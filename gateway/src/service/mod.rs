@@ -102,8 +102,8 @@ impl Service {
         if r.tasks == 0 || r.tasks > TASKS_PER_JOB_MAX {
             return Err(Refusal::invalid(format!("tasks: {} is not between 1 and {TASKS_PER_JOB_MAX}", r.tasks)));
         }
-        if convert::chain_bytes(&r.chain) > CHAIN_BYTES_MAX {
-            return Err(Refusal::invalid(format!("chain: at most {CHAIN_BYTES_MAX} bytes are taken")));
+        if r.chain.len() > HOPS_MAX as usize || convert::chain_bytes(&r.chain) > CHAIN_BYTES_MAX {
+            return Err(Refusal::invalid(format!("chain: at most {HOPS_MAX} links and {CHAIN_BYTES_MAX} bytes are taken")));
         }
         if BlobHash::from_slice(&r.spec_hash) != Some(BlobHash::of(&r.spec)) {
             return Err(Refusal::invalid("spec_hash: not the hash of the spec").remedy("hash the bytes that are sent, with blake3"));

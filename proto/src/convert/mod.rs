@@ -208,7 +208,11 @@ impl TryFrom<pb::Place> for Place {
     type Error = Refusal;
     fn try_from(p: pb::Place) -> Result<Self> {
         let origin = p.origin.ok_or_else(|| bad("a placement without an origin"))?;
-        if p.route.len() > HOPS_MAX as usize + 1 || chain_bytes(&p.chain) > CHAIN_BYTES_MAX || p.share.len() > 2 * NAME_BYTES_MAX {
+        if p.route.len() > HOPS_MAX as usize + 1
+            || p.chain.len() > HOPS_MAX as usize + 1
+            || chain_bytes(&p.chain) > CHAIN_BYTES_MAX
+            || p.share.len() > 2 * NAME_BYTES_MAX
+        {
             return Err(bad("a placement's route, chain or share is too long"));
         }
         let tasks = tasks_in(p.tasks)?;
