@@ -94,6 +94,8 @@ pub enum Down {
     },
     /// What the parent would use beyond what it has placed.
     Demand(Vec<(Shape, u64)>),
+    /// It has taken in the advert of this version: nothing placed on the word of an older one follows.
+    Saw(u64),
     /// Send your full state.
     Resync,
     /// All that the parent holds open here.
@@ -162,6 +164,11 @@ impl Want {
             WantValue::Run => all.subtract(&named(None)).union(&named(Some(WantValue::Run)).intersect(all)),
             v => named(Some(v)).intersect(all),
         }
+    }
+
+    /// Ranges of all wishes together.
+    pub fn range_count(&self) -> usize {
+        self.ranges.iter().map(|(_, t)| t.ranges().len()).sum()
     }
 
     /// Wish this of these tasks from now on. The version is the caller's to raise.

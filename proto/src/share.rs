@@ -135,30 +135,30 @@ pub fn class(key: &str) -> &str {
 }
 
 /// Divide what is free among receivers. `receivers`: (outstanding, wanted) in slots, in a fixed order. Returns each one's window: what it has outstanding
-/// already plus its part of `free`. First in equal parts to those that want, no more than they want; then the rest to them in order; where nobody wants,
-/// all to the first, so that the first who comes need not wait.
+/// already plus its part of `free`. Max-min fair over the windows: who wants and has least is served first, nobody gets more than it wants; then the rest
+/// goes to the first that wants, or to the first of all, so that whoever comes first need not wait.
 ///
 /// Law: the windows sum to outstanding + free at most (exactly, where there is a receiver).
 pub fn divide_window(free: u64, receivers: &[(u64, u64)]) -> Vec<u64> {
-    let mut part = vec![0u64; receivers.len()];
+    let mut window: Vec<u64> = receivers.iter().map(|(outstanding, _)| *outstanding).collect();
+    let most = |i: usize| receivers[i].0.saturating_add(receivers[i].1);
     let mut left = free;
-    loop {
-        let hungry: Vec<usize> = (0..receivers.len()).filter(|i| part[*i] < receivers[*i].1).collect();
-        if left == 0 || hungry.is_empty() {
-            break;
-        }
-        let each = (left / hungry.len() as u64).max(1);
-        for i in hungry {
-            let give = each.min(receivers[i].1 - part[i]).min(left);
-            part[i] += give;
-            left -= give;
+    while left > 0 {
+        let hungry: Vec<usize> = (0..window.len()).filter(|i| window[*i] < most(*i)).collect();
+        let Some(level) = hungry.iter().map(|i| window[*i]).min() else { break };
+        let (lowest, higher): (Vec<usize>, Vec<usize>) = hungry.into_iter().partition(|i| window[*i] == level);
+        let next = higher.iter().map(|i| window[*i]).chain(lowest.iter().map(|i| most(*i))).min().unwrap_or(level);
+        let each = (left / lowest.len() as u64).clamp(1, next - level);
+        for i in lowest {
+            window[i] += each.min(left);
+            left -= each.min(left);
         }
     }
-    let first = (0..receivers.len()).find(|i| receivers[*i].1 > 0).unwrap_or(0);
-    if let Some(p) = part.get_mut(first) {
-        *p += left;
+    let first = (0..window.len()).find(|i| receivers[*i].1 > 0).unwrap_or(0);
+    if let Some(w) = window.get_mut(first) {
+        *w = w.saturating_add(left);
     }
-    receivers.iter().zip(part).map(|((outstanding, _), p)| outstanding + p).collect()
+    window
 }
 
 /// Slots to place beyond the machines so that none waits for a round trip: completion rate x round trip (Little's law), twice, capped; 0 for work that
@@ -228,10 +228,11 @@ mod tests {
             let outstanding: u64 = rs.iter().map(|r| r.0).sum();
             prop_assert_eq!(w.iter().sum::<u64>(), outstanding + free);
             prop_assert!(w.iter().zip(&rs).all(|(w, r)| *w >= r.0));
-            // Nobody who wants gets less than an equal part, unless he wants less.
-            let hungry = rs.iter().filter(|r| r.1 > 0).count() as u64;
-            for (w, r) in w.iter().zip(&rs) {
-                prop_assert!(w - r.0 >= r.1.min(free.checked_div(hungry).unwrap_or(0)));
+            // Who still wants has no less than anybody who was given something, but for the one that could not be divided.
+            let rest = free.saturating_sub(rs.iter().map(|r| r.1).sum());
+            for (i, r) in rs.iter().enumerate().filter(|(i, r)| w[*i] < r.0 + r.1) {
+                prop_assert_eq!(rest, 0);
+                prop_assert!(w.iter().zip(&rs).all(|(v, s)| *v == s.0 || *v <= w[i] + 1), "{} of {:?} is left behind: {:?}", i, r, w);
             }
         }
 

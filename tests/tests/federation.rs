@@ -155,7 +155,7 @@ async fn a_tower_that_is_too_high_says_so() {
     let bob = grid.user(below, "bob").await;
     has_slots(&bob, 2).await;
     bob.run("k", &sleep("0"), 4).await;
-    // From the ninth it is one hop too far.
+    // From the ninth it is one hop too far: it does not set out.
     let ann = grid.user(top, "ann").await;
     has_slots(&ann, 2).await;
     let (job, _) = ann.submit("k", &sleep("0"), 2).await.unwrap();

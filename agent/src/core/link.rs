@@ -178,9 +178,9 @@ impl Core {
             (Down::Place(place), Standing::Open) => self.place(*place),
             (Down::Ack { incarnation, sequence }, Standing::Open) => self.acked(incarnation, sequence),
             // One machine has nobody to tell of demand.
-            (Down::Demand(_), Standing::Open) => {}
+            (Down::Demand(_) | Down::Saw(_), Standing::Open) => {}
             (Down::Resync, Standing::Open) => self.resync(),
-            (Down::Open(_), Standing::Open) => (self.link.hold, self.link.hold_until_ms) = (false, 0),
+            (Down::Open(open), Standing::Open) => self.only(open),
         }
     }
 
@@ -214,6 +214,20 @@ impl Core {
         let strange = hello.peer_incarnation != 0 && hello.peer_incarnation != c.incarnation;
         self.forget(cursor);
         if strange || cursor + 1 < self.state.sequence_low() { self.resync() } else { self.link.sent = cursor }
+    }
+
+    /// All that the gateway holds open here. What else an old store knows of was ended or given to others since: to start it would be once too often.
+    fn only(&mut self, open: Vec<Attempts>) {
+        let mut counts: BTreeMap<u64, TaskSet> = BTreeMap::new();
+        for a in open {
+            let tasks = counts.entry(a.number).or_default();
+            *tasks = tasks.union(&a.tasks);
+        }
+        let rest = |number: &u64, all: &TaskSet| counts.get(number).map_or_else(|| all.clone(), |c| all.subtract(c));
+        let all = self.state.placements.iter().map(|(number, p)| Attempts { number: *number, job: p.job, tasks: rest(number, &p.open) });
+        let gone = all.filter(|a| !a.tasks.is_empty()).collect();
+        self.stale(gone);
+        (self.link.hold, self.link.hold_until_ms) = (false, 0);
     }
 
     /// This store is older than what the gateway has seen of it: what it says from now on is said under another incarnation.

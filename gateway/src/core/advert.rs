@@ -1,4 +1,7 @@
-//! What parents are told: shares, and how much of each a parent may use. Over all parents, windows never exceed what is there plus the lookahead.
+//! What parents are told: shares, and how much of each a parent may use.
+//!
+//! Law: over all parents, what they have been told and do not use never exceeds what is free plus the lookahead, at the moment of telling. So a window
+//! that has been made smaller counts as it was until its holder has seen that (`Down::Saw`): placements sent on its word are before it on the link.
 
 use std::collections::BTreeMap;
 
@@ -99,7 +102,13 @@ impl Core {
                     (held.copied().unwrap_or(0), fitting.map(|(s, n)| u.share.cost(s).saturating_mul(*n)).fold(0, u64::saturating_add))
                 })
                 .collect();
-            for (r, window) in seeing.iter().zip(divide_window(free, &parts)) {
+            let told: Vec<u64> = seeing.iter().map(|r| self.parents[r].told(key)).collect();
+            // What is with somebody who does not know yet that it is no longer his can't be given to anybody else.
+            let mut loose = free.saturating_sub(told.iter().zip(&parts).map(|(t, (held, _))| t.saturating_sub(*held)).sum());
+            for ((r, mut window), (told, (held, _))) in seeing.iter().zip(divide_window(free, &parts)).zip(told.iter().zip(&parts)) {
+                let more = window.saturating_sub(*told.max(held)).min(loose);
+                loose -= more;
+                window = window.min(told.max(held) + more);
                 let waiting = self.state.waiting.values().flatten().count() as u64;
                 let share = Share { window, credit_ms: CREDIT_MS, waiting, ..u.share.clone() };
                 if let Some(list) = shares.get_mut(r) {
@@ -122,7 +131,10 @@ impl Core {
     /// Tell parents what has changed: the first change at once, then at most one advert in `ADVERT_INTERVAL_MS`; repeated before credit runs out.
     pub(super) fn flush_adverts(&mut self) {
         let now = self.now.mono_ms;
-        let due = |p: &super::Parent| p.live && (p.advert.is_none() || now.saturating_sub(p.advert_ms) >= ADVERT_INTERVAL_MS);
+        let due = |p: &super::Parent| {
+            let age = now.saturating_sub(p.advert_ms);
+            p.live && (p.advert.is_none() || age >= CREDIT_MS || (p.before.is_none() && age >= ADVERT_INTERVAL_MS))
+        };
         if !self.advert_due || !self.parents.values().any(due) {
             return;
         }
@@ -135,7 +147,7 @@ impl Core {
                     self.actions.push(Action::Warn(text));
                     p.advert_version += 1;
                     let nothing = Advert { version: p.advert_version, ..Advert::default() };
-                    (p.advert, p.advert_ms) = (Some(nothing.clone()), now);
+                    (p.before, p.advert_ms) = (p.advert.replace(nothing.clone()), now);
                     self.actions.push(Action::ToParent(id, Up::Advert(nothing)));
                 }
                 continue;
@@ -146,23 +158,26 @@ impl Core {
             }
             p.advert_version += 1;
             let advert = Advert { version: p.advert_version, shares, below };
-            let before = p.advert.replace(advert.clone());
+            // The first of a session replaces nothing that could be used in it.
+            p.before = p.advert.replace(advert.clone());
             p.advert_ms = now;
-            p.replaced.extend(before.map(|a| (now, a)));
-            while p.replaced.front().is_some_and(|(at, _)| now.saturating_sub(*at) > CREDIT_GRACE_MS) {
-                p.replaced.pop_front();
-            }
             self.actions.push(Action::ToParent(id, Up::Advert(advert)));
         }
     }
 
-    /// Slots that this parent may still place on this share: as it was told, a moment ago at the least, as a placement crosses with a smaller window.
+    /// A parent has taken in an advert: what it placed before that on the word of an older one has come.
+    pub(super) fn parent_saw(&mut self, parent: SiteId, version: u64) {
+        if let Some(p) = self.parents.get_mut(&parent).filter(|p| p.advert.as_ref().is_some_and(|a| a.version == version)) {
+            p.before = None;
+            self.advert_due = true;
+        }
+    }
+
+    /// Slots that this parent may still place on this share.
     pub(super) fn room_for(&self, parent: SiteId, share: &str) -> u64 {
         let Some(p) = self.parents.get(&parent) else { return 0 };
-        let recent = p.replaced.iter().filter(|(at, _)| self.now.mono_ms.saturating_sub(*at) <= CREDIT_GRACE_MS).map(|(_, a)| a);
-        let told = p.advert.iter().chain(recent).flat_map(|a| &a.shares).filter(|s| s.key == share).map(|s| s.window).max();
         let held = self.state.names.get_key_value(share).and_then(|(k, ())| self.state.held_for.get(&(parent, k.clone()))).copied().unwrap_or(0);
-        told.unwrap_or(0).saturating_sub(held)
+        p.told(share).saturating_sub(held)
     }
 
     /// What one task of a shape counts for on a share that we have told of: the parent counts the same.
@@ -180,6 +195,14 @@ impl Core {
                 self.actions.push(Action::ToChild(*id, Down::Demand(c.demand.clone())));
             }
         }
+    }
+}
+
+impl super::Parent {
+    /// The window of a share that it may go by: the largest of those that it has been told and has not seen replaced.
+    fn told(&self, share: &str) -> u64 {
+        let windows = self.advert.iter().chain(&self.before).flat_map(|a| &a.shares).filter(|s| s.key == share).map(|s| s.window);
+        windows.max().unwrap_or(0)
     }
 }
 

@@ -230,7 +230,7 @@ impl State {
             queued: TaskSet::new(),
             moved_ms: 0,
             last_return: None,
-            first_failure: None,
+            failures: Vec::new(),
         };
         self.index(&job);
         self.jobs.insert(j.job, job);

@@ -34,8 +34,10 @@ pub const BACK_OFF_REFUSED_MS: u64 = 5_000;
 pub const BACK_OFF_MAX_MS: u64 = 60_000;
 /// Pauses kept for one child; beyond it those that are over are forgotten.
 pub const BACK_OFFS_MAX: usize = 4_096;
-/// How long a window that has become smaller is honoured for placements that were sent before its receiver knew.
-pub const CREDIT_GRACE_MS: u64 = 250;
+/// Reasons of failures kept apart for one job.
+pub const FAILURES_MAX: usize = 8;
+/// Where it only had no room, the longest pause: room comes and goes.
+pub const BACK_OFF_BUSY_MAX_MS: u64 = 1_000;
 /// Advertisements are repeated after this, so that credit does not run out.
 pub const ADVERT_RENEW_MS: u64 = 10_000;
 /// How often due things are looked for.

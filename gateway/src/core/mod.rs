@@ -9,6 +9,7 @@
 
 pub mod advert;
 pub mod apply;
+pub mod away;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::link::{Advert, Down, Ended, Event, EventKind, Hello, Hint, Hop, ResyncRange, Up, WantValue};
-use intergrid_proto::{BlobHash, Refusal, Shape, Share, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, Phase, Refusal, Shape, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
 use crate::store::{Batch, Store, StoreError};
@@ -147,8 +148,8 @@ struct Parent {
     sent_at: VecDeque<(u64, u64)>,
     demand: Vec<(Shape, u64)>,
     advert: Option<Advert>,
-    /// Adverts that were replaced a moment ago, and when: what was placed on their word is under way.
-    replaced: VecDeque<(u64, Advert)>,
+    /// The advert before it, until it has seen the latest: what was placed on its word may be under way.
+    before: Option<Advert>,
     advert_ms: u64,
     advert_version: u64,
     /// Milliseconds from an event to its acknowledgement, smoothed.
@@ -225,6 +226,11 @@ impl Core {
             core.record(What::Born(change::Born { incarnation: fresh.max(1) }));
         }
         Ok(core)
+    }
+
+    /// Write rows and cut the log after so many changes; for tests, which have fewer.
+    pub fn checkpoint_every(&mut self, changes: u64) {
+        self.checkpoint_changes = changes;
     }
 
     /// This site.
@@ -348,10 +354,14 @@ impl Core {
             let (tasks, exit, attempts) = (tasks.to_runs(), part.exit, part.attempts);
             self.record(What::Ended(change::TasksEnded { job, number, tasks, phase, exit, attempts, at_ms, child: of }));
         }
-        if let Some(j) = self.state.jobs.get_mut(&job)
-            && j.first_failure.is_none()
+        if let Some(j) = self.state.jobs.get_mut(&job).filter(|_| ended.phase == Phase::Failed)
+            && let Some(reason) = &ended.reason
         {
-            j.first_failure = ended.reason.clone();
+            let known = j.failures.iter().position(|(r, _)| (r.kind, &r.text) == (reason.kind, &reason.text));
+            match known.or((j.failures.len() == FAILURES_MAX).then_some(FAILURES_MAX - 1)) {
+                Some(k) => j.failures[k].1 += whole.len(),
+                None => j.failures.push((reason.clone(), whole.len())),
+            }
         }
         self.changed.insert(job);
         self.schedule_due = true;

@@ -1,6 +1,5 @@
 //! Northward: users and parents. A user's submission and a parent's placement do the same thing: tasks arrive.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use intergrid_proto::limits::*;
@@ -206,7 +205,7 @@ impl Core {
             sent_at: Default::default(),
             demand: Vec::new(),
             advert: None,
-            replaced: VecDeque::new(),
+            before: None,
             advert_ms: 0,
             advert_version: 0,
             round_trip_ms,
@@ -251,6 +250,7 @@ impl Core {
                 }
                 self.advert_due = true;
             }
+            Down::Saw(version) => self.parent_saw(parent, version),
             Down::Resync => self.resync_parent(parent),
             // What a parent holds open decides nothing here yet: a child never kills because a parent does not know a job.
             Down::Open(_) => {}
@@ -300,7 +300,8 @@ impl Core {
                         let ended = phase.is_terminal().then(|| {
                             let exit = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
                             let reason = (phase != Phase::Done).then(|| {
-                                j.first_failure.clone().unwrap_or_else(|| Reason::new(ReasonKind::ExitUnknown, "told again from the state"))
+                                let known = j.failures.first().filter(|_| phase == Phase::Failed).map(|(r, _)| r.clone());
+                                known.unwrap_or_else(|| Reason::new(ReasonKind::ExitUnknown, "told again from the state"))
                             });
                             let attempts = tasks.first().map_or(0, |t| u32::from(j.cell(t).attempts));
                             let route = vec![self.me.clone()];

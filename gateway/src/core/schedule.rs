@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use intergrid_proto::limits::HOPS_MAX;
+use intergrid_proto::link::Kind;
 use intergrid_proto::share::Fit;
 use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
 
@@ -168,6 +170,11 @@ impl Core {
         if queue.route.contains(&offer.child) || offer.share.path.iter().any(|s| queue.route.contains(s)) {
             return Err(Reason::new(ReasonKind::Loop, format!("it came from there: {key}")));
         }
+        // It would be refused at the end of the way, having been taken by everybody before.
+        let hops = queue.route.len() + offer.share.path.len();
+        if self.children.get(&offer.child).is_some_and(|c| c.hop.kind != Kind::Agent) && hops > HOPS_MAX as usize + 1 {
+            return Err(Reason::new(ReasonKind::Loop, format!("{key} is {} sites away, at most {HOPS_MAX} hops are allowed", offer.share.path.len())));
+        }
         if let Fit::No(text) = offer.share.fit(&queue.shape) {
             return Err(Reason::new(ReasonKind::NoFit, text));
         }
@@ -213,7 +220,7 @@ impl Core {
             let fitting: Vec<SiteId> = self
                 .children
                 .iter()
-                .filter(|(id, c)| c.attached && c.hop.kind != intergrid_proto::link::Kind::Agent && !queue.route.contains(id))
+                .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !queue.route.contains(id))
                 .filter(|(_, c)| c.shares.iter().any(|(_, s)| s.fit(&queue.shape) == Fit::Yes && !s.path.iter().any(|p| queue.route.contains(p))))
                 .map(|(id, _)| *id)
                 .collect();
@@ -281,6 +288,9 @@ impl Core {
         match (by_user.is_empty(), &j.last_return) {
             (false, _) => Reason::new(ReasonKind::HeldByUser, "on hold").remedy("release it"),
             (true, Some((at, r))) if r.kind == ReasonKind::AttemptsUsed => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
+            (true, _) if !j.select(&held, |c| c.down != 0).is_empty() => {
+                Reason::new(ReasonKind::NotYetScheduled, "released here; the site below has not confirmed it yet")
+            }
             (true, _) => Reason::new(ReasonKind::AttemptsUsed, "its attempts were lost").remedy("release it to try again, or cancel it"),
         }
     }

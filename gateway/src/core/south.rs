@@ -39,6 +39,8 @@ impl Core {
             self.actions.push(Action::Warn(text));
         }
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
+        // An agent that knows its store to be old must not start what was ended since. A site does not kill because its parent does not know a job.
+        let renewed = peer_incarnation != 0 && peer_incarnation != hello.incarnation && hello.hop.kind == Kind::Agent;
         let fresh = Child {
             hop: hello.hop,
             attached: true,
@@ -67,7 +69,20 @@ impl Core {
             machine: Vec::new(),
         };
         self.actions.push(Action::ToChild(child, Down::Hello(answer)));
+        if renewed {
+            self.actions.push(Action::ToChild(child, Down::Open(self.open_on(child))));
+        }
         self.repeat_to(child);
+    }
+
+    /// All attempts on this child that count.
+    fn open_on(&self, child: SiteId) -> Vec<Attempts> {
+        let placed = self.state.placed_on.get(&child).into_iter().flatten();
+        let open = placed.filter_map(|(number, job)| {
+            let j = self.state.jobs.get(job)?;
+            Some(Attempts { number: *number, job: *job, tasks: j.select(&j.all(), |c| c.down == *number && c.is_below()) })
+        });
+        open.filter(|a| !a.tasks.is_empty()).collect()
     }
 
     /// What is due for a child that has just come: stale attempts, registers, placements that it has not accepted.
@@ -173,6 +188,10 @@ impl Core {
                         c.back_off.clear();
                     }
                     (c.shares, c.below, c.heard_ms) = (shares, a.below, now);
+                }
+                // An agent has one parent: nothing of it is divided.
+                if self.children.get(&child).is_some_and(|c| c.hop.kind != Kind::Agent) {
+                    self.actions.push(Action::ToChild(child, Down::Saw(a.version)));
                 }
                 self.schedule_due = true;
                 self.advert_due = true;
@@ -285,12 +304,12 @@ impl Core {
     /// Leave a share alone for a while: for everybody where it has no room, else for those whom it does not take.
     fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason) {
         let now = self.now.mono_ms;
-        let (least, whose) = match reason.kind {
+        let (least, most, whose) = match reason.kind {
             ReasonKind::AskedBack => return,
-            ReasonKind::OverCredit | ReasonKind::StillStopping => (BACK_OFF_MIN_MS, queue.anybody()),
+            ReasonKind::OverCredit | ReasonKind::StillStopping => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
             // It will not change its mind soon.
-            ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, queue.anybody()),
-            _ => (BACK_OFF_REFUSED_MS, queue),
+            ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),
+            _ => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue),
         };
         if let Some(c) = self.children.get_mut(&child) {
             if c.back_off.len() >= BACK_OFFS_MAX {
@@ -300,7 +319,7 @@ impl Core {
                 // Nothing is sent during a pause: what comes back now was sent before it, and says nothing new.
                 Some((until, last, _)) if *until > now => ((now + least).max(*until), least.max(*last)),
                 known => {
-                    let pause = known.map_or(least, |(_, last, _)| (last * 2).clamp(least, BACK_OFF_MAX_MS));
+                    let pause = known.map_or(least, |(_, last, _)| (last * 2).clamp(least, most));
                     (now + pause, pause)
                 }
             };
@@ -525,11 +544,7 @@ impl Core {
         let now = self.now.mono_ms;
         let mut due = Vec::new();
         for (child, placed) in &self.state.placed_on {
-            let lost_ms = match self.children.get(child) {
-                Some(c) if c.attached => continue,
-                Some(c) => c.lost_ms,
-                None => self.started_ms,
-            };
+            let Some(lost_ms) = self.patience_from(*child) else { continue };
             for (number, job) in placed {
                 let Some(j) = self.state.jobs.get(job) else { continue };
                 let late = now.saturating_sub(lost_ms) >= j.spec.parsed.disconnect_timeout_ms;

@@ -133,8 +133,8 @@ pub struct Job {
     pub moved_ms: u64,
     /// The last reason why tasks came back, for people.
     pub last_return: Option<(u64, intergrid_proto::Reason)>,
-    /// The first reason of a failure.
-    pub first_failure: Option<intergrid_proto::Reason>,
+    /// Why tasks failed, and how many of each: since this process started, the rarer ones beyond `FAILURES_MAX` under the last.
+    pub failures: Vec<(intergrid_proto::Reason, u64)>,
 }
 
 impl Job {

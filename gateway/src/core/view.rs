@@ -4,7 +4,7 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::share::totals;
-use intergrid_proto::{JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
+use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
 
 use super::Core;
 use super::state::Job;
@@ -63,7 +63,7 @@ impl Core {
                 let reason = match phase {
                     Phase::Queued => Some(self.why_waiting(j.no)),
                     Phase::Held => Some(self.why_held(j.no)),
-                    Phase::Failed => j.first_failure.clone(),
+                    Phase::Failed => why_failed(j),
                     Phase::Placed | Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => self.why_silent(j),
                     Phase::Done | Phase::Cancelled => None,
                 };
@@ -75,9 +75,9 @@ impl Core {
     /// Tasks are below a child that can't be reached: their phase is the last known.
     fn why_silent(&self, j: &Job) -> Option<Reason> {
         let d = j.downs.values().find(|d| d.open > 0 && !self.children.get(&d.child).is_some_and(|c| c.attached))?;
-        let (why, lost) = self.children.get(&d.child).map_or(("not attached since the start", self.started_ms), |c| (c.why_lost.as_str(), c.lost_ms));
-        let text = format!("{}: {why}; the phase is the last known", self.child_name(d.child));
-        Some(Reason::new(ReasonKind::ContactLost, text).aged(self.now.mono_ms.saturating_sub(lost)))
+        let away = self.away(d.child, Some(j.no))?;
+        let text = format!("{}: {}; {}; the phase is the last known", away.name, away.why, away.next());
+        Some(Reason::new(ReasonKind::ContactLost, text).aged(away.for_ms))
     }
 
     fn view(&self, j: &Job, whole: bool) -> pb::JobView {
@@ -127,7 +127,7 @@ impl Core {
             reasons.push(self.why_held(job));
         }
         if any(Phase::Failed) {
-            reasons.extend(j.first_failure.clone());
+            reasons.extend(why_failed(j));
         }
         reasons.extend(self.why_silent(j));
         if let Some((at, r)) = &j.last_return
@@ -146,8 +146,7 @@ impl Core {
             site: Some(self.me.clone().into()),
             counts: self.counts(j),
             reasons: reasons.into_iter().map(Into::into).collect(),
-            below: Vec::new(),
-            unreachable: String::new(),
+            ..Default::default()
         };
         Some((explanation, children.into_iter().map(|c| self.child_hop(c)).collect()))
     }
@@ -173,7 +172,7 @@ impl Core {
             let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });
             slots_free += free;
             me.memory_bytes = me.memory_bytes.saturating_add(memory);
-            let unreachable = if c.attached { String::new() } else { format!("{}, {} s ago", c.why_lost, age_ms / 1000) };
+            let unreachable = self.away(*id, None).map_or_else(String::new, |a| a.text());
             let running =
                 self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
             let host = pb::Host {
@@ -197,6 +196,42 @@ impl Core {
         me.done = self.state.ended;
         (me, children)
     }
+}
+
+/// Why tasks of a job failed, the most frequent first. What failed before this process started is known by its exit alone.
+fn why_failed(j: &Job) -> Option<Reason> {
+    let mut known = j.failures.clone();
+    let total = j.count(Phase::Failed);
+    let rest = total.saturating_sub(known.iter().map(|(_, n)| n).sum());
+    if rest > 0 && known.is_empty() {
+        let failed = j.select(&j.all(), |c| c.phase() == Some(Phase::Failed));
+        let mut by_exit: std::collections::BTreeMap<u16, u64> = Default::default();
+        failed.iter().for_each(|t| *by_exit.entry(j.cell(t).exit).or_default() += 1);
+        known = by_exit.into_iter().map(|(exit, n)| (of_exit(exit), n)).collect();
+        known.truncate(super::limits::FAILURES_MAX);
+    } else if rest > 0 {
+        known.push((Reason::new(ReasonKind::ExitUnknown, "failed earlier").remedy("see `grid history`"), rest));
+    }
+    known.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    match known.len() {
+        0 => None,
+        1 => known.pop().map(|(r, _)| r),
+        _ => {
+            let because: Vec<Reason> = known.into_iter().map(|(r, n)| Reason { text: format!("{n} of {total}: {}", r.text), ..r }).collect();
+            Some(Reason::new(because[0].kind, format!("{total} tasks failed, for {} reasons", because.len())).because(because))
+        }
+    }
+}
+
+fn of_exit(exit: u16) -> Reason {
+    let exit = Exit::from_number(exit.into());
+    let kind = match exit {
+        Exit::Code(_) => ReasonKind::ExitNonZero,
+        Exit::Signal(_) => ReasonKind::ExitSignal,
+        Exit::NotStarted => ReasonKind::StartFailed,
+        Exit::Unknown => ReasonKind::ExitUnknown,
+    };
+    Reason::new(kind, exit.to_string())
 }
 
 /// Phases by range; a job with more ranges than `SHOW_RANGES_MAX` shows its first ones.

@@ -36,6 +36,41 @@ pub fn tasks_in(t: Option<pb::Tasks>) -> Result<TaskSet> {
     t.and_then(|t| TaskSet::from_runs(&t.runs)).ok_or_else(|| bad("tasks"))
 }
 
+/// What one message says of attempts is bounded in number and in tasks.
+fn attempts<'a>(n: usize, of: impl Iterator<Item = &'a Attempts>) -> Result<()> {
+    let tasks = of.map(|a| a.tasks.len()).fold(0, u64::saturating_add);
+    if n <= MESSAGE_ATTEMPTS_MAX && tasks <= MESSAGE_TASKS_MAX {
+        return Ok(());
+    }
+    let message =
+        format!("malformed message: it speaks of {n} attempts with {tasks} tasks, at most {MESSAGE_ATTEMPTS_MAX} with {MESSAGE_TASKS_MAX} are taken");
+    Err(Refusal::new(RefusalKind::OverLimit, message))
+}
+
+/// A message with more attempts than may be is not even looked at.
+fn few<T>(list: &[T]) -> Result<()> {
+    if list.len() <= MESSAGE_ATTEMPTS_MAX { Ok(()) } else { attempts(list.len(), std::iter::empty()) }
+}
+
+/// An attempt's tasks.
+fn attempt_tasks(t: Option<pb::Tasks>) -> Result<TaskSet> {
+    let tasks = tasks_in(t)?;
+    let n = tasks.len();
+    if n <= ATTEMPT_TASKS_MAX { Ok(tasks) } else { Err(bad(&format!("an attempt of {n} tasks, at most {ATTEMPT_TASKS_MAX} are taken"))) }
+}
+
+/// Words that reach people's terminals: no control characters but line breaks and tabs.
+fn printable(text: String) -> String {
+    match text.chars().any(unprintable) {
+        true => text.chars().map(|c| if unprintable(c) { '?' } else { c }).collect(),
+        false => text,
+    }
+}
+
+fn unprintable(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+}
+
 /// Terminal or not, any phase.
 pub fn phase_in(n: i32) -> Result<Phase> {
     Phase::from_number(n).ok_or_else(|| bad("phase"))
@@ -132,7 +167,7 @@ impl From<Attempts> for pb::StaleAttempts {
 impl TryFrom<pb::StaleAttempts> for Attempts {
     type Error = Refusal;
     fn try_from(a: pb::StaleAttempts) -> Result<Self> {
-        Ok(Attempts { number: a.number, job: a.job, tasks: tasks_in(a.tasks)? })
+        Ok(Attempts { number: a.number, job: a.job, tasks: attempt_tasks(a.tasks)? })
     }
 }
 
@@ -175,6 +210,10 @@ impl TryFrom<pb::Want> for Want {
         for r in w.ranges {
             want.set(want_value_in(r.value)?, &tasks_in(r.tasks)?);
         }
+        let ranges = want.range_count();
+        if ranges > TASK_RANGES_MAX {
+            return Err(bad(&format!("a register of {ranges} ranges, at most {TASK_RANGES_MAX} are taken")));
+        }
         Ok(want)
     }
 }
@@ -215,7 +254,7 @@ impl TryFrom<pb::Place> for Place {
         {
             return Err(bad("a placement's route, chain or share is too long"));
         }
-        let tasks = tasks_in(p.tasks)?;
+        let tasks = attempt_tasks(p.tasks)?;
         if p.number == 0 || tasks.is_empty() || p.array_size > TASKS_PER_JOB_MAX || tasks.end() > p.array_size {
             return Err(bad("a placement without number or tasks, or with tasks beyond its array"));
         }
@@ -254,6 +293,7 @@ impl From<Down> for pb::Down {
             Down::Demand(shapes) => What::Demand(pb::Demand {
                 shapes: shapes.into_iter().map(|(s, tasks)| pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks }).collect(),
             }),
+            Down::Saw(version) => What::Saw(pb::Saw { version }),
             Down::Resync => What::Resync(pb::ResyncRequest {}),
             Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
         };
@@ -265,7 +305,11 @@ impl TryFrom<pb::Down> for Down {
     type Error = Refusal;
     fn try_from(d: pb::Down) -> Result<Self> {
         use pb::down::What;
-        let all = |list: Vec<pb::StaleAttempts>| list.into_iter().map(Attempts::try_from).collect::<Result<Vec<_>>>();
+        let all = |list: Vec<pb::StaleAttempts>| {
+            few(&list)?;
+            let list = list.into_iter().map(Attempts::try_from).collect::<Result<Vec<_>>>()?;
+            attempts(list.len(), list.iter()).map(|()| list)
+        };
         Ok(match d.what.ok_or_else(|| bad("a message of a later version"))? {
             What::Hello(h) => Down::Hello(h.try_into()?),
             What::Stale(s) => Down::Stale(all(s.attempts)?),
@@ -279,6 +323,7 @@ impl TryFrom<pb::Down> for Down {
                     .map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes }, s.tasks.min(COUNT_MAX)))
                     .collect(),
             ),
+            What::Saw(s) => Down::Saw(s.version),
             What::Resync(_) => Down::Resync,
             What::Open(o) => Down::Open(all(o.open)?),
         })

@@ -180,7 +180,7 @@ impl ChildEnd {
             Down::Place(place) => self.place(*place),
             Down::Ack { incarnation, sequence } => self.acknowledged(incarnation, sequence),
             // One parent: all the credit is its already. An open placement that is not known here never came; the full state has said so.
-            Down::Demand(_) | Down::Open(_) => {}
+            Down::Demand(_) | Down::Saw(_) | Down::Open(_) => {}
             Down::Resync => self.resync(&mut out),
         }
         out.extend(self.tick(now_ms));

@@ -92,7 +92,7 @@ fn pauses_grow_with_each_return_and_end_with_success() {
         };
         (0..6).map(&mut pause).collect()
     };
-    assert_eq!([50, 100, 200, 400, 800, 1_600], *pauses(&mut w, false));
+    assert_eq!([50, 100, 200, 400, 800, 1_000], *pauses(&mut w, false));
     assert_eq!([50; 6], *pauses(&mut w, true));
 }
 

@@ -1,6 +1,7 @@
 //! The core alone, driven by hand: towers of cores over perfect children, messages passed by hand, restarts from a store that keeps what was committed.
 
 mod hand;
+mod told;
 mod world;
 
 use intergrid_proto::link::WantValue;

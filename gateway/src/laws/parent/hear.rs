@@ -25,7 +25,10 @@ impl Parent {
         };
         match up {
             Up::Hello(_) => {}
-            Up::Advert(advert) => view.advert = Some(advert),
+            Up::Advert(advert) => {
+                self.backend.send(child, Down::Saw(advert.version));
+                view.advert = Some(advert);
+            }
             Up::NeedBlob(hash) => {
                 view.needs.insert(hash);
             }
