@@ -11,6 +11,7 @@ use intergrid_proto::share::{cost, divide_window, lookahead};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
+use super::planted::{Plant, planted};
 use super::{Action, Core};
 
 /// A share as told upward, before it is divided.
@@ -177,7 +178,7 @@ impl Core {
     pub(super) fn room_for(&self, parent: SiteId, share: &str) -> u64 {
         let Some(p) = self.parents.get(&parent) else { return 0 };
         let held = self.state.names.get_key_value(share).and_then(|(k, ())| self.state.held_for.get(&(parent, k.clone()))).copied().unwrap_or(0);
-        p.told(share).saturating_sub(held)
+        p.told(share).saturating_sub(held + u64::from(planted(Plant::AdmitsLess)))
     }
 
     /// What one task of a shape counts for on a share that we have told of: the parent counts the same.

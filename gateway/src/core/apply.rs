@@ -8,6 +8,8 @@ use intergrid_proto::link::Origin;
 use intergrid_proto::{BlobHash, Phase, SiteId, TaskSet};
 
 use super::change::{self, What};
+use super::planted::{Plant, planted};
+use super::cells::Cells;
 use super::state::*;
 
 /// What has to be written as a row at the next checkpoint.
@@ -53,7 +55,7 @@ impl State {
             What::Want(w) => {
                 let want = change::want(&w.want);
                 match self.jobs.get_mut(&w.job) {
-                    Some(job) if seq > job.seq => {
+                    Some(job) if seq > job.seq && (live || !planted(Plant::ReplayForgets)) => {
                         job.seq = seq;
                         job.want = want;
                         job.want_version += 1;
@@ -153,6 +155,7 @@ impl State {
                     if link.peer_incarnation != c.incarnation {
                         // Events and registers were for a store that is no more.
                         link.outbox.clear();
+                        link.outbox_bytes = 0;
                         link.wants.clear();
                     }
                     (link.seq, link.peer_incarnation, link.seen) = (seq, c.incarnation, c.number);
@@ -170,7 +173,7 @@ impl State {
                     && e.sequence > link.acked
                     && link.outbox.back().is_none_or(|b| b.0 < e.sequence)
                 {
-                    link.outbox.push_back((e.sequence, seq, e.at_ms, event));
+                    link.keep(e.sequence, seq, e.at_ms, event);
                 }
                 dirty.insert(RowKey::Link(id));
             }
@@ -179,7 +182,7 @@ impl State {
                 let link = self.links.entry(id).or_default();
                 link.acked = link.acked.max(c.number);
                 while link.outbox.front().is_some_and(|e| e.0 <= link.acked) {
-                    link.outbox.pop_front();
+                    link.forget_first();
                 }
                 dirty.insert(RowKey::Link(id));
             }
@@ -196,7 +199,7 @@ impl State {
         }
         let origin = j.origin.clone().unwrap_or_default();
         let parent = SiteId::from_slice(&j.parent);
-        let blank = Chunk { seq: 0, cells: Cells::Same(Cell::default()) };
+        let blank = |at: u32| Chunk { seq: 0, cells: Cells::same(Cell::default(), (j.size - at * CHUNK_TASKS).min(CHUNK_TASKS)) };
         let job = Job {
             no: j.job,
             seq,
@@ -220,7 +223,7 @@ impl State {
             next_up: 0,
             ups: Default::default(),
             downs: Default::default(),
-            chunks: vec![blank; j.size.div_ceil(CHUNK_TASKS) as usize],
+            chunks: (0..j.size.div_ceil(CHUNK_TASKS)).map(blank).collect(),
             ended_at: Default::default(),
             counts: {
                 let mut counts = [0; 11];
@@ -229,6 +232,7 @@ impl State {
             },
             queued: TaskSet::new(),
             moved_ms: 0,
+            notes: 0,
             last_return: None,
             failures: Vec::new(),
         };
@@ -337,8 +341,15 @@ impl State {
     }
 
     fn outstanding_less(&mut self, live: bool, child: SiteId, share: Arc<str>, slots: u64) {
-        if live && let Some(o) = self.outstanding.get_mut(&(child, share)) {
+        let of = (child, share);
+        if live
+            && !planted(Plant::CreditKept)
+            && let Some(o) = self.outstanding.get_mut(&of)
+        {
             *o = o.saturating_sub(slots);
+            if *o == 0 {
+                self.outstanding.remove(&of);
+            }
         }
     }
 
@@ -417,10 +428,7 @@ impl State {
             job.counts = [0; 11];
             for (k, chunk) in job.chunks.iter().enumerate() {
                 let n = (job.size - k as u32 * CHUNK_TASKS).min(CHUNK_TASKS);
-                match &chunk.cells {
-                    Cells::Same(c) => job.counts[usize::from(c.phase.min(10))] += u64::from(n),
-                    Cells::Each(cells) => cells.iter().for_each(|c| job.counts[usize::from(c.phase.min(10))] += 1),
-                }
+                chunk.cells.runs(0, n, |a, b, c| job.counts[usize::from(c.phase.min(10))] += u64::from(b - a));
             }
             job.queued = job.select(&job.all(), |c| c.phase() == Some(Phase::Queued));
             for (number, d) in &job.downs {
@@ -456,28 +464,19 @@ fn each_cell(job: &mut Job, seq: u64, tasks: &TaskSet, uniform: bool, dirty: &mu
         while i < r.end.min(size) {
             let at = i / CHUNK_TASKS;
             let (first, to) = (at * CHUNK_TASKS, ((at + 1) * CHUNK_TASKS).min(r.end));
-            let len = (size - first).min(CHUNK_TASKS);
             let n = to - i;
             let chunk = &mut job.chunks[at as usize];
             if seq > chunk.seq {
                 dirty.insert(RowKey::Chunk(job.no, at));
-                if uniform && n == len && matches!(chunk.cells, Cells::Same(_)) {
-                    if let Cells::Same(c) = &mut chunk.cells {
-                        count(c.phase, u64::from(n).wrapping_neg());
-                        f(c, k);
-                        count(c.phase, n.into());
-                    }
+                let mut one = |c: &mut Cell, n: u32, k: usize| {
+                    count(c.phase, u64::from(n).wrapping_neg());
+                    f(c, k);
+                    count(c.phase, n.into());
+                };
+                if uniform {
+                    chunk.cells.change(i - first, to - first, |c, n| one(c, n, k));
                 } else {
-                    if let Cells::Same(c) = chunk.cells {
-                        chunk.cells = Cells::Each(vec![c; len as usize].into());
-                    }
-                    if let Cells::Each(cells) = &mut chunk.cells {
-                        for (step, c) in cells[(i - first) as usize..(to - first) as usize].iter_mut().enumerate() {
-                            count(c.phase, 1u64.wrapping_neg());
-                            f(c, k + step);
-                            count(c.phase, 1);
-                        }
-                    }
+                    chunk.cells.change_each(i - first, to - first, |c, at| one(c, 1, k + (first + at - i) as usize));
                 }
             }
             k += n as usize;

@@ -12,10 +12,30 @@ pub const CHANGE_TASKS_MAX: u64 = 1_024;
 pub const CHANGE_RANGES_MAX: usize = 4_096;
 /// Changes after which rows are written and the log is cut.
 pub const CHECKPOINT_CHANGES: u64 = 20_000;
+/// The same in bytes: a change counts for one more for each of these.
+pub const CHECKPOINT_CHANGE_BYTES: u64 = 16 * 1024;
 /// Rows written with one commit while a checkpoint goes on.
 pub const CHECKPOINT_ROWS_PER_COMMIT: usize = 64;
 /// Events kept for a parent that does not acknowledge; beyond it he gets a resync.
 pub const OUTBOX_EVENTS_MAX: usize = 200_000;
+/// What they take, about.
+pub const OUTBOX_BYTES_MAX: usize = 128 << 20;
+/// A full state is asked for, and told, at most so often.
+pub const RESYNC_PAUSE_MS: u64 = 1_000;
+/// Hints, and fenced attempts, of one message.
+pub const ATTEMPTS_PER_MESSAGE_MAX: usize = 128;
+/// Returns and stale ends of one job that are kept in its history; beyond it they are counted and not kept.
+pub const HISTORY_NOTES_MAX: u64 = 10_000;
+/// Names of shares kept before those that nobody uses any more are forgotten.
+pub const NAMES_MAX: usize = 4_096;
+/// Placements that a child may give back: at once, and a second; beyond it it is left alone for `RETURNS_PAUSE_MS`.
+pub const RETURNS_MAX: u64 = 1_024;
+/// See [`RETURNS_MAX`].
+pub const RETURNS_PER_S: u64 = 64;
+/// See [`RETURNS_MAX`].
+pub const RETURNS_PAUSE_MS: u64 = 1_000;
+/// Shapes of one user's waiting jobs: a pass costs what they are.
+pub const SHAPES_WAITING_MAX: usize = 512;
 /// Events and tasks of one message to a parent.
 pub const EVENTS_PER_MESSAGE_MAX: usize = 512;
 /// An event counts for so many tasks beside its own: its reason has at most `REASON_TREE_BYTES_MAX`.

@@ -9,13 +9,16 @@
 
 pub mod advert;
 pub mod apply;
+mod cells;
 pub mod away;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
+mod fence;
 #[cfg(test)]
 mod golden;
 pub mod limits;
 mod north;
+pub mod planted;
 pub mod rows;
 pub mod schedule;
 mod south;
@@ -28,7 +31,7 @@ pub mod view;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Advert, Down, Ended, Event, EventKind, Hello, Hint, Hop, ResyncRange, Up, WantValue};
+use intergrid_proto::link::{Advert, Down, Ended, Event, EventKind, Hello, Hop, Up, WantValue};
 use intergrid_proto::{BlobHash, Phase, Refusal, Shape, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
@@ -130,7 +133,15 @@ struct Child {
     specs: BTreeSet<BlobHash>,
     /// Shares that gave work back, and whose: until when, the last pause (0: it has taken work since), why.
     back_off: HashMap<(Arc<str>, QueueKey), (u64, u64, intergrid_proto::Reason)>,
-    resync: Vec<ResyncRange>,
+    /// Placements that it gave back, less those that are forgiven: how many, as of when.
+    returned: (u64, u64),
+    /// Left alone altogether until then: it gives back too much.
+    paused_until_ms: u64,
+    /// Of the full state that is under way: which of its tasks it knows.
+    resync: BTreeMap<u64, TaskSet>,
+    /// When its full state was last asked for; and whether it is due again.
+    resync_asked_ms: u64,
+    resync_due: bool,
     demand: Vec<(Shape, u64)>,
     demand_told: Vec<(Shape, u64)>,
     demand_ms: u64,
@@ -154,6 +165,9 @@ struct Parent {
     advert_version: u64,
     /// Milliseconds from an event to its acknowledgement, smoothed.
     round_trip_ms: f64,
+    /// When it was last told its full state, 0: never; and whether that is due.
+    resync_told_ms: u64,
+    resync_due: bool,
 }
 
 /// The core of one site.
@@ -169,7 +183,8 @@ pub struct Core {
     /// Slots ended a second, smoothed, and the count at the last look.
     ended_rate: f64,
     ended_seen: (u64, u64),
-    hints: Vec<(SiteId, Hint)>,
+    /// Tasks whose phase a parent is to be told again, by our job.
+    hints: BTreeMap<(SiteId, u64), TaskSet>,
     batch: Batch,
     urgent: bool,
     actions: Vec<Action>,
@@ -181,6 +196,7 @@ pub struct Core {
     changes_since_checkpoint: u64,
     checkpoint: Option<(u64, Dirty)>,
     jobs_waiting_max: usize,
+    names_max: usize,
     checkpoint_changes: u64,
 }
 
@@ -208,7 +224,7 @@ impl Core {
             parents: BTreeMap::new(),
             ended_rate: 0.0,
             ended_seen: (now.mono_ms, 0),
-            hints: Vec::new(),
+            hints: BTreeMap::new(),
             batch: Batch::default(),
             urgent: false,
             actions: Vec::new(),
@@ -220,6 +236,7 @@ impl Core {
             dirty,
             checkpoint: None,
             jobs_waiting_max: JOBS_WAITING_MAX,
+            names_max: NAMES_MAX,
             checkpoint_changes: CHECKPOINT_CHANGES,
         };
         if core.state.incarnation == 0 {
@@ -296,9 +313,11 @@ impl Core {
         self.next_change += 1;
         self.changes_since_checkpoint += 1;
         // That a parent has acknowledged may be forgotten without harm (he says it again): no commit for it alone.
-        self.urgent |= !matches!(what, What::Acked(_));
+        self.urgent |= !matches!(what, What::Acked(_)) && !planted::is_late(&what);
         self.state.apply(seq, &what, &mut self.dirty, true);
-        self.batch.changes.push((seq, Change { what: Some(what) }.encode_to_vec()));
+        let bytes = Change { what: Some(what) }.encode_to_vec();
+        self.changes_since_checkpoint += bytes.len() as u64 / CHECKPOINT_CHANGE_BYTES;
+        self.batch.changes.push((seq, bytes));
         seq
     }
 
@@ -324,6 +343,15 @@ impl Core {
     }
 
     fn history(&mut self, job: u64, entry: pb::HistoryEntry) {
+        // Ends are as many as there are tasks and attempts; of notes beside them, a peer could make any number.
+        if (entry.stale || entry.returned.is_some())
+            && let Some(j) = self.state.jobs.get_mut(&job)
+        {
+            j.notes += 1;
+            if j.notes > HISTORY_NOTES_MAX {
+                return;
+            }
+        }
         // A number of its own, taken from the changes': one of the same batch always follows, so that no later row gets it again.
         let key = rows::history_key(job, self.next_change);
         self.next_change += 1;
@@ -397,6 +425,7 @@ impl Core {
         }
         self.fence_lost();
         self.give_back_stuck();
+        self.resyncs_due();
         if !self.state.waiting.is_empty() {
             // Pauses run out.
             self.schedule_due = true;
@@ -417,6 +446,7 @@ impl Core {
         let Some((from, mut todo)) = self.checkpoint.take() else { return };
         for _ in 0..CHECKPOINT_ROWS_PER_COMMIT {
             let Some(k) = todo.pop_first() else { break };
+            self.state.compact(k);
             self.batch.rows.push((k.bytes(), self.state.row(k, self.next_change)));
         }
         if !todo.is_empty() {
@@ -427,7 +457,7 @@ impl Core {
         let mut below = from;
         for link in self.state.links.values_mut() {
             while link.outbox.len() > OUTBOX_EVENTS_MAX {
-                link.outbox.pop_front();
+                link.forget_first();
             }
             below = below.min(link.outbox.front().map_or(from, |e| e.1));
         }

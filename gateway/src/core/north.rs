@@ -1,5 +1,6 @@
 //! Northward: users and parents. A user's submission and a parent's placement do the same thing: tasks arrive.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::limits::*;
@@ -9,6 +10,7 @@ use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refus
 
 use super::change::{self, What};
 use super::limits::*;
+use super::planted::{Plant, planted};
 use super::rows::{origin_out, pieces, spec_key};
 use super::state::Spec;
 use super::{Action, Core, Parent, Submission};
@@ -18,16 +20,13 @@ impl Core {
         let Submission { owner, owner_name, key, spec, tasks, hold, chain } = submission;
         let hash = BlobHash::of(&spec.bytes);
         if let Some(job) = self.state.by_key.get(&(owner, key.clone())).and_then(|n| self.state.jobs.get(n)) {
-            if job.spec_hash == hash && job.size == tasks {
+            if (job.spec_hash == hash && job.size == tasks) || planted(Plant::AnySpec) {
                 return Ok((job.no, true));
             }
             let message = format!("the key {key:?} belongs to job {}, which has another spec or number of tasks", JobNo(job.no));
             return Err(Refusal::new(RefusalKind::Conflict, message).remedy("use a new key for a new job"));
         }
-        if self.state.waiting.values().map(|q| q.len()).sum::<usize>() >= self.jobs_waiting_max {
-            let message = format!("{} jobs wait here already", self.jobs_waiting_max);
-            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("submit one array instead of many jobs, or wait"));
-        }
+        self.room_to_wait(&owner_name, &spec)?;
         let job = self.state.next_job + 1;
         let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };
         let (owner, route) = (owner.0.to_vec(), vec![self.me.site.0.to_vec()]);
@@ -47,6 +46,30 @@ impl Core {
         }
         self.arrived(job);
         Ok((job, false))
+    }
+
+    /// A job that waits takes a place, and a shape of its own makes each pass longer: nobody may have so many that others find no place.
+    fn room_to_wait(&self, user: &str, spec: &Spec) -> Result<(), Refusal> {
+        let (mut all, mut own, mut shapes, mut known) = (0, 0, 0, false);
+        for (queue, jobs) in &self.state.waiting {
+            all += jobs.len();
+            if queue.principal == user && queue.route.len() == 1 {
+                own += jobs.len();
+                shapes += 1;
+                known |= queue.shape == spec.parsed.shape;
+            }
+        }
+        let refused = if all >= self.jobs_waiting_max {
+            format!("{} jobs wait here already", self.jobs_waiting_max)
+        } else if own >= self.jobs_waiting_max - all {
+            format!("{own} jobs of {user} wait here, and no more places are left than that for others")
+        } else if shapes >= SHAPES_WAITING_MAX && !known {
+            let message = format!("jobs of {user} wait in {shapes} shapes (slots and memory), at most {SHAPES_WAITING_MAX} are taken");
+            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("round up what the tasks need, or wait"));
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::new(RefusalKind::OverLimit, refused).remedy("submit one array instead of many jobs, or wait"))
     }
 
     /// A job's record as far as its origin and spec go; the spec's row goes with the same commit.
@@ -90,6 +113,11 @@ impl Core {
         // A cancel is never taken back.
         let open = if value == WantValue::Cancel { open } else { open.subtract(&cancelled) };
         want.set(value, &open);
+        let ranges = want.range_count();
+        if ranges > TASK_RANGES_MAX {
+            let message = format!("what is wished of job {} would have {ranges} ranges of tasks, at most {TASK_RANGES_MAX} are kept", JobNo(job));
+            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("name fewer and longer ranges, or all tasks"));
+        }
         self.record(What::Want(change::WantSet { job, parent: Vec::new(), want: Some(want.into()) }));
         if value == WantValue::Run {
             let held = self.state.jobs[&job].select(&open, |c| c.phase() == Some(Phase::Held) && c.down == 0);
@@ -196,7 +224,7 @@ impl Core {
             let (incarnation, number) = (link.peer_incarnation, link.seen);
             self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number, name: name.clone(), ..Default::default() }));
         }
-        let round_trip_ms = self.parents.get(&parent).map_or(10.0, |p| p.round_trip_ms);
+        let (round_trip_ms, resync_told_ms) = self.parents.get(&parent).map_or((10.0, 0), |p| (p.round_trip_ms, p.resync_told_ms));
         let fresh = Parent {
             name,
             attached: true,
@@ -209,6 +237,8 @@ impl Core {
             advert_ms: 0,
             advert_version: 0,
             round_trip_ms,
+            resync_told_ms,
+            resync_due: false,
         };
         self.parents.insert(parent, fresh);
         let link = &self.state.links[&parent];
@@ -251,7 +281,7 @@ impl Core {
                 self.advert_due = true;
             }
             Down::Saw(version) => self.parent_saw(parent, version),
-            Down::Resync => self.resync_parent(parent),
+            Down::Resync => self.resync_soon(parent),
             // What a parent holds open decides nothing here yet: a child never kills because a parent does not know a job.
             Down::Open(_) => {}
         }
@@ -275,16 +305,45 @@ impl Core {
             self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: 0, ..Default::default() }));
         }
         if let Some(p) = self.parents.get_mut(&parent) {
-            (p.live, p.sent) = (true, sent);
+            (p.live, p.sent) = (!resync, sent);
         }
         if fits && h.peer_sequence > 0 {
             self.parent_acks(parent, h.peer_incarnation, h.peer_sequence);
         }
         if resync {
-            self.resync_parent(parent);
+            self.resync_soon(parent);
         }
         self.repeat_hints(parent);
         self.advert_due = true;
+    }
+
+    /// At once, or when the last time is long enough ago: it costs what all of the parent's tasks are.
+    fn resync_soon(&mut self, parent: SiteId) {
+        let now = self.now.mono_ms;
+        let Some(p) = self.parents.get_mut(&parent).filter(|p| p.attached) else { return };
+        p.resync_due = p.resync_told_ms > 0 && now.saturating_sub(p.resync_told_ms) < RESYNC_PAUSE_MS;
+        if !p.resync_due {
+            (p.resync_told_ms, p.live) = (now, true);
+            self.resync_parent(parent);
+        }
+    }
+
+    /// Full states that were put off: told to parents, asked of children.
+    pub(super) fn resyncs_due(&mut self) {
+        let parents: Vec<SiteId> = self.parents.iter().filter(|(_, p)| p.resync_due).map(|(id, _)| *id).collect();
+        for parent in parents {
+            self.resync_soon(parent);
+            if self.parents.get(&parent).is_some_and(|p| p.live) {
+                self.repeat_hints(parent);
+            }
+        }
+        let now = self.now.mono_ms;
+        for (id, c) in self.children.iter_mut().filter(|(_, c)| c.resync_due && now.saturating_sub(c.resync_asked_ms) >= RESYNC_PAUSE_MS) {
+            (c.resync_asked_ms, c.resync_due) = (now, false);
+            if c.attached {
+                self.actions.push(Action::ToChild(*id, Down::Resync));
+            }
+        }
     }
 
     /// All that this parent has placed here, by phase. Ends are told again from the state; their usage is in the history of this site.
@@ -292,10 +351,13 @@ impl Core {
         let mut ranges = Vec::new();
         let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
         for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == now) {
-            for (ord, e) in &j.ups {
-                let mine = j.select(&j.all(), |c| c.up == *ord && c.phase != 0);
+            let mut told: BTreeMap<(u32, u8), TaskSet> = BTreeMap::new();
+            for (range, c) in j.runs(|c| (c.up, c.phase)) {
+                told.entry((c.up, c.phase)).or_default().insert(range);
+            }
+            for (up, e) in &j.ups {
                 for phase in Phase::ALL {
-                    let tasks = j.select(&mine, |c| c.phase() == Some(phase));
+                    let tasks = told.remove(&(*up, phase as u8)).unwrap_or_default();
                     for tasks in pieces(&tasks, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX).into_iter().filter(|t| !t.is_empty()) {
                         let ended = phase.is_terminal().then(|| {
                             let exit = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
@@ -313,6 +375,7 @@ impl Core {
                 }
             }
         }
+        ranges.truncate(ranges.len().saturating_sub(planted(Plant::ResyncSkips).into()));
         let sequence = self.state.links.get(&parent).map_or(0, |l| l.next);
         let incarnation = self.state.incarnation;
         let mut parts: Vec<Vec<ResyncRange>> = ranges.chunks(EVENTS_PER_MESSAGE_MAX / 16).map(<[_]>::to_vec).collect();
@@ -369,8 +432,15 @@ impl Core {
             Ok(spec) => spec,
             Err(reason) => return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) }),
         };
+        let cost = self.cost_at(&p.share, &spec.parsed.shape);
+        let room = self.room_for(parent, &p.share) / cost.max(1);
         let job = match self.state.by_parent.get(&(parent, incarnation, p.job)) {
             Some(n) => *n,
+            // A job of which nothing can be here is not remembered.
+            None if room == 0 => {
+                let reason = Reason::new(ReasonKind::OverCredit, format!("0 of {} tasks fit the credit", p.tasks.len()));
+                return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) });
+            }
             None => {
                 let n = self.state.next_job + 1;
                 let new = change::JobNew {
@@ -387,7 +457,7 @@ impl Core {
                     ..self.new_job(&p.origin, p.spec_hash, &spec)
                 };
                 self.record(What::Job(new));
-                if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).cloned() {
+                if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).filter(|_| !planted(Plant::LateSubmit)).cloned() {
                     self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
                 }
                 n
@@ -401,8 +471,6 @@ impl Core {
         let busy = j.select(&p.tasks, |c| c.phase().is_some_and(|p| !p.is_terminal()));
         let stopping = j.downs.values().fold(busy, |acc, d| acc.union(&d.fenced.intersect(&p.tasks)));
         let mut tasks = p.tasks.subtract(&stopping);
-        let cost = self.cost_at(&p.share, &spec.parsed.shape);
-        let room = self.room_for(parent, &p.share) / cost.max(1);
         let kept = tasks.take_first(room);
         let kept_len = kept.len();
         if !stopping.is_empty() {
@@ -433,7 +501,7 @@ impl Core {
         if p.route.contains(&self.me.site) || p.origin.site == self.me.site {
             return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} already", self.me.name)));
         }
-        if p.route.len() > HOPS_MAX as usize || p.hops_left == 0 {
+        if (p.route.len() > HOPS_MAX as usize || p.hops_left == 0) && !planted(Plant::NoHopLimit) {
             return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} sites, at most {HOPS_MAX} are allowed", p.route.len())));
         }
         let known = self.state.specs.get(&p.spec_hash).and_then(|s| s.upgrade());
@@ -493,7 +561,7 @@ impl Core {
     /// not in the parent's register); `fresh` are tasks that have just arrived, of which only the parent's word counts.
     fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
         let Some(j) = self.state.jobs.get(&job) else { return };
-        let Some(parent) = j.parent.filter(|_| want.version >= j.want.version) else { return };
+        let Some(parent) = j.parent.filter(|_| want.version >= j.want.version && (fresh.is_empty() || !planted(Plant::LateSubmit))) else { return };
         let open = j.select(&j.want.tasks(WantValue::Cancel, &j.all()), |c| c.phase().is_some_and(|p| !p.is_terminal()));
         want.set(WantValue::Cancel, &open.subtract(fresh));
         if want != j.want {

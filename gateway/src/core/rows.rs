@@ -10,6 +10,7 @@ use prost::encoding::{decode_varint, encode_varint};
 
 use super::apply::{Dirty, RowKey};
 use super::change::{self, Change};
+use super::cells::Cells;
 use super::state::*;
 use crate::store::{Store, StoreError};
 
@@ -148,6 +149,15 @@ impl RowKey {
 }
 
 impl State {
+    /// Take less memory for what this row holds, where that can be.
+    pub fn compact(&mut self, k: RowKey) {
+        if let RowKey::Chunk(j, k) = k
+            && let Some(chunk) = self.jobs.get_mut(&j).and_then(|j| j.chunks.get_mut(k as usize))
+        {
+            chunk.cells.compact();
+        }
+    }
+
     /// The row as it is now; None: the entity is gone, delete it.
     pub fn row(&self, k: RowKey, next_change: u64) -> Option<Vec<u8>> {
         Some(match k {
@@ -267,7 +277,7 @@ impl State {
         scan(store, b'l', &mut bad, &mut |k, v| {
             let (id, r) = (SiteId::from_slice(k.get(1..)?)?, LinkRow::decode(v).ok()?);
             let wants = r.wants.into_iter().filter_map(|w| intergrid_proto::link::Want::try_from(w).ok()).map(|w| (w.job, w)).collect();
-            let (next, acked, outbox) = (r.next, r.acked, Default::default());
+            let (next, acked, outbox, outbox_bytes) = (r.next, r.acked, Default::default(), 0);
             let link = Link {
                 seq: r.seq,
                 name: r.name,
@@ -278,6 +288,7 @@ impl State {
                 wants,
                 wants_seq: r.wants_seq,
                 outbox,
+                outbox_bytes,
             };
             s.links.insert(id, link);
             Some(())
@@ -330,29 +341,22 @@ fn encode_chunk(chunk: &Chunk, len: u32) -> Vec<u8> {
             encode_varint(v, &mut out);
         }
     };
-    match &chunk.cells {
-        Cells::Same(c) => put(u64::from(len.min(CHUNK_TASKS)), c),
-        Cells::Each(cells) => cells.chunk_by(|a, b| a == b).for_each(|run| put(run.len() as u64, &run[0])),
-    }
+    chunk.cells.runs(0, len.min(CHUNK_TASKS), |a, b, c| put(u64::from(b - a), &c));
     out
 }
 
 fn decode_chunk(mut bytes: &[u8], len: u32) -> Option<Chunk> {
     let seq = decode_varint(&mut bytes).ok()?;
-    let mut cells: Vec<Cell> = Vec::new();
+    let mut runs: Vec<(u32, Cell)> = Vec::new();
+    let mut end = 0u64;
     while !bytes.is_empty() {
         let mut next = || decode_varint(&mut bytes).ok();
         let (n, pa, exit, up, down) = (next()?, next()?, next()?, next()?, next()?);
         let cell = Cell { phase: (pa & 15) as u8, attempts: (pa >> 4) as u8, exit: exit as u16, up: up as u32, down };
-        if n == u64::from(len) {
-            return Some(Chunk { seq, cells: Cells::Same(cell) });
-        }
-        if cells.len() as u64 + n > u64::from(len) {
-            return None;
-        }
-        cells.resize(cells.len() + n as usize, cell);
+        end = end.checked_add(n).filter(|end| n > 0 && *end <= u64::from(len))?;
+        runs.push((end as u32, cell));
     }
-    (cells.len() == len as usize).then(|| Chunk { seq, cells: Cells::Each(cells.into()) })
+    (end == u64::from(len)).then(|| Chunk { seq, cells: Cells::from_runs(runs) })
 }
 
 /// Cut a task set into pieces that fit a record.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use intergrid_proto::limits::HOPS_MAX;
+use intergrid_proto::limits::{HOPS_MAX, SHARES_MAX};
 use intergrid_proto::link::Kind;
 use intergrid_proto::share::Fit;
 use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
@@ -14,6 +14,7 @@ use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
 use super::Core;
 use super::change::{self, What};
 use super::limits::*;
+use super::planted::{Plant, planted};
 use super::state::QueueKey;
 
 /// Waiting tasks of one shape that may go to the same shares.
@@ -173,10 +174,17 @@ impl Core {
         // It would be refused at the end of the way, having been taken by everybody before.
         let hops = queue.route.len() + offer.share.path.len();
         if self.children.get(&offer.child).is_some_and(|c| c.hop.kind != Kind::Agent) && hops > HOPS_MAX as usize + 1 {
-            return Err(Reason::new(ReasonKind::Loop, format!("{key} is {} sites away, at most {HOPS_MAX} hops are allowed", offer.share.path.len())));
+            return Err(Reason::new(
+                ReasonKind::Loop,
+                format!("{key} is {} sites away, at most {HOPS_MAX} hops are allowed", offer.share.path.len()),
+            ));
         }
         if let Fit::No(text) = offer.share.fit(&queue.shape) {
             return Err(Reason::new(ReasonKind::NoFit, text));
+        }
+        if let Some(c) = self.children.get(&offer.child).filter(|c| c.paused_until_ms > self.now.mono_ms) {
+            let text = format!("{} gives back too much of what it gets, it is left alone for a moment", c.hop.name);
+            return Err(Reason::new(ReasonKind::BackOff, text));
         }
         let pauses = self.children.get(&offer.child).map(|c| &c.back_off).filter(|p| !p.is_empty());
         let pause = pauses.and_then(|p| {
@@ -203,7 +211,7 @@ impl Core {
             j.moved_ms = self.now.mono_ms;
             n -= tasks.len();
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
-                let number = self.state.next_number + 1;
+                let number = if planted(Plant::NumberReused) { self.state.next_number.max(1) } else { self.state.next_number + 1 };
                 let (child, share) = (child.0.to_vec(), key.to_string());
                 self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts: attempts.into() }));
                 self.send_place(job, number);
@@ -232,7 +240,7 @@ impl Core {
         }
         for (id, c) in &mut self.children {
             // Coarse, so that it does not change with every task: powers of two.
-            c.demand = demand.remove(id).unwrap_or_default().into_iter().map(|(s, n)| (s, n.next_power_of_two() * u64::from(n > 0))).collect();
+            c.demand = demand.remove(id).unwrap_or_default().into_iter().take(SHARES_MAX).map(|(s, n)| (s, n.next_power_of_two() * u64::from(n > 0))).collect();
         }
     }
 

@@ -11,9 +11,13 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
 use super::change::{self, What};
 use super::limits::*;
+use super::planted::{Plant, planted};
 use super::rows::pieces;
-use super::state::QueueKey;
+use super::state::{CHUNK_TASKS, QueueKey};
 use super::{Action, Child, Core};
+
+/// Phases that are not durable.
+const HINTED: [Phase; 4] = [Phase::StagingIn, Phase::Running, Phase::Suspended, Phase::StagingOut];
 
 impl Core {
     pub(super) fn child_up(&mut self, child: SiteId, hello: Hello) {
@@ -39,6 +43,7 @@ impl Core {
             self.actions.push(Action::Warn(text));
         }
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
+        self.stop_unseen(child, &hello);
         // An agent that knows its store to be old must not start what was ended since. A site does not kill because its parent does not know a job.
         let renewed = peer_incarnation != 0 && peer_incarnation != hello.incarnation && hello.hop.kind == Kind::Agent;
         let fresh = Child {
@@ -51,7 +56,11 @@ impl Core {
             heard_ms: self.now.mono_ms,
             specs: Default::default(),
             back_off: Default::default(),
-            resync: Vec::new(),
+            returned: self.children.get(&child).map_or((0, 0), |c| c.returned),
+            paused_until_ms: self.children.get(&child).map_or(0, |c| c.paused_until_ms),
+            resync: BTreeMap::new(),
+            resync_asked_ms: 0,
+            resync_due: false,
             demand: Vec::new(),
             demand_told: Vec::new(),
             demand_ms: 0,
@@ -101,8 +110,8 @@ impl Core {
                 unsent.push((number, job));
             }
         }
-        if !stale.is_empty() {
-            self.actions.push(Action::ToChild(child, Down::Stale(stale)));
+        for stale in stale.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
+            self.actions.push(Action::ToChild(child, Down::Stale(stale.to_vec())));
         }
         for job in jobs {
             if let Some(want) = self.want_for_children(job).filter(|w| w.version > 0) {
@@ -122,7 +131,7 @@ impl Core {
 
     /// Tell every child that has tasks of this job what is wished of them.
     pub(super) fn send_wants(&mut self, job: u64) {
-        let Some(want) = self.want_for_children(job) else { return };
+        let Some(want) = self.want_for_children(job).filter(|_| !planted(Plant::CancelLost)) else { return };
         let children: std::collections::BTreeSet<SiteId> = self.state.jobs[&job].downs.values().map(|d| d.child).collect();
         for child in children {
             if self.children.get(&child).is_some_and(|c| c.attached) {
@@ -178,6 +187,7 @@ impl Core {
         match message {
             Up::Hello(h) => self.child_up(child, h),
             Up::Advert(a) => {
+                self.forget_names();
                 let shares: Vec<_> = a.shares.into_iter().map(|s| (self.state.intern(&s.key), s)).collect();
                 let now = self.now.mono_ms;
                 if let Some(c) = self.children.get_mut(&child) {
@@ -206,8 +216,16 @@ impl Core {
 
     fn child_events(&mut self, child: SiteId, e: Events) {
         let cursor = self.state.cursors.entry(child).or_default();
-        let mut at = if cursor.incarnation == e.incarnation { cursor.sequence } else { 0 };
+        let mut at = if cursor.incarnation == e.incarnation || planted(Plant::IncarnationIgnored) { cursor.sequence } else { 0 };
         if e.first > at + 1 {
+            let now = self.now.mono_ms;
+            if let Some(c) = self.children.get_mut(&child) {
+                if c.resync_asked_ms > 0 && now.saturating_sub(c.resync_asked_ms) < RESYNC_PAUSE_MS {
+                    c.resync_due = true;
+                    return;
+                }
+                (c.resync_asked_ms, c.resync_due) = (now, false);
+            }
             self.actions.push(Action::Warn(format!("child {child:?} skipped events {} to {}: asking for its full state", at + 1, e.first - 1)));
             self.actions.push(Action::ToChild(child, Down::Resync));
             return;
@@ -228,7 +246,7 @@ impl Core {
     fn split(&self, child: SiteId, of: &Attempts) -> (TaskSet, TaskSet) {
         let ours = self.state.placed_on.get(&child).and_then(|p| p.get(&of.number)) == Some(&of.job);
         let Some(j) = self.state.jobs.get(&of.job).filter(|_| ours) else { return Default::default() };
-        let current = j.select(&of.tasks, |c| c.down == of.number && c.is_below());
+        let current = j.select(&of.tasks, |c| (c.down == of.number || planted(Plant::StaleCounts)) && c.is_below());
         let fenced = j.downs.get(&of.number).map(|d| d.fenced.intersect(&of.tasks)).unwrap_or_default();
         (current, fenced)
     }
@@ -244,7 +262,7 @@ impl Core {
             EventKind::Accepted => {
                 if !current.is_empty() {
                     self.back_off_less(child, job, number);
-                    self.record(What::Accepted(change::OfPlacement { job, number, tasks: Vec::new() }));
+                    self.accepted(job, number);
                 }
             }
             EventKind::WantStored { .. } => {}
@@ -277,11 +295,19 @@ impl Core {
         }
     }
 
+    /// The child has this placement; said again, it changes nothing.
+    fn accepted(&mut self, job: u64, number: u64) {
+        if self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).is_some_and(|d| !d.accepted) {
+            self.record(What::Accepted(change::OfPlacement { job, number, tasks: Vec::new() }));
+        }
+    }
+
     /// Never claimed below: they wait here again, unless somebody has wished otherwise meanwhile.
     fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some((share, attempts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts)) else { return };
         let (queue, spec_hash) = (QueueKey::of(j), j.spec_hash);
+        let asked = !j.want.tasks(WantValue::Return, tasks).is_empty();
         let entry = pb::HistoryEntry {
             number,
             tasks: Some(intergrid_proto::convert::tasks_out(tasks)),
@@ -294,18 +320,21 @@ impl Core {
         if let Some(c) = self.children.get_mut(&child) {
             c.specs.remove(&spec_hash);
         }
-        self.back_off(child, share, queue, &reason);
+        if !asked {
+            self.count_return(child);
+        }
+        self.back_off(child, share, queue, &reason, asked);
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.last_return = Some((self.now.mono_ms, reason));
         }
-        self.requeue(job, number, tasks, attempts, false);
+        self.requeue(job, number, tasks, attempts + u32::from(planted(Plant::ReturnCounts)), false);
     }
 
     /// Leave a share alone for a while: for everybody where it has no room, else for those whom it does not take.
-    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason) {
+    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason, asked: bool) {
         let now = self.now.mono_ms;
         let (least, most, whose) = match reason.kind {
-            ReasonKind::AskedBack => return,
+            ReasonKind::AskedBack if asked => return,
             ReasonKind::OverCredit | ReasonKind::StillStopping => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
             // It will not change its mind soon.
             ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),
@@ -327,6 +356,28 @@ impl Core {
         }
     }
 
+    /// However its shares are called: a child that gives back more than so much is left alone for a while.
+    fn count_return(&mut self, child: SiteId) {
+        let now = self.now.mono_ms;
+        let Some(c) = self.children.get_mut(&child) else { return };
+        let (count, at) = c.returned;
+        let forgiven = now.saturating_sub(at) * RETURNS_PER_S / 1_000;
+        // What is too little to forgive anything goes on counting from where it began.
+        c.returned = if forgiven > 0 { (count.saturating_sub(forgiven) + 1, now) } else { (count + 1, at) };
+        if c.returned.0 > RETURNS_MAX {
+            c.returned.0 = RETURNS_MAX;
+            c.paused_until_ms = now + RETURNS_PAUSE_MS;
+        }
+    }
+
+    /// Keys that nobody uses any more are forgotten, when there are many.
+    fn forget_names(&mut self) {
+        if self.state.names.len() >= self.names_max {
+            self.state.names.retain(|name, ()| std::sync::Arc::strong_count(name) > 1);
+            self.names_max = NAMES_MAX.max(2 * self.state.names.len());
+        }
+    }
+
     /// A share has taken work: if it gives some back again, the pause is a short one.
     fn back_off_less(&mut self, child: SiteId, job: u64, number: u64) {
         let Some(c) = self.children.get_mut(&child).filter(|c| !c.back_off.is_empty()) else { return };
@@ -341,7 +392,7 @@ impl Core {
     }
 
     /// Tasks leave their placement and wait here again; what is wished of them decides what follows.
-    fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
+    pub(super) fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let held = attempts >= j.spec.parsed.attempts_max;
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
@@ -403,13 +454,16 @@ impl Core {
             return;
         }
         let mut part = ended.select(&of.tasks, current);
+        part.cpu_us.retain(|_| !planted(Plant::UsageDropped));
         let j = &self.state.jobs[&of.job];
         let cancelled = j.want.tasks(WantValue::Cancel, current);
         if part.lost && j.spec.parsed.on_lost == OnLost::Requeue {
             let again = current.subtract(&cancelled);
             if !again.is_empty() {
                 self.note_stale(of.job, of.number, hop.clone(), &again, &part.select(current, &again));
-                self.requeue(of.job, of.number, &again, part.attempts, false);
+                // A lost attempt was one, whatever is said of it: else tasks would be lost without end.
+                let used = self.state.jobs[&of.job].downs.get(&of.number).map_or(0, |d| d.attempts + 1);
+                self.requeue(of.job, of.number, &again, part.attempts.max(used), false);
             }
             if !cancelled.is_empty() {
                 let mut part = part.select(current, &cancelled);
@@ -427,66 +481,65 @@ impl Core {
         let Some(j) = self.state.jobs.get_mut(&hint.of.job).filter(|_| !current.is_empty()) else { return };
         set_hint(j, &current, hint.phase);
         self.changed.insert(hint.of.job);
-        self.hint_up(hint.of.job, &current, hint.phase);
+        self.hint_up(hint.of.job, &current);
     }
 
-    fn hint_up(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {
+    /// The parent is to be told of their phase, as it is at the end of the turn.
+    fn hint_up(&mut self, job: u64, tasks: &TaskSet) {
         let j = &self.state.jobs[&job];
         let Some(parent) = j.parent.filter(|p| self.parents.get(p).is_some_and(|p| p.live)) else { return };
-        for (up, tasks) in j.by_up(tasks) {
-            if let Some(e) = j.ups.get(&up) {
-                self.hints.push((parent, Hint { of: Attempts { number: e.number, job: j.parent_job, tasks }, phase }));
-            }
-        }
+        let due = self.hints.entry((parent, job)).or_default();
+        *due = if due.is_empty() { tasks.clone() } else { due.union(tasks) };
     }
 
     /// After a parent's reconnect: hints are not durable, so they are said again.
     pub(super) fn repeat_hints(&mut self, parent: SiteId) {
         let mut due = Vec::new();
         for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.open() > 0) {
-            for phase in [Phase::StagingIn, Phase::Running, Phase::Suspended, Phase::StagingOut] {
+            for phase in HINTED {
                 if j.count(phase) > 0 {
-                    due.push((j.no, j.select(&j.all(), |c| c.phase() == Some(phase)), phase));
+                    due.push((j.no, j.select(&j.all(), |c| c.phase() == Some(phase))));
                 }
             }
         }
-        for (job, tasks, phase) in due {
-            self.hint_up(job, &tasks, phase);
+        for (job, tasks) in due {
+            self.hint_up(job, &tasks);
         }
     }
 
     pub(super) fn flush_hints(&mut self) {
         let mut by_parent: BTreeMap<SiteId, Vec<Hint>> = BTreeMap::new();
-        for (parent, hint) in std::mem::take(&mut self.hints) {
-            let list = by_parent.entry(parent).or_default();
-            match list.last_mut() {
-                Some(last) if last.of.number == hint.of.number && last.phase == hint.phase && last.of.job == hint.of.job => {
-                    last.of.tasks = last.of.tasks.union(&hint.of.tasks);
+        for ((parent, job), due) in std::mem::take(&mut self.hints) {
+            let Some(j) = self.state.jobs.get(&job) else { continue };
+            for phase in HINTED {
+                for (up, tasks) in j.by_up(&j.select(&due, |c| c.phase() == Some(phase))) {
+                    if let Some(e) = j.ups.get(&up) {
+                        let of = Attempts { number: e.number, job: j.parent_job, tasks };
+                        by_parent.entry(parent).or_default().push(Hint { of, phase });
+                    }
                 }
-                _ => list.push(hint),
             }
         }
         for (parent, hints) in by_parent {
-            self.actions.push(Action::ToParent(parent, Up::Hints(hints)));
+            for hints in hints.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
+                self.actions.push(Action::ToParent(parent, Up::Hints(hints.to_vec())));
+            }
         }
     }
 
     /// The child's full state, part by part. What we hold open there and it does not know is lost.
     fn child_resync(&mut self, child: SiteId, r: Resync) {
-        let Some(c) = self.children.get_mut(&child) else { return };
-        c.resync.extend(r.ranges);
-        if !r.last {
-            return;
-        }
-        let ranges = std::mem::take(&mut c.resync);
-        let mut known: BTreeMap<u64, TaskSet> = BTreeMap::new();
-        for range in ranges {
-            let e = known.entry(range.of.number).or_default();
-            *e = e.union(&range.of.tasks);
-            let job = range.of.job;
-            let (current, _) = self.split(child, &range.of);
+        // Each part is taken in as it comes: of what it knows only what is ours is remembered.
+        for range in r.ranges {
+            let (current, fenced) = self.split(child, &range.of);
+            if !(current.is_empty() && fenced.is_empty())
+                && let Some(c) = self.children.get_mut(&child)
+            {
+                let known = c.resync.entry(range.of.number).or_default();
+                current.ranges().iter().chain(fenced.ranges()).for_each(|t| known.insert(t.clone()));
+            }
             if !current.is_empty() {
-                self.record(What::Accepted(change::OfPlacement { job, number: range.of.number, tasks: Vec::new() }));
+                self.accepted(range.of.job, range.of.number);
             }
             match range.ended {
                 Some(ended) => self.child_event(child, Event { of: range.of, what: EventKind::Ended(ended) }),
@@ -494,6 +547,10 @@ impl Core {
                 None => self.child_hint(child, Hint { of: range.of, phase: range.phase }),
             }
         }
+        if !r.last {
+            return;
+        }
+        let known = self.children.get_mut(&child).map(|c| std::mem::take(&mut c.resync)).unwrap_or_default();
         let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
         for (number, job) in placed {
             let Some(j) = self.state.jobs.get(&job) else { continue };
@@ -538,48 +595,22 @@ impl Core {
             Hop { site: child, name: self.child_name(child), kind }
         })
     }
-
-    /// Contact lost for longer than a job's disconnect time-out: fence, where the job allows it. The time counts only while this process was listening.
-    pub(super) fn fence_lost(&mut self) {
-        let now = self.now.mono_ms;
-        let mut due = Vec::new();
-        for (child, placed) in &self.state.placed_on {
-            let Some(lost_ms) = self.patience_from(*child) else { continue };
-            for (number, job) in placed {
-                let Some(j) = self.state.jobs.get(job) else { continue };
-                let late = now.saturating_sub(lost_ms) >= j.spec.parsed.disconnect_timeout_ms;
-                if late && j.spec.parsed.on_lost == OnLost::Requeue && j.downs.get(number).is_some_and(|d| d.open > 0) {
-                    due.push((*child, *job, *number));
-                }
-            }
-        }
-        for (child, job, number) in due {
-            let j = &self.state.jobs[&job];
-            let tasks = j.select(&j.all(), |c| c.down == number && c.is_below());
-            let attempts = j.downs[&number].attempts + 1;
-            let text = format!("contact with {} was lost for longer than the job's disconnect time-out", self.child_name(child));
-            let lost =
-                Ended { lost: true, exit: vec![1025], ..Ended::not_started(Phase::Failed, Reason::new(ReasonKind::ContactLost, text), attempts) };
-            self.note_stale(job, number, Some(self.child_hop(child)), &tasks, &lost);
-            self.requeue(job, number, &tasks, attempts, true);
-        }
-    }
 }
 
 /// A hint changes a phase without a change: it is not durable.
 fn set_hint(j: &mut super::state::Job, tasks: &TaskSet, phase: Phase) {
-    use super::state::{CHUNK_TASKS, Cells};
-    for t in tasks.iter() {
-        let chunk = &mut j.chunks[(t / CHUNK_TASKS) as usize];
-        if let Cells::Same(c) = chunk.cells {
-            let len = (j.size - t / CHUNK_TASKS * CHUNK_TASKS).min(CHUNK_TASKS);
-            chunk.cells = Cells::Each(vec![c; len as usize].into());
-        }
-        if let Cells::Each(cells) = &mut chunk.cells {
-            let cell = &mut cells[(t % CHUNK_TASKS) as usize];
-            j.counts[usize::from(cell.phase)] -= 1;
-            cell.phase = phase as u8;
-            j.counts[usize::from(cell.phase)] += 1;
+    for r in tasks.ranges() {
+        let mut i = r.start;
+        while i < r.end.min(j.size) {
+            let (at, first) = ((i / CHUNK_TASKS) as usize, i / CHUNK_TASKS * CHUNK_TASKS);
+            let to = (first + CHUNK_TASKS).min(r.end).min(j.size);
+            let counts = &mut j.counts;
+            j.chunks[at].cells.change(i - first, to - first, |c, n| {
+                counts[usize::from(c.phase)] -= u64::from(n);
+                c.phase = phase as u8;
+                counts[usize::from(c.phase)] += u64::from(n);
+            });
+            i = to;
         }
     }
 }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use intergrid_proto::link::{Event, Origin, Want};
 use intergrid_proto::{BlobHash, JobSpec, Phase, Shape, SiteId, TaskSet, pb};
 
+use super::cells::Cells;
+
 /// Tasks of a chunk.
 pub const CHUNK_TASKS: u32 = 4_096;
 
@@ -39,26 +41,11 @@ impl Cell {
     }
 }
 
-/// 4,096 tasks; one cell while all are alike.
+/// 4,096 tasks.
 #[derive(Clone, Debug)]
 pub struct Chunk {
     pub seq: u64,
     pub cells: Cells,
-}
-
-#[derive(Clone, Debug)]
-pub enum Cells {
-    Same(Cell),
-    Each(Box<[Cell]>),
-}
-
-impl Chunk {
-    pub fn get(&self, i: u32) -> Cell {
-        match &self.cells {
-            Cells::Same(c) => *c,
-            Cells::Each(cells) => cells.get(i as usize).copied().unwrap_or_default(),
-        }
-    }
 }
 
 /// A parent's placement on us (or, with number 0, a user's submission).
@@ -131,6 +118,8 @@ pub struct Job {
     pub queued: TaskSet,
     /// When tasks last came to wait or were placed: how long they wait without progress.
     pub moved_ms: u64,
+    /// Returns and stale ends since the start of this process.
+    pub notes: u64,
     /// The last reason why tasks came back, for people.
     pub last_return: Option<(u64, intergrid_proto::Reason)>,
     /// Why tasks failed, and how many of each: since this process started, the rarer ones beyond `FAILURES_MAX` under the last.
@@ -143,7 +132,8 @@ impl Job {
     }
 
     pub fn cell(&self, task: u32) -> Cell {
-        self.chunks.get((task / CHUNK_TASKS) as usize).map(|c| c.get(task % CHUNK_TASKS)).unwrap_or_default()
+        // A chunk that is one cell has that for tasks beyond the array too.
+        self.chunks.get((task / CHUNK_TASKS) as usize).filter(|_| task < self.size).map(|c| c.cells.get(task % CHUNK_TASKS)).unwrap_or_default()
     }
 
     pub fn count(&self, phase: Phase) -> u64 {
@@ -162,27 +152,34 @@ impl Job {
     /// Those of `within` for which this holds.
     pub fn select(&self, within: &TaskSet, good: impl Fn(Cell) -> bool) -> TaskSet {
         let mut out = TaskSet::new();
+        self.each_run(within, |range, c| {
+            if good(c) {
+                out.insert(range);
+            }
+        });
+        out
+    }
+
+    /// Ranges of equal cells, ascending.
+    pub fn each_run(&self, within: &TaskSet, mut each: impl FnMut(std::ops::Range<u32>, Cell)) {
         for r in within.ranges() {
             let mut i = r.start;
             while i < r.end.min(self.size) {
-                let (chunk, to) = (&self.chunks[(i / CHUNK_TASKS) as usize], ((i / CHUNK_TASKS + 1) * CHUNK_TASKS).min(r.end));
-                match &chunk.cells {
-                    Cells::Same(c) => {
-                        if good(*c) {
-                            out.insert(i..to);
-                        }
-                    }
-                    Cells::Each(cells) => {
-                        for k in i..to {
-                            if good(cells[(k % CHUNK_TASKS) as usize]) {
-                                out.insert(k..k + 1);
-                            }
-                        }
-                    }
-                }
+                let first = i / CHUNK_TASKS * CHUNK_TASKS;
+                let to = (first + CHUNK_TASKS).min(r.end).min(self.size);
+                self.chunks[(i / CHUNK_TASKS) as usize].cells.runs(i - first, to - first, |a, b, c| each(first + a..first + b, c));
                 i = to;
             }
         }
+    }
+
+    /// All tasks in ascending ranges of cells that are alike in this.
+    pub fn runs<K: PartialEq>(&self, key: impl Fn(&Cell) -> K) -> Vec<(std::ops::Range<u32>, Cell)> {
+        let mut out: Vec<(std::ops::Range<u32>, Cell)> = Vec::new();
+        self.each_run(&self.all(), |range, c| match out.last_mut() {
+            Some((last, of)) if key(of) == key(&c) => last.end = range.end,
+            _ => out.push((range, c)),
+        });
         out
     }
 
@@ -194,23 +191,7 @@ impl Job {
     /// Group tasks by their parent placement.
     pub fn by_up(&self, tasks: &TaskSet) -> BTreeMap<u32, TaskSet> {
         let mut out: BTreeMap<u32, TaskSet> = BTreeMap::new();
-        let mut last: Option<(u32, TaskSet)> = None;
-        for t in tasks.iter() {
-            let up = self.cell(t).up;
-            match &mut last {
-                Some((u, set)) if *u == up => set.insert(t..t + 1),
-                _ => {
-                    if let Some((u, set)) = last.replace((up, TaskSet::one(t))) {
-                        let e = out.entry(u).or_default();
-                        *e = e.union(&set);
-                    }
-                }
-            }
-        }
-        if let Some((u, set)) = last {
-            let e = out.entry(u).or_default();
-            *e = e.union(&set);
-        }
+        self.each_run(tasks, |range, c| out.entry(c.up).or_default().insert(range));
         out
     }
 }
@@ -231,6 +212,26 @@ pub struct Link {
     pub wants_seq: u64,
     /// Events not acknowledged: sequence, number of the change, when, what.
     pub outbox: VecDeque<(u64, u64, u64, Event)>,
+    /// What they take, about.
+    pub outbox_bytes: usize,
+}
+
+impl Link {
+    /// One more event; beyond what may be kept the first ones go, and the parent gets his full state instead.
+    pub fn keep(&mut self, sequence: u64, change: u64, at_ms: u64, event: Event) {
+        self.outbox_bytes += crate::queue::event(&event);
+        self.outbox.push_back((sequence, change, at_ms, event));
+        while self.outbox_bytes > super::limits::OUTBOX_BYTES_MAX && self.outbox.len() > 1 {
+            self.forget_first();
+        }
+    }
+
+    /// The first event is acknowledged, or too old.
+    pub fn forget_first(&mut self) {
+        if let Some((.., event)) = self.outbox.pop_front() {
+            self.outbox_bytes -= crate::queue::event(&event);
+        }
+    }
 }
 
 /// A child, durable part.

@@ -38,16 +38,24 @@ impl Core {
         self.state.by_parent.get(&(parent, incarnation, job)).copied().ok_or_else(unknown)
     }
 
-    /// Jobs of a caller (`all`: of everybody), newest first.
-    pub fn list(&self, caller: SiteId, all: bool, limit: usize) -> Vec<pb::JobView> {
+    /// So many jobs of a caller (`all`: of everybody) below this number, newest first; and below which the next ones are, where there may be more.
+    pub fn list(&self, caller: SiteId, all: bool, below: u64, limit: usize) -> (Vec<pb::JobView>, Option<u64>) {
         let mine = |j: &&Job| all || (j.parent.is_none() && j.owner == caller);
-        self.state.jobs.values().rev().filter(mine).take(limit).map(|j| self.view(j, false)).collect()
+        let found: Vec<&Job> = self.state.jobs.range(..below).map(|(_, j)| j).rev().filter(mine).take(limit).collect();
+        let next = found.last().filter(|_| found.len() == limit).map(|j| j.no);
+        (found.into_iter().map(|j| self.view(j, false)).collect(), next)
     }
 
     /// Is this placement the current one of this task, on this child?
     pub fn is_current(&self, child: SiteId, job: u64, number: u64, task: u32) -> bool {
         let ours = self.state.placed_on.get(&child).and_then(|p| p.get(&number)) == Some(&job);
         ours && self.state.jobs.get(&job).is_some_and(|j| j.cell(task).down == number && j.cell(task).is_below())
+    }
+
+    /// Files that a task brings back, where this placement is its current one.
+    pub fn outputs_of(&self, child: SiteId, job: u64, number: u64, task: u32) -> Option<Vec<String>> {
+        let j = self.state.jobs.get(&job).filter(|_| self.is_current(child, job, number, task))?;
+        Some(j.spec.parsed.outputs.iter().map(|o| intergrid_proto::spec::substitute(o, task)).collect())
     }
 
     /// One job; None: unknown.
@@ -234,22 +242,26 @@ fn of_exit(exit: u16) -> Reason {
     Reason::new(kind, exit.to_string())
 }
 
+/// Shown as one.
+fn alike(a: &super::state::Cell, b: &super::state::Cell) -> bool {
+    (a.phase, a.attempts, a.exit) == (b.phase, b.attempts, b.exit)
+}
+
 /// Phases by range; a job with more ranges than `SHOW_RANGES_MAX` shows its first ones.
 fn ranges(j: &Job) -> Vec<pb::TaskRange> {
-    let mut out: Vec<(TaskSet, super::state::Cell)> = Vec::new();
-    for t in 0..j.size {
-        let c = j.cell(t);
+    let mut out: Vec<(std::ops::Range<u32>, super::state::Cell)> = Vec::new();
+    j.each_run(&j.all(), |range, c| {
         let full = out.len() == SHOW_RANGES_MAX;
         match out.last_mut() {
-            Some((set, last)) if (last.phase, last.attempts, last.exit) == (c.phase, c.attempts, c.exit) => set.insert(t..t + 1),
-            _ if full => break,
-            _ => out.push((TaskSet::one(t), c)),
+            Some((last, of)) if last.end == range.start && alike(of, &c) => last.end = range.end,
+            _ if full => {}
+            _ => out.push((range, c)),
         }
-    }
+    });
     out.into_iter()
         .filter(|(_, c)| c.phase != 0)
         .map(|(set, c)| pb::TaskRange {
-            tasks: Some(tasks_out(&set)),
+            tasks: Some(tasks_out(&TaskSet::range(set))),
             phase: c.phase.into(),
             attempts: c.attempts.into(),
             exit: c.phase().filter(|p| p.is_terminal()).map(|_| c.exit.into()).into_iter().collect(),

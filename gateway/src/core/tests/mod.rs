@@ -1,5 +1,6 @@
 //! The core alone, driven by hand: towers of cores over perfect children, messages passed by hand, restarts from a store that keeps what was committed.
 
+mod away;
 mod hand;
 mod told;
 mod world;

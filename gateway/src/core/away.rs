@@ -1,0 +1,103 @@
+//! A child that can't be reached, for people: since when, why, and what becomes of its tasks. Pure reads.
+
+use intergrid_proto::SiteId;
+use intergrid_proto::limits::REDIAL_MAX_MS;
+use intergrid_proto::spec::OnLost;
+
+use super::Core;
+
+/// A child without a session.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Away {
+    /// Its name.
+    pub name: String,
+    /// For how long, as far as this process knows.
+    pub for_ms: u64,
+    /// In one clause.
+    pub why: String,
+    /// Tasks there that are given to others, and after how many milliseconds the first of them.
+    pub go: (u64, u64),
+    /// Tasks there that wait for it.
+    pub stay: u64,
+}
+
+impl Core {
+    /// The child, if it has no session; with the tasks of this job only, where one is named.
+    pub fn away(&self, child: SiteId, job: Option<u64>) -> Option<Away> {
+        let now = self.now.mono_ms;
+        let (lost_ms, why) = match self.children.get(&child) {
+            Some(c) if c.attached => return None,
+            Some(c) => (c.lost_ms, c.why_lost.clone()),
+            None => (self.started_ms, "not back since this site started".to_string()),
+        };
+        let mut away = Away { name: self.child_name(child), for_ms: now.saturating_sub(lost_ms), why, go: (0, u64::MAX), stay: 0 };
+        let left = self.patience_from(child).map_or(0, |from| from.saturating_sub(now));
+        let spent = now.saturating_sub(self.patience_from(child).unwrap_or(now));
+        for (number, no) in self.state.placed_on.get(&child).into_iter().flatten().filter(|(_, no)| job.is_none_or(|j| j == **no)) {
+            let Some(j) = self.state.jobs.get(no) else { continue };
+            let Some(d) = j.downs.get(number).filter(|d| d.open > 0) else { continue };
+            match j.spec.parsed.on_lost {
+                OnLost::Requeue => {
+                    let left = j.spec.parsed.disconnect_timeout_ms.saturating_add(left).saturating_sub(spent);
+                    away.go = (away.go.0 + d.open, away.go.1.min(left));
+                }
+                OnLost::Wait => away.stay += d.open,
+            }
+        }
+        Some(away)
+    }
+
+    /// From when a child's disconnect time-out counts; None: it is attached. A child that has not come since this process started may only not have dialled
+    /// again yet: it has the longest pause between two attempts beyond the time-out.
+    pub(super) fn patience_from(&self, child: SiteId) -> Option<u64> {
+        match self.children.get(&child) {
+            Some(c) if c.attached => None,
+            Some(c) => Some(c.lost_ms),
+            None => Some(self.started_ms + REDIAL_MAX_MS),
+        }
+    }
+}
+
+impl Away {
+    /// What becomes of its tasks; empty where it has none.
+    pub fn next(&self) -> String {
+        let tasks = |n: u64, one: &str, more: &str| if n == 1 { format!("1 task there {one}") } else { format!("{n} tasks there {more}") };
+        let go = match self.go {
+            (0, _) => None,
+            (n, 0) => Some(tasks(n, "goes", "go") + " elsewhere now"),
+            (n, ms) => Some(tasks(n, "goes", "go") + &format!(" elsewhere in {} unless it comes back", ago(ms.saturating_add(999)))),
+        };
+        let stay = (self.stay > 0).then(|| tasks(self.stay, "stays", "stay") + " unknown until it is back");
+        go.into_iter().chain(stay).collect::<Vec<_>>().join(", ")
+    }
+
+    /// As it follows "unreachable": since when, why, what next.
+    pub fn text(&self) -> String {
+        let next = self.next();
+        format!("for {}: {}{}{next}", ago(self.for_ms), self.why, if next.is_empty() { "" } else { "; " })
+    }
+}
+
+/// A time in one unit, the largest that it fills twice.
+fn ago(ms: u64) -> String {
+    match ms / 1_000 {
+        s if s < 120 => format!("{s} s"),
+        s if s < 7_200 => format!("{} min", s / 60),
+        s if s < 172_800 => format!("{} h", s / 3_600),
+        s => format!("{} d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_reads_since_when_why_and_what_next() {
+        let away = |go, stay| Away { name: "campus".into(), for_ms: 12_345, why: "connection refused".into(), go, stay }.text();
+        assert_eq!("for 12 s: connection refused", away((0, u64::MAX), 0));
+        assert_eq!("for 12 s: connection refused; 3 tasks there go elsewhere in 25 s unless it comes back", away((3, 24_100), 0));
+        assert_eq!("for 12 s: connection refused; 1 task there goes elsewhere now, 2 tasks there stay unknown until it is back", away((1, 0), 2));
+        assert_eq!(["119 s", "2 min", "2 h", "3 d"], [119_000, 120_000, 7_200_000, 270_000_000].map(ago));
+    }
+}

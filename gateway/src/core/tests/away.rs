@@ -1,0 +1,104 @@
+//! Children that are away, or come back with an old store.
+
+use intergrid_proto::link::{Attempts, Down, Hello, Hop, Kind, Up};
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{Phase, SiteId, TaskSet};
+
+use super::world::open;
+use super::{Message, World, sleep};
+use crate::backends::child_end::{ChildEnd, site_of};
+use crate::core::Input;
+
+/// A gateway with an agent of two slots; two tasks run that go elsewhere after a second, and one waits.
+fn site() -> (World, SiteId, SiteId, u64) {
+    let mut w = World::new();
+    let (g, a) = (w.site("g"), w.agent("a1", 2, site_of("g")));
+    let mut spec = sleep(60_000);
+    spec.disconnect_timeout_ms = 1_000;
+    w.pass(200);
+    let (job, _) = w.submit(g, "k", spec, 3).unwrap();
+    w.pass(500);
+    assert_eq!(2, w.count(g, job, Phase::Running));
+    (w, g, a, job)
+}
+
+/// The gateway dies and starts again; its agents have not noticed yet.
+fn restart_alone(w: &mut World, g: SiteId, a: SiteId) {
+    w.cut.push((a, g));
+    w.wire.clear();
+    w.agents.get_mut(&a).unwrap().detach();
+    let (now, checkpoint) = (w.now, w.checkpoint);
+    let s = w.sites.get_mut(&g).unwrap();
+    s.core = open(&s.hop, &s.disk, now, checkpoint);
+}
+
+#[test]
+fn a_restarted_gateway_gives_its_agents_time_to_dial_again() {
+    let (mut w, g, a, job) = site();
+    restart_alone(&mut w, g, a);
+    w.pass(5_500);
+    w.link(a, g);
+    w.pass(130_000);
+    w.check();
+    assert_eq!(3, w.count(g, job, Phase::Done));
+    assert_eq!(3, w.agents[&a].starts().len(), "none was fenced and started again");
+}
+
+#[test]
+fn an_agent_that_does_not_come_back_is_given_up() {
+    let (mut w, g, a, job) = site();
+    restart_alone(&mut w, g, a);
+    w.pass(5_900);
+    let away = w.sites[&g].core.away(a, Some(job)).unwrap();
+    assert_eq!("for 5 s: not back since this site started; 2 tasks there go elsewhere in 1 s unless it comes back", away.text());
+    assert!(w.sites[&g].core.state().jobs[&job].downs.values().all(|d| d.fenced.is_empty()));
+    w.pass(200);
+    assert!(w.sites[&g].core.state().jobs[&job].downs.values().any(|d| !d.fenced.is_empty()));
+    assert_eq!("for 6 s: not back since this site started", w.sites[&g].core.away(a, Some(job)).unwrap().text());
+}
+
+#[test]
+fn a_person_is_told_what_becomes_of_tasks_that_are_out_of_sight() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.agent("a1", 4, g);
+    w.link(g, root);
+    w.pass(200);
+    let (mut again, mut wait) = (sleep(60_000), sleep(60_000));
+    again.disconnect_timeout_ms = 30_000;
+    wait.on_lost = OnLost::Wait;
+    let (again, _) = w.submit(root, "again", again, 3).unwrap();
+    let (wait, _) = w.submit(root, "wait", wait, 1).unwrap();
+    w.pass(500);
+    assert_eq!(None, w.sites[&root].core.away(g, None));
+    w.cut(g, root);
+    w.pass(4_000);
+    let text = |job| w.sites[&root].core.away(g, job).unwrap().text();
+    assert_eq!("for 4 s: cut; 3 tasks there go elsewhere in 26 s unless it comes back", text(Some(again)));
+    assert_eq!("for 4 s: cut; 1 task there stays unknown until it is back", text(Some(wait)));
+    assert!(text(None).ends_with("unless it comes back, 1 task there stays unknown until it is back"));
+    let (explained, _) = w.sites[&root].core.explanation(again, None).unwrap();
+    let said = &explained.reasons.last().unwrap().text;
+    assert_eq!("g: cut; 3 tasks there go elsewhere in 26 s unless it comes back; the phase is the last known", said);
+    let (_, children) = w.sites[&root].core.host();
+    assert!(children[0].1.unreachable.starts_with("for 4 s: cut; "), "{children:?}");
+}
+
+#[test]
+fn an_agent_with_an_old_store_is_told_what_counts() {
+    let (mut w, g, a, job) = site();
+    w.cut(a, g);
+    let hop = Hop { site: a, name: "a1".into(), kind: Kind::Agent };
+    let mut opened = |incarnation| {
+        let Some(Up::Hello(hello)) = ChildEnd::new(hop.clone(), incarnation, 2, 8 << 30).attach().pop() else { panic!("a hello") };
+        w.wire.clear();
+        w.input(g, Input::ChildUp { child: a, hello: Hello { sequence_high: 1_000, ..hello } });
+        let open = w.wire.iter().find_map(|(.., m)| if let Message::Down(Down::Open(open)) = m { Some(open.clone()) } else { None });
+        w.input(g, Input::ChildGone { child: a, why: String::new() });
+        open
+    };
+    assert_eq!(None, opened(77), "its store is the one that we know");
+    let open: Vec<Attempts> = opened(78).unwrap();
+    assert!(open.iter().all(|o| o.job == job));
+    assert_eq!(TaskSet::range(0..2), open.iter().fold(TaskSet::new(), |all, o| all.union(&o.tasks)));
+}

@@ -1,0 +1,121 @@
+//! What parents and people are told: windows that never promise the same slot twice, and reasons that say what is so.
+
+use intergrid_proto::link::{Advert, Down, Hello, Hop, Kind, Up, WantValue};
+use intergrid_proto::{JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
+
+use super::{Message, World, sleep, tower};
+use crate::backends::child_end::site_of;
+use crate::core::Input;
+
+/// A parent acted out by hand: says hello, and nothing else of itself.
+fn parent(w: &mut World, site: SiteId, name: &str) -> SiteId {
+    let hop = Hop { site: site_of(name), name: name.into(), kind: Kind::Broker };
+    let parent = hop.site;
+    let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
+    let (incarnation, machine) = (5, Vec::new());
+    let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine };
+    w.input(site, Input::ParentUp { parent, name: name.into() });
+    w.input(site, Input::ParentSays { parent, message: Down::Hello(hello) });
+    parent
+}
+
+/// The last advert to this parent since the wire was last looked at for him.
+fn told(w: &mut World, parent: SiteId) -> Option<Advert> {
+    let mut last = None;
+    w.wire.retain(|(_, to, m)| match m {
+        Message::Up(up) if *to == parent => {
+            if let Up::Advert(a) = up {
+                last = Some(a.clone());
+            }
+            false
+        }
+        _ => true,
+    });
+    last
+}
+
+fn window(a: &Advert) -> u64 {
+    a.shares.iter().map(|s| s.window).sum()
+}
+
+/// Time passes at one site, and nothing is delivered.
+fn ticks(w: &mut World, site: SiteId, ms: u64) {
+    for _ in 0..ms / 50 {
+        w.now.mono_ms += 50;
+        w.input(site, Input::Tick);
+    }
+}
+
+#[test]
+fn what_is_taken_from_one_parent_is_given_to_another_only_when_the_first_knows() {
+    let mut w = World::new();
+    let gem = w.site("gem");
+    w.agent("a", 4, gem);
+    w.pass(200);
+    // What nobody has asked for is with the first of them.
+    let mut names = ["left", "right"];
+    names.sort_by_key(|n| site_of(n));
+    let (left, right) = (parent(&mut w, gem, names[0]), parent(&mut w, gem, names[1]));
+    ticks(&mut w, gem, 200);
+    let (of_left, of_right) = (told(&mut w, left).unwrap(), told(&mut w, right).unwrap());
+    assert_eq!((4, 0), (window(&of_left), window(&of_right)), "all of it to the first");
+    let says = |w: &mut World, parent, message| w.input(gem, Input::ParentSays { parent, message });
+    says(&mut w, left, Down::Saw(of_left.version));
+    says(&mut w, right, Down::Saw(of_right.version));
+    says(&mut w, right, Down::Demand(vec![(Shape { slots: 1, memory_bytes: 0 }, 4)]));
+    ticks(&mut w, gem, 1_000);
+    let smaller = told(&mut w, left).unwrap();
+    assert_eq!(0, window(&smaller));
+    assert_eq!(None, told(&mut w, right).map(|a| window(&a)), "the first may be placing on it at this moment");
+    says(&mut w, left, Down::Saw(of_left.version));
+    ticks(&mut w, gem, 200);
+    assert_eq!(None, told(&mut w, right).map(|a| window(&a)), "an older advert was seen, not this one");
+    says(&mut w, left, Down::Saw(smaller.version));
+    ticks(&mut w, gem, 200);
+    assert_eq!(Some(4), told(&mut w, right).map(|a| window(&a)));
+}
+
+#[test]
+fn a_released_task_is_not_said_to_be_lost() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 1);
+    let (job, _) = w.submit(sites[0], "k", sleep(3_600_000), 12).unwrap();
+    w.pass(300);
+    w.want(sites[0], job, WantValue::Hold, None);
+    w.pass(300);
+    assert!(w.count(sites[0], job, Phase::Held) > 0);
+    // Some that the site below has are held there; its word is under way.
+    let below = TaskSet::range(0..12);
+    let held = w.sites[&sites[0]].core.state().jobs[&job].select(&below, |c| c.phase() == Some(Phase::Held));
+    let why = |w: &World| w.sites[&sites[0]].core.why_held(job);
+    assert_eq!(ReasonKind::HeldByUser, why(&w).kind);
+    w.input(sites[0], Input::SetWant { token: 99, job, value: WantValue::Run, tasks: Some(held) });
+    if w.count(sites[0], job, Phase::Held) > 0 {
+        assert_eq!(ReasonKind::NotYetScheduled, why(&w).kind, "{:?}", why(&w));
+    }
+    w.pass(300);
+    assert_eq!(0, w.count(sites[0], job, Phase::Held));
+}
+
+#[test]
+fn failures_of_several_kinds_are_told_apart_and_known_by_their_exits_after_a_restart() {
+    let mut w = World::new();
+    let g = w.site("g");
+    w.agent("a", 6, g);
+    w.pass(200);
+    let why = |w: &World, job| {
+        let view = w.sites[&g].core.job_view(job, true).unwrap();
+        let reason = view.counts.into_iter().find(|c| c.phase == Phase::Failed as i32).and_then(|c| c.reason).unwrap();
+        (ReasonKind::from_number(reason.kind), reason.text, reason.because.into_iter().map(|r| r.text).collect::<Vec<_>>())
+    };
+    let (one, _) = w.submit(g, "one", JobSpec::new(["false"]), 3).unwrap();
+    let (many, _) = w.submit(g, "many", JobSpec::new(["sh", "-c", "exit {i}"]), 3).unwrap();
+    w.pass(2_000);
+    assert_eq!((ReasonKind::ExitNonZero, 0), (why(&w, one).0, why(&w, one).2.len()), "one reason is told as it is");
+    let (kind, text, because) = why(&w, many);
+    assert_eq!((ReasonKind::ExitNonZero, "2 tasks failed, for 2 reasons"), (kind, text.as_str()));
+    assert!(because.len() == 2 && because.iter().all(|b| b.starts_with("1 of 2: ")), "{because:?}");
+    w.restart(g);
+    assert_eq!(vec!["1 of 2: exit 1", "1 of 2: exit 2"], why(&w, many).2);
+    assert_eq!("exit 1", why(&w, one).1);
+}
