@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{CALL_TIMEOUT_MS, REDIAL_MIN_MS};
 use intergrid_proto::net::{Identity, client as net, refusal_of};
 use intergrid_proto::pb::grid_client::GridClient;
@@ -119,8 +120,10 @@ impl Client {
 fn read_endpoint(path: &Path) -> Result<String, Refusal> {
     let remedy = "write endpoint = \"HOST:PORT\" there, or give --endpoint";
     let text = std::fs::read_to_string(path).map_err(|e| Refusal::invalid(format!("{} can't be read: {e}", path.display())).remedy(remedy))?;
-    let config: HomeConfig =
-        toml::from_str(&text).map_err(|e| Refusal::invalid(format!("{}: {}", path.display(), e.to_string().trim())).remedy(remedy))?;
+    let config: HomeConfig = toml::from_str(&text).map_err(|e| {
+        let place = e.span().map_or(String::new(), |span| format!(":{}", line_and_column(&text, span.start)));
+        Refusal::invalid(format!("{}{place}: {}", path.display(), e.message())).remedy(remedy)
+    })?;
     config.endpoint.ok_or_else(|| Refusal::invalid(format!("{} names no endpoint", path.display())).remedy(remedy))
 }
 
@@ -153,6 +156,6 @@ mod tests {
         std::fs::write(dir.path().join(HOME_CONFIG), "endpoint = 3\n").unwrap();
         let environment = Environment { home: Some(dir.path().to_owned()), ..Default::default() };
         let refused = Home::load(&environment, None).unwrap_err();
-        assert!(refused.message.contains("line 1") && refused.message.contains("config.toml"), "{refused}");
+        assert!(refused.message.contains("config.toml:1:12: "), "{refused}");
     }
 }

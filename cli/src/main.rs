@@ -7,6 +7,7 @@ mod client;
 mod demo;
 mod env;
 mod files;
+mod help;
 mod init;
 mod names;
 mod out;
@@ -31,10 +32,15 @@ fn main() -> ExitCode {
         Err(e) => return stop::usage(&environment, e),
     };
     let out = Out::new(&environment, cli.json);
+    let own_codes = matches!(cli.command, Command::Run(_));
     let ending = run(cli, environment, &out);
     match ending {
         Ok(ending) => ending.code(),
         Err(Stop::PipeClosed) => ExitCode::SUCCESS,
+        Err(Stop::Refused(refusal)) if own_codes => {
+            out.error(&refusal);
+            ExitCode::from(stop::RUN_FAULT)
+        }
         Err(Stop::Refused(refusal)) => out.refused(&refusal),
     }
 }

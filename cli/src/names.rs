@@ -38,13 +38,14 @@ impl JobName {
         texts.iter().map(|t| Self::parse(t)).collect()
     }
 
-    /// The one task that is named.
-    pub fn one_task(&self) -> Result<Option<u32>, Refusal> {
-        match &self.tasks {
-            None => Ok(None),
-            Some(tasks) if tasks.len() == 1 => Ok(tasks.first()),
-            Some(tasks) => Err(Refusal::invalid(format!("{} names {} tasks", self, tasks.len())).remedy(format!("name one, like {}[0]", self.id))),
-        }
+    /// All tasks of a job.
+    pub fn whole(id: &str) -> Self {
+        JobName { id: id.to_owned(), tasks: None }
+    }
+
+    /// The same tasks of this job: a prefix or `last` may mean another job later, an id never does.
+    pub fn of(&self, id: &str) -> Self {
+        JobName { id: id.to_owned(), tasks: self.tasks.clone() }
     }
 
     /// For the wire.
@@ -159,8 +160,7 @@ mod tests {
             let refused = JobName::parse(text).expect_err(text);
             assert!(refused.message.contains("not a job") && !refused.remedy.is_empty(), "{refused}");
         }
-        assert_eq!(Ok(Some(3)), JobName::parse("7k[3]").and_then(|j| j.one_task()));
-        assert!(JobName::parse("7k[3,4]").and_then(|j| j.one_task()).is_err());
+        assert_eq!("7k2m9p[3]", JobName::parse("last[3]").map(|j| j.of("7k2m9p").to_string()).unwrap());
         assert_eq!("7k[0-9,12]", JobName::parse("7k[0-9,12]").map(|j| j.to_string()).unwrap());
     }
 

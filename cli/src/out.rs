@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use intergrid_proto::{Phase, Refusal};
@@ -68,18 +69,62 @@ pub struct Out {
     pub terminal: bool,
     colour: bool,
     progress: bool,
+    /// Lines that are shown together, see [`framed`](Self::framed).
+    frame: Option<Arc<Mutex<String>>>,
 }
+
+/// Home, and from there to the end of the screen.
+const SCREEN_HOME: &str = "\x1b[H";
+const SCREEN_CLEAR: &str = "\x1b[2J\x1b[H";
+const LINE_CLEAR_REST: &str = "\x1b[K";
+const SCREEN_CLEAR_REST: &str = "\x1b[J";
 
 impl Out {
     /// For this environment.
     pub fn new(environment: &Environment, json: bool) -> Self {
         let terminal = environment.stdout_terminal && !json;
-        Out { json, terminal, colour: terminal && !environment.no_color, progress: environment.stderr_terminal && !json }
+        Out { json, terminal, colour: terminal && !environment.no_color, progress: environment.stderr_terminal && !json, frame: None }
     }
 
     /// A line.
     pub fn line(&self, text: impl AsRef<str>) -> Result<()> {
+        if let Some(frame) = &self.frame {
+            let mut frame = frame.lock().unwrap_or_else(PoisonError::into_inner);
+            frame.push_str(text.as_ref());
+            frame.push('\n');
+            return Ok(());
+        }
         Ok(writeln!(io::stdout().lock(), "{}", text.as_ref())?)
+    }
+
+    /// The same, but its lines are kept until they are shown, all at once.
+    pub fn framed(&self) -> Out {
+        Out { frame: Some(Arc::default()), ..self.clone() }
+    }
+
+    /// Show the lines of a frame: on a terminal over those before, as many as fit; else after them, apart from them unless they are objects.
+    pub fn show_frame(&self, first: bool) -> Result<()> {
+        let Some(frame) = &self.frame else { return Ok(()) };
+        let text = std::mem::take(&mut *frame.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut stdout = io::stdout().lock();
+        if !self.terminal {
+            let apart = if first || self.json { "" } else { "\n" };
+            write!(stdout, "{apart}{text}")?;
+            return Ok(stdout.flush()?);
+        }
+        let rows = rustix::termios::tcgetwinsize(&stdout).map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)) - 1);
+        let mut screen = String::from(if first { SCREEN_CLEAR } else { SCREEN_HOME });
+        for line in text.lines().take(rows) {
+            screen.extend([line, LINE_CLEAR_REST, "\n"]);
+        }
+        screen.push_str(SCREEN_CLEAR_REST);
+        stdout.write_all(screen.as_bytes())?;
+        Ok(stdout.flush()?)
+    }
+
+    /// Bytes as they are, on stderr.
+    pub fn error_bytes(&self, bytes: &[u8]) -> Result<()> {
+        Ok(io::stderr().lock().write_all(bytes)?)
     }
 
     /// Bytes as they are.
@@ -102,7 +147,7 @@ impl Out {
 
     /// The next useful command; for people only.
     pub fn next(&self, text: impl AsRef<str>) -> Result<()> {
-        if !self.terminal {
+        if !self.terminal || self.frame.is_some() {
             return Ok(());
         }
         self.line(self.paint(Paint::Dim, text.as_ref()))
@@ -119,6 +164,11 @@ impl Out {
     /// In any colour, where colour is wanted.
     pub fn rgb(&self, r: u8, g: u8, b: u8, text: &str) -> String {
         if self.colour { format!("\x1b[38;2;{r};{g};{b}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// A person watches what goes on.
+    pub fn watched(&self) -> bool {
+        self.progress
     }
 
     /// Something that does not end the verb.
@@ -156,6 +206,12 @@ impl Out {
     /// A bar that counts; drawn only on a terminal.
     pub fn bar(&self, length: u64, what: &str) -> ProgressBar {
         styled(ProgressBar::with_draw_target(Some(length), self.target()), "{msg:24} [{bar:32}] {pos}/{len}  {elapsed}", what)
+    }
+
+    /// A bar of a job: what it is before, how it goes on after; drawn only on a terminal.
+    pub fn job_bar(&self, job: &str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(None, self.target()).with_prefix(job.to_owned());
+        styled(bar, "{prefix} [{bar:24}] {pos}/{len}  {msg}", "")
     }
 
     /// A bar that counts bytes; drawn only on a terminal.

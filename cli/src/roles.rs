@@ -60,17 +60,22 @@ pub async fn agent(args: RoleArgs, environment: &Environment, out: &Out) -> Resu
     Ok(Ending::Well)
 }
 
-/// Ends with the signal that asks us to end.
+/// Ends with the signal that asks us to end: its name.
 pub async fn interrupted() -> &'static str {
+    interrupted_by().await.0
+}
+
+/// Its name, and the exit code that a shell would tell it by.
+pub async fn interrupted_by() -> (&'static str, u8) {
     let wait = async |kind: SignalKind| match signal(kind) {
         Ok(mut signals) => drop(signals.recv().await),
         // Without a handler the signal ends the process, and every part with it.
         Err(_) => std::future::pending().await,
     };
     tokio::select! {
-        () = wait(SignalKind::interrupt()) => "Ctrl-C",
-        () = wait(SignalKind::terminate()) => "SIGTERM",
-        () = wait(SignalKind::hangup()) => "SIGHUP",
+        () = wait(SignalKind::interrupt()) => ("Ctrl-C", 130),
+        () = wait(SignalKind::terminate()) => ("SIGTERM", 143),
+        () = wait(SignalKind::hangup()) => ("SIGHUP", 129),
     }
 }
 

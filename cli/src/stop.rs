@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use intergrid_proto::{Refusal, RefusalKind};
 
 use crate::env::Environment;
@@ -17,15 +18,21 @@ pub enum Ending {
     JobFailed,
     /// The time given with `--timeout` is over.
     TimedOut,
+    /// What `run` ran ended with this code, as a shell would tell it.
+    Payload(u8),
 }
 
+/// `run` tells all faults that are not its payload's by this one.
+pub const RUN_FAULT: u8 = 125;
+
 impl Ending {
-    /// 0, 1 or 6.
+    /// 0, 1 or 6; of a payload its own.
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
             Ending::Well => 0,
             Ending::JobFailed => 1,
             Ending::TimedOut => 6,
+            Ending::Payload(code) => code,
         })
     }
 }
@@ -98,20 +105,47 @@ pub fn word(kind: RefusalKind) -> &'static str {
 
 /// A command line that clap refused, or `--help` and `--version`.
 pub fn usage(environment: &Environment, e: clap::Error) -> ExitCode {
-    let json = std::env::args_os().skip(1).take_while(|a| a != "--").any(|a| a == "--json");
-    if json && e.use_stderr() {
-        let text = e.render().to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-        return Out::new(environment, true).refused(&Refusal::invalid(message).remedy("see `grid --help`"));
-    }
     if !e.use_stderr() {
         // Fails only where nobody reads it.
         let _ = e.print();
         return ExitCode::SUCCESS;
     }
+    if e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = e.print();
+        return ExitCode::from(2);
+    }
+    let words: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).take_while(|a| a != "--").collect();
+    let verb = words.iter().find(|w| ["submit", "run"].contains(&w.as_str()));
+    let hint = verb.filter(|_| e.kind() == ErrorKind::UnknownArgument).and_then(|verb| Some(command_hint(verb, &stray(&e)?)));
     let text = e.render().to_string();
-    let _ = write!(io::stderr().lock(), "grid: {}", text.trim_start_matches("error: "));
-    ExitCode::from(2)
+    if words.iter().any(|w| w == "--json") {
+        let remedy = hint.unwrap_or_else(|| "see `grid --help`".to_owned());
+        Out::new(environment, true).error(&Refusal::invalid(in_one_line(&text)).remedy(remedy));
+    } else {
+        let hint = hint.map_or(String::new(), |h| format!("  tip: {h}\n\n"));
+        let (what, rest) = text.trim_start_matches("error: ").split_once("\n\n").unwrap_or((&text, ""));
+        // Nobody reads it: then the exit code says enough.
+        let _ = write!(io::stderr().lock(), "grid: {what}\n\n{hint}{rest}");
+    }
+    ExitCode::from(if verb.is_some_and(|v| v == "run") { RUN_FAULT } else { 2 })
+}
+
+/// The word that clap did not expect, where it is not an option.
+fn stray(e: &clap::Error) -> Option<String> {
+    match e.get(ContextKind::InvalidArg)? {
+        ContextValue::String(word) if !word.starts_with('-') => Some(word.clone()),
+        _ => None,
+    }
+}
+
+fn command_hint(verb: &str, word: &str) -> String {
+    format!("write the command after --, as in: grid {verb} -- {word}")
+}
+
+/// What is wrong, without usage and tips: the first paragraph.
+fn in_one_line(text: &str) -> String {
+    let lines = text.trim_start_matches("error: ").lines().take_while(|l| !l.trim().is_empty());
+    lines.map(str::trim).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -133,6 +167,12 @@ mod tests {
         }
         assert_eq!(ExitCode::from(6), Ending::TimedOut.code());
         assert_eq!(ExitCode::from(1), Ending::JobFailed.code());
+    }
+
+    #[test]
+    fn what_is_wrong_in_one_line() {
+        let text = "error: the following required arguments were not provided:\n  <JOB>...\n\nUsage: grid wait <JOB>...\n";
+        assert_eq!("the following required arguments were not provided: <JOB>...", in_one_line(text));
     }
 
     #[test]

@@ -57,5 +57,12 @@ impl Refusal {
     }
 }
 
+/// `LINE:COLUMN`, from 1, of a byte in a text: how every error in a configuration names its place.
+pub fn line_and_column(text: &str, at: usize) -> String {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |n| n + 1);
+    format!("{}:{}", before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
 /// Result of anything that can be refused.
 pub type Result<T, E = Refusal> = std::result::Result<T, E>;

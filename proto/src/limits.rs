@@ -26,8 +26,14 @@ pub const HOPS_MAX: u32 = 8;
 pub const COUNT_MAX: u64 = 1 << 40;
 /// A sequence, or a version of a register, that a peer may speak of.
 pub const SEQUENCE_MAX: u64 = 1 << 62;
-/// Entries of one register: one for each wish, and room.
+/// Entries of one register: one for each wish, and room. All its ranges together: `TASK_RANGES_MAX`.
 pub const WANT_RANGES_MAX: usize = 16;
+/// Tasks of one attempt, as a message may speak of it.
+pub const ATTEMPT_TASKS_MAX: u64 = 65_536;
+/// Attempts that one message speaks of.
+pub const MESSAGE_ATTEMPTS_MAX: usize = 65_536;
+/// Their tasks together: each may have to be looked at.
+pub const MESSAGE_TASKS_MAX: u64 = 1 << 20;
 /// Share classes of one advertisement.
 pub const SHARES_MAX: usize = 64;
 /// Sites named below an advertiser.
@@ -40,8 +46,10 @@ pub const REASON_TEXT_BYTES_MAX: usize = 1_024;
 pub const REASON_TREE_BYTES_MAX: usize = 8 * 1024;
 /// The signed chain of one job.
 pub const CHAIN_BYTES_MAX: usize = 16 * 1024;
-/// One message on the wire.
+/// One message on a link or of content.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What a user's call may send at once: a spec, a chain, a set of tasks.
+pub const CALL_BYTES_MAX: usize = 1024 * 1024;
 /// One file that is staged.
 pub const BLOB_BYTES_MAX: u64 = 64 << 30;
 /// One part of a file on the wire.
@@ -56,18 +64,23 @@ pub const ADVERT_INTERVAL_MS: u64 = 50;
 pub const CREDIT_MS: u64 = 30_000;
 /// Slots that may be placed on a share beyond its machines, to hide the round trip.
 pub const LOOKAHEAD_SLOTS_MAX: u64 = 1_024;
-/// Keepalive of every connection, and how long an answer to it may take.
-pub const KEEPALIVE_INTERVAL_MS: u64 = 10_000;
+/// A connection that has been silent for so long is asked whether it lives, and how long the answer may take: together, how long a stopped peer goes
+/// unnoticed. Short, as a job whose disconnect time-out is over waits for it; a link that is cut by mistake costs one reconnect.
+pub const KEEPALIVE_INTERVAL_MS: u64 = 1_000;
 /// See [`KEEPALIVE_INTERVAL_MS`].
-pub const KEEPALIVE_TIMEOUT_MS: u64 = 10_000;
+pub const KEEPALIVE_TIMEOUT_MS: u64 = 2_000;
 /// A connection, its TLS handshake and its first answer.
 pub const CONNECT_TIMEOUT_MS: u64 = 5_000;
 /// TLS handshakes that a listener has under way at once.
 pub const HANDSHAKES_MAX: usize = 256;
 /// Connections of one listener; one more is closed at once.
 pub const CONNECTIONS_MAX: usize = 8_192;
+/// Of these, connections of one peer.
+pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 /// Calls of one connection at once.
 pub const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
+/// Calls of one caller at once, over all his connections.
+pub const CALLS_PER_CALLER_MAX: usize = 256;
 /// How long a refused connection stays half open, so that its end can read why.
 pub const REFUSED_LINGER_MS: u64 = 500;
 /// One small call.

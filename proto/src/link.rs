@@ -61,6 +61,8 @@ pub struct Hello {
     pub sequence_high: u64,
     /// Agent: fingerprint of its machine; else empty.
     pub machine: Vec<u8>,
+    /// The sender's store may lack what it once knew of this link: tell it all.
+    pub recovering: bool,
 }
 
 /// Tasks of one placement.
@@ -100,6 +102,8 @@ pub enum Down {
     Resync,
     /// All that the parent holds open here.
     Open(Vec<Attempts>),
+    /// All that the parent holds open here has been sent again.
+    Resent,
 }
 
 /// Child to parent.
@@ -117,6 +121,8 @@ pub enum Up {
     NeedBlob(BlobHash),
     /// Its full state.
     Resync(Resync),
+    /// What it holds of older incarnations of the parent.
+    Orphans(Orphans),
 }
 
 /// Who asked first.
@@ -215,6 +221,61 @@ pub struct Place {
     pub chain: Vec<crate::pb::ChainLink>,
     /// Tasks of the whole array.
     pub array_size: u32,
+    /// What the child may know of them already.
+    pub known: Known,
+}
+
+/// What a child may know of the tasks of a placement although its number is a new one to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Known {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The child may have had it before it lost its store: nothing of it is started before those below have said what they hold.
+    Perhaps,
+    /// The child holds them under an older name: they go on under the new one, and what it does not know comes back.
+    As(Former),
+}
+
+/// A placement as it was named by an older incarnation of the parent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Hash, PartialOrd, Ord)]
+pub struct Former {
+    /// Of the parent's store.
+    pub incarnation: u64,
+    /// Its number.
+    pub number: u64,
+    /// The parent's job.
+    pub job: u64,
+}
+
+/// A part of what a child holds of older incarnations of its parent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Orphans {
+    /// In any order.
+    pub orphans: Vec<Orphan>,
+    /// The last part.
+    pub last: bool,
+}
+
+/// Tasks of one older placement in one phase. They run on until somebody adopts them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Orphan {
+    /// Its name then.
+    pub former: Former,
+    /// Who asked first: by this the parent knows them again.
+    pub origin: Origin,
+    /// Of the spec's bytes.
+    pub spec_hash: BlobHash,
+    /// Tasks of the whole array.
+    pub array_size: u32,
+    /// Which.
+    pub tasks: TaskSet,
+    /// Their phase at the child.
+    pub phase: Phase,
+    /// Key of the share that they count on.
+    pub share: String,
+    /// Slots that each counts for there.
+    pub cost: u64,
 }
 
 /// What a child offers.

@@ -37,6 +37,19 @@ pub fn parse_duration(text: &str) -> Result<Duration> {
     }
 }
 
+/// Milliseconds as [`parse_duration`] reads them, exactly: `1s`, `1h30m`, `1s500ms`.
+pub fn format_duration(ms: u64) -> String {
+    let mut text = String::new();
+    let mut left = ms;
+    for (name, scale) in MILLISECONDS.iter().rev() {
+        if left >= *scale {
+            text += &format!("{}{name}", left / scale);
+            left %= scale;
+        }
+    }
+    if text.is_empty() { "0ms".to_string() } else { text }
+}
+
 /// The first number, its unit, and what follows.
 fn split(text: &str) -> Option<(u64, &str, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
@@ -77,7 +90,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn limits_as_they_are_written() {
+        for (ms, want) in [(0, "0ms"), (500, "500ms"), (1_000, "1s"), (1_500, "1s500ms"), (600_000, "10m"), (5_400_000, "1h30m")] {
+            assert_eq!(want, format_duration(ms));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_time_is_read_as_it_was_written(ms: u64) {
+            prop_assert_eq!(Ok(Duration::from_millis(ms)), parse_duration(&format_duration(ms)));
+        }
+
         #[test]
         fn any_text_is_parsed_or_refused(text in "\\PC{0,12}") {
             let _ = (parse_bytes(&text), parse_duration(&text));

@@ -22,6 +22,8 @@ use crate::stop::local;
 pub const AGENT_SLOTS: u64 = 2;
 /// Agents that `burst` starts.
 pub const BURST_AGENTS: u64 = 2;
+/// An agent has at least so much memory, even where the machine has less for each.
+const AGENT_MEMORY_MIB_MIN: u64 = 256;
 /// The gateway whose agents are started by its provider.
 pub const BURST: &str = "burst";
 
@@ -58,6 +60,13 @@ pub const WAVES: [&[&str]; 3] = [&["campus", "partner", BURST], &["eu", "campus-
 /// Agents that attach.
 pub fn agents() -> u64 {
     PARTS.iter().filter(|p| p.kind == Kind::Agent).count() as u64 + BURST_AGENTS
+}
+
+/// Memory of each agent: all of them share one machine, and together they don't say that they have more than it.
+pub fn agent_memory_mib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
+    (total.unwrap_or(0) / 1_024 / agents()).max(AGENT_MEMORY_MIB_MIN)
 }
 
 /// The part of this name.
@@ -136,9 +145,10 @@ impl Layout {
 fn config(part: &Part, endpoint: impl Fn(&str) -> Option<String>) -> Result<String, Refusal> {
     let at = |name: &str| endpoint(name).ok_or_else(|| local(format!("{} dials {name}, which does not serve yet", part.name)));
     let name = part.name;
+    let machine = format!("slots = {AGENT_SLOTS}\nmemory = \"{}M\"\n", agent_memory_mib());
     if part.kind == Kind::Agent {
         let gateway = at(part.parent.unwrap_or_default())?;
-        return Ok(format!("name = \"{name}\"\ngateway = \"{gateway}\"\nidentity = \"identity\"\nstate = \"state\"\nslots = {AGENT_SLOTS}\n"));
+        return Ok(format!("name = \"{name}\"\ngateway = \"{gateway}\"\nidentity = \"identity\"\nstate = \"state\"\n{machine}"));
     }
     let mut text = format!("name = \"{name}\"\nlisten = \"127.0.0.1:0\"\nstate = \"state\"\nidentity = \"identity\"\n");
     let own = if part.kind == Kind::Gateway { r#""user", "admin", "agent""# } else { r#""user", "admin""# };
@@ -148,7 +158,7 @@ fn config(part: &Part, endpoint: impl Fn(&str) -> Option<String>) -> Result<Stri
     }
     match part.kind {
         Kind::Gateway if name == BURST => {
-            text += &format!("\n[agents]\nprovider = \"process\"\nagents = {BURST_AGENTS}\nslots = {AGENT_SLOTS}\n");
+            text += &format!("\n[agents]\nprovider = \"process\"\nagents = {BURST_AGENTS}\n{machine}");
         }
         Kind::Gateway => text += "\n[agents]\nprovider = \"static\"\n",
         Kind::Broker => {

@@ -21,8 +21,9 @@ use tokio::time::{Instant, sleep, timeout};
 use self::layout::{AGENT_SLOTS, BURST, Layout, PARTS, WAVES};
 use self::process::{Proc, Running, read_ready};
 use self::report::{Done, Site};
-use crate::args::{DemoArgs, SubmitArgs};
+use crate::args::{DemoArgs, SpecArgs};
 use crate::client::{Client, Home};
+use crate::names::JobName;
 use crate::out::{Out, Paint};
 use crate::render;
 use crate::stop::{Ending, Result, Stop, local};
@@ -183,7 +184,7 @@ impl Demo<'_> {
         let program = self.program.display().to_string();
         let of = self.tasks.to_string();
         let command = [&program, "demo-tile", "--tile", "{i}", "--of", &of, "--out", OUTPUT];
-        let args = SubmitArgs {
+        let args = SpecArgs {
             tasks: self.tasks,
             name: Some("demo".into()),
             slots: 1,
@@ -193,13 +194,14 @@ impl Demo<'_> {
             command: command.map(str::to_owned).to_vec(),
             ..Default::default()
         };
-        let submission = submit::Plan::parse(&args)?.prepare(self.out).await?;
+        let submission = submit::Plan::parse(&args, false)?.prepare(self.out).await?;
         let job = submit::send(self.out, client, &submission).await?.job;
         self.say(format!("job {}: {} submitted at {}", self.out.paint(Paint::Bold, &job), render::count(self.tasks.into(), "task"), PARTS[0].name))?;
-        let bar = self.out.bar(self.tasks.into(), &job);
-        let follow = wait::follow(client, &job, |view| wait::progress(&bar, view));
+        let name = JobName::whole(&job);
+        let mut progress = wait::Progress::new(self.out.job_bar(&job), &name);
+        let follow = wait::follow(client, &name, |view| progress.see(view));
         let view = timeout(Duration::from_millis(JOB_TIMEOUT_MS), follow).await;
-        bar.finish_and_clear();
+        progress.clear();
         let view =
             view.map_err(|_| Refusal::new(RefusalKind::Unavailable, format!("job {job} did not end within {}", render::duration(JOB_TIMEOUT_MS))))??;
         if render::in_phase(&view, intergrid_proto::Phase::Done) == u64::from(self.tasks) {
@@ -248,9 +250,16 @@ impl Demo<'_> {
             out.line("")?;
             out.line("It is left running. Try:")?;
             out.line(format!("  export INTERGRID_HOME={}", home.display()))?;
-            for verb in ["hosts --tree", &format!("history {job}"), "submit -n 10 --wait -- hostname", "logs last", "explain last"] {
+            for verb in
+                ["hosts --tree", &format!("history {job}"), "run -n 3 -- hostname", "submit -n 1000 -- sleep 0.01", "wait last", "explain last"]
+            {
                 out.line(format!("  {program} {verb}"))?;
             }
+            let part = &PARTS[2];
+            let (kind, dir) = (part.kind.name(), self.layout.dir(part.name));
+            let dir = dir.display();
+            out.line(format!("kill any of its processes, and start it again, as {} with", part.name))?;
+            out.line(format!("  {program} {kind} --config {dir}/config.toml --ready-file {dir}/ready.json 2>>{dir}/log &"))?;
             out.line("and stop it with")?;
             out.line(format!("  {program} demo --stop {root}"))?;
         }
@@ -308,14 +317,26 @@ fn agents(host: &pb::Host) -> (u64, u64) {
 }
 
 async fn stop_kept(dir: &Path, out: &Out) -> Result<Ending> {
-    let bad = |e: &dyn std::fmt::Display| {
-        local(format!("{} has no demo that was left running: {e}", dir.display())).remedy("name the directory that the demo printed")
+    let shown = dir.display();
+    let bad = |message: String| {
+        Refusal::new(RefusalKind::NotFound, message).remedy("name the directory that `grid demo --keep` printed, the one that holds demo.json")
     };
-    let root = dir.canonicalize().map_err(|e| bad(&e))?;
+    let root = dir.canonicalize().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => bad(format!("there is no directory {shown}")),
+        _ => bad(format!("{shown} can't be read: {e}")),
+    })?;
     let path = Layout { root: root.clone() }.record();
-    let record: Record = serde_json::from_str(&std::fs::read_to_string(&path).map_err(|e| bad(&e))?).map_err(|e| bad(&e))?;
-    let running = record.procs.iter().filter(|p| p.lives()).count() as u64;
-    if !process::end_kept(&record.procs, &root).await {
+    let text = std::fs::read_to_string(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => bad(format!("{shown} holds no demo that was left running")),
+        _ => bad(format!("{} can't be read: {e}", path.display())),
+    })?;
+    let record: Record = serde_json::from_str(&text).map_err(|e| bad(format!("{} is damaged: {e}", path.display())))?;
+    let mut procs = record.procs;
+    // Those that were started again by hand.
+    let others: Vec<Proc> = process::parts_below(&root).into_iter().filter(|p| !procs.contains(p)).collect();
+    procs.extend(others);
+    let running = procs.iter().filter(|p| p.lives()).count() as u64;
+    if !process::end_kept(&procs, &root).await {
         return Err(Stop::Refused(Refusal::new(RefusalKind::Unavailable, "some of the demo's processes do not end").remedy("try it again")));
     }
     std::fs::remove_file(&path).map_err(|e| local(format!("{} can't be removed: {e}", path.display())))?;

@@ -1,7 +1,9 @@
 //! One part of the demo as a process: started in a role, ready when it says so, ended with the demo. A process is never signalled by its pid alone: pid
 //! and start time together name it, so that a pid in new hands is left alone.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -215,11 +217,26 @@ pub async fn end_kept(procs: &[Proc], root: &Path) -> bool {
     false
 }
 
+/// Parts of the demo below this directory, whoever started them: processes that were told to use a configuration there.
+pub fn parts_below(root: &Path) -> Vec<Proc> {
+    let is_part = |pid: u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<PathBuf> = words.split(|b| *b == 0).map(|w| PathBuf::from(OsStr::from_bytes(w))).collect();
+        let config = words.windows(2).find(|w| w[0] == Path::new("--config")).map(|w| w[1].clone());
+        let here = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        config.and_then(|c| here.join(c).canonicalize().ok()).is_some_and(|c| c.starts_with(root))
+    };
+    pids().into_iter().filter(|pid| is_part(*pid)).filter_map(Proc::of).collect()
+}
+
+fn pids() -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    all.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// Processes whose program was staged below this directory: payloads, which outlive their agent by design.
 fn payloads(root: &Path) -> Vec<Proc> {
-    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = all.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(root))).filter_map(Proc::of).collect()
+    pids().into_iter().filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(root))).filter_map(Proc::of).collect()
 }
 
 #[cfg(test)]
@@ -278,6 +295,21 @@ mod tests {
         assert!(proc.lives());
         assert!(end_kept(std::slice::from_ref(&proc), dir.path()).await && !proc.lives());
         part.child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn parts_are_found_by_their_configuration_whoever_started_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (layout, program) = script(&root, SERVES);
+        fs::write(layout.config("campus"), "").unwrap();
+        let mut part = Running::start(&program, &layout, super::super::layout::named("campus").unwrap(), false).unwrap();
+        part.ready().await.unwrap();
+        let proc = Proc::of(part.pid()).unwrap();
+        assert_eq!(vec![proc.clone()], parts_below(&root));
+        assert!(parts_below(&root.join("other")).is_empty());
+        end(&mut [part], &[proc], &root).await;
+        assert!(parts_below(&root).is_empty());
     }
 
     #[tokio::test]

@@ -42,7 +42,7 @@ pub struct Done {
 /// Where each task was done, by the history of the job at the top.
 pub async fn done(client: &Client, job: &str, top: &str) -> Result<BTreeMap<u32, Done>> {
     let mut all = BTreeMap::new();
-    history::each(client, &history::whole(job), |entry| {
+    history::each(client, &history::whole(job), |_, entry| {
         read(entry, top, &mut all);
         Ok(())
     })

@@ -13,7 +13,7 @@ pub fn duration(ms: u64) -> String {
     let s = ms / 1_000;
     match s {
         0 => format!("{ms}ms"),
-        1..10 if !ms.is_multiple_of(1_000) => format!("{s}.{}s", ms % 1_000 / 100),
+        1..10 if ms % 1_000 >= 100 => format!("{s}.{}s", ms % 1_000 / 100),
         1..60 => format!("{s}s"),
         60..3_600 => format!("{}m{:02}s", s / 60, s % 60),
         3_600..86_400 => format!("{}h{:02}m", s / 3_600, s % 3_600 / 60),
@@ -80,7 +80,7 @@ pub fn exits(numbers: &[u32]) -> String {
     seen.into_iter().map(|n| Exit::from_number(n).to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// `exit-code: exit 3, since 5s`, without what it rests on.
+/// `exit-code: exit 3 [campus]; look into its log`, without what it rests on.
 pub fn reason(r: &pb::Reason) -> String {
     let word = intergrid_proto::ReasonKind::from_number(r.kind).word();
     let mut text = word.to_owned();
@@ -92,6 +92,12 @@ pub fn reason(r: &pb::Reason) -> String {
         }
     }
     text
+}
+
+/// The same but for the time that it holds.
+pub fn same_reason(a: &pb::Reason, b: &pb::Reason) -> bool {
+    let words = |r: &pb::Reason| (r.kind, r.text.clone(), r.remedy.clone(), r.site_name.clone());
+    words(a) == words(b) && a.because.len() == b.because.len() && a.because.iter().zip(&b.because).all(|(a, b)| same_reason(a, b))
 }
 
 /// Tasks of a job in this phase.
@@ -124,9 +130,16 @@ mod tests {
 
     #[test]
     fn durations_and_sizes() {
-        for (ms, want) in
-            [(0, "0ms"), (350, "350ms"), (1_200, "1.2s"), (12_000, "12s"), (185_000, "3m05s"), (7_800_000, "2h10m"), (360_000_000, "4d04h")]
-        {
+        for (ms, want) in [
+            (0, "0ms"),
+            (350, "350ms"),
+            (1_200, "1.2s"),
+            (3_040, "3s"),
+            (12_000, "12s"),
+            (185_000, "3m05s"),
+            (7_800_000, "2h10m"),
+            (360_000_000, "4d04h"),
+        ] {
             assert_eq!(want, duration(ms));
         }
         for (n, want) in [(0, "0B"), (640, "640B"), (1 << 10, "1K"), (1_610_612_736, "1.5G"), (12 << 20, "12M"), (u64::MAX, "16383P")] {

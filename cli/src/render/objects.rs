@@ -134,8 +134,9 @@ pub fn explanation(e: &pb::Explanation) -> Value {
     })
 }
 
-/// A site and everything below it.
+/// A site and everything below it. What waits and what has ended is counted by sites, for all of their agents together.
 pub fn host(h: &pb::Host) -> Value {
+    let counts = h.site.as_ref().is_none_or(|s| s.kind() != pb::Kind::Agent);
     json!({
         "site": h.site.as_ref().map(hop),
         "backend": h.backend,
@@ -145,8 +146,8 @@ pub fn host(h: &pb::Host) -> Value {
         "slots_free": h.slots_free,
         "memory_bytes": h.memory_bytes,
         "running": h.running,
-        "waiting": h.waiting,
-        "done": h.done,
+        "waiting": counts.then_some(h.waiting),
+        "done": counts.then_some(h.done),
         "age_ms": h.age_ms,
         "unreachable": h.unreachable,
         "shares": h.shares.iter().map(share).collect::<Vec<_>>(),

@@ -1,7 +1,7 @@
 //! `explain`: why tasks wait or failed, from each hop. A hop that could not be asked is named, with since when.
 
 use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
-use intergrid_proto::pb;
+use intergrid_proto::{ReasonKind, pb};
 
 use crate::names::JobName;
 use crate::out::{Out, Paint};
@@ -20,14 +20,14 @@ pub async fn run(context: &Context<'_>, job: &JobName) -> Result<Ending> {
     let out = context.out;
     if out.json {
         let mut object = objects::explanation(&answer);
-        object["job"] = serde_json::json!(job.id);
+        object["job"] = serde_json::json!(answer.job);
         out.object(object)?;
         return Ok(Ending::Well);
     }
     for (branch, line) in tree(out, &answer, 0).rows() {
         out.line(branch + &line)?;
     }
-    out.next(format!("next: grid show {0}, grid history {0}", job.id))?;
+    out.next(format!("next: grid show {0}, grid history {0}", answer.job))?;
     Ok(Ending::Well)
 }
 
@@ -47,16 +47,27 @@ fn tree(out: &Out, e: &pb::Explanation, depth: usize) -> Tree<String> {
         why.node = format!("{} {}: {}", c.tasks, render::phase(c.phase), why.node);
         Some(why)
     });
-    let said: Vec<&pb::Reason> = e.counts.iter().filter_map(|c| c.reason.as_ref()).collect();
-    let others = e.reasons.iter().filter(|r| !said.contains(r)).map(|r| why(out, r, 0));
-    // A machine that has nothing to say is left out.
-    let telling = e.below.iter().filter(|b| !(b.unreachable.is_empty() && b.counts.is_empty() && b.reasons.is_empty() && b.below.is_empty()));
-    let below = counted.chain(others).chain(telling.map(|b| tree(out, b, depth + 1))).collect();
+    let mut said: Vec<&pb::Reason> = e.counts.iter().filter_map(|c| c.reason.as_ref()).collect();
+    let mut others = Vec::new();
+    for r in &e.reasons {
+        // That somebody holds tasks is said of those that are held; that such tasks came back here is of no use to him.
+        if r.kind != ReasonKind::HeldByUser.number() && !said.iter().any(|s| render::same_reason(s, r)) {
+            others.push(why(out, r, 0));
+            said.push(r);
+        }
+    }
+    let below = counted.chain(others).chain(e.below.iter().filter(|b| tells(b, depth)).map(|b| tree(out, b, depth + 1))).collect();
     Tree { node, below }
 }
 
+/// Whoever has nothing to say, nor anybody below, is left out.
+fn tells(e: &pb::Explanation, depth: usize) -> bool {
+    let own = !(e.unreachable.is_empty() && e.counts.is_empty() && e.reasons.is_empty());
+    own || depth <= DEPTH_MAX && e.below.iter().any(|b| tells(b, depth + 1))
+}
+
 fn why(out: &Out, r: &pb::Reason, depth: usize) -> Tree<String> {
-    let since = if r.age_ms >= 1_000 { format!(" (since {})", render::duration(r.age_ms)) } else { String::new() };
+    let since = if r.age_ms >= 1_000 { format!(" (for {})", render::duration(r.age_ms)) } else { String::new() };
     let node = format!("{}{}", out.paint(Paint::Warn, &render::reason(r)), out.paint(Paint::Dim, &since));
     let below = if depth > DEPTH_MAX { Vec::new() } else { r.because.iter().map(|b| why(out, b, depth + 1)).collect() };
     Tree { node, below }
@@ -75,6 +86,7 @@ mod tests {
         let count = |phase: Phase, tasks, reason| pb::PhaseCount { phase: phase as i32, tasks, reason };
         let explanation = pb::Explanation {
             site: hop("root", pb::Kind::Broker),
+            reasons: vec![pb::Reason { age_ms: 3_001, ..busy.clone() }],
             counts: vec![count(Phase::Queued, 58, Some(busy)), count(Phase::Running, 6, None)],
             below: vec![
                 pb::Explanation { site: hop("eu", pb::Kind::Broker), counts: vec![count(Phase::Running, 6, None)], ..Default::default() },
@@ -88,7 +100,7 @@ mod tests {
         assert_eq!(
             vec![
                 "root (broker): running 6, queued 58",
-                "├─ 58 queued: all-busy: 10 of 10 slots are used (since 3s)",
+                "├─ 58 queued: all-busy: 10 of 10 slots are used (for 3s)",
                 "│  └─ back-off",
                 "├─ eu (broker): running 6",
                 "└─ burst (gateway): unreachable, no answer since 12s",

@@ -35,6 +35,8 @@ pub struct State {
     pub watch_hangs: bool,
     /// How the one job ended.
     pub phase: Option<Phase>,
+    /// Its tasks' exit code.
+    pub exit: u32,
     /// By task and name; hash as announced, then content.
     pub outputs: BTreeMap<(u32, String), (BlobHash, Vec<u8>)>,
     /// SetWant calls.
@@ -81,7 +83,7 @@ impl Fake {
 
     /// A connection, and output that nobody looks at as a person.
     pub async fn context<'a>(&self, out: &'a Out) -> Context<'a> {
-        Context { out, client: self.home.connect().await.unwrap() }
+        Context { out, client: self.home.connect().await.unwrap().into() }
     }
 }
 
@@ -100,7 +102,7 @@ impl Service {
     fn view(&self, phase: Phase) -> Result<pb::JobView, Status> {
         let state = self.state.lock().unwrap();
         let job = state.submits.last().ok_or_else(|| Refusal::new(RefusalKind::NotFound, "there is no such job"))?;
-        let range = pb::TaskRange { tasks: Some(tasks_out(&TaskSet::range(0..job.tasks))), phase: phase as i32, attempts: 1, exit: vec![0] };
+        let range = pb::TaskRange { tasks: Some(tasks_out(&TaskSet::range(0..job.tasks))), phase: phase as i32, attempts: 1, exit: vec![state.exit] };
         Ok(pb::JobView {
             id: "7k2m9p".into(),
             tasks: job.tasks,
@@ -138,7 +140,7 @@ impl Grid for Service {
 
     async fn set_want(&self, request: Request<pb::SetWantRequest>) -> Result<Response<pb::SetWantReply>, Status> {
         self.state.lock().unwrap().wants.push(request.into_inner());
-        Ok(Response::new(pb::SetWantReply { tasks: 3 }))
+        Ok(Response::new(pb::SetWantReply { tasks: 3, job: "7k2m9p".into() }))
     }
 
     async fn list(&self, _: Request<pb::ListRequest>) -> Result<Response<pb::ListReply>, Status> {
@@ -167,7 +169,7 @@ impl Grid for Service {
 
     async fn history(&self, _: Request<pb::JobRequest>) -> Result<Response<Self::HistoryStream>, Status> {
         let entries = self.state.lock().unwrap().history.clone();
-        Ok(Response::new(Box::pin(stream::iter([Ok(pb::HistoryBatch { entries })]))))
+        Ok(Response::new(Box::pin(stream::iter([Ok(pb::HistoryBatch { entries, job: "7k2m9p".into() })]))))
     }
 
     async fn explain(&self, _: Request<pb::JobRequest>) -> Result<Response<pb::Explanation>, Status> {

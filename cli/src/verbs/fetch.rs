@@ -1,4 +1,4 @@
-//! `logs` and `fetch`: what tasks have written, verified by its hash at this end.
+//! `fetch`: the outputs of tasks, verified by their hash at this end.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,37 +14,11 @@ use crate::files::Incoming;
 use crate::names::JobName;
 use crate::out::Out;
 use crate::render;
-use crate::stop::{Ending, Result, local};
+use crate::stop::{Ending, Result, Stop, local};
 use crate::verbs::Context;
 
 /// Outputs on their way at once.
 const FETCH_PARALLEL_MAX: usize = 8;
-/// What `logs --json` puts into one object.
-const JSON_TEXT_BYTES_MAX: u64 = 16 << 20;
-
-/// stdout or stderr of one task.
-pub async fn logs(context: &Context<'_>, job: &JobName, task: u32, name: &str) -> Result<Ending> {
-    let out = context.out;
-    let mut incoming = Incoming::open(&context.client, &job.id, task, name).await?;
-    if !out.json {
-        while let Some(data) = incoming.part().await? {
-            out.bytes(&data)?;
-        }
-        out.flush()?;
-        return Ok(Ending::Well);
-    }
-    if incoming.size > JSON_TEXT_BYTES_MAX {
-        let message = format!("{name} of {}[{task}] has {}, too much for one object", job.id, render::bytes(incoming.size));
-        return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("leave --json out").into());
-    }
-    let mut text = Vec::new();
-    while let Some(data) = incoming.part().await? {
-        text.extend(data);
-    }
-    let hash = incoming.hash.to_string();
-    out.object(json!({"job": job.id, "task": task, "name": name, "size": text.len(), "hash": hash, "text": String::from_utf8_lossy(&text)}))?;
-    Ok(Ending::Well)
-}
 
 /// What to bring back, and where to.
 #[derive(Debug)]
@@ -80,7 +54,7 @@ impl Wish {
 /// Bring back every declared output of every done task.
 pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
     let out = context.out;
-    let view = context.client.call("show", async |mut grid| grid.show(pb::JobRequest { tasks: None, ..wish.job.request() }).await).await?;
+    let view = super::jobs::view(&context.client, &wish.job).await?;
     let spec = JobSpec::decode(&view.spec)?;
     let done = done_tasks(&context.client, &view).await?;
     let wanted = match &wish.job.tasks {
@@ -113,12 +87,12 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
 /// The view names them by ranges, unless there are too many ranges; the history has them all.
 async fn done_tasks(client: &Client, view: &pb::JobView) -> Result<TaskSet, Refusal> {
     let listed: u64 = view.ranges.iter().map(|r| render::tasks(r.tasks.as_ref()).len()).sum();
-    if listed >= u64::from(view.tasks) {
+    if listed >= view.counts.iter().map(|c| c.tasks).sum() {
         let done = view.ranges.iter().filter(|r| r.phase == Phase::Done as i32);
         return Ok(done.fold(TaskSet::new(), |set, r| set.union(&render::tasks(r.tasks.as_ref()))));
     }
     let mut done = TaskSet::new();
-    super::history::each(client, &super::history::whole(&view.id), |entry| {
+    super::history::each(client, &super::history::whole(&view.id), |_, entry| {
         if !entry.stale && entry.ended.as_ref().is_some_and(|e| e.phase == Phase::Done as i32) {
             done = done.union(&render::tasks(entry.tasks.as_ref()));
         }
@@ -126,8 +100,8 @@ async fn done_tasks(client: &Client, view: &pb::JobView) -> Result<TaskSet, Refu
     })
     .await
     .map_err(|stop| match stop {
-        crate::stop::Stop::Refused(r) => r,
-        crate::stop::Stop::PipeClosed => local("the output is closed"),
+        Stop::Refused(r) => r,
+        Stop::PipeClosed => local("the output is closed"),
     })?;
     Ok(done)
 }

@@ -22,14 +22,20 @@ pub fn whole(job: &str) -> pb::JobRequest {
     pb::JobRequest { job: reference(job), tasks: None, deadline_ms: 0 }
 }
 
-/// See every entry, in order.
-pub async fn each(client: &Client, request: &pb::JobRequest, mut see: impl FnMut(&pb::HistoryEntry) -> Result<()>) -> Result<()> {
+/// See every entry, in order, with the id of the job; returns that id.
+pub async fn each(client: &Client, request: &pb::JobRequest, mut see: impl FnMut(&str, &pb::HistoryEntry) -> Result<()>) -> Result<String> {
     let mut stream = client.call("history", async |mut grid| grid.history(request.clone()).await).await?;
+    let mut job = String::new();
     loop {
         let batch = tokio::time::timeout(Duration::from_millis(CALL_TIMEOUT_MS), stream.message()).await;
         match batch.map_err(|_| silent("history", CALL_TIMEOUT_MS))?.map_err(|status| refusal_of(&status))? {
-            Some(batch) => batch.entries.iter().try_for_each(&mut see)?,
-            None => return Ok(()),
+            Some(batch) => {
+                if !batch.job.is_empty() {
+                    job = batch.job;
+                }
+                batch.entries.iter().try_for_each(|e| see(&job, e))?;
+            }
+            None => return Ok(job),
         }
     }
 }
@@ -38,12 +44,12 @@ pub async fn each(client: &Client, request: &pb::JobRequest, mut see: impl FnMut
 pub async fn run(context: &Context<'_>, job: &JobName) -> Result<Ending> {
     let out = context.out;
     if out.json {
-        each(&context.client, &job.request(), |entry| out.object(objects::history(&job.id, entry))).await?;
+        each(&context.client, &job.request(), |id, entry| out.object(objects::history(id, entry))).await?;
         return Ok(Ending::Well);
     }
     let mut table = new_table();
     let mut left_out = 0;
-    each(&context.client, &job.request(), |entry| {
+    let id = each(&context.client, &job.request(), |_, entry| {
         if table.len() < ROWS_MAX {
             table.row(row(entry))
         } else {
@@ -52,9 +58,10 @@ pub async fn run(context: &Context<'_>, job: &JobName) -> Result<Ending> {
         Ok(())
     })
     .await?;
+    let job = &job.of(&id);
     if table.is_empty() {
         out.line(format!("no attempt of job {job} has ended yet"))?;
-        out.next(format!("next: grid explain {}", job.id))?;
+        out.next(format!("next: grid explain {id}"))?;
         return Ok(Ending::Well);
     }
     table.print(out)?;

@@ -18,9 +18,8 @@ pub async fn ask(client: &Client) -> Result<pb::Host, intergrid_proto::Refusal> 
 }
 
 /// A list, or a tree.
-pub async fn run(context: &Context<'_>, tree: bool) -> Result<Ending> {
+pub async fn run(context: &Context<'_>, out: &Out, tree: bool) -> Result<Ending> {
     let host = ask(&context.client).await?;
-    let out = context.out;
     if out.json {
         out.object(objects::host(&host))?;
         return Ok(Ending::Well);
@@ -46,6 +45,8 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             table.row(vec![Cell::painted(site, Paint::Bad), kind.into(), empty(), empty(), empty(), empty(), empty(), empty(), why]);
             continue;
         }
+        // What waits and what has ended is counted by sites, for all of their agents together.
+        let counts = h.site.as_ref().is_none_or(|s| s.kind() != pb::Kind::Agent);
         let free = Cell::painted(h.slots_free.to_string(), if h.slots_free > 0 { Paint::Good } else { Paint::Plain });
         table.row(vec![
             site.into(),
@@ -54,8 +55,8 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             free,
             render::bytes(h.memory_bytes).into(),
             h.running.into(),
-            h.waiting.into(),
-            h.done.into(),
+            if counts { h.waiting.into() } else { "".into() },
+            if counts { h.done.into() } else { "".into() },
             h.endpoint.as_str().into(),
         ]);
     }
@@ -94,7 +95,7 @@ mod tests {
                 "root               broker                2     1      2G        0        0     0  127.0.0.1:7411",
                 "├─ eu              broker                2     1      2G        0        0     0",
                 "│  └─ campus       gateway (agents)      2     1      2G        0        0     0",
-                "│     └─ campus-1  agent                 2     1      2G        0        0     0",
+                "│     └─ campus-1  agent                 2     1      2G        0",
                 "└─ burst           gateway                                                        unreachable, no answer since 12s",
             ],
             table(&root, true).lines(&out)

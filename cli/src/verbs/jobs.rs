@@ -1,9 +1,10 @@
 //! `ls`, `show`, and the wishes `cancel`, `hold` and `release`.
 
 use intergrid_proto::limits::LIST_MAX;
-use intergrid_proto::{JobSpec, Phase, Refusal, RefusalKind, pb};
+use intergrid_proto::{JobSpec, Phase, Refusal, RefusalKind, TaskSet, pb};
 use serde_json::json;
 
+use crate::client::Client;
 use crate::names::JobName;
 use crate::out::{Out, Paint};
 use crate::render::table::{Cell, Table};
@@ -15,12 +16,11 @@ use crate::verbs::Context;
 const SHOW_LINES_MAX: usize = 40;
 
 /// The caller's jobs.
-pub async fn ls(context: &Context<'_>, limit: u32) -> Result<Ending> {
+pub async fn ls(context: &Context<'_>, out: &Out, limit: u32) -> Result<Ending> {
     if limit == 0 || limit > LIST_MAX {
         return Err(Refusal::invalid(format!("-n {limit}: 1 to {LIST_MAX} jobs are listed")).into());
     }
     let jobs = context.client.call("list", async |mut grid| grid.list(pb::ListRequest { limit }).await).await?.jobs;
-    let out = context.out;
     if out.json {
         out.object(json!({"jobs": jobs.iter().map(objects::job).collect::<Vec<_>>()}))?;
         return Ok(Ending::Well);
@@ -55,16 +55,22 @@ fn dash(text: &str) -> Cell {
     if text.is_empty() { Cell::painted("-", Paint::Dim) } else { text.into() }
 }
 
-/// One job.
-pub async fn show(context: &Context<'_>, job: &JobName) -> Result<Ending> {
-    let view = context.client.call("show", async |mut grid| grid.show(job.request()).await).await?;
-    if context.out.json {
-        context.out.object(objects::job(&view))?;
-        return Ok(Ending::Well);
+/// What a job is, and how it is; of some of its tasks where they are named.
+pub async fn view(client: &Client, job: &JobName) -> Result<pb::JobView, Refusal> {
+    client.call("show", async |mut grid| grid.show(job.request()).await).await
+}
+
+/// One job, or some of its tasks; returns whether all of them have ended.
+pub async fn show(context: &Context<'_>, out: &Out, job: &JobName) -> Result<bool> {
+    let view = view(&context.client, job).await?;
+    let over = view.ended_age_ms > 0;
+    if out.json {
+        out.object(objects::job(&view))?;
+        return Ok(over);
     }
-    print(context.out, &view)?;
+    print(out, &view, job.tasks.as_ref())?;
     let id = &view.id;
-    context.out.next(match render::telling_phase(&view) {
+    out.next(match render::telling_phase(&view) {
         Phase::Done => format!("next: grid logs {id}, grid fetch {id}, grid history {id}"),
         Phase::Failed => format!("next: grid explain {id}, grid logs --stderr {id}"),
         Phase::Cancelled => format!("next: grid history {id}"),
@@ -72,10 +78,10 @@ pub async fn show(context: &Context<'_>, job: &JobName) -> Result<Ending> {
         Phase::Queued | Phase::Placed => format!("next: grid explain {id}"),
         Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => format!("next: grid wait {id}"),
     })?;
-    Ok(Ending::Well)
+    Ok(over)
 }
 
-fn print(out: &Out, v: &pb::JobView) -> Result<()> {
+fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
     let mut facts: Vec<(&str, String)> = vec![("job", v.id.clone()), ("name", v.name.clone()), ("owner", v.owner.clone())];
     if let Ok(s) = JobSpec::decode(&v.spec) {
         let staged = s.executable.as_ref().map_or(String::new(), |f| format!("  (staged, {})", render::bytes(f.size)));
@@ -90,11 +96,11 @@ fn print(out: &Out, v: &pb::JobView) -> Result<()> {
     let since = |ms: u64| format!("{} ago", render::duration(ms));
     let wish = render::want(v.want);
     facts.extend([
-        ("tasks", format!("{}: {}", v.tasks, render::phases(&v.counts))),
+        ("tasks", format!("{}: {}", only.map_or(v.tasks.to_string(), |t| format!("{} of {} ({t})", t.len(), v.tasks)), render::phases(&v.counts))),
         ("sites", sites.collect::<Vec<_>>().join(", ")),
         ("wish", if wish == "run" { String::new() } else { wish.to_owned() }),
         ("accepted", since(v.age_ms)),
-        ("ended", if render::ended(v) == u64::from(v.tasks) { since(v.ended_age_ms) } else { String::new() }),
+        ("ended", if v.ended_age_ms > 0 && only.is_none() { since(v.ended_age_ms) } else { String::new() }),
         ("key", v.key.clone()),
     ]);
     for (what, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
@@ -105,7 +111,7 @@ fn print(out: &Out, v: &pb::JobView) -> Result<()> {
             out.line(format!("{}{} {}: {}", out.paint(Paint::Dim, "why        "), c.tasks, render::phase(c.phase), render::reason(r)))?;
         }
     }
-    if v.ranges.len() < 2 && v.tasks < 2 {
+    if v.ranges.len() < 2 && v.tasks < 2 && v.ended_age_ms == 0 {
         return Ok(());
     }
     out.line("")?;
@@ -142,14 +148,20 @@ impl Wish {
         }
     }
 
-    /// What is said of its tasks.
-    fn said(self) -> &'static str {
-        match self {
-            Wish::Cancel => "to be cancelled",
-            Wish::Hold => "on hold",
-            Wish::Run => "released",
+    /// What is said of tasks that have not ended, some of which run.
+    fn said(self, tasks: u64, running: u64) -> String {
+        match (self, tasks.saturating_sub(running)) {
+            (Wish::Cancel, _) => format!("{} to be cancelled", render::count(tasks, "task")),
+            (Wish::Run, _) => format!("{} may run", render::count(tasks, "task")),
+            (Wish::Hold, 0) => "nothing to hold; what has started goes on to its end".to_owned(),
+            (Wish::Hold, held) => format!("{} on hold; what has started goes on to its end", render::count(held, "task")),
         }
     }
+}
+
+/// Tasks that have started: a hold comes too late for them.
+fn started(view: &pb::JobView) -> u64 {
+    [Phase::Running, Phase::Suspended, Phase::StagingOut].into_iter().map(|p| render::in_phase(view, p)).sum()
 }
 
 /// Say what is wanted of each job; the first that is refused ends it, after those before it.
@@ -164,21 +176,23 @@ pub async fn set_want<'a>(connect: impl AsyncFn() -> Result<Context<'a>>, jobs: 
             tasks: job.tasks.as_ref().map(intergrid_proto::convert::tasks_out),
         };
         let reply = context.client.call("set-want", async |mut grid| grid.set_want(request.clone()).await).await;
-        let tasks = match reply {
-            Ok(reply) => reply.tasks,
+        let (id, tasks) = match reply {
+            Ok(reply) => (reply.job, reply.tasks),
             Err(r) if r.kind == RefusalKind::Unavailable => return Err(r.remedy("repeat it: wishing the same twice does no harm").into()),
             Err(r) => return Err(r.into()),
         };
+        let job = job.of(&id);
+        let running = if tasks > 0 { started(&view(&context.client, &job).await?) } else { 0 };
         if out.json {
-            out.object(json!({"job": job.id, "want": render::want(wish.value().into()), "tasks": tasks}))?;
+            out.object(json!({"job": id, "want": render::want(wish.value().into()), "tasks": tasks, "running": running}))?;
         } else if tasks == 0 {
-            out.line(format!("job {job}: nothing to do, all its tasks have ended"))?;
+            out.line(format!("job {job}: nothing to do, {}", if job.tasks.is_some() { "these have ended" } else { "all its tasks have ended" }))?;
         } else {
-            out.line(format!("job {job}: {} {}", render::count(tasks, "task"), wish.said()))?;
+            out.line(format!("job {job}: {}", wish.said(tasks, running)))?;
         }
-    }
-    if let [job] = &jobs[..] {
-        out.next(format!("next: grid show {}", job.id))?;
+        if jobs.len() == 1 {
+            out.next(format!("next: grid show {id}"))?;
+        }
     }
     Ok(Ending::Well)
 }

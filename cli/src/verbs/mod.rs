@@ -7,14 +7,20 @@ pub mod fetch;
 pub mod history;
 pub mod hosts;
 pub mod jobs;
+pub mod logs;
+pub mod run;
 pub mod submit;
 #[cfg(test)]
 mod tests;
 pub mod wait;
+pub mod watch;
+
+use std::sync::Arc;
 
 use crate::args::{Cli, Command};
 use crate::client::{Client, Home};
 use crate::env::Environment;
+use crate::names::JobName;
 use crate::out::Out;
 use crate::stop::{Ending, Result};
 
@@ -23,24 +29,32 @@ pub struct Context<'a> {
     /// Where the answer goes.
     pub out: &'a Out,
     /// Whom to ask.
-    pub client: Client,
+    pub client: Arc<Client>,
 }
 
 /// Run the verb of this command line.
 pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending> {
     let endpoint = cli.endpoint.as_deref();
     // Words are checked before anybody is asked.
-    let connect = async || -> Result<Context<'_>> { Ok(Context { out, client: Home::load(&environment, endpoint)?.connect().await? }) };
+    let connect = async || -> Result<Context<'_>> { Ok(Context { out, client: Home::load(&environment, endpoint)?.connect().await?.into() }) };
     match cli.command {
         Command::Submit(args) => {
-            let plan = submit::Plan::parse(&args)?;
+            let plan = submit::Plan::parse(&args.spec, args.hold)?;
             let submission = plan.prepare(out).await?;
-            submit::run(&connect().await?, submission).await
+            submit::run(&connect().await?, submission, args.wait).await
         }
-        Command::Ls(args) => jobs::ls(&connect().await?, args.limit).await,
+        Command::Run(args) => {
+            let submission = submit::Plan::parse(&args.spec, false)?.prepare(out).await?;
+            run::run(&connect().await?, submission).await
+        }
+        Command::Ls(args) => {
+            let context = connect().await?;
+            asked(out, args.watch, async |out| jobs::ls(&context, out, args.limit).await.map(|_| false)).await
+        }
         Command::Show(args) => {
-            let job = crate::names::JobName::parse(&args.job)?;
-            jobs::show(&connect().await?, &job).await
+            let job = JobName::parse(&args.job)?;
+            let context = connect().await?;
+            asked(out, args.watch, async |out| jobs::show(&context, out, &job).await).await
         }
         Command::Wait(args) => {
             let wish = wait::Wish::parse(&args.jobs, args.timeout.as_deref())?;
@@ -50,28 +64,42 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
         Command::Hold(args) => jobs::set_want(&connect, &args.jobs, jobs::Wish::Hold).await,
         Command::Release(args) => jobs::set_want(&connect, &args.jobs, jobs::Wish::Run).await,
         Command::Logs(args) => {
-            let job = crate::names::JobName::parse(&args.job)?;
-            let task = job.one_task()?.unwrap_or(0);
-            fetch::logs(&connect().await?, &job, task, if args.stderr { "stderr" } else { "stdout" }).await
+            let wish = logs::Wish::parse(&args)?;
+            logs::run(&connect().await?, wish).await.map(|()| Ending::Well)
         }
         Command::Fetch(args) => {
             let wish = fetch::Wish::parse(&args)?;
             fetch::run(&connect().await?, wish).await
         }
         Command::History(args) => {
-            let job = crate::names::JobName::parse(&args.job)?;
+            let job = JobName::parse(&args.job)?;
             history::run(&connect().await?, &job).await
         }
         Command::Explain(args) => {
-            let job = crate::names::JobName::parse(&args.job)?;
+            let job = JobName::parse(&args.job)?;
             explain::run(&connect().await?, &job).await
         }
-        Command::Hosts(args) => hosts::run(&connect().await?, args.tree).await,
+        Command::Hosts(args) => {
+            let context = connect().await?;
+            asked(out, args.watch, async |out| hosts::run(&context, out, args.tree).await.map(|_| false)).await
+        }
         Command::Demo(args) => crate::demo::run(args, out).await,
         Command::DemoTile(args) => crate::demo::tile::run(&args),
+        Command::Completion(args) => crate::help::completion(args.shell, out),
+        Command::Man(args) => crate::help::man(&args.dir, out),
         Command::Init(args) => crate::init::run(args, endpoint, &environment, out),
         Command::Gateway(args) => crate::roles::gateway(args, &environment, out).await,
         Command::Broker(args) => crate::roles::broker(args, &environment, out).await,
         Command::Agent(args) => crate::roles::agent(args, &environment, out).await,
     }
+}
+
+/// Once, or again and again until the answer is final.
+async fn asked(out: &Out, watch: bool, mut ask: impl AsyncFnMut(&Out) -> Result<bool>) -> Result<Ending> {
+    if watch {
+        watch::repeat(out, ask).await?;
+    } else {
+        ask(out).await?;
+    }
+    Ok(Ending::Well)
 }

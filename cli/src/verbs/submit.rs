@@ -10,7 +10,7 @@ use intergrid_proto::units::{parse_bytes, parse_duration};
 use intergrid_proto::{BlobHash, JobSpec, Refusal, RefusalKind, Shape, pb};
 use serde_json::json;
 
-use crate::args::SubmitArgs;
+use crate::args::SpecArgs;
 use crate::client::Client;
 use crate::files::{self, Local};
 use crate::names::{self, Program};
@@ -27,7 +27,6 @@ pub struct Plan {
     key: Option<String>,
     tasks: u32,
     hold: bool,
-    wait: bool,
 }
 
 /// A job that is ready to be sent.
@@ -37,14 +36,14 @@ pub struct Submission {
     files: Vec<Local>,
     /// Its own key.
     pub key: String,
-    tasks: u32,
+    /// Of the array.
+    pub tasks: u32,
     hold: bool,
-    wait: bool,
 }
 
 impl Plan {
     /// Check every word.
-    pub fn parse(args: &SubmitArgs) -> Result<Plan, Refusal> {
+    pub fn parse(args: &SpecArgs, hold: bool) -> Result<Plan, Refusal> {
         if args.tasks == 0 {
             return Err(Refusal::invalid("-n 0: a job has at least 1 task").remedy("give a number of tasks, or leave -n out"));
         }
@@ -81,7 +80,7 @@ impl Plan {
         let inputs = args.inputs.iter().map(|i| names::input(i)).collect::<Result<_, _>>()?;
         // What any site would refuse is refused here, in the same words, before anything is hashed.
         JobSpec::decode(&spec.encode())?;
-        Ok(Plan { spec, program, inputs, key: args.key.clone(), tasks: args.tasks, hold: args.hold, wait: args.wait })
+        Ok(Plan { spec, program, inputs, key: args.key.clone(), tasks: args.tasks, hold })
     }
 
     /// Look at the files and hash them.
@@ -106,7 +105,7 @@ impl Plan {
         let spec = spec.encode();
         JobSpec::decode(&spec)?;
         let key = self.key.map_or_else(random_key, Ok)?;
-        Ok(Submission { spec, files, key, tasks: self.tasks, hold: self.hold, wait: self.wait })
+        Ok(Submission { spec, files, key, tasks: self.tasks, hold: self.hold })
     }
 }
 
@@ -159,7 +158,7 @@ async fn submit(client: &Client, job: &Submission) -> Result<pb::SubmitReply, Re
 }
 
 /// Send, say so, and wait where that is wished.
-pub async fn run(context: &Context<'_>, job: Submission) -> Result<Ending> {
+pub async fn run(context: &Context<'_>, job: Submission, wait: bool) -> Result<Ending> {
     let out = context.out;
     let reply = send(out, &context.client, &job).await?;
     let id = &reply.job;
@@ -176,7 +175,7 @@ pub async fn run(context: &Context<'_>, job: Submission) -> Result<Ending> {
     } else {
         out.line(id)?;
     }
-    if job.wait {
+    if wait {
         return wait::run(context, wait::Wish::until_the_end(id)).await;
     }
     out.next(if job.hold { format!("next: grid release {id}") } else { format!("next: grid wait {id}") })?;
@@ -191,7 +190,7 @@ mod tests {
     fn plan(words: &[&str]) -> Result<Plan, Refusal> {
         let cli = crate::args::Cli::try_parse_from(["grid", "submit"].iter().chain(words)).unwrap();
         let crate::args::Command::Submit(args) = cli.command else { panic!("not submit") };
-        Plan::parse(&args)
+        Plan::parse(&args.spec, args.hold)
     }
 
     #[test]

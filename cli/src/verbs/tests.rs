@@ -7,8 +7,8 @@ use clap::Parser;
 use intergrid_proto::{BlobHash, JobSpec, Phase, RefusalKind, pb};
 
 use super::fake::{Fake, out};
-use super::{fetch, history, hosts, jobs, submit, wait};
-use crate::args::{Cli, Command};
+use super::{fetch, history, hosts, jobs, logs, run, submit, wait};
+use crate::args::{Cli, Command, LogsArgs};
 use crate::names::JobName;
 use crate::stop::{Ending, Stop};
 use crate::verbs::Context;
@@ -22,7 +22,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T, Stop>) -> RefusalKind {
 
 async fn prepared(words: &[&str]) -> submit::Submission {
     let Command::Submit(args) = Cli::try_parse_from(["grid", "submit"].iter().chain(words)).unwrap().command else { panic!("not submit") };
-    submit::Plan::parse(&args).unwrap().prepare(&out()).await.unwrap()
+    submit::Plan::parse(&args.spec, args.hold).unwrap().prepare(&out()).await.unwrap()
 }
 
 fn script(dir: &Path) -> String {
@@ -42,8 +42,8 @@ async fn a_program_is_staged_once_and_the_key_is_kept_through_repeats() {
     let input = format!("{}=nothing", empty.display());
     let job = prepared(&["-n", "3", "--in", &input, "--stage", "--", &prog, "{i}"]).await;
     fake.state().submits_unavailable = 2;
-    assert_eq!(Ending::Well, submit::run(&context, job.clone()).await.unwrap());
-    submit::run(&context, job.clone()).await.unwrap();
+    assert_eq!(Ending::Well, submit::run(&context, job.clone(), false).await.unwrap());
+    submit::run(&context, job.clone(), false).await.unwrap();
     let state = fake.state();
     assert_eq!((2, 4), (state.puts, state.submits.len()), "each content once; two refusals, the answer, and the second time");
     assert!(state.submits.iter().all(|s| s == &state.submits[0]) && state.submits[0].key == job.key);
@@ -60,7 +60,7 @@ async fn a_submission_that_stays_unanswered_names_its_key() {
     let context = fake.context(&out).await;
     fake.state().submits_unavailable = u32::MAX;
     let job = prepared(&["--key", "mine", "--", "hostname"]).await;
-    let Err(Stop::Refused(refused)) = submit::run(&context, job).await else { panic!("taken") };
+    let Err(Stop::Refused(refused)) = submit::run(&context, job, false).await else { panic!("taken") };
     assert_eq!((RefusalKind::Unavailable, "it may have been taken; repeat safely with --key mine"), (refused.kind, refused.remedy.as_str()));
 }
 
@@ -68,7 +68,7 @@ async fn a_submission_that_stays_unanswered_names_its_key() {
 async fn waiting_goes_on_through_broken_streams_to_the_end() {
     let (fake, out) = (Fake::start().await, out());
     let context = fake.context(&out).await;
-    submit::run(&context, prepared(&["--", "hostname"]).await).await.unwrap();
+    submit::run(&context, prepared(&["--", "hostname"]).await, false).await.unwrap();
     let wish = || wait::Wish::parse(&["last".into(), "7k".into()], None).unwrap();
     fake.state().watches_broken = 2;
     assert_eq!(Ending::Well, wait::run(&context, wish()).await.unwrap());
@@ -84,7 +84,7 @@ async fn waiting_goes_on_through_broken_streams_to_the_end() {
 async fn outputs_come_back_verified_or_not_at_all() {
     let (fake, out) = (Fake::start().await, out());
     let context = fake.context(&out).await;
-    submit::run(&context, prepared(&["-n", "2", "--out", "t-{i}", "--out", "log", "--", "x"]).await).await.unwrap();
+    submit::run(&context, prepared(&["-n", "2", "--out", "t-{i}", "--out", "log", "--", "x"]).await, false).await.unwrap();
     let put = |task, name: &str, content: &[u8], hash| fake.state().outputs.insert((task, format!("out/{name}")), (hash, content.to_vec()));
     for (task, name, content) in [(0, "t-0", "zero"), (0, "log", ""), (1, "t-1", "one, and more"), (1, "log", "l")] {
         put(task, name, content.as_bytes(), BlobHash::of(content.as_bytes()));
@@ -102,19 +102,39 @@ async fn outputs_come_back_verified_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn logs_of_a_task_that_has_none_are_not_found() {
+async fn logs_are_of_tasks_that_have_ended() {
     let (fake, out) = (Fake::start().await, out());
     let context = fake.context(&out).await;
-    let job = JobName::parse("7k").unwrap();
-    assert_eq!(RefusalKind::NotFound, kind(fetch::logs(&context, &job, 0, "stdout").await));
-    fake.state().outputs.insert((3, "stderr".into()), (BlobHash::of(b""), vec![]));
-    assert_eq!(Ending::Well, fetch::logs(&context, &job, 3, "stderr").await.unwrap());
+    submit::run(&context, prepared(&["-n", "4", "--", "x"]).await, false).await.unwrap();
+    let logs = async |job: &str, stderr, follow| logs::run(&context, logs::Wish::parse(&LogsArgs { job: job.into(), stderr, follow }).unwrap()).await;
+    logs("7k", false, false).await.unwrap();
+    fake.state().outputs.insert((3, "stderr".into()), (BlobHash::of(b"x"), b"x".to_vec()));
+    logs("7k[1-3]", true, false).await.unwrap();
+    fake.state().phase = Some(Phase::Running);
+    let Err(Stop::Refused(refused)) = logs("7k[1-3]", true, false).await else { panic!("found") };
+    assert!(refused.kind == RefusalKind::NotFound && refused.message.contains("of 3 tasks") && refused.remedy.contains("logs -f"), "{refused}");
+    fake.state().phase = Some(Phase::Done);
+    logs("7k[1-3]", true, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn run_ends_as_its_payload_did() {
+    let (fake, out) = (Fake::start().await, out());
+    let context = fake.context(&out).await;
+    fake.state().outputs.insert((0, "stdout".into()), (BlobHash::of(b"well\n"), b"well\n".to_vec()));
+    assert_eq!(Ending::Payload(0), run::run(&context, prepared(&["--", "x"]).await).await.unwrap());
+    fake.state().phase = Some(Phase::Failed);
+    assert_eq!(Ending::Payload(125), run::run(&context, prepared(&["--", "x"]).await).await.unwrap(), "exit 0, and failed all the same");
+    fake.state().exit = 3;
+    assert_eq!(Ending::Payload(3), run::run(&context, prepared(&["--", "x"]).await).await.unwrap());
 }
 
 #[tokio::test]
 async fn wishes_name_their_tasks() {
     let (fake, out) = (Fake::start().await, out());
-    let connect = async || Ok(Context { out: &out, client: fake.home.connect().await? });
+    let context = fake.context(&out).await;
+    submit::run(&context, prepared(&["--", "x"]).await, false).await.unwrap();
+    let connect = async || Ok(Context { out: &out, client: fake.home.connect().await?.into() });
     jobs::set_want(connect, &["7k[2-4]".into(), "last".into()], jobs::Wish::Cancel).await.unwrap();
     let wants = fake.state().wants.clone();
     assert_eq!(vec![pb::WantValue::WantCancel as i32; 2], wants.iter().map(|w| w.value).collect::<Vec<_>>());
@@ -126,13 +146,13 @@ async fn questions_are_answered() {
     let (fake, out) = (Fake::start().await, out());
     let context = fake.context(&out).await;
     let job = JobName::parse("7k").unwrap();
-    assert_eq!(RefusalKind::NotFound, kind(jobs::show(&context, &job).await));
-    submit::run(&context, prepared(&["--", "x"]).await).await.unwrap();
-    assert_eq!(Ending::Well, jobs::show(&context, &job).await.unwrap());
-    assert_eq!(Ending::Well, jobs::ls(&context, 5).await.unwrap());
+    assert_eq!(RefusalKind::NotFound, kind(jobs::show(&context, &out, &job).await));
+    submit::run(&context, prepared(&["--", "x"]).await, false).await.unwrap();
+    assert!(!jobs::show(&context, &out, &job).await.unwrap(), "this service tells no end");
+    assert_eq!(Ending::Well, jobs::ls(&context, &out, 5).await.unwrap());
     assert_eq!(Ending::Well, history::run(&context, &job).await.unwrap());
     assert_eq!(2, hosts::ask(&context.client).await.unwrap().slots_total);
-    assert_eq!(RefusalKind::Invalid, kind(jobs::ls(&context, 0).await));
+    assert_eq!(RefusalKind::Invalid, kind(jobs::ls(&context, &out, 0).await));
 }
 
 #[tokio::test]

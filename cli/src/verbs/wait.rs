@@ -23,23 +23,19 @@ const AWAY_MAX_MS: u64 = 120_000;
 /// Which jobs, and how long.
 #[derive(Debug)]
 pub struct Wish {
-    jobs: Vec<String>,
+    jobs: Vec<JobName>,
     timeout: Option<Duration>,
 }
 
 impl Wish {
     /// Check every word.
     pub fn parse(jobs: &[String], timeout: Option<&str>) -> Result<Wish, Refusal> {
-        let jobs = JobName::parse_all(jobs)?;
-        if let Some(job) = jobs.iter().find(|j| j.tasks.is_some()) {
-            return Err(Refusal::invalid(format!("{job}: whole jobs are waited for")).remedy(format!("grid wait {}", job.id)));
-        }
-        Ok(Wish { jobs: jobs.into_iter().map(|j| j.id).collect(), timeout: timeout.map(parse_duration).transpose()? })
+        Ok(Wish { jobs: JobName::parse_all(jobs)?, timeout: timeout.map(parse_duration).transpose()? })
     }
 
     /// One job, however long it takes.
     pub fn until_the_end(job: &str) -> Wish {
-        Wish { jobs: vec![job.to_owned()], timeout: None }
+        Wish { jobs: vec![JobName::whole(job)], timeout: None }
     }
 }
 
@@ -50,11 +46,11 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
         .jobs
         .iter()
         .map(|job| {
-            let bar = bars.add(context.out.bar(1, job));
+            let mut progress = Progress::new(bars.add(context.out.job_bar(&job.to_string())), job);
             async move {
-                let end = follow(&context.client, job, |view| progress(&bar, view)).await;
-                bar.finish_and_clear();
-                end
+                let end = follow(&context.client, job, |view| progress.see(view)).await;
+                progress.bar.finish_and_clear();
+                (job, end)
             }
         })
         .collect();
@@ -74,35 +70,88 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
             context.out.note(format!("timed out after {after}; the job goes on, wait again with `grid wait`"));
             return Ok(Ending::TimedOut);
         };
-        let Some(view) = end.transpose()? else { break };
+        let Some((job, end)) = end else { break };
+        let view = end?;
         if !went_well(&view) {
             ending = Ending::JobFailed;
         }
-        bars.suspend(|| say(context.out, &view))?;
+        bars.suspend(|| say(context.out, &job.of(&view.id), &view))?;
     }
     Ok(ending)
 }
 
 fn went_well(view: &pb::JobView) -> bool {
-    render::in_phase(view, Phase::Done) == u64::from(view.tasks)
+    view.counts.iter().all(|c| c.phase == Phase::Done as i32)
 }
 
 /// A job's bar.
-pub fn progress(bar: &ProgressBar, view: &pb::JobView) {
-    bar.set_length(view.tasks.into());
-    bar.set_position(render::ended(view));
-    bar.set_message(format!("{} {}", view.id, render::phases(&view.counts)));
+pub struct Progress {
+    bar: ProgressBar,
+    job: JobName,
+    pace: Pace,
 }
 
-fn say(out: &Out, view: &pb::JobView) -> Result<()> {
+impl Progress {
+    /// Of a job, or of some of its tasks.
+    pub fn new(bar: ProgressBar, job: &JobName) -> Self {
+        Progress { bar, job: job.clone(), pace: Pace::default() }
+    }
+
+    /// A newer view.
+    pub fn see(&mut self, view: &pb::JobView) {
+        let (ended, total) = (render::ended(view), wanted(&self.job, view));
+        self.bar.set_prefix(self.job.of(&view.id).to_string());
+        self.bar.set_length(total);
+        self.bar.set_position(ended);
+        let left = self.pace.see(Instant::now().into_std(), ended, total, view.age_ms).map_or(String::new(), |ms| {
+            // An estimate: more digits would promise too much.
+            let ms = if ms < 10_000 { ms.div_ceil(1_000) * 1_000 } else { ms };
+            format!(", about {} left", render::duration(ms))
+        });
+        self.bar.set_message(format!("{}{left}", render::phases(&view.counts)));
+    }
+
+    /// Take it off the screen.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// How fast tasks end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Pace {
+    first: Option<(std::time::Instant, u64)>,
+}
+
+impl Pace {
+    /// Milliseconds until all have ended, at the rate of those that ended since we look; before one has, of those that ended since the job is here.
+    fn see(&mut self, now: std::time::Instant, ended: u64, total: u64, age_ms: u64) -> Option<u64> {
+        let (since, before) = *self.first.get_or_insert((now, ended));
+        let (some, in_ms) = match ended - before.min(ended) {
+            0 => (ended, age_ms),
+            some => (some, now.duration_since(since).as_millis() as u64),
+        };
+        if some == 0 || ended >= total {
+            return None;
+        }
+        u64::try_from(u128::from(total - ended) * u128::from(in_ms) / u128::from(some)).ok()
+    }
+}
+
+/// Tasks whose end is waited for.
+fn wanted(job: &JobName, view: &pb::JobView) -> u64 {
+    job.tasks.as_ref().map_or(view.tasks.into(), intergrid_proto::TaskSet::len)
+}
+
+fn say(out: &Out, job: &JobName, view: &pb::JobView) -> Result<()> {
     if out.json {
         return out.object(objects::job(view));
     }
     if !out.terminal {
-        return out.line(format!("{} {}", view.id, render::phases(&view.counts)));
+        return out.line(format!("{job} {}", render::phases(&view.counts)));
     }
     let phase = render::telling_phase(view);
-    out.line(format!("job {}: {}", view.id, out.paint(Paint::of(phase), &render::phases(&view.counts))))?;
+    out.line(format!("job {job}: {}", out.paint(Paint::of(phase), &render::phases(&view.counts))))?;
     let id = &view.id;
     out.next(match phase {
         Phase::Failed => format!("next: grid explain {id}, grid logs --stderr {id}"),
@@ -111,15 +160,15 @@ fn say(out: &Out, view: &pb::JobView) -> Result<()> {
     })
 }
 
-/// Follow one job to its last view.
-pub async fn follow(client: &Client, job: &str, mut see: impl FnMut(&pb::JobView)) -> Result<pb::JobView, Refusal> {
-    let mut id = job.to_owned();
+/// Follow one job, or some of its tasks, to the last view.
+pub async fn follow(client: &Client, job: &JobName, mut see: impl FnMut(&pb::JobView)) -> Result<pb::JobView, Refusal> {
+    let mut job = job.clone();
     let mut pause = REDIAL_MIN_MS;
     let mut away: Option<Instant> = None;
     loop {
-        let broke = match watch(client, &mut id, &mut see, &mut away).await {
+        let broke = match watch(client, &mut job, &mut see, &mut away).await {
             Ok(Some(view)) => return Ok(view),
-            Ok(None) => Refusal::new(RefusalKind::Unavailable, format!("job {id}: the stream of its views ended early")).remedy("wait again"),
+            Ok(None) => Refusal::new(RefusalKind::Unavailable, format!("job {job}: the stream of its views ended early")).remedy("wait again"),
             Err(r) if r.kind == RefusalKind::Unavailable => r,
             Err(r) => return Err(r),
         };
@@ -138,18 +187,18 @@ pub async fn follow(client: &Client, job: &str, mut see: impl FnMut(&pb::JobView
 /// One stream of views, to its end. The first view names the job: a prefix or `last` means the same job after a reconnect.
 async fn watch(
     client: &Client,
-    id: &mut String,
+    job: &mut JobName,
     see: &mut impl FnMut(&pb::JobView),
     away: &mut Option<Instant>,
 ) -> Result<Option<pb::JobView>, Refusal> {
-    let request = pb::JobRequest { job: crate::names::reference(id), tasks: None, deadline_ms: 0 };
+    let request = job.request();
     let mut stream = client.call_once("watch", CALL_TIMEOUT_MS, async |mut grid| grid.watch(request.clone()).await).await?;
     // Unbounded between views, as a job may run for days; the connection's keepalive ends a dead one.
     while let Some(view) = stream.message().await.map_err(|status| refusal_of(&status))? {
         *away = None;
-        id.clone_from(&view.id);
+        *job = job.of(&view.id);
         see(&view);
-        if render::ended(&view) == u64::from(view.tasks) && view.tasks > 0 {
+        if render::ended(&view) >= wanted(job, &view) && view.tasks > 0 {
             return Ok(Some(view));
         }
     }
@@ -163,7 +212,21 @@ mod tests {
     #[test]
     fn words_are_checked() {
         assert!(Wish::parse(&["7k".into(), "last".into()], Some("10m")).is_ok());
-        assert!(Wish::parse(&["7k[3]".into()], None).unwrap_err().remedy.contains("grid wait 7k"));
+        assert!(Wish::parse(&["7k[3-7]".into()], None).is_ok());
         assert!(Wish::parse(&["7k".into()], Some("10")).is_err());
+    }
+
+    #[test]
+    fn the_time_left_is_by_the_rate_of_what_has_ended() {
+        let began = std::time::Instant::now();
+        let at = |s| began + Duration::from_secs(s);
+        let mut pace = Pace::default();
+        assert_eq!(None, pace.see(at(0), 0, 100, 7_000), "nothing is known");
+        assert_eq!(Some(18_000), pace.see(at(2), 10, 100, 9_000));
+        assert_eq!(Some(4_000), pace.see(at(4), 50, 100, 11_000));
+        assert_eq!(None, pace.see(at(8), 100, 100, 15_000), "nothing is left");
+        let mut late = Pace::default();
+        assert_eq!(Some(60_000), late.see(at(0), 50, 100, 60_000), "before it was watched it had a rate, too");
+        assert_eq!(Some(2_400), late.see(at(1), 75, 135, 61_000));
     }
 }

@@ -1,5 +1,6 @@
 //! The one place where wire types become domain types and back. A message that breaks a bound or a law of its fields is refused here, whole.
 
+mod orphans;
 mod up;
 
 pub use up::ended_in;
@@ -130,6 +131,7 @@ impl From<Hello> for pb::Hello {
             sequence_low: h.sequence_low,
             sequence_high: h.sequence_high,
             machine: h.machine,
+            recovering: h.recovering,
         }
     }
 }
@@ -154,6 +156,7 @@ impl TryFrom<pb::Hello> for Hello {
             sequence_low: h.sequence_low,
             sequence_high: h.sequence_high,
             machine: h.machine,
+            recovering: h.recovering,
         })
     }
 }
@@ -234,6 +237,8 @@ impl From<Place> for pb::Place {
             hops_left: p.hops_left,
             chain: p.chain,
             array_size: p.array_size,
+            again: p.known == Known::Perhaps,
+            adopt: if let Known::As(f) = p.known { Some(f.into()) } else { None },
         }
     }
 }
@@ -276,6 +281,11 @@ impl TryFrom<pb::Place> for Place {
             hops_left: p.hops_left.min(HOPS_MAX),
             chain: p.chain,
             array_size: p.array_size,
+            known: match (p.adopt, p.again) {
+                (Some(f), _) => Known::As(f.into()),
+                (None, true) => Known::Perhaps,
+                (None, false) => Known::Nothing,
+            },
         })
     }
 }
@@ -296,6 +306,7 @@ impl From<Down> for pb::Down {
             Down::Saw(version) => What::Saw(pb::Saw { version }),
             Down::Resync => What::Resync(pb::ResyncRequest {}),
             Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
+            Down::Resent => What::Resent(pb::Resent {}),
         };
         pb::Down { what: Some(what) }
     }
@@ -326,6 +337,7 @@ impl TryFrom<pb::Down> for Down {
             What::Saw(s) => Down::Saw(s.version),
             What::Resync(_) => Down::Resync,
             What::Open(o) => Down::Open(all(o.open)?),
+            What::Resent(_) => Down::Resent,
         })
     }
 }

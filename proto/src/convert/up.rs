@@ -1,6 +1,6 @@
 //! What a child says, from the wire and to it: reasons, ends, events, shares.
 
-use super::{bad, hops, label, phase_in, site, tasks_in, tasks_out};
+use super::{attempt_tasks, attempts, bad, few, hops, label, phase_in, printable, site, tasks_out};
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::ids::{BlobHash, SiteId};
 use crate::limits::*;
@@ -9,6 +9,9 @@ use crate::pb;
 use crate::phase::{Exit, Phase};
 use crate::reason::{Audience, Reason, ReasonKind};
 use crate::share::Share;
+
+/// Processor time of one task.
+const CPU_US_MAX: u64 = TIME_MS_MAX * 1_000 * 1_024;
 
 impl From<Reason> for pb::Reason {
     fn from(r: Reason) -> Self {
@@ -40,7 +43,7 @@ impl From<pb::Reason> for Reason {
                 }
                 s.truncate(end);
             }
-            s
+            printable(s)
         }
         fn convert(r: pb::Reason, depth: usize) -> Reason {
             let because = if depth >= REASON_DEPTH_MAX { Vec::new() } else { r.because };
@@ -93,13 +96,14 @@ pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
     }
     Ok(Ended {
         phase,
-        exit: e.exit,
+        // What is no exit is unknown: cut to 16 bits it could be taken for another.
+        exit: e.exit.into_iter().map(|x| Exit::from_number(x).to_number()).collect(),
         reason: e.reason.map(Into::into),
-        attempts: e.attempts,
+        attempts: e.attempts.min(u8::MAX.into()),
         route: hops(e.route, HOPS_MAX as usize + 2)?,
-        wall_ms: e.wall_ms,
-        cpu_us: e.cpu_us,
-        peak_bytes: e.peak_bytes,
+        wall_ms: e.wall_ms.into_iter().map(|a| a.min(TIME_MS_MAX)).collect(),
+        cpu_us: e.cpu_us.into_iter().map(|a| a.min(CPU_US_MAX)).collect(),
+        peak_bytes: e.peak_bytes.into_iter().map(|a| a.min(MEMORY_PER_TASK_BYTES_MAX)).collect(),
         age_ms: e.age_ms.into_iter().map(|a| a.min(TIME_MS_MAX)).collect(),
         measured: label(e.measured, "measured")?,
         lost: e.lost,
@@ -126,7 +130,7 @@ impl TryFrom<pb::Event> for Event {
     type Error = Refusal;
     fn try_from(e: pb::Event) -> Result<Self> {
         use pb::event::What;
-        let of = Attempts { number: e.number, job: e.job, tasks: tasks_in(e.tasks)? };
+        let of = Attempts { number: e.number, job: e.job, tasks: attempt_tasks(e.tasks)? };
         let reason = |r: Option<pb::Reason>| r.map(Reason::from).ok_or_else(|| bad("an event without its reason"));
         let what = match e.what.ok_or_else(|| bad("an event of a later version"))? {
             What::Accepted(_) => EventKind::Accepted,
@@ -169,24 +173,25 @@ impl From<Share> for pb::Share {
 impl TryFrom<pb::Share> for Share {
     type Error = Refusal;
     fn try_from(s: pb::Share) -> Result<Self> {
-        if s.key.is_empty() || s.key.len() > 2 * NAME_BYTES_MAX || s.path.len() > SITES_BELOW_MAX {
+        if s.key.is_empty() || s.key.len() > 2 * NAME_BYTES_MAX || s.key.chars().any(char::is_control) || s.path.len() > SITES_BELOW_MAX {
             return Err(bad("a share's key or path"));
         }
+        let slots_total = s.slots_total.min(COUNT_MAX);
         Ok(Share {
             key: s.key,
             origin: site(&s.origin, "a share's origin")?,
             origin_name: label(s.origin_name, "a share's origin")?,
             path: s.path.iter().map(|p| site(p, "a share's path")).collect::<Result<_>>()?,
             fit_version: s.fit_version,
-            machine_slots: s.machine_slots,
+            machine_slots: s.machine_slots.min(SLOTS_PER_TASK_MAX),
             machine_memory_bytes: s.machine_memory_bytes.min(MEMORY_PER_TASK_BYTES_MAX),
             architecture: label(s.architecture, "architecture")?,
-            slots_total: s.slots_total.min(COUNT_MAX),
+            slots_total,
             machines: s.machines,
-            slots_free: s.slots_free.min(COUNT_MAX),
+            slots_free: s.slots_free.min(slots_total),
             largest_free: s.largest_free,
             window: s.window.min(COUNT_MAX),
-            credit_ms: s.credit_ms,
+            credit_ms: s.credit_ms.min(TIME_MS_MAX),
             waiting: s.waiting.min(COUNT_MAX),
             price_micro_per_slot_hour: s.price_micro_per_slot_hour,
             currency: label(s.currency, "currency")?,
@@ -233,6 +238,7 @@ impl From<Up> for pb::Up {
                     .collect(),
                 last: r.last,
             }),
+            Up::Orphans(o) => What::Orphans(o.into()),
         };
         pb::Up { what: Some(what) }
     }
@@ -256,13 +262,16 @@ impl TryFrom<pb::Up> for Up {
                 })
             }
             What::Events(e) if e.first == 0 || e.first > SEQUENCE_MAX => return Err(bad("the number of the first event")),
-            What::Events(e) => Up::Events(Events {
-                incarnation: e.incarnation,
-                first: e.first,
-                events: e.events.into_iter().map(Event::try_from).collect::<Result<_>>()?,
-            }),
-            What::Hints(h) => Up::Hints(
-                h.hints
+            What::Events(e) => {
+                few(&e.events)?;
+                let events = e.events.into_iter().map(Event::try_from).collect::<Result<Vec<_>>>()?;
+                attempts(events.len(), events.iter().map(|e| &e.of))?;
+                Up::Events(Events { incarnation: e.incarnation, first: e.first, events })
+            }
+            What::Hints(h) => {
+                few(&h.hints)?;
+                let hints = h
+                    .hints
                     .into_iter()
                     .map(|h| {
                         let phase = phase_in(h.phase)?;
@@ -272,20 +281,21 @@ impl TryFrom<pb::Up> for Up {
                                 return Err(bad("a hint of a durable phase"));
                             }
                         }
-                        Ok(Hint { of: Attempts { number: h.number, job: h.job, tasks: tasks_in(h.tasks)? }, phase })
+                        Ok(Hint { of: Attempts { number: h.number, job: h.job, tasks: attempt_tasks(h.tasks)? }, phase })
                     })
-                    .collect::<Result<_>>()?,
-            ),
+                    .collect::<Result<Vec<_>>>()?;
+                attempts(hints.len(), hints.iter().map(|h| &h.of))?;
+                Up::Hints(hints)
+            }
             What::NeedBlob(n) => Up::NeedBlob(BlobHash::from_slice(&n.hash).ok_or_else(|| bad("blob hash"))?),
             What::Resync(r) if r.sequence > SEQUENCE_MAX => return Err(bad("the sequence of a resync")),
-            What::Resync(r) => Up::Resync(Resync {
-                incarnation: r.incarnation,
-                sequence: r.sequence,
-                ranges: r
+            What::Resync(r) => {
+                few(&r.ranges)?;
+                let ranges = r
                     .ranges
                     .into_iter()
                     .map(|r| {
-                        let of = Attempts { number: r.number, job: r.job, tasks: tasks_in(r.tasks)? };
+                        let of = Attempts { number: r.number, job: r.job, tasks: attempt_tasks(r.tasks)? };
                         let phase = phase_in(r.phase)?;
                         let ended = r.ended.map(|e| ended_in(e, of.tasks.len())).transpose()?;
                         if phase.is_terminal() != ended.is_some() {
@@ -293,9 +303,11 @@ impl TryFrom<pb::Up> for Up {
                         }
                         Ok(ResyncRange { of, phase, ended })
                     })
-                    .collect::<Result<_>>()?,
-                last: r.last,
-            }),
+                    .collect::<Result<Vec<_>>>()?;
+                attempts(ranges.len(), ranges.iter().map(|r| &r.of))?;
+                Up::Resync(Resync { incarnation: r.incarnation, sequence: r.sequence, ranges, last: r.last })
+            }
+            What::Orphans(o) => Up::Orphans(o.try_into()?),
         })
     }
 }

@@ -64,7 +64,8 @@ pub(super) async fn dial(
     let reached = timeout_at(deadline, TcpStream::connect(endpoint)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let reached = reached.and_then(|tcp| tcp.set_nodelay(true).and_then(|()| tcp.peer_addr()).map(|addr| (tcp, addr)));
     let (tcp, addr) = reached.map_err(|e| {
-        Refusal::new(RefusalKind::Unavailable, format!("cannot reach {endpoint}: {e}")).remedy("check the address, and that the site is up")
+        Refusal::new(RefusalKind::Unavailable, format!("cannot reach {endpoint}: {}", super::status::clause(&e)))
+            .remedy("check the address, and that the site is up")
     })?;
     let name = ServerName::try_from(SITE_NAME).map_err(tls::broken)?;
     let handshake = timeout_at(deadline, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await;
@@ -100,7 +101,8 @@ pub(super) fn refused(endpoint: &str, identity: &Identity, e: &io::Error) -> Ref
         },
         Some(e) => unavailable(format!("{endpoint} does not answer as a site does: {e}")).remedy("check the port"),
         None if e.kind() == io::ErrorKind::TimedOut => unavailable(format!("{endpoint} did not answer within {} ms", limits::CONNECT_TIMEOUT_MS)),
-        None => unavailable(format!("{endpoint} ended the connection before it answered: {e}")).remedy("look into the server's log"),
+        None => unavailable(format!("{endpoint} ended the connection before it answered: {}", super::status::clause(e)))
+            .remedy("look into the server's log"),
     }
 }
 

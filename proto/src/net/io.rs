@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
@@ -22,7 +22,7 @@ pub struct Io {
 /// What a connection holds for as long as it lives.
 pub(super) enum UntilDropped {
     /// Its place among the connections of a listener.
-    Place(#[allow(dead_code)] OwnedSemaphorePermit),
+    Place(#[allow(dead_code)] super::server::Place),
     /// Somebody waits for its end, to dial again.
     Watched(#[allow(dead_code)] oneshot::Sender<()>),
     /// Nothing.

@@ -3,10 +3,12 @@
 //! Invariant: what it yields has a verified peer; nothing that a peer does, or fails to do, ends it or holds up others. It serves nothing itself: feed it
 //! to `tonic`'s `serve_with_incoming`.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,7 +20,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::{LazyConfigAcceptor, server};
 use tokio_stream::Stream;
@@ -30,6 +33,7 @@ use super::reverse::ReverseConn;
 use super::tls;
 use super::trust::{Denied, Peer, Trust};
 use crate::error::{Refusal, Result};
+use crate::ids::SiteId;
 use crate::limits;
 
 /// Verified connections that wait to be served.
@@ -40,12 +44,14 @@ const ACCEPT_PAUSE_MS: u64 = 100;
 /// Bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// TLS handshakes under way at once.
+    /// TLS handshakes under way at once; for one more, the oldest is given up.
     pub handshakes_max: usize,
     /// A peer that needs longer for its handshake is dropped.
     pub handshake_timeout: Duration,
     /// Connections at once.
     pub connections_max: usize,
+    /// Of these, connections of one peer.
+    pub per_peer_max: usize,
 }
 
 impl Default for Limits {
@@ -54,6 +60,7 @@ impl Default for Limits {
             handshakes_max: limits::HANDSHAKES_MAX,
             handshake_timeout: Duration::from_millis(limits::CONNECT_TIMEOUT_MS),
             connections_max: limits::CONNECTIONS_MAX,
+            per_peer_max: limits::CONNECTIONS_PER_PEER_MAX,
         }
     }
 }
@@ -82,7 +89,8 @@ pub fn incoming(
         return Err(Refusal::invalid(format!("{} cannot serve: its certificate is not a site's", identity.cert())).remedy(remedy));
     }
     let (ready, connections) = mpsc::channel(READY_MAX);
-    let door = Arc::new(Door { identity, trust, limits, children, ready, places: Arc::new(Semaphore::new(limits.connections_max)) });
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let door = Arc::new(Door { identity, trust, limits, children, ready, places, peers: Arc::default() });
     tokio::spawn(accept(listener, door));
     Ok(Incoming { connections })
 }
@@ -107,23 +115,68 @@ struct Door {
     children: Option<mpsc::Sender<ReverseConn>>,
     ready: mpsc::Sender<Io>,
     places: Arc<Semaphore>,
+    peers: Peers,
+}
+
+/// Connections of each peer that has any.
+type Peers = Arc<Mutex<HashMap<SiteId, usize>>>;
+
+/// A connection's place: among all, and among its peer's.
+pub(super) struct Place {
+    _among_all: OwnedSemaphorePermit,
+    peers: Peers,
+    peer: SiteId,
+}
+
+impl Place {
+    /// None: its peer has so many already.
+    fn take(among_all: OwnedSemaphorePermit, peers: &Peers, peer: SiteId, max: usize) -> Option<Place> {
+        let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Place { _among_all: among_all, peers: peers.clone(), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
 }
 
 async fn accept(listener: TcpListener, door: Arc<Door>) {
-    let handshakes = Arc::new(Semaphore::new(door.limits.handshakes_max));
+    // Who means it is done in milliseconds: where there are too many, the one that has taken longest is in nobody's way any more.
+    let mut under_way: VecDeque<(AbortHandle, Arc<AtomicBool>, SocketAddr)> = VecDeque::new();
     loop {
-        let next = async { (handshakes.clone().acquire_owned().await, listener.accept().await) };
-        let (turn, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = door.ready.closed() => return,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((tcp, addr)) => {
-                let door = door.clone();
-                tokio::spawn(async move {
-                    let _turn = turn;
-                    door.admit(tcp, addr).await;
-                });
+                if under_way.len() >= door.limits.handshakes_max {
+                    under_way.retain(|(task, over, _)| !task.is_finished() && !over.load(Ordering::Relaxed));
+                }
+                if under_way.len() >= door.limits.handshakes_max
+                    && let Some((oldest, _, addr)) = under_way.pop_front()
+                {
+                    let why = format!("its TLS handshake was the oldest of {}", under_way.len() + 1);
+                    tracing::warn!(peer = %addr, who = "unknown", %why, "refused a connection");
+                    oldest.abort();
+                }
+                let (door, over) = (door.clone(), Arc::new(AtomicBool::new(false)));
+                let told = over.clone();
+                let task = tokio::spawn(async move { door.admit(tcp, addr, &told).await });
+                under_way.push_back((task.abort_handle(), over, addr));
             }
             Err(e) => {
                 tracing::warn!(error = %e, "cannot accept a connection");
@@ -134,12 +187,14 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
 }
 
 impl Door {
-    async fn admit(&self, tcp: TcpStream, addr: SocketAddr) {
+    async fn admit(&self, tcp: TcpStream, addr: SocketAddr, over: &AtomicBool) {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             tracing::warn!(peer = %addr, who = "unknown", why = %format!("{} connections are open", self.limits.connections_max), "refused a connection");
             return;
         };
-        let (tls, peer) = match self.handshake(tcp, addr).await {
+        let shaken = self.handshake(tcp, addr).await;
+        over.store(true, Ordering::Relaxed);
+        let (tls, peer) = match shaken {
             Ok(done) => done,
             Err(Refused { who, why, tcp }) => {
                 tracing::warn!(peer = %addr, %who, %why, "refused a connection");
@@ -148,6 +203,11 @@ impl Door {
                 }
                 return;
             }
+        };
+        let Some(place) = Place::take(place, &self.peers, peer.id, self.limits.per_peer_max) else {
+            let why = format!("{} connections of this caller are open, one may have no more", self.limits.per_peer_max);
+            tracing::warn!(peer = %addr, who = %peer, %why, "refused a connection");
+            return;
         };
         let serves = tls.get_ref().1.alpn_protocol() == Some(ALPN_SERVE);
         let io = Io::new(tls.into(), peer, UntilDropped::Place(place));

@@ -187,7 +187,8 @@ async fn nobody_can_hold_up_the_listener() {
     ask(&endpoint, &world.user("campus", "erin")).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     for tcp in &mut silent {
-        logged(&[&tcp.local_addr().unwrap().to_string(), "no TLS handshake within 300 ms"]).await;
+        // Too late, or the oldest where one more came.
+        logged(&[&tcp.local_addr().unwrap().to_string(), "refused a connection", "TLS handshake"]).await;
         assert_eq!(tcp.read(&mut [0; 16]).await.unwrap(), 0);
     }
 }

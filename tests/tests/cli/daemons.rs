@@ -48,7 +48,7 @@ fn configurations_are_checked_with_file_line_and_column() {
         check("agent", &path)
     };
     assert_eq!(0, with(&agent).code);
-    with(&format!("slts = 2\n{agent}")).refused(2, &["other.toml", "line 1", "column 1", "slts"]);
+    with(&format!("slts = 2\n{agent}")).refused(2, &["other.toml:1:1: ", "slts"]);
     with(&agent.replace("slots = 2", "slots = 0")).refused(2, &["slots"]);
 }
 
@@ -87,7 +87,7 @@ fn a_second_agent_of_one_identity_is_refused_and_logged() {
     let tree = Tree::flat();
     let text = fs::read_to_string(tree.config("campus-1")).unwrap();
     // The same directory first: its spool is taken.
-    role("agent", &tree.config("campus-1"), &["--die-with-parent"]).refused(2, &["state", "in use by another agent"]);
+    role("agent", &tree.config("campus-1"), &["--die-with-parent"]).refused(7, &["state", "in use by another agent"]);
     let path = tree.path("campus-1").join("other.toml");
     fs::write(&path, text.replace("state = \"state\"", "state = \"other\"")).unwrap();
     let mut command = grid(&["agent", "--config", path.to_str().unwrap()]);

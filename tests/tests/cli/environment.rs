@@ -48,7 +48,7 @@ fn the_time_limit_is_kept_by_a_whole_process_group() {
     assert_eq!(1, user.wait(&job));
     let attempts = user.json_lines(&["history", &job]);
     let reason = &attempts[0]["reason"];
-    assert_eq!(("time-limit", true), (reason["kind"].as_str().unwrap(), reason["text"].as_str().unwrap().contains("500")), "{attempts:?}");
+    assert_eq!(("time-limit", true), (reason["kind"].as_str().unwrap(), reason["text"].as_str().unwrap().contains("limit of 500ms")), "{attempts:?}");
     let wall = attempts[0]["usage"]["wall_ms"][0].as_u64().unwrap();
     assert!((500..20_000).contains(&wall), "{wall} ms");
     assert_eq!("begun\n", user.run(&["logs", &job]).well());

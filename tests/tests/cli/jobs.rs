@@ -33,6 +33,8 @@ fn a_job_from_submit_to_history() {
         assert_eq!(Some(&"campus-1"), route.last(), "{attempt}");
         assert!(!attempt["usage"]["wall_ms"].as_array().unwrap().is_empty(), "{attempt}");
         assert!(!attempt["usage"]["cpu_us"].as_array().unwrap().is_empty(), "{attempt}");
+        let ages = attempt["ended_age_ms"].as_array().unwrap();
+        assert!(!ages.is_empty() && ages.iter().all(|a| a.as_u64().unwrap() < 600_000), "{attempt}");
         let (first, last) = attempt["tasks"].as_str().unwrap().split_once('-').unwrap_or(("0", "0"));
         tasks += last.parse::<u32>().unwrap() - first.parse::<u32>().unwrap() + 1;
     }

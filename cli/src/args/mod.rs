@@ -1,22 +1,29 @@
 //! The command line as clap takes it apart. Each verb parses its words once more, into types that cannot be wrong, before anything is sent.
 
+mod own;
+
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+pub use self::own::*;
 
 /// Runs work on a grid of grids.
 #[derive(Parser, Debug)]
 #[command(name = "grid", version, arg_required_else_help = true, disable_help_subcommand = true, after_help = AFTER_HELP)]
 pub struct Cli {
     /// Where to ask, as HOST:PORT, instead of INTERGRID_ENDPOINT or the home's config.toml.
-    #[arg(long, global = true, value_name = "HOST:PORT")]
+    #[arg(long, global = true, value_name = "HOST:PORT", help_heading = GLOBAL)]
     pub endpoint: Option<String>,
     /// JSON objects for scripts: one, or one per line.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// Heading of what every verb takes.
+const GLOBAL: &str = "Global options";
 
 const AFTER_HELP: &str = "\
 Environment:
@@ -29,25 +36,27 @@ Environment:
 Exit codes:
   0 well   1 the job failed or was cancelled   2 usage, or refused
   3 not authorised   4 not found   5 over a limit   6 timed out waiting
-  7 endpoint unreachable";
+  7 endpoint unreachable; `grid run` has its own, see `grid run --help`";
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Send a job: a command, run once or as an array of tasks.
     Submit(SubmitArgs),
+    /// Submit a command, print what its tasks write, and exit as it did.
+    Run(RunArgs),
     /// List jobs, newest first.
     Ls(LsArgs),
-    /// Show one job.
-    Show(JobArgs),
-    /// Wait until jobs have ended; exit 0 if all tasks are done, 1 if one failed or was cancelled, 6 after --timeout.
+    /// Show one job, or some of its tasks.
+    Show(ShowArgs),
+    /// Wait until jobs, or some of their tasks, have ended; exit 0 if all tasks are done, 1 if one failed or was cancelled, 6 after --timeout.
     Wait(WaitArgs),
     /// Cancel jobs, or some of their tasks.
     Cancel(JobsArgs),
-    /// Put waiting tasks on hold.
+    /// Put tasks that have not started on hold.
     Hold(JobsArgs),
     /// Let held tasks go on.
     Release(JobsArgs),
-    /// Print stdout or stderr of a task that has ended.
+    /// Print stdout or stderr of tasks that have ended.
     Logs(LogsArgs),
     /// Bring back the outputs of all done tasks.
     Fetch(FetchArgs),
@@ -67,6 +76,10 @@ pub enum Command {
     Broker(RoleArgs),
     /// Be an agent: run tasks on this machine.
     Agent(RoleArgs),
+    /// A script that completes this command line in a shell.
+    Completion(CompletionArgs),
+    /// Write the manual pages.
+    Man(ManArgs),
     #[command(hide = true)]
     DemoTile(TileArgs),
 }
@@ -78,24 +91,17 @@ impl Command {
     }
 }
 
+// What a job is; a doc comment here would become the help of the verbs.
 #[derive(Args, Debug, Default)]
-#[command(after_help = "\
-./prog is staged: sent along, once, by its content. prog and /bin/prog belong
-to the site that runs the task. {i} in an argument, an environment value or an
-output's name is the task index, from 0; it is also GRID_TASK_ID.
-
-  grid submit -- hostname
-  grid submit -n 100 -c 2 --mem 4G -t 10m --in scene.dat \\
-      --out 'tile-{i}.png' -- ./render --tile {i}")]
-pub struct SubmitArgs {
+pub struct SpecArgs {
     /// Tasks of the array.
-    #[arg(short = 'n', long = "tasks", value_name = "N", default_value_t = 1)]
+    #[arg(short = 'n', long = "tasks", value_name = "N", default_value_t = 1, value_parser = whole)]
     pub tasks: u32,
     /// A name for people.
     #[arg(short = 'J', long = "name", value_name = "NAME")]
     pub name: Option<String>,
     /// Slots of one machine for each task.
-    #[arg(short = 'c', long = "slots", value_name = "SLOTS", default_value_t = 1)]
+    #[arg(short = 'c', long = "slots", value_name = "SLOTS", default_value_t = 1, value_parser = whole)]
     pub slots: u32,
     /// Memory of each task, with its unit: 512M, 4G.
     #[arg(long, value_name = "SIZE")]
@@ -124,22 +130,63 @@ pub struct SubmitArgs {
     /// Contact lost for longer than this counts as lost [default: 300s].
     #[arg(long, value_name = "TIME")]
     pub disconnect_timeout: Option<String>,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug, Default)]
+#[command(after_help = "\
+./prog is staged: sent along, once, by its content. prog and /bin/prog belong
+to the site that runs the task. {i} in an argument, an environment value or an
+output's name is the task index, from 0; it is also GRID_TASK_ID.
+
+  grid submit -- hostname
+  grid submit -n 100 -c 2 --mem 4G -t 10m --in scene.dat \\
+      --out 'tile-{i}.png' -- ./render --tile {i}")]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
     /// Do not start it before `grid release`.
     #[arg(long)]
     pub hold: bool,
     /// Wait for its end, as `grid wait` does.
     #[arg(long, conflicts_with = "hold")]
     pub wait: bool,
-    /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub command: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+What a task has written to stdout and stderr is printed when the task has ended,
+of an array with the task's index before each line. Ctrl-C cancels the job.
+
+Exit code: the command's own; 128+n where signal n ended it; of an array that of
+the first task that failed; 125 where it is not the command that failed.
+
+  grid run -- hostname
+  grid run -c 4 --in scene.dat -- ./render --scene scene.dat")]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub spec: SpecArgs,
 }
 
 #[derive(Args, Debug)]
 pub struct LsArgs {
     /// At most so many.
-    #[arg(short = 'n', long, value_name = "LIMIT", default_value_t = 20)]
+    #[arg(short = 'n', long, value_name = "LIMIT", default_value_t = 20, value_parser = whole)]
     pub limit: u32,
+    /// Again every second, until it is stopped.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// A job: its id, a unique prefix of it, or `last`; tasks of it as JOB[3] or JOB[0-9,12].
+    pub job: String,
+    /// Again every second, until it has ended.
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 #[derive(Args, Debug)]
@@ -157,7 +204,7 @@ pub struct JobsArgs {
 
 #[derive(Args, Debug)]
 pub struct WaitArgs {
-    /// Jobs: ids, unique prefixes, or `last`.
+    /// Jobs: ids, unique prefixes, or `last`; tasks as JOB[3] or JOB[0-9,12].
     #[arg(required = true, value_name = "JOB")]
     pub jobs: Vec<String>,
     /// Wait no longer than this: 30s, 10m.
@@ -167,8 +214,11 @@ pub struct WaitArgs {
 
 #[derive(Args, Debug)]
 pub struct LogsArgs {
-    /// A job, and one task of it as JOB[3] or JOB.3; without one: task 0.
+    /// A job, and tasks of it as JOB[3], JOB.3 or JOB[0-9,12]; without any: task 0. Of several, each line begins with its task.
     pub job: String,
+    /// Wait for tasks that have not ended, and print each when it has.
+    #[arg(short, long)]
+    pub follow: bool,
     /// Its stderr instead of its stdout.
     #[arg(long)]
     pub stderr: bool,
@@ -191,109 +241,17 @@ pub struct HostsArgs {
     /// As a tree.
     #[arg(long)]
     pub tree: bool,
+    /// Again every second, until it is stopped.
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
-#[derive(Args, Debug)]
-pub struct DemoArgs {
-    /// Leave it running and print what to try next.
-    #[arg(long)]
-    pub keep: bool,
-    /// Put everything there [default: a temporary directory].
-    #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Tasks, which is tiles of the picture; at least 64.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub tasks: u32,
-    /// Stop a demo that was left running there.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["keep", "dir", "tasks"])]
-    pub stop: Option<PathBuf>,
-}
-
-#[derive(Args, Debug)]
-pub struct TileArgs {
-    /// Which tile.
-    #[arg(long)]
-    pub tile: u32,
-    /// Of how many.
-    #[arg(long)]
-    pub of: u32,
-    /// Where to put it.
-    #[arg(long)]
-    pub out: PathBuf,
-}
-
-#[derive(Args, Debug)]
-#[command(subcommand_required = true, arg_required_else_help = true)]
-pub struct InitArgs {
-    #[command(subcommand)]
-    pub what: InitWhat,
-}
-
-#[derive(Subcommand, Debug)]
-pub enum InitWhat {
-    /// A site's identity: its certificate authority and its certificate.
-    Site {
-        /// Where to put it; must not hold an identity yet.
-        dir: PathBuf,
-        /// The site's label, unique within one federation.
-        #[arg(long)]
-        name: String,
-    },
-    /// A user's certificate: may submit and see own jobs.
-    User(IssueArgs),
-    /// An administrator's certificate: may see and change all jobs of the site.
-    Admin(IssueArgs),
-    /// An agent's certificate: may attach to the site and run tasks.
-    Agent(IssueArgs),
-    /// This user's home (INTERGRID_HOME): the endpoint of --endpoint, and a certificate of its site.
-    Home {
-        /// The site's identity directory, made by `grid init site`.
-        #[arg(long, value_name = "DIR")]
-        site: PathBuf,
-        /// The name in the certificate.
-        #[arg(long, default_value = "me")]
-        name: String,
-        /// What the certificate may.
-        #[arg(long, value_enum, default_value_t = HomeRole::Admin)]
-        role: HomeRole,
-    },
-}
-
-/// What a home's certificate may.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum HomeRole {
-    /// Own jobs.
-    User,
-    /// All jobs of the site.
-    Admin,
-}
-
-#[derive(Args, Debug)]
-pub struct IssueArgs {
-    /// The label in the certificate.
-    pub name: String,
-    /// The site's identity directory, made by `grid init site`.
-    #[arg(long, value_name = "DIR")]
-    pub site: PathBuf,
-    /// Where to put ca.pem, cert.pem and key.pem.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-}
-
-#[derive(Args, Debug)]
-pub struct RoleArgs {
-    /// Its configuration, in TOML.
-    #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
-    /// Read and check the configuration, and end.
-    #[arg(long)]
-    pub check_config: bool,
-    /// Write endpoint, pid and site there, atomically, once it serves.
-    #[arg(long, value_name = "FILE")]
-    pub ready_file: Option<PathBuf>,
-    /// End when stdin ends: the parent holds the other end of the pipe.
-    #[arg(long)]
-    pub die_with_parent: bool,
+/// A number of tasks, slots or jobs; how many there may be is said where it is used.
+fn whole(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| match !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        true => "that is too many".to_owned(),
+        false => "write a whole number, like 100".to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -310,7 +268,10 @@ mod tests {
     fn a_command_keeps_its_own_options() {
         let cli = Cli::try_parse_from(["grid", "submit", "-n", "4", "--json", "--", "./render", "--json", "-n", "{i}"]).unwrap();
         let Command::Submit(submit) = cli.command else { panic!("not submit") };
-        assert_eq!((4, true, vec!["./render", "--json", "-n", "{i}"]), (submit.tasks, cli.json, submit.command.iter().map(String::as_str).collect()));
+        assert_eq!(
+            (4, true, vec!["./render", "--json", "-n", "{i}"]),
+            (submit.spec.tasks, cli.json, submit.spec.command.iter().map(String::as_str).collect())
+        );
         assert!(Cli::try_parse_from(["grid", "submit", "hostname"]).is_err(), "a command without -- might be a mistyped option");
     }
 }

@@ -1,0 +1,136 @@
+//! The command line of what runs on this machine: the demo, identities, the roles, and help for shells and readers.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Leave it running and print what to try next.
+    #[arg(long)]
+    pub keep: bool,
+    /// Put everything there [default: a temporary directory].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Tasks, which is tiles of the picture; at least 64.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub tasks: u32,
+    /// Stop a demo that was left running there.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["keep", "dir", "tasks"])]
+    pub stop: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct TileArgs {
+    /// Which tile.
+    #[arg(long)]
+    pub tile: u32,
+    /// Of how many.
+    #[arg(long)]
+    pub of: u32,
+    /// Where to put it.
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct InitArgs {
+    #[command(subcommand)]
+    pub what: InitWhat,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum InitWhat {
+    /// A site's identity: its certificate authority and its certificate.
+    Site {
+        /// Where to put it; must not hold an identity yet.
+        dir: PathBuf,
+        /// The site's label, unique within one federation.
+        #[arg(long)]
+        name: String,
+    },
+    /// A user's certificate: may submit and see own jobs.
+    User(IssueArgs),
+    /// An administrator's certificate: may see and change all jobs of the site.
+    Admin(IssueArgs),
+    /// An agent's certificate: may attach to the site and run tasks.
+    Agent(IssueArgs),
+    /// This user's home (INTERGRID_HOME): the endpoint of --endpoint, and a certificate of its site.
+    Home {
+        /// The site's identity directory, made by `grid init site`.
+        #[arg(long, value_name = "DIR")]
+        site: PathBuf,
+        /// The name in the certificate.
+        #[arg(long, default_value = "me")]
+        name: String,
+        /// What the certificate may.
+        #[arg(long, value_enum, default_value_t = HomeRole::Admin)]
+        role: HomeRole,
+    },
+}
+
+/// What a home's certificate may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum HomeRole {
+    /// Own jobs.
+    User,
+    /// All jobs of the site.
+    Admin,
+}
+
+#[derive(Args, Debug)]
+pub struct IssueArgs {
+    /// The label in the certificate.
+    pub name: String,
+    /// The site's identity directory, made by `grid init site`.
+    #[arg(long, value_name = "DIR")]
+    pub site: PathBuf,
+    /// Where to put ca.pem, cert.pem and key.pem.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct RoleArgs {
+    /// Its configuration, in TOML.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Read and check the configuration, and end.
+    #[arg(long)]
+    pub check_config: bool,
+    /// Write endpoint, pid and site there, atomically, once it serves.
+    #[arg(long, value_name = "FILE")]
+    pub ready_file: Option<PathBuf>,
+    /// End when stdin ends: the parent holds the other end of the pipe.
+    #[arg(long)]
+    pub die_with_parent: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+  bash:  grid completion bash > ~/.local/share/bash-completion/completions/grid
+  zsh:   grid completion zsh > \"${fpath[1]}/_grid\"
+  fish:  grid completion fish > ~/.config/fish/completions/grid.fish")]
+pub struct CompletionArgs {
+    /// Whose.
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// A shell that completes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Shell {
+    /// GNU's.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// The friendly one.
+    Fish,
+}
+
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// Where to put grid.1, grid-submit.1 and so on; made if it is not there.
+    pub dir: PathBuf,
+}
