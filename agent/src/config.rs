@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::{Refusal, RefusalKind};
 use serde::{Deserialize, Deserializer, de};
@@ -52,12 +53,19 @@ impl AgentConfig {
             Refusal::new(RefusalKind::NotFound, format!("configuration {}: {e}", path.display())).remedy("name an agent's file with --config")
         })?;
         let directory = path.parent().unwrap_or(Path::new(""));
-        Self::parse(&text, directory).map_err(|e| Refusal::invalid(format!("configuration {}: {}", path.display(), e.message)).remedy(e.remedy))
+        Self::parse(&text, directory).map_err(|e| {
+            // `LINE:COLUMN: what`, where the place is known, goes on as a sites' does: `FILE:LINE:COLUMN: what`.
+            let gap = if e.message.starts_with(|c: char| c.is_ascii_digit()) { "" } else { " " };
+            Refusal::invalid(format!("{}:{gap}{}", path.display(), e.message)).remedy(e.remedy)
+        })
     }
 
-    /// From text; relative paths are relative to `directory`.
+    /// From text; relative paths are relative to `directory`. Errors begin with line and column where they are known.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, Refusal> {
-        let mut config: AgentConfig = toml::from_str(text).map_err(|e| Refusal::invalid(e.to_string().trim_end().to_string()))?;
+        let mut config: AgentConfig = toml::from_str(text).map_err(|e| {
+            let place = e.span().map_or(String::new(), |span| format!("{}: ", line_and_column(text, span.start)));
+            Refusal::invalid(format!("{place}{}", e.message()))
+        })?;
         config.identity = directory.join(&config.identity);
         config.state = directory.join(&config.state);
         config.check()?;
@@ -113,9 +121,9 @@ mod tests {
         let refused = |text: String| AgentConfig::parse(&text, Path::new("")).unwrap_err().message;
         let cases = [
             (format!("{GOOD}slts = 2\n"), "slts"),
-            (format!("{GOOD}slts = 2\n"), "line 5, column 1"),
+            (format!("{GOOD}slts = 2\n"), "5:1: "),
             (format!("{GOOD}slots = 0\n"), "slots: 0"),
-            (format!("{GOOD}slots = \"two\"\n"), "line 5"),
+            (format!("{GOOD}slots = \"two\"\n"), "5:9: "),
             (format!("{GOOD}memory = \"2X\"\n"), "\"2X\" is not a size"),
             (format!("{GOOD}memory = \"0\"\n"), "is not a size"),
             (format!("{GOOD}memory = \"99999999999T\"\n"), "is not a size"),

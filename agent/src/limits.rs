@@ -30,7 +30,7 @@ pub const ADVERT_RENEW_MS: u64 = intergrid_proto::limits::CREDIT_MS / 3;
 pub const WINDOW_MEMORY_MS: u64 = 5_000;
 /// Time constant of the measured rate of ends.
 pub const RATE_WINDOW_MS: u64 = 500;
-/// A store with a new incarnation hears its parent out for so long before it starts anything.
+/// A store that was found to be old starts nothing before its gateway has said what it holds open; one that does not say so is not waited for longer.
 pub const OPEN_WAIT_MS: u64 = 2_000;
 /// Registers kept for jobs of which no placement is here.
 pub const WANTS_KEPT_MAX: usize = 4_096;

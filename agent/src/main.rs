@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use intergrid_agent::{AgentConfig, Options, log, run};
+use intergrid_proto::RefusalKind;
 use tokio::signal::unix::{SignalKind, signal};
 
 const USAGE: &str = "usage: grid-agent --config FILE [--check-config] [--ready-file FILE] [--die-with-parent]";
@@ -61,7 +62,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
             eprintln!("grid-agent: {refusal}");
-            ExitCode::FAILURE
+            // As `grid` tells it: not now.
+            if refusal.kind == RefusalKind::Unavailable { ExitCode::from(7) } else { ExitCode::FAILURE }
         }
     }
 }

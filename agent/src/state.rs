@@ -114,7 +114,11 @@ impl State {
                 }
             }
             What::Event(e) => {
-                let event = Event::try_from(e.clone())?;
+                let mut event = Event::try_from(e.clone())?;
+                if let (EventKind::Ended(ended), Some(pb::event::What::Ended(said))) = (&mut event.what, &e.what) {
+                    // Here it is the time of the end, beyond what a peer's age may be.
+                    ended.age_ms.clone_from(&said.age_ms);
+                }
                 self.counters.sequence += 1;
                 self.ended(&event);
                 self.events.push_back(event);

@@ -161,36 +161,3 @@ async fn a_cancel_ends_the_group_even_one_that_ignores_it() {
     g.cancel(2, 0..1);
     assert_eq!(Exit::Signal(15), g.end(2, 0).await.exit_at(0));
 }
-
-/// The memory cgroup of this machine that we may write to, as far as there is one.
-fn cgroup() -> Option<std::path::PathBuf> {
-    let name = format!("intergrid-test-{}", std::process::id());
-    let root = std::path::Path::new("/sys/fs/cgroup");
-    let parents = [root.join("memory"), root.to_path_buf()];
-    let parent = parents.into_iter().find(|p| p.join("cgroup.procs").exists())?;
-    let dir = parent.join(name);
-    std::fs::create_dir(&dir).ok().map(|()| dir)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_delegated_cgroup_limits_and_measures() {
-    let Some(dir) = cgroup() else {
-        eprintln!("not tested: no memory cgroup can be made here");
-        return;
-    };
-    let g = Gateway::new().await;
-    let mut agent = g.agent(&format!("slots = 2\nmemory = \"2G\"\ncgroup = {dir:?}"));
-    g.attached().await;
-    let mut modest = sh("x=$(head -c 5000000 /dev/zero | tr '\\0' x)");
-    modest.shape.memory_bytes = 200 << 20;
-    let e = g.run(1, &modest).await;
-    assert_eq!((Phase::Done, "cgroup"), (e.phase, e.measured.as_str()), "{:?}", e.reason);
-    assert!((5_000_000..200 << 20).contains(&e.peak_bytes[0]), "{:?}", e.peak_bytes);
-    // One process that grows for ever: nobody else can be killed in its place.
-    let mut greedy = sh("exec tail /dev/zero");
-    greedy.shape.memory_bytes = 50 << 20;
-    let e = g.run(2, &greedy).await;
-    assert_eq!((Some(ReasonKind::MemoryLimit), Exit::Signal(9), "cgroup"), (kind(&e), e.exit_at(0), e.measured.as_str()));
-    agent.terminate();
-    std::fs::remove_dir(dir).unwrap();
-}

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Hop, fold_equal};
+use intergrid_proto::units::format_duration;
 use intergrid_proto::{Exit, Phase, Reason, ReasonKind, TaskSet};
 
 use super::{Core, Key, Report, Stop};
@@ -57,7 +58,7 @@ fn verdict(stop: Option<Stop>, r: &Report, memory_bytes: u64, time_ms: Option<u6
     match stop {
         Some(Stop::Cancel) => return (Phase::Cancelled, Some(Reason::new(K::CancelledByUser, "stopped while it ran"))),
         Some(Stop::Fenced) => return (Phase::Cancelled, Some(Reason::new(K::Fenced, "the attempt no longer counts; it was stopped"))),
-        Some(Stop::Time) => return failed(K::TimeLimit, format!("it ran longer than its limit of {} ms", time_ms.unwrap_or_default())),
+        Some(Stop::Time) => return failed(K::TimeLimit, format!("it ran longer than its limit of {}", format_duration(time_ms.unwrap_or_default()))),
         Some(Stop::Memory(used)) => return failed(K::MemoryLimit, format!("it used {}, its limit is {}", human(used), human(memory_bytes))),
         // A payload that got over the loss of one of its processes has ended well.
         None if r.oom && r.exit != Exit::Code(0) => {

@@ -178,7 +178,7 @@ impl Core {
             (Down::Place(place), Standing::Open) => self.place(*place),
             (Down::Ack { incarnation, sequence }, Standing::Open) => self.acked(incarnation, sequence),
             // One machine has nobody to tell of demand.
-            (Down::Demand(_) | Down::Saw(_), Standing::Open) => {}
+            (Down::Demand(_) | Down::Saw(_) | Down::Resent, Standing::Open) => {}
             (Down::Resync, Standing::Open) => self.resync(),
             (Down::Open(open), Standing::Open) => self.only(open),
         }
@@ -339,6 +339,7 @@ impl Core {
             sequence_low: self.state.sequence_low().min(self.link.durable + 1),
             sequence_high: self.link.durable,
             machine: self.state.machine.clone(),
+            recovering: false,
         }
     }
 

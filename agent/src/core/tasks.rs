@@ -245,7 +245,10 @@ impl Core {
         let Some(p) = self.state.placements.get(&key.0) else { return };
         let (job, attempts) = (p.job, p.attempts + 1);
         let record = p.claims.get(&key.1).and_then(|c| c.exited.as_ref()).and_then(|e| e.ended.clone());
+        // In our own record it is the time of the end, beyond what a peer's age may be.
+        let at_ms = record.as_ref().map(|e| e.age_ms.clone()).filter(|at| !at.is_empty());
         let mut ended = record.and_then(|e| ended_in(e, 1).ok()).unwrap_or_else(|| ended_of(None, &Report::unseen(), &open.plan, attempts, self.now));
+        ended.age_ms = at_ms.unwrap_or(ended.age_ms);
         if let (Err(why), Phase::Done) = (result, ended.phase) {
             ended.phase = Phase::Failed;
             ended.reason = Some(Reason::new(ReasonKind::StageOutFailed, why));

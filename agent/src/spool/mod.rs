@@ -74,7 +74,7 @@ impl Spool {
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => std::thread::sleep(Duration::from_millis(LOCK_POLL_MS)),
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let message = format!("state {} is in use by another agent", dir.display());
-                    return Err(Refusal::new(RefusalKind::Conflict, message).remedy("stop it, or give this one a directory of its own"));
+                    return Err(Refusal::new(RefusalKind::Unavailable, message).remedy("stop it, or give this one a directory of its own"));
                 }
                 Err(e) => return Err(failed("lock it", e.into())),
             }
@@ -194,7 +194,7 @@ mod tests {
         let (mut spool, _) = Spool::open(dir.path()).unwrap();
         spool.replace(acked(1)).unwrap();
         let refused = Spool::open(dir.path()).err().unwrap();
-        assert_eq!(RefusalKind::Conflict, refused.kind);
+        assert_eq!(RefusalKind::Unavailable, refused.kind);
         drop(spool);
         std::fs::write(dir.path().join(FILE), "hello, world").unwrap();
         assert!(Spool::open(dir.path()).err().unwrap().message.contains("not an agent's spool"));

@@ -155,6 +155,7 @@ impl Gateway {
             hops_left: 1,
             chain: vec![],
             array_size: tasks.end,
+            known: intergrid_proto::link::Known::default(),
         })));
     }
 
@@ -291,6 +292,7 @@ impl Gateway {
                     sequence_low: 0,
                     sequence_high: 0,
                     machine: vec![],
+                    recovering: false,
                 };
                 send(Down::Hello(answer));
                 k.hello = Some(hello);
@@ -312,7 +314,7 @@ impl Gateway {
                 (k.incarnation, k.sequence) = (r.incarnation, r.sequence);
                 k.resyncs.push(r);
             }
-            Up::NeedBlob(_) => panic!("an agent asks by GetBlob"),
+            Up::NeedBlob(_) | Up::Orphans(_) => panic!("an agent asks by GetBlob, and has one gateway"),
         }
     }
 }

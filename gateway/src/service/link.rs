@@ -1,9 +1,13 @@
 //! A parent's end of a link: one live session per id; what he says goes to the engine, message by message, after it has been checked.
 
+use std::time::Duration;
+
 use futures::StreamExt;
+use intergrid_proto::limits::CONNECT_TIMEOUT_MS;
 use intergrid_proto::link::Down;
 use intergrid_proto::net::trust::Peer;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind, pb};
+use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
 use super::{Parts, Service};
@@ -24,8 +28,16 @@ impl Service {
         };
         let engine = self.engine.clone();
         let reader = tokio::spawn(async move {
+            let mut greeted = false;
             loop {
-                let message = match says.message().await {
+                // Hello comes first, soon, and once; after it he may be silent for as long as he likes.
+                let next = match greeted {
+                    true => says.message().await,
+                    false => timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), says.message())
+                        .await
+                        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no hello within {CONNECT_TIMEOUT_MS} ms")))),
+                };
+                let message = match next {
                     Ok(Some(m)) => m,
                     Ok(None) => break,
                     Err(s) => {
@@ -33,8 +45,11 @@ impl Service {
                         break;
                     }
                 };
-                let input = match Down::try_from(message).and_then(|m| check(&peer, m)) {
-                    Ok(input) => input,
+                let input = match Down::try_from(message).and_then(|m| in_order(m, greeted)).and_then(|m| check(&peer, m)) {
+                    Ok(input) => {
+                        greeted = true;
+                        input
+                    }
                     Err(r) => {
                         tracing::warn!(parent = %peer.label, id = %peer.id, "link dropped: {r}");
                         break;
@@ -63,6 +78,15 @@ struct Guard(tokio::task::AbortHandle);
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// A hello, then anything else.
+fn in_order(message: Down, greeted: bool) -> Result<Down, Refusal> {
+    match (&message, greeted) {
+        (Down::Hello(_), true) => Err(Refusal::invalid("it said hello twice")),
+        (Down::Hello(_), false) | (_, true) => Ok(message),
+        (_, false) => Err(Refusal::invalid("its first message is not a hello")),
     }
 }
 

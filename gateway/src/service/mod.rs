@@ -1,7 +1,10 @@
 //! The northbound service: the only one, for gateway and broker alike. Authorises each call by the caller's certificate, checks what it says once, and
 //! hands it to the engine; reads are the core's views.
 
+mod answers;
+pub mod callers;
 mod link;
+mod some;
 mod tree;
 
 use std::pin::Pin;
@@ -13,18 +16,24 @@ use intergrid_proto::limits::*;
 use intergrid_proto::link::WantValue;
 use intergrid_proto::net::identity::Role;
 use intergrid_proto::net::trust::Peer;
+use intergrid_proto::pb::grid_server::GridServer;
 use intergrid_proto::{BlobHash, JobNo, JobSpec, Refusal, RefusalKind, TaskSet, convert, pb};
 use prost::Message;
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::backend::{Backend, Content};
+use crate::backend::Backend;
+use crate::backends::bulk;
 use crate::blobs::BlobStore;
 use crate::core::state::Spec;
 use crate::core::{Submission, rows};
 use crate::engine::Engine;
+use callers::{Callers, Guarded};
 
 /// Submissions of one stream that are under way at once.
 const SUBMITS_AT_ONCE: usize = 256;
+/// Jobs of a list that are looked at in one turn of the engine.
+const LIST_PAGE: usize = 100;
 /// History entries of one message.
 const HISTORY_BATCH: usize = 256;
 /// Least time between two views of one watch.
@@ -38,6 +47,7 @@ pub struct Service {
     pub(crate) engine: Engine,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) blobs: BlobStore,
+    pub(crate) callers: Callers,
     /// Where this site listens; for people.
     pub(crate) endpoint: String,
 }
@@ -61,13 +71,6 @@ pub(crate) fn allow<T>(request: &Request<T>, roles: &[Role]) -> Result<Peer, Ref
     Ok(peer)
 }
 
-/// Content as parts of a stream: hash and size first.
-pub(crate) fn blob_parts(content: Content) -> Parts<pb::BlobPart> {
-    let head = pb::BlobPart { hash: content.hash.0.to_vec(), size: content.size, data: Default::default() };
-    let data = content.parts.map(|p| p.map(|data| pb::BlobPart { data, ..Default::default() }).map_err(Status::from));
-    Box::pin(futures::stream::once(async { Ok(head) }).chain(data))
-}
-
 fn hash(bytes: &[u8]) -> Result<BlobHash, Refusal> {
     BlobHash::from_slice(bytes).ok_or_else(|| Refusal::invalid(format!("a hash has 32 bytes, not {}", bytes.len())))
 }
@@ -75,7 +78,13 @@ fn hash(bytes: &[u8]) -> Result<BlobHash, Refusal> {
 impl Service {
     /// Over an engine.
     pub fn new(engine: Engine, backend: Arc<dyn Backend>, blobs: BlobStore, endpoint: String) -> Self {
-        Service { engine, backend, blobs, endpoint }
+        Service { engine, backend, blobs, callers: Callers::default(), endpoint }
+    }
+
+    /// What a listener serves: every caller within his bounds.
+    pub fn server(&self) -> Guarded<GridServer<Service>> {
+        let sized = |max| GridServer::new(self.clone()).max_decoding_message_size(max);
+        Guarded::new(sized(MESSAGE_BYTES_MAX), sized(CALL_BYTES_MAX), self.callers.clone())
     }
 
     /// The job that a caller names: his own, any for an admin, or one that a parent has placed.
@@ -120,9 +129,37 @@ impl Service {
         Ok(pb::SubmitReply { job: JobNo(job).id(), existed })
     }
 
-    async fn view(&self, job: u64, whole: bool) -> Result<pb::JobView, Refusal> {
+    /// As a whole, or of some of its tasks.
+    async fn view(&self, job: u64, whole: bool, only: Option<TaskSet>) -> Result<pb::JobView, Refusal> {
         let gone = || Refusal::new(RefusalKind::NotFound, "the job is gone");
-        self.engine.read(move |core| core.job_view(job, whole)).await?.ok_or_else(gone)
+        self.engine.read(move |core| core.job_view(job, whole).map(|view| some::narrowed(core, job, view, only.as_ref()))).await?.ok_or_else(gone)
+    }
+
+    /// The tasks that a caller names, all of which the job must have.
+    async fn some_of(&self, job: u64, tasks: Option<pb::Tasks>) -> Result<Option<TaskSet>, Refusal> {
+        let Some(tasks) = tasks.map(|t| convert::tasks_in(Some(t))).transpose()? else { return Ok(None) };
+        let end = tasks.end();
+        self.engine.read(move |core| some::check(core, job, end)).await??;
+        Ok(Some(tasks))
+    }
+}
+
+/// Is forgotten when the watch ends, however it ends.
+struct Watched {
+    engine: Engine,
+    job: u64,
+    changed: Arc<tokio::sync::Notify>,
+}
+
+impl Watched {
+    fn new(engine: &Engine, job: u64) -> Self {
+        Watched { engine: engine.clone(), job, changed: engine.watch(job) }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.engine.unwatch(self.job);
     }
 }
 
@@ -165,10 +202,11 @@ impl pb::grid_server::Grid for Service {
         if value == WantValue::Return {
             return Err(Refusal::invalid("value: only a parent asks for tasks back").into());
         }
-        let tasks = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let _turn = self.callers.turn(&peer).await?;
         let job = self.find(&peer, r.job).await?;
+        let tasks = self.some_of(job, r.tasks).await?;
         let tasks = self.engine.set_want(job, value, tasks).await?;
-        Ok(Response::new(pb::SetWantReply { tasks }))
+        Ok(Response::new(pb::SetWantReply { tasks, job: JobNo(job).id() }))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListReply> {
@@ -178,29 +216,49 @@ impl pb::grid_server::Grid for Service {
             n => n.min(LIST_MAX),
         } as usize;
         let (id, admin) = (peer.id, peer.roles.contains(&Role::Admin));
-        let jobs = self.engine.read(move |core| core.list(id, admin, limit)).await?;
+        let _turn = self.callers.turn(&peer).await?;
+        let (mut jobs, mut below) = (Vec::new(), u64::MAX);
+        // In pages, so that others come in between.
+        while jobs.len() < limit {
+            let n = (limit - jobs.len()).min(LIST_PAGE);
+            let (page, next) = self.engine.read(move |core| core.list(id, admin, below, n)).await?;
+            jobs.extend(page);
+            match next {
+                Some(next) => below = next,
+                None => break,
+            }
+        }
         Ok(Response::new(pb::ListReply { jobs }))
     }
 
     async fn show(&self, request: Request<pb::JobRequest>) -> Answer<pb::JobView> {
         let peer = caller(&request)?;
-        let job = self.find(&peer, request.into_inner().job).await?;
-        Ok(Response::new(self.view(job, true).await?))
+        let r = request.into_inner();
+        let _turn = self.callers.turn(&peer).await?;
+        let job = self.find(&peer, r.job).await?;
+        let only = self.some_of(job, r.tasks).await?;
+        Ok(Response::new(self.view(job, true, only).await?))
     }
 
     async fn watch(&self, request: Request<pb::JobRequest>) -> Answer<Self::WatchStream> {
         let peer = caller(&request)?;
-        let job = self.find(&peer, request.into_inner().job).await?;
+        let r = request.into_inner();
+        let turn = self.callers.turn(&peer).await?;
+        let job = self.find(&peer, r.job).await?;
+        let only = self.some_of(job, r.tasks).await?;
+        drop(turn);
         let service = self.clone();
         Ok(Response::new(Box::pin(async_stream::try_stream! {
-            let changed = service.engine.watch(job);
+            let changed = Watched::new(&service.engine, job);
             let mut last: Option<pb::JobView> = None;
             loop {
-                let woken = changed.notified();
+                let woken = changed.changed.notified();
                 tokio::pin!(woken);
                 // From here on no change is missed.
                 woken.as_mut().enable();
-                let view = service.view(job, false).await?;
+                let turn = service.callers.turn(&peer).await?;
+                let view = service.view(job, false, only.clone()).await?;
+                drop(turn);
                 let over = is_over(&view);
                 if over || last.as_ref().is_none_or(|l| l.counts != view.counts) {
                     last = Some(view.clone());
@@ -214,43 +272,56 @@ impl pb::grid_server::Grid for Service {
                     last = None;
                 }
                 // A change right after a quiet time is told at once, the next ones at most 20 a second; the last is never held back.
-                if service.view(job, false).await.is_ok_and(|v| !is_over(&v)) {
+                let turn = service.callers.turn(&peer).await?;
+                let goes_on = service.view(job, false, only.clone()).await.is_ok_and(|v| !is_over(&v));
+                drop(turn);
+                if goes_on {
                     pause.await;
                 }
             }
-            drop(changed);
-            service.engine.unwatch(job);
         })))
     }
 
     async fn history(&self, request: Request<pb::JobRequest>) -> Answer<Self::HistoryStream> {
         let peer = caller(&request)?;
         let r = request.into_inner();
-        let only = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let reading = self.callers.transfer(&peer).await?;
         let job = self.find(&peer, r.job).await?;
-        let batches = self.history_of(job, only);
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(batches).map(|b| b.map_err(Status::from)))))
+        let only = self.some_of(job, r.tasks).await?;
+        let first = pb::HistoryBatch { job: JobNo(job).id(), ..Default::default() };
+        let batches = tokio_stream::wrappers::ReceiverStream::new(self.history_of(job, only)).map(move |b| {
+            let _until_read = &reading;
+            b.map_err(Status::from)
+        });
+        Ok(Response::new(Box::pin(futures::stream::once(async { Ok(first) }).chain(batches))))
     }
 
     async fn explain(&self, request: Request<pb::JobRequest>) -> Answer<pb::Explanation> {
         let peer = caller(&request)?;
         let r = request.into_inner();
-        let tasks = r.tasks.map(|t| convert::tasks_in(Some(t))).transpose()?;
+        let _turn = self.callers.tree_call(&peer).await?;
         let job = self.find(&peer, r.job).await?;
-        Ok(Response::new(self.explain_tree(job, tasks, tree::deadline(r.deadline_ms)).await?))
+        let tasks = self.some_of(job, r.tasks).await?;
+        let explained = self.explain_tree(job, tasks, tree::deadline(r.deadline_ms)).await?;
+        Ok(Response::new(pb::Explanation { job: JobNo(job).id(), ..explained }))
     }
 
     async fn hosts(&self, request: Request<pb::HostsRequest>) -> Answer<pb::Host> {
-        allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let peer = allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let _turn = self.callers.tree_call(&peer).await?;
         Ok(Response::new(self.hosts_tree(tree::deadline(request.into_inner().deadline_ms)).await?))
     }
 
     async fn get_output(&self, request: Request<pb::OutputRequest>) -> Answer<Self::GetOutputStream> {
         let peer = caller(&request)?;
         let r = request.into_inner();
+        let reading = self.callers.transfer(&peer).await?;
         let job = self.find(&peer, r.job).await?;
         let content = self.output_of(job, r.task, r.name).await?;
-        Ok(Response::new(blob_parts(content)))
+        Ok(Response::new(Box::pin(bulk::parts(content).map(move |part| {
+            let _until_read = &reading;
+            part
+        }))))
     }
 
     async fn has_blobs(&self, request: Request<pb::BlobHashes>) -> Answer<pb::BlobHashes> {
@@ -269,17 +340,28 @@ impl pb::grid_server::Grid for Service {
     }
 
     async fn put_blob(&self, request: Request<Streaming<pb::BlobPart>>) -> Answer<pb::PutBlobReply> {
-        allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let peer = allow(&request, &[Role::User, Role::Admin, Role::Delegate])?;
+        let _sending = self.callers.transfer(&peer).await?;
         let mut parts = request.into_inner();
-        let first = parts.message().await?.ok_or_else(|| Refusal::invalid("no first part with hash and size"))?;
+        let wait = Duration::from_millis(CALL_TIMEOUT_MS);
+        let late = |what: &str| Refusal::new(RefusalKind::Unavailable, format!("{what} did not come in time")).remedy("send it again");
+        let first = timeout(wait, parts.message()).await.map_err(|_| late("the first part"))??;
+        let first = first.ok_or_else(|| Refusal::invalid("no first part with hash and size"))?;
         let hash = hash(&first.hash)?;
         if first.size > BLOB_BYTES_MAX {
             return Err(Refusal::new(RefusalKind::OverLimit, format!("{} bytes, at most {BLOB_BYTES_MAX} are staged", first.size)).into());
         }
         let existed = self.blobs.has(hash);
         let head = futures::stream::iter((!first.data.is_empty()).then_some(Ok(first.data)));
-        let rest = parts.map(|p| p.map(|p| p.data).map_err(|s| intergrid_proto::net::status::refusal_of(&s)));
-        self.blobs.put_stream(hash, first.size, Box::pin(head.chain(rest))).await?;
+        let rest = futures::stream::unfold(parts, move |mut parts| async move {
+            let part = match timeout(wait, parts.message()).await {
+                Ok(part) => part.map_err(|s| intergrid_proto::net::status::refusal_of(&s)).transpose()?,
+                Err(_) => Err(late("the next part")),
+            };
+            Some((part.map(|p| p.data), parts))
+        });
+        let stored = self.blobs.put_stream(hash, first.size, Box::pin(head.chain(rest)));
+        timeout(bulk::patience(first.size), stored).await.map_err(|_| late("the whole"))??;
         Ok(Response::new(pb::PutBlobReply { existed }))
     }
 
@@ -294,7 +376,10 @@ impl Service {
     pub(crate) fn history_of(&self, job: u64, only: Option<TaskSet>) -> tokio::sync::mpsc::Receiver<Result<pb::HistoryBatch, Refusal>> {
         let reader = self.engine.reader();
         let (tx, rx) = tokio::sync::mpsc::channel(4);
+        let runtime = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {
+            // Who does not read does not keep a thread.
+            let send = |batch| runtime.block_on(tx.send_timeout(batch, Duration::from_millis(CALL_TIMEOUT_MS))).is_ok();
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
             let mut batch = pb::HistoryBatch::default();
             let mut fault = None;
@@ -311,14 +396,14 @@ impl Service {
                     }
                     batch.entries.push(entry);
                 }
-                batch.entries.len() < HISTORY_BATCH || tx.blocking_send(Ok(std::mem::take(&mut batch))).is_ok()
+                batch.entries.len() < HISTORY_BATCH || send(Ok(std::mem::take(&mut batch)))
             });
             if !batch.entries.is_empty() {
-                _ = tx.blocking_send(Ok(batch));
+                send(Ok(batch));
             }
             let fault = fault.or_else(|| scanned.err().map(|e| Refusal::new(RefusalKind::Internal, e.to_string())));
             if let Some(r) = fault {
-                _ = tx.blocking_send(Err(r));
+                send(Err(r));
             }
         });
         rx

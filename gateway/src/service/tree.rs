@@ -1,5 +1,6 @@
 //! Questions that go down the tree: explain, hosts, outputs. Each hop leaves the next a little less time, and names those that do not answer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -7,8 +8,9 @@ use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
 use intergrid_proto::link::Kind;
 use intergrid_proto::{Phase, Refusal, RefusalKind, SiteId, TaskSet, convert, pb};
 
-use super::Service;
-use crate::backend::Content;
+use super::{Service, answers, some};
+use crate::backend::{Configured, Content};
+use crate::core::away::Away;
 
 /// What a hop keeps for itself.
 const HOP_MARGIN: Duration = Duration::from_millis(100);
@@ -30,35 +32,62 @@ fn less(deadline: Duration) -> Duration {
 impl Service {
     pub(super) async fn explain_tree(&self, job: u64, tasks: Option<TaskSet>, deadline: Duration) -> Result<pb::Explanation, Refusal> {
         let asked = tasks.clone();
-        let found = self.engine.read(move |core| core.explanation(job, asked.as_ref())).await?;
+        let found = self.engine.read(move |core| {
+            let (mut own, children) = core.explanation(job, asked.as_ref())?;
+            own.counts = some::counts(core, job, own.counts, asked.as_ref());
+            let children: Vec<_> = children.into_iter().map(|c| (core.away(c.site, Some(job)), c)).collect();
+            Some((own, children))
+        });
+        let found = found.await?;
         let (mut own, children) = found.ok_or_else(|| Refusal::new(RefusalKind::NotFound, "the job is gone"))?;
         let left = less(deadline);
-        let answers = children.iter().map(|child| {
+        let causes = self.causes();
+        let answers = children.into_iter().map(|(away, child)| {
             let call = self.backend.explain(child.site, job, tasks.clone(), left);
-            async move { (child, tokio::time::timeout(left, call).await) }
+            let away = away.map(|a| told(a, &causes));
+            async move {
+                let answer = match away {
+                    Some(why) => Err(why),
+                    None => within(left, call).await,
+                };
+                match answer {
+                    Ok(e) => answers::of_explanation(e, child.into()),
+                    Err(why) => pb::Explanation { site: Some(child.into()), unreachable: why, ..Default::default() },
+                }
+            }
         });
-        for (child, answer) in join_all(answers).await {
-            own.below.push(match answer {
-                Ok(Ok(e)) => e,
-                Ok(Err(r)) => unreachable_hop(child.clone().into(), r.to_string()),
-                Err(_) => unreachable_hop(child.clone().into(), format!("no answer within {} ms", left.as_millis())),
-            });
-        }
+        own.below = join_all(answers).await;
+        answers::fit_explanations(&mut own.below);
         Ok(own)
     }
 
     pub(super) async fn hosts_tree(&self, deadline: Duration) -> Result<pb::Host, Refusal> {
-        let (mut me, children) = self.engine.read(|core| core.host()).await?;
+        let causes = self.causes();
+        let (mut me, children) = self
+            .engine
+            .read(move |core| {
+                let (me, mut children) = core.host();
+                for (id, host) in &mut children {
+                    if let Some(away) = core.away(*id, None) {
+                        host.unreachable = told(away, &causes);
+                    }
+                }
+                (me, children)
+            })
+            .await?;
         me.backend = self.backend.kind().into();
         me.endpoint = self.endpoint.clone();
         let left = less(deadline);
         let known: Vec<String> = children.iter().filter_map(|(_, h)| h.site.as_ref()).map(|s| s.name.clone()).collect();
         let asked = children.into_iter().map(|(id, seen)| self.host_of(id, seen, left));
         me.below = join_all(asked).await;
-        for (name, endpoint) in self.backend.configured() {
+        answers::fit_hosts(&mut me.below);
+        let kind = if self.backend.kind() == "agents" { pb::Kind::Agent } else { pb::Kind::Gateway };
+        for Configured { name, endpoint, unreachable } in self.backend.configured() {
             if !known.contains(&name) {
-                let site = Some(pb::Hop { name, kind: pb::Kind::Gateway.into(), ..Default::default() });
-                let unreachable = "not reached since the start".to_string();
+                let site = Some(pb::Hop { name, kind: kind.into(), ..Default::default() });
+                let unreachable =
+                    format!("never since this site started: {}", if unreachable.is_empty() { "it says hello just now" } else { &unreachable });
                 me.below.push(pb::Host { site, endpoint, unreachable, ..Default::default() });
             }
         }
@@ -72,11 +101,15 @@ impl Service {
         if agent || !seen.unreachable.is_empty() {
             return seen;
         }
-        match tokio::time::timeout(left, self.backend.hosts(id, left)).await {
-            Ok(Ok(host)) => host,
-            Ok(Err(r)) => pb::Host { unreachable: r.to_string(), ..seen },
-            Err(_) => pb::Host { unreachable: format!("no answer within {} ms", left.as_millis()), ..seen },
+        match within(left, self.backend.hosts(id, left)).await {
+            Ok(host) => answers::of_host(host, seen.site),
+            Err(unreachable) => pb::Host { unreachable, ..seen },
         }
+    }
+
+    /// What the backend has against configured children, by name: later than what the engine was told when contact was lost.
+    fn causes(&self) -> BTreeMap<String, String> {
+        self.backend.configured().into_iter().filter(|c| !c.unreachable.is_empty()).map(|c| (c.name, c.unreachable)).collect()
     }
 
     /// An output, from where its task ended last.
@@ -106,7 +139,20 @@ impl Service {
             }
         }
         let child = child.ok_or_else(|| not_found(format!("task {task} was never started: it has no output")))?;
-        self.backend.output(child, job, task, name).await
+        match self.backend.output(child, job, task, name).await {
+            Err(r) if r.kind == RefusalKind::Unavailable => Err(self.output_away(child, task).await.unwrap_or(r)),
+            answer => answer,
+        }
+    }
+
+    /// The site that has an output is away.
+    async fn output_away(&self, child: SiteId, task: u32) -> Option<Refusal> {
+        let away = self.engine.read(move |core| core.away(child, None)).await.ok()??;
+        let (name, causes) = (away.name.clone(), self.causes());
+        // What becomes of tasks that have not ended is of no use to who wants the output of one that has.
+        let away = Away { go: (0, 0), stay: 0, ..away };
+        let message = format!("the output of task {task} is at {name}, which is unreachable {}", told(away, &causes));
+        Some(Refusal::new(RefusalKind::Unavailable, message).remedy(format!("ask again when {name} is back")))
     }
 }
 
@@ -114,6 +160,15 @@ fn name(h: &pb::Host) -> &str {
     h.site.as_ref().map_or("", |s| &s.name)
 }
 
-fn unreachable_hop(site: pb::Hop, why: String) -> pb::Explanation {
-    pb::Explanation { site: Some(site), unreachable: why, ..Default::default() }
+fn told(away: Away, causes: &BTreeMap<String, String>) -> String {
+    let why = causes.get(&away.name).cloned().unwrap_or_else(|| away.why.clone());
+    Away { why, ..away }.text()
+}
+
+/// The answer of a child that is attached; else in one clause why there is none.
+async fn within<T>(left: Duration, call: impl Future<Output = Result<T, Refusal>>) -> Result<T, String> {
+    match tokio::time::timeout(left, call).await {
+        Ok(answer) => answer.map_err(|r| r.message),
+        Err(_) => Err(format!("attached, but no answer within {} ms", left.as_millis())),
+    }
 }

@@ -78,8 +78,29 @@ fn an_old_store_takes_a_new_incarnation_and_listens_first() {
     assert_eq!(1, a.ends().len(), "what was not acknowledged is told again");
     a.down(place(2, 0..1));
     assert!(a.running().is_empty());
+    // A gateway that does not say what it holds open is not waited for for ever.
     a.pass(OPEN_WAIT_MS);
     assert_eq!(vec![(2, 0)], a.running());
+}
+
+#[test]
+fn what_an_old_store_knows_and_the_gateway_does_not_hold_open_is_not_started() {
+    let mut a = Agent::attached(2);
+    a.core.link.windows.push_back((a.now, 9));
+    a.down(place(1, 0..4));
+    assert_eq!(vec![(1, 0), (1, 1)], a.running());
+    // The copy is from here; since then the gateway has seen 50 events, and holds 1 and 3 open.
+    a.restart(2, |k| Fate::Alive { pid: 100 + k.1 as i32 });
+    a.attach(77, 50);
+    a.input(Input::Disconnected);
+    a.forget();
+    a.attach(77, 50);
+    a.down(Down::Open(vec![Attempts { number: 1, job: 1, tasks: [1, 3].into_iter().collect() }]));
+    assert_eq!(vec![((1, 0), false)], a.signals, "it runs and does not count");
+    a.exit_with((1, 0), Report::unseen());
+    assert_eq!(vec![(1, 1), (1, 3)], a.running(), "3 starts without a pause, 2 never");
+    let ends: Vec<(TaskSet, Phase)> = a.ends().into_iter().map(|(_, t, e)| (t, e.phase)).collect();
+    assert_eq!(vec![(TaskSet::one(2), Phase::Cancelled), (TaskSet::one(0), Phase::Cancelled)], ends);
 }
 
 #[test]
@@ -97,6 +118,7 @@ fn another_gateway_or_machine_is_refused() {
         sequence_low: 0,
         sequence_high: 0,
         machine: vec![],
+        recovering: false,
     };
     a.down(Down::Hello(hello.clone()));
     assert!(a.other.iter().any(|x| matches!(x, Action::Refuse(_))));

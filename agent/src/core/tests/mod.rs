@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::{BlobHash, Exit, JobSpec, Phase, ReasonKind, SiteId, TaskSet};
 
 use super::*;
@@ -69,6 +69,7 @@ impl Agent {
             sequence_low: 0,
             sequence_high: 0,
             machine: vec![],
+            recovering: false,
         };
         self.down(Down::Hello(hello));
     }
@@ -196,6 +197,7 @@ fn place_of(number: u64, job: u64, tasks: TaskSet, spec: &JobSpec) -> Place {
         hops_left: 1,
         chain: vec![],
         array_size: 1_000,
+        known: Known::default(),
     }
 }
 
