@@ -36,6 +36,17 @@ pub struct Content {
     pub parts: Pin<Box<dyn Stream<Item = Result<bytes::Bytes, Refusal>> + Send>>,
 }
 
+/// A child that is named by the configuration.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Configured {
+    /// Its label.
+    pub name: String,
+    /// Where it is dialled; in words, where it is not.
+    pub endpoint: String,
+    /// Why it is not attached, in one clause; empty: it is, or nothing is known against it.
+    pub unreachable: String,
+}
+
 /// What runs tasks for a gateway.
 pub trait Backend: Send + Sync + 'static {
     /// One word: `agents`, `federation`, `slurm`, ...
@@ -57,12 +68,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The child and everything below it.
     fn hosts(&self, child: SiteId, deadline: Duration) -> BoxFuture<'static, Result<pb::Host, Refusal>>;
 
-    /// An output of an ended task. `job` is our number of it.
+    /// An output of an ended task. `job` is our number of it. Where the child that has it is away, `Unavailable`; nobody else is asked.
     fn output(&self, child: SiteId, job: u64, task: u32, name: String) -> BoxFuture<'static, Result<Content, Refusal>>;
 
     /// Give a child content that it asked for. A leaf whose children fetch for themselves does nothing.
     fn put_blob(&self, child: SiteId, hash: BlobHash, file: PathBuf) -> BoxFuture<'static, Result<(), Refusal>>;
 
-    /// Children that are configured, attached or not: their label, and where they are dialled.
-    fn configured(&self) -> Vec<(String, String)>;
+    /// Children that are configured, attached or not.
+    fn configured(&self) -> Vec<Configured>;
 }

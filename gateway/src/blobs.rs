@@ -99,7 +99,7 @@ impl BlobStore {
             return Err(over(format!("content {hash} has {size} bytes, one file may have {BLOB_BYTES_MAX}")));
         }
         {
-            let mut state = self.0.state();
+            let state = self.0.state();
             if let Some(here) = state.sizes.get(&hash) {
                 if *here != size {
                     return Err(Refusal::invalid(format!("content {hash} has {here} bytes, not {size}")));
@@ -110,10 +110,9 @@ impl BlobStore {
             if state.bytes.saturating_add(size) > max {
                 return Err(over(format!("content {hash} of {size} bytes: blobs_bytes_max is {max}, {} are taken", state.bytes)));
             }
-            state.bytes += size;
         }
-        // From here on the reservation is the writer's to give back.
-        let mut writer = BlobWriter { store: self.clone(), hash, reserved: size, left: size, incoming: None };
+        // Room is taken as content comes: what is only announced keeps nobody out.
+        let mut writer = BlobWriter { store: self.clone(), hash, reserved: 0, left: size, incoming: None };
         check_free(&self.0.dir, size, self.0.limits.free_min_bytes)?;
         let temp = temp_path(&self.0.dir.join("new"), &hash.to_string());
         writer.incoming = Some(Incoming::create(temp, &[], hash, size)?);
@@ -134,6 +133,17 @@ impl BlobStore {
             writer = blocking(move || writer.write(&part).map(|()| writer)).await?;
         }
         blocking(move || writer.finish()).await
+    }
+
+    /// Room for so many bytes more.
+    fn reserve(&self, hash: BlobHash, bytes: u64) -> Result<u64, Refusal> {
+        let max = self.0.limits.blobs_bytes_max;
+        let mut state = self.0.state();
+        if state.bytes.saturating_add(bytes) > max {
+            return Err(over(format!("content {hash} has no room any more: blobs_bytes_max is {max}, {} are taken", state.bytes)));
+        }
+        state.bytes += bytes;
+        Ok(bytes)
     }
 
     /// Its bytes, in parts of [`intergrid_proto::limits::BLOB_PART_BYTES`].
@@ -222,7 +232,10 @@ impl BlobWriter {
     /// The next part.
     pub fn write(&mut self, part: &[u8]) -> Result<(), Refusal> {
         match &mut self.incoming {
-            Some(incoming) => incoming.write(part),
+            Some(incoming) => {
+                self.reserved += self.store.reserve(self.hash, part.len() as u64)?;
+                incoming.write(part)
+            }
             None => {
                 let left = self.left.checked_sub(part.len() as u64);
                 self.left = left.ok_or_else(|| Refusal::invalid(format!("content {} is longer than announced", self.hash)))?;

@@ -8,7 +8,6 @@ use intergrid_proto::net::identity::Identity;
 use intergrid_proto::net::reverse::{self, ReverseConn};
 use intergrid_proto::net::server;
 use intergrid_proto::net::trust::Trust;
-use intergrid_proto::pb::grid_server::GridServer;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId};
 use tokio::sync::{OnceCell, mpsc};
 use tokio_stream::StreamExt;
@@ -23,6 +22,7 @@ use crate::daemon_files::{self, Ready};
 use crate::engine::Engine;
 use crate::outputs::OutputStore;
 use crate::service::Service;
+use crate::service::callers::Guarded;
 use crate::staging::Staging;
 use crate::store::StoreError;
 use crate::store::sled::SledStore;
@@ -86,12 +86,12 @@ impl Above for SiteAbove {
         Box::pin(async move { staging.fetch(hash).await })
     }
 
-    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, bool> {
+    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Option<Vec<String>>> {
         let engine = self.engine.clone();
         Box::pin(async move {
             match engine.get() {
-                Some(e) => e.read(move |core| core.is_current(agent, job, number, task)).await.unwrap_or(false),
-                None => false,
+                Some(e) => e.read(move |core| core.outputs_of(agent, job, number, task)).await.ok().flatten(),
+                None => None,
             }
         })
     }
@@ -172,6 +172,10 @@ impl Running {
         if identity.label() != site.name {
             let message = format!("the site is called {:?}, and its certificate says {:?}", site.name, identity.label());
             return Err(Refusal::invalid(message).remedy("make `name` the certificate's"));
+        }
+        if let Ok(since) = std::time::SystemTime::now().duration_since(identity.cert().not_after) {
+            let text = format!("the certificate of {} expired {} s ago: serving, but its peers will refuse it", identity.cert(), since.as_secs());
+            tracing::warn!(name = %site.name, dir = %site.identity.display(), "{text}");
         }
         let me = Hop { site: identity.id(), name: site.name.clone(), kind };
         std::fs::create_dir_all(&site.state).map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
@@ -257,7 +261,9 @@ fn serve<S>(
 where
     S: tokio_stream::Stream<Item = std::io::Result<intergrid_proto::net::Io>> + Send + Unpin + 'static,
 {
-    let router = server::grpc_server().add_service(GridServer::new(service)).add_optional_service(pool.map(|p| p.service()));
+    let router = server::grpc_server()
+        .add_service(service.server())
+        .add_optional_service(pool.map(|p| Guarded::new(p.service(), p.service(), service.callers.clone())));
     tokio::spawn(async move {
         let end = async move { _ = stopped.wait_for(|s| *s).await };
         if let Err(e) = router.serve_with_incoming_shutdown(incoming.map(|io| io), end).await {

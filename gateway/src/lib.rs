@@ -16,6 +16,7 @@ pub mod durable;
 pub mod engine;
 pub mod laws;
 pub mod outputs;
+pub mod queue;
 pub mod service;
 pub mod staging;
 pub mod store;

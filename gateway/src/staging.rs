@@ -2,7 +2,7 @@
 //!
 //! Holds nothing durable: a child that still wants it asks again after a reconnect.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use crate::backend::Backend;
 use crate::blobs::BlobStore;
 use crate::engine::Engine;
 
+/// Content that one child may wait for at once; it asks again for what it still needs.
+const NEEDS_PER_CHILD_MAX: usize = 2_048;
 /// How often the level above is asked again for what has not come.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -23,7 +25,7 @@ pub struct Staging(Arc<Inner>);
 struct Inner {
     blobs: BlobStore,
     engine: OnceLock<Engine>,
-    under_way: Mutex<HashSet<(SiteId, BlobHash)>>,
+    under_way: Mutex<HashMap<SiteId, HashSet<BlobHash>>>,
 }
 
 impl Staging {
@@ -57,7 +59,8 @@ impl Staging {
     /// A child wants content: give it, once it is here.
     pub fn need(&self, backend: Arc<dyn Backend>, child: SiteId, hash: BlobHash) {
         let mut under_way = self.0.under_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !under_way.insert((child, hash)) {
+        let of_child = under_way.entry(child).or_default();
+        if of_child.len() >= NEEDS_PER_CHILD_MAX || !of_child.insert(hash) {
             return;
         }
         let staging = self.clone();
@@ -69,7 +72,13 @@ impl Staging {
             if let Err(r) = result {
                 tracing::warn!(?child, %hash, "content not delivered: {r}");
             }
-            staging.0.under_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&(child, hash));
+            let mut under_way = staging.0.under_way.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(of_child) = under_way.get_mut(&child) {
+                of_child.remove(&hash);
+                if of_child.is_empty() {
+                    under_way.remove(&child);
+                }
+            }
         });
     }
 }

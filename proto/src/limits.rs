@@ -81,6 +81,11 @@ pub const CONNECTIONS_PER_PEER_MAX: usize = 128;
 pub const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
 /// Calls of one caller at once, over all his connections.
 pub const CALLS_PER_CALLER_MAX: usize = 256;
+/// What one call may send before it is read, and what all calls of a connection may. Fixed: HTTP/2 takes many small messages that are not yet read for an
+/// attack, and ends the connection, the sooner the smaller its window is; one that adapts begins at 64 KiB, which is some hundred messages of a link.
+pub const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// How long a refused connection stays half open, so that its end can read why.
 pub const REFUSED_LINGER_MS: u64 = 500;
 /// One small call.

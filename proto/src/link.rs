@@ -255,6 +255,8 @@ pub struct Orphans {
     pub orphans: Vec<Orphan>,
     /// The last part.
     pub last: bool,
+    /// Nothing is left out of placements with this number and higher ones.
+    pub complete_from: u64,
 }
 
 /// Tasks of one older placement in one phase. They run on until somebody adopts them.

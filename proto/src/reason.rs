@@ -52,6 +52,8 @@ kinds! {
     WaitsBelow = 12, "waits-below";
     /// The old attempt there has not stopped yet.
     StillStopping = 13, "still-stopping";
+    /// As many tasks of the array as may be are placed or running.
+    Throttled = 14, "throttled";
 
     /// The payload exited with a code other than 0.
     ExitNonZero = 32, "exit-code";

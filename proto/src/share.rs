@@ -65,6 +65,10 @@ pub struct Share {
     pub age_ms: u64,
     /// Takes no new work.
     pub draining: bool,
+    /// Who takes none, and why; for people.
+    pub draining_reason: String,
+    /// Milliseconds since then.
+    pub draining_age_ms: u64,
 }
 
 impl Share {
@@ -102,6 +106,9 @@ impl Share {
         self.age_ms = self.age_ms.min(other.age_ms);
         self.credit_ms = self.credit_ms.min(other.credit_ms);
         self.draining &= other.draining;
+        if !self.draining {
+            (self.draining_reason, self.draining_age_ms) = Default::default();
+        }
         for site in &other.path {
             if !self.path.contains(site) {
                 self.path.push(*site);

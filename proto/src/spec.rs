@@ -61,6 +61,8 @@ pub struct JobSpec {
     pub attempts_max: u32,
     /// W3C traceparent; empty: none.
     pub trace_parent: String,
+    /// Of the array placed or running at a time; None: not limited.
+    pub tasks_at_once: Option<u32>,
 }
 
 impl JobSpec {
@@ -79,6 +81,7 @@ impl JobSpec {
             disconnect_timeout_ms: DISCONNECT_TIMEOUT_DEFAULT_MS,
             attempts_max: ATTEMPTS_MAX,
             trace_parent: String::new(),
+            tasks_at_once: None,
         }
     }
 
@@ -103,6 +106,7 @@ impl JobSpec {
             attempts_max: self.attempts_max,
             must_understand: Vec::new(),
             trace_parent: self.trace_parent.clone(),
+            tasks_at_once: self.tasks_at_once.unwrap_or(0),
         }
         .encode_to_vec()
     }
@@ -175,6 +179,7 @@ impl JobSpec {
                 n => n.min(ATTEMPTS_MAX),
             },
             trace_parent: spec.trace_parent,
+            tasks_at_once: (spec.tasks_at_once > 0).then_some(spec.tasks_at_once),
         })
     }
 
@@ -219,6 +224,7 @@ mod tests {
         spec.outputs = vec!["tile-{i}.png".into()];
         spec.on_lost = OnLost::Wait;
         spec.time_limit_ms = Some(5);
+        spec.tasks_at_once = Some(8);
         assert_eq!(Ok(spec.clone()), JobSpec::decode(&spec.encode()));
     }
 

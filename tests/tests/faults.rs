@@ -9,8 +9,12 @@ mod tree;
 #[path = "faults/user.rs"]
 mod user;
 
+#[path = "faults/adopted.rs"]
+mod adopted;
 #[path = "faults/away.rs"]
 mod away;
+#[path = "faults/dialling.rs"]
+mod dialling;
 #[path = "faults/killed.rs"]
 mod killed;
 #[path = "faults/staged.rs"]

@@ -20,7 +20,7 @@ use crate::backend::Content;
 const BULK_BYTES_PER_S_MIN: u64 = 256 * 1024;
 
 /// How long a transfer of this size may take.
-pub(super) fn patience(size: u64) -> Duration {
+pub(crate) fn patience(size: u64) -> Duration {
     Duration::from_millis(CALL_TIMEOUT_MS) + Duration::from_secs(size / BULK_BYTES_PER_S_MIN)
 }
 
@@ -38,10 +38,17 @@ pub(super) async fn receive(mut parts: tonic::Streaming<pb::BlobPart>) -> Result
     if first.size > BLOB_BYTES_MAX {
         return Err(Refusal::new(RefusalKind::OverLimit, format!("the content has {} bytes, at most {BLOB_BYTES_MAX} are taken", first.size)));
     }
-    let rest = futures::stream::unfold(Some(parts), move |parts| async move {
-        let mut parts = parts?;
+    let left = (first.size as usize).checked_sub(first.data.len());
+    let longer = move || Refusal::invalid(format!("the content is longer than the {} bytes announced", first.size));
+    let left = left.ok_or_else(longer)?;
+    let rest = futures::stream::unfold(Some((parts, left)), move |parts| async move {
+        let (mut parts, left) = parts?;
         match timeout(wait, parts.message()).await {
-            Ok(Ok(Some(part))) => Some((Ok(part.data), Some(parts))),
+            // Who reads to the end verifies; here it is only cut where it should have ended.
+            Ok(Ok(Some(part))) => Some(match left.checked_sub(part.data.len()) {
+                Some(left) => (Ok(part.data), Some((parts, left))),
+                None => (Err(longer()), None),
+            }),
             Ok(Ok(None)) => None,
             Ok(Err(status)) => Some((Err(refusal_of(&status)), None)),
             Err(_) => Some((Err(Refusal::new(RefusalKind::Unavailable, format!("no part of the content came within {CALL_TIMEOUT_MS} ms"))), None)),
@@ -72,7 +79,7 @@ pub(super) async fn file(hash: BlobHash, path: PathBuf) -> Result<(impl Stream<I
 }
 
 /// Content as the parts of an answer: hash and size first.
-pub(super) fn parts(content: Content) -> Pin<Box<dyn Stream<Item = Result<pb::BlobPart, Status>> + Send>> {
+pub(crate) fn parts(content: Content) -> Pin<Box<dyn Stream<Item = Result<pb::BlobPart, Status>> + Send>> {
     let first = pb::BlobPart { hash: content.hash.0.to_vec(), size: content.size, data: Default::default() };
     let rest = content.parts.map(|part| part.map(|data| pb::BlobPart { hash: Vec::new(), size: 0, data }).map_err(Status::from));
     Box::pin(futures::stream::once(std::future::ready(Ok(first))).chain(rest))

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::child_end::{ChildEnd, site_of};
 use super::{LINK_QUEUE_MESSAGES_MAX, counts};
-use crate::backend::{Backend, Content, FromChild, Sink};
+use crate::backend::{Backend, Configured, Content, FromChild, Sink};
 
 /// Pause between a dropped link and the next hello.
 const COMES_BACK_MS: u64 = 10;
@@ -234,8 +234,9 @@ impl Backend for Fake {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn configured(&self) -> Vec<(String, String)> {
-        self.children.iter().map(|c| (c.hop.name.clone(), "in this process".to_string())).collect()
+    fn configured(&self) -> Vec<Configured> {
+        let child = |c: &Arc<Child>| Configured { name: c.hop.name.clone(), endpoint: "in this process".into(), ..Default::default() };
+        self.children.iter().map(child).collect()
     }
 }
 

@@ -5,7 +5,7 @@ use intergrid_proto::share::totals;
 use intergrid_proto::{Phase, Share, pb};
 
 pub mod agents;
-mod bulk;
+pub(crate) mod bulk;
 pub mod child_end;
 pub mod fake;
 pub mod remote;

@@ -13,16 +13,17 @@ use futures::{FutureExt, StreamExt};
 use intergrid_proto::limits::{CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS};
 use intergrid_proto::link::{Down, Hop, Kind, Up};
 use intergrid_proto::net::reverse::ReverseConn;
+use intergrid_proto::net::status::cause;
 use intergrid_proto::net::{Identity, client, refusal_of};
 use intergrid_proto::pb::grid_client::GridClient;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, convert, pb};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{LINK_QUEUE_MESSAGES_MAX, bulk};
-use crate::backend::{Backend, Content, FromChild, Sink};
+use crate::backend::{Backend, Configured, Content, FromChild, Sink};
+use crate::queue::{self, QUEUE_BYTES_MAX};
 
 /// Files that are sent to one child at once.
 const PUTS_MAX: usize = 4;
@@ -56,11 +57,11 @@ struct Inner {
 #[derive(Default)]
 struct Link {
     child: Option<SiteId>,
-    queue: Option<mpsc::Sender<Down>>,
+    queue: Option<queue::Sender<Down>>,
     drop: Option<oneshot::Sender<String>>,
     control: Option<Channel>,
     bulk: Option<Channel>,
-    /// Why there is no link.
+    /// Why there is no link, in one clause; empty: there is.
     down: String,
 }
 
@@ -73,7 +74,8 @@ impl Remote {
             Source::Dial { endpoint } => Some(endpoint.clone()),
             Source::Accepted(_) => None,
         };
-        let link = Mutex::new(Link { down: "not yet reached".into(), ..Link::default() });
+        let down = if endpoint.is_some() { "not reached yet" } else { "it has not dialled us yet" };
+        let link = Mutex::new(Link { down: down.into(), ..Link::default() });
         let (source, dialling_bulk, puts) = (Mutex::new(Some(source)), tokio::sync::Mutex::new(()), Semaphore::new(PUTS_MAX));
         Arc::new(Remote(Arc::new(Inner { name: name.into(), endpoint, ca_pem, identity, source, link, dialling_bulk, puts })))
     }
@@ -87,6 +89,11 @@ impl Inner {
     fn unavailable(&self, why: &str) -> Refusal {
         let at = self.endpoint.as_deref().map(|e| format!(" at {e}")).unwrap_or_default();
         Refusal::new(RefusalKind::Unavailable, format!("{}{at} can't be reached: {why}", self.name)).remedy("the call may be repeated")
+    }
+
+    /// This child has no link; another one may have it, under the same name.
+    fn not_linked(&self, link: &Link) -> Refusal {
+        self.unavailable(if link.down.is_empty() { "another site answers there now" } else { &link.down })
     }
 
     fn drop_link(&self, why: String) {
@@ -131,7 +138,7 @@ impl Inner {
                     };
                     self.session(&me, &sink, dialled, arrivals).await
                 }
-                Err(refusal) => refusal.to_string(),
+                Err(refusal) => refusal.message,
             };
             // One line for each new cause, not for each attempt.
             if why != said {
@@ -153,17 +160,17 @@ impl Inner {
         if child == me.site {
             return "it is this site itself: a site can't be its own child".into();
         }
-        let (queue, messages) = mpsc::channel(LINK_QUEUE_MESSAGES_MAX);
+        let (queue, messages) = queue::queue(LINK_QUEUE_MESSAGES_MAX);
         let (drop, mut dropped) = oneshot::channel();
         let mut grid = GridClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
         let opened = async {
-            let mut ups = grid.link(ReceiverStream::new(messages).map(pb::Down::from)).await.map_err(|s| refusal_of(&s))?.into_inner();
+            let mut ups = grid.link(messages.stream().map(pb::Down::from)).await.map_err(|s| refusal_of(&s))?.into_inner();
             let first = ups.message().await.map_err(|s| refusal_of(&s))?;
             Ok::<_, Refusal>((ups, first))
         };
         let (mut ups, first) = match timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), opened).await {
             Ok(Ok(opened)) => opened,
-            Ok(Err(refusal)) => return refusal.to_string(),
+            Ok(Err(refusal)) => return refusal.message,
             Err(_) => return format!("it did not say hello within {CONNECT_TIMEOUT_MS} ms"),
         };
         let hello = match first.map(Up::try_from) {
@@ -172,7 +179,7 @@ impl Inner {
             Some(Ok(Up::Hello(h))) if h.hop.name != self.name => return format!("it calls itself {:?}, not {:?}", h.hop.name, self.name),
             Some(Ok(hello @ Up::Hello(_))) => hello,
             Some(Ok(_)) => return "its first message is not a hello".into(),
-            Some(Err(refusal)) => return refusal.to_string(),
+            Some(Err(refusal)) => return refusal.message,
             None => return "it ended the link before it said hello".into(),
         };
         {
@@ -195,7 +202,7 @@ impl Inner {
             };
             tokio::select! {
                 () = sink.closed() => break "this site stops".to_string(),
-                why = &mut dropped => break why.unwrap_or_default(),
+                why = &mut dropped => break why.unwrap_or_else(|_| "the link was dropped".to_string()),
                 conn = beside => match conn {
                     Some(conn) => _ = tokio::spawn(self.clone().take_bulk(conn, child)),
                     None => arrivals = None,
@@ -203,9 +210,9 @@ impl Inner {
                 up = ups.message() => match up.map(|up| up.map(Up::try_from)) {
                     Ok(Some(Ok(Up::Hello(_)))) => break "it said hello twice".to_string(),
                     Ok(Some(Ok(up))) => next = Some(up),
-                    Ok(Some(Err(refusal))) => break refusal.to_string(),
+                    Ok(Some(Err(refusal))) => break refusal.message,
                     Ok(None) => break "it ended the link".to_string(),
-                    Err(status) => break refusal_of(&status).to_string(),
+                    Err(status) => break cause(&status),
                 },
             }
         };
@@ -234,7 +241,7 @@ impl Inner {
         let link = self.lock();
         match &link.control {
             Some(c) if link.child == Some(child) => Ok(GridClient::new(c.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)),
-            _ => Err(self.unavailable(&link.down)),
+            _ => Err(self.not_linked(&link)),
         }
     }
 
@@ -245,7 +252,7 @@ impl Inner {
             match (&link.control, &link.bulk) {
                 (Some(_), Some(bulk)) if link.child == Some(child) => return Ok(bulk.clone()),
                 (Some(control), None) if link.child == Some(child) => control.clone(),
-                _ => return Err(self.unavailable(&link.down)),
+                _ => return Err(self.not_linked(&link)),
             }
         };
         // A child that dials brings its second connection itself; until then one has to do.
@@ -308,11 +315,11 @@ impl Backend for Remote {
         let Some(queue) = queue else { return false };
         match queue.try_send(message) {
             Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.0.drop_link(format!("it does not keep up: {LINK_QUEUE_MESSAGES_MAX} messages wait"));
+            Err(queue::NotTaken::Full) => {
+                self.0.drop_link(format!("it does not keep up: {LINK_QUEUE_MESSAGES_MAX} messages wait, or {QUEUE_BYTES_MAX} bytes"));
                 false
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(queue::NotTaken::Closed) => false,
         }
     }
 
@@ -367,7 +374,8 @@ impl Backend for Remote {
         .boxed()
     }
 
-    fn configured(&self) -> Vec<(String, String)> {
-        vec![(self.0.name.clone(), self.0.endpoint.clone().unwrap_or_else(|| "dials us".to_string()))]
+    fn configured(&self) -> Vec<Configured> {
+        let endpoint = self.0.endpoint.clone().unwrap_or_else(|| "dials us".to_string());
+        vec![Configured { name: self.0.name.clone(), endpoint, unreachable: self.0.lock().down.clone() }]
     }
 }

@@ -61,7 +61,7 @@ impl TryFrom<pb::Orphan> for Orphan {
 
 impl From<Orphans> for pb::Orphans {
     fn from(o: Orphans) -> Self {
-        pb::Orphans { orphans: o.orphans.into_iter().map(Into::into).collect(), last: o.last }
+        pb::Orphans { orphans: o.orphans.into_iter().map(Into::into).collect(), last: o.last, complete_from: o.complete_from }
     }
 }
 
@@ -72,7 +72,7 @@ impl TryFrom<pb::Orphans> for Orphans {
         let orphans = o.orphans.into_iter().map(Orphan::try_from).collect::<Result<Vec<_>>>()?;
         let of: Vec<Attempts> = orphans.iter().map(|o| Attempts { number: o.former.number, job: o.former.job, tasks: o.tasks.clone() }).collect();
         attempts(of.len(), of.iter())?;
-        Ok(Orphans { orphans, last: o.last })
+        Ok(Orphans { orphans, last: o.last, complete_from: o.complete_from })
     }
 }
 
@@ -94,7 +94,7 @@ mod tests {
             share: "s/m".into(),
             cost: 2,
         };
-        let up = Up::Orphans(Orphans { orphans: vec![orphan.clone()], last: true });
+        let up = Up::Orphans(Orphans { orphans: vec![orphan.clone()], last: true, complete_from: 3 });
         assert_eq!(up.clone(), Up::try_from(pb::Up::from(up)).unwrap());
         for bad in [
             pb::Orphan { array_size: 8, ..orphan.clone().into() },

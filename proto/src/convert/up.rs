@@ -144,6 +144,16 @@ impl TryFrom<pb::Event> for Event {
     }
 }
 
+/// In words that a terminal can show, and not too many.
+fn words(text: String) -> String {
+    let mut left = NAME_BYTES_MAX * 4;
+    let fits = |c: &char| {
+        left = left.saturating_sub(c.len_utf8());
+        left > 0
+    };
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).take_while(fits).collect()
+}
+
 impl From<Share> for pb::Share {
     fn from(s: Share) -> Self {
         pb::Share {
@@ -166,6 +176,8 @@ impl From<Share> for pb::Share {
             currency: s.currency,
             age_ms: s.age_ms,
             draining: s.draining,
+            draining_reason: s.draining_reason,
+            draining_age_ms: s.draining_age_ms,
         }
     }
 }
@@ -197,6 +209,8 @@ impl TryFrom<pb::Share> for Share {
             currency: label(s.currency, "currency")?,
             age_ms: s.age_ms.min(TIME_MS_MAX),
             draining: s.draining,
+            draining_reason: words(s.draining_reason),
+            draining_age_ms: s.draining_age_ms.min(TIME_MS_MAX),
         })
     }
 }

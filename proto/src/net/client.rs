@@ -127,7 +127,8 @@ fn endpoint() -> Endpoint {
         .http2_keep_alive_interval(Duration::from_millis(limits::KEEPALIVE_INTERVAL_MS))
         .keep_alive_timeout(Duration::from_millis(limits::KEEPALIVE_TIMEOUT_MS))
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
 }
 
 /// Reports how the first read went, then is only a pipe.

@@ -72,7 +72,8 @@ pub fn grpc_server() -> tonic::transport::Server {
         .http2_keepalive_interval(Some(Duration::from_millis(limits::KEEPALIVE_INTERVAL_MS)))
         .http2_keepalive_timeout(Some(Duration::from_millis(limits::KEEPALIVE_TIMEOUT_MS)))
         .max_concurrent_streams(limits::CALLS_PER_CONNECTION_MAX)
-        .http2_adaptive_window(Some(true))
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
 }
 
 /// Accept connections for as long as the stream lives. Those of children that dial us and serve us go to `children`; without it they are refused.

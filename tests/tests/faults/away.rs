@@ -91,3 +91,54 @@ fn without_requeue_it_is_waited_for() {
     assert_eq!(vec![(away.gone.clone(), "1".to_string())], away.starts(0));
     assert_eq!(format!("{}\n", away.gone), away.user.run(&["logs", &away.job]).well());
 }
+
+/// What people read: which site, since when, why, and what becomes of its tasks. Never an id, nor a wall of what the transport says.
+#[test]
+fn it_is_said_who_is_away_since_when_why_and_what_next() {
+    let mut tree = Tree::new();
+    tree.gateway("north", Some("root"), "");
+    tree.agent("north-1", "north", "slots = 1\n");
+    tree.gateway("south", Some("root"), "");
+    // Nobody ever listened on port 1.
+    let children = [("north", Some(tree.endpoint("north"))), ("south", Some(tree.endpoint("south"))), ("never", Some("127.0.0.1:1".to_string()))];
+    tree.broker_of("root", &children, None);
+    let user = tree.user("root");
+    user.until_slots(1, PATIENCE);
+    let done = user.submit(&["--", "/bin/sh", "-c", "echo made in the north"]);
+    assert_eq!(0, user.wait(&done));
+    let running = user.submit(&["--disconnect-timeout", "5m", "--", "sleep", "1000"]);
+    user.until_phase(&running, "running", 1);
+    tree.kill("north");
+    let said = |words: &[&str]| {
+        let said = user.run(words);
+        let id = |w: &str| w.len() >= 8 && w.chars().all(|c| c.is_ascii_hexdigit()) && w.chars().any(|c| c.is_ascii_digit());
+        let text = said.out + &said.err;
+        assert!(!text.split(|c: char| !c.is_alphanumeric()).any(id), "an id: {text}");
+        text
+    };
+    let has = |text: &str, words: &[&str]| words.iter().all(|w| text.contains(w));
+    let north = ["north", "connection refused", "1 task there goes elsewhere in 5 min unless it comes back"];
+    let tree_of = until("the tree says so", PATIENCE, || {
+        let text = said(&["hosts", "--tree"]);
+        let line = text.lines().find(|l| l.contains("north")).unwrap_or_default().to_string();
+        if has(&line, &north) && line.contains("unreachable, for ") { Ok(text) } else { Err(text) }
+    });
+    let never = tree_of.lines().find(|l| l.contains("never ")).unwrap();
+    assert!(has(never, &["unreachable, never since this site started: cannot reach 127.0.0.1:1: connection refused"]), "{tree_of}");
+    let explained = said(&["explain", &running]);
+    assert!(has(&explained, &north) && explained.contains("unreachable, for "), "{explained}");
+    assert!(!explained.contains("south"), "{explained}");
+    let logs = said(&["logs", &done]);
+    assert!(
+        has(&logs, &["the output of task 0 is at north, which is unreachable for ", "connection refused", "ask again when north is back"]),
+        "{logs}"
+    );
+    assert!(!has(&logs, &["south"]), "a live site is not blamed: {logs}");
+    println!("{tree_of}{explained}{logs}");
+    tree.start("north");
+    let back = until("it is back", PATIENCE, || {
+        let said = user.run(&["logs", &done]);
+        if said.code == 0 { Ok(said.out) } else { Err(said.err) }
+    });
+    assert_eq!("made in the north\n", back);
+}

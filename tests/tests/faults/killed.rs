@@ -30,13 +30,17 @@ fn starts(dir: &Path) -> BTreeMap<u32, Vec<u32>> {
     fs::read_dir(dir).unwrap().map(|e| file(e.unwrap())).collect()
 }
 
-/// Run the job; meanwhile kill and restart each of `parts`, one after the other.
 fn run(parts: &[&str], no_requeue: bool) {
-    let mut tree = Tree::deep();
-    let user = tree.user("root");
+    run_on(Tree::deep(), "root", TASKS, parts, no_requeue);
+}
+
+/// Run a job of so many tasks from this site; meanwhile kill and restart each of `parts`, one after the other.
+pub fn run_on(mut tree: Tree, from: &str, tasks: usize, parts: &[&str], no_requeue: bool) {
+    let user = tree.user(from);
     let dir = tree.path("starts");
     let starts_at = format!("STARTS={}", dir.display());
-    let mut words = vec!["-n", "500", "--env", &starts_at];
+    let n = tasks.to_string();
+    let mut words = vec!["-n", &n, "--env", &starts_at];
     if no_requeue {
         words.push("--no-requeue");
     }
@@ -44,7 +48,7 @@ fn run(parts: &[&str], no_requeue: bool) {
     let job = user.submit(&words);
     let waiting = user.spawn(&["wait", "--timeout", "150s", "--json", &job]);
     for (k, part) in parts.iter().enumerate() {
-        let so_far = TASKS * (k + 1) / (parts.len() + 1);
+        let so_far = tasks * (k + 1) / (parts.len() + 1);
         until(&format!("{so_far} tasks have started"), START_TIMEOUT, || match fs::read_dir(&dir).unwrap().count() {
             n if n >= so_far => Ok(()),
             n => Err(format!("{n} have")),
@@ -53,8 +57,8 @@ fn run(parts: &[&str], no_requeue: bool) {
         std::thread::sleep(AWAY);
         let before = fs::read_dir(&dir).unwrap().count();
         tree.start(part);
-        assert!(before < TASKS, "{part} was killed too late: all tasks had started");
-        println!("{part} was killed; {before} of {TASKS} had started when it came back");
+        assert!(before < tasks, "{part} was killed too late: all tasks had started");
+        println!("{part} was killed; {before} of {tasks} had started when it came back");
     }
     let said = waiting.end();
     let starts = starts(&dir);
@@ -70,11 +74,11 @@ fn run(parts: &[&str], no_requeue: bool) {
         assert_eq!(&unique, attempts, "task {task}: an attempt has started twice");
     }
     if !no_requeue {
-        assert_eq!((0, TASKS, TASKS), (said.code, in_phase("done"), starts.len()), "{said:?} {phases}");
+        assert_eq!((0, tasks, tasks), (said.code, in_phase("done"), starts.len()), "{said:?} {phases}");
         return;
     }
     assert_eq!(1, most, "started more than once: {:?}", starts.iter().filter(|(_, a)| a.len() > 1).collect::<Vec<_>>());
-    assert_eq!(TASKS, in_phase("done") + in_phase("failed"), "{phases}");
+    assert_eq!(tasks, in_phase("done") + in_phase("failed"), "{phases}");
     if parts.contains(&"campus-1") {
         assert!((0..=1).contains(&said.code), "{said:?}");
         assert!(in_phase("failed") <= 2, "more failed than its two slots hold: {phases}");
@@ -85,7 +89,7 @@ fn run(parts: &[&str], no_requeue: bool) {
             assert!(reason["text"].as_str().unwrap().contains("not there to see"), "{failed}");
         }
     } else {
-        assert_eq!((0, TASKS, TASKS), (said.code, in_phase("done"), total), "{said:?} {phases}");
+        assert_eq!((0, tasks, tasks), (said.code, in_phase("done"), total), "{said:?} {phases}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! A grid of real processes: each part is `grid` or `grid-agent` in a role, with its own certificate, configuration, state and log, and can be killed
-//! and started again. Everything ends with the [`Tree`], also when the test itself is killed: each part holds the other end of our pipe.
+//! and started again. Everything ends with the [`Tree`], also when the test itself is killed: each part holds the other end of our pipe, but for those that
+//! are started [alone](Tree::alone).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -46,6 +47,8 @@ pub fn binary(name: &str) -> PathBuf {
 
 struct Part {
     role: &'static str,
+    /// Its end is not tied to ours.
+    alone: bool,
     endpoint: String,
     child: Option<Child>,
 }
@@ -54,12 +57,31 @@ struct Part {
 pub struct Tree {
     dir: tempfile::TempDir,
     parts: BTreeMap<String, Part>,
+    alone: bool,
 }
 
 impl Tree {
     /// With nothing in it.
     pub fn new() -> Self {
-        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new() }
+        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false }
+    }
+
+    /// What is added from now on does not end with its parent, as a daemon of a site.
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// A broker, and under it a gateway that dials it and serves it over that connection; two agents of two slots.
+    pub fn dialling() -> Self {
+        let mut tree = Tree::new();
+        tree.broker_of("eu", &[("campus", None)], None);
+        let (endpoint, ca) = (tree.endpoint("eu"), tree.identity("eu").join("ca.pem"));
+        tree.gateway("campus", Some("eu"), &format!("\n[parent]\nendpoint = \"{endpoint}\"\nca = \"{}\"\n", ca.display()));
+        tree.agent("campus-1", "campus", "slots = 2\n");
+        tree.agent("campus-2", "campus", "slots = 2\n");
+        tree.user("eu").until_slots(4, ATTACH_TIMEOUT);
+        tree
     }
 
     /// root broker, middle broker, gateway, two agents of two slots; ready when the root knows all slots.
@@ -112,10 +134,20 @@ impl Tree {
 
     /// Write a broker's configuration and start it; its children are there already.
     pub fn broker(&mut self, name: &str, children: &[&str], parent: Option<&str>) {
+        let children: Vec<(&str, Option<String>)> = children.iter().map(|c| (*c, Some(self.endpoint(c)))).collect();
+        self.broker_of(name, &children, parent);
+    }
+
+    /// The same, with children where they are said to be; without an endpoint they dial.
+    pub fn broker_of(&mut self, name: &str, children: &[(&str, Option<String>)], parent: Option<&str>) {
         let mut text = self.site(name, parent, r#""user", "admin""#);
-        for child in children {
-            let (endpoint, ca) = (self.endpoint(child), self.identity(child).join("ca.pem"));
-            text += &format!("\n[[child]]\nname = \"{child}\"\nendpoint = \"{endpoint}\"\nca = \"{}\"\n", ca.display());
+        for (child, endpoint) in children {
+            let ca = self.identity(child).join("ca.pem");
+            let (at, ca) = (endpoint.as_ref().map(|e| format!("endpoint = \"{e}\"\n")).unwrap_or_default(), ca.display());
+            text += &format!("\n[[child]]\nname = \"{child}\"\n{at}ca = \"{ca}\"\n");
+            if at.is_empty() {
+                text += &format!("\n[[trust]]\nca = \"{ca}\"\nmay = [\"child\"]\n");
+            }
         }
         self.add(name, "broker", &text);
     }
@@ -140,7 +172,7 @@ impl Tree {
 
     fn add(&mut self, name: &str, role: &'static str, config: &str) {
         fs::write(self.config(name), config).unwrap();
-        self.parts.insert(name.to_string(), Part { role, endpoint: String::new(), child: None });
+        self.parts.insert(name.to_string(), Part { role, alone: self.alone, endpoint: String::new(), child: None });
         self.start(name);
     }
 
@@ -179,7 +211,10 @@ impl Tree {
                 grid
             }
         };
-        command.arg("--config").arg(config).arg("--ready-file").arg(&ready).arg("--die-with-parent");
+        command.arg("--config").arg(config).arg("--ready-file").arg(&ready);
+        if !part.alone {
+            command.arg("--die-with-parent");
+        }
         command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).env_clear();
         // What a task must not see.
         command.env("SECRET_OF_THE_AGENT", "1");
@@ -209,6 +244,19 @@ impl Tree {
         let mut child = self.parts.get_mut(name).unwrap().child.take().unwrap();
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         await_end(&mut child).then(|| child.wait().unwrap().code()).flatten()
+    }
+
+    /// Processes with a configuration below this part's directory, itself not among them: those that it has started, and not ended.
+    pub fn below(&self, name: &str) -> BTreeSet<i32> {
+        let (state, mut found) = (self.path(name).join("state"), BTreeSet::new());
+        for pid in fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()) {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<String> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+            if words.windows(2).any(|w| w[0] == "--config" && Path::new(&w[1]).starts_with(&state)) {
+                found.insert(pid);
+            }
+        }
+        found
     }
 
     /// A user of this site, with an administrator's rights.
@@ -249,6 +297,14 @@ impl Drop for Tree {
                 let lines: Vec<&str> = log.lines().collect();
                 eprintln!("--- the log of {name} ends:\n{}", lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n"));
             }
+        }
+        // What is left of those that do not end with us.
+        let alone: Vec<String> = self.parts.iter().filter(|(_, p)| p.alone).map(|(name, _)| name.clone()).collect();
+        for name in alone {
+            if self.parts[&name].child.is_some() {
+                _ = self.terminate(&name);
+            }
+            self.below(&name).into_iter().filter_map(Pid::from_raw).for_each(|pid| _ = kill_process(pid, Signal::KILL));
         }
         // All at once, so that each finds its end without waiting for the others.
         let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();

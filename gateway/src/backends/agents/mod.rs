@@ -7,7 +7,7 @@ mod process;
 mod provider;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,22 +17,24 @@ use futures::future::BoxFuture;
 use intergrid_proto::link::{Down, Hop};
 use intergrid_proto::pb::pool_server::PoolServer;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, Share, SiteId, TaskSet, limits, pb};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use process::{ProcessConfig, ProcessProvider};
 pub use provider::{Provider, StaticProvider};
 
-use crate::backend::{Backend, Content, Sink};
+use crate::backend::{Backend, Configured, Content, Sink};
 use crate::blobs::BlobStore;
 use crate::outputs::OutputStore;
+use crate::queue;
 
 /// What the pool asks of the level above it.
 pub trait Above: Send + Sync + 'static {
     /// An agent wants content that is not here. Done when it is here.
     fn need_blob(&self, hash: BlobHash) -> BoxFuture<'static, Result<(), Refusal>>;
 
-    /// Does this attempt's output count? What a fenced attempt brings is taken and dropped: it must not replace what its successor made.
-    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, bool>;
+    /// Does this attempt's output count? What a fenced attempt brings is taken and dropped: it must not replace what its successor made. Where it counts:
+    /// the names of the files that the job wants back beside stdout and stderr.
+    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Option<Vec<String>>>;
 }
 
 /// The agents of a gateway. Cheap to clone.
@@ -51,7 +53,7 @@ struct Inner {
 struct Session {
     hop: Hop,
     addr: String,
-    queue: mpsc::Sender<Down>,
+    queue: queue::Sender<Down>,
     drop: Option<oneshot::Sender<String>>,
     shares: Vec<Share>,
     heard: Instant,
@@ -111,11 +113,11 @@ impl Backend for AgentPool {
         let Some(queue) = self.0.lock().get(&child).map(|s| s.queue.clone()) else { return false };
         match queue.try_send(message) {
             Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
+            Err(queue::NotTaken::Full) => {
                 self.0.drop_session(child, &format!("it does not keep up: {} messages wait", super::LINK_QUEUE_MESSAGES_MAX));
                 false
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(queue::NotTaken::Closed) => false,
         }
     }
 
@@ -147,7 +149,16 @@ impl Backend for AgentPool {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn configured(&self) -> Vec<(String, String)> {
-        self.0.provider.machines().into_iter().map(|name| (name, self.0.provider.name().to_string())).collect()
+    fn configured(&self) -> Vec<Configured> {
+        let attached: BTreeSet<String> = self.0.lock().values().map(|s| s.hop.name.clone()).collect();
+        let child = |(name, fault): (String, String)| {
+            let unreachable = match (attached.contains(&name), fault.is_empty()) {
+                (true, _) => String::new(),
+                (false, true) => "it has not attached yet".to_string(),
+                (false, false) => fault,
+            };
+            Configured { name, endpoint: self.0.provider.name().to_string(), unreachable }
+        };
+        self.0.provider.machines().into_iter().map(child).collect()
     }
 }

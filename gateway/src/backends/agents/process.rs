@@ -3,6 +3,7 @@
 //! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line is adopted,
 //! not doubled, so that tasks go on while a gateway is away. It asks /proc, and trusts no file for a pid.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -62,7 +63,11 @@ pub struct ProcessProvider {
     config: Arc<ProcessConfig>,
     stop: watch::Sender<bool>,
     keepers: Mutex<Vec<JoinHandle<()>>>,
+    faults: Faults,
 }
+
+/// Why an agent is not up, by name; an entry for each that is not.
+type Faults = Arc<Mutex<BTreeMap<String, String>>>;
 
 #[derive(serde::Serialize)]
 struct AgentToml<'a> {
@@ -79,7 +84,11 @@ struct AgentToml<'a> {
 impl ProcessProvider {
     /// With this configuration; nothing runs before `start`.
     pub fn new(config: ProcessConfig) -> Arc<Self> {
-        Arc::new(ProcessProvider { config: Arc::new(config), stop: watch::Sender::new(false), keepers: Mutex::default() })
+        Arc::new(ProcessProvider { config: Arc::new(config), stop: watch::Sender::new(false), keepers: Mutex::default(), faults: Faults::default() })
+    }
+
+    fn names(&self) -> Vec<String> {
+        (0..self.config.agents).map(|i| format!("{}-{i}", self.config.gateway)).collect()
     }
 }
 
@@ -88,13 +97,15 @@ impl Provider for ProcessProvider {
         "process"
     }
 
-    fn machines(&self) -> Vec<String> {
-        (0..self.config.agents).map(|i| format!("{}-{i}", self.config.gateway)).collect()
+    fn machines(&self) -> Vec<(String, String)> {
+        let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        self.names().into_iter().map(|name| (name.clone(), faults.get(&name).cloned().unwrap_or_default())).collect()
     }
 
     fn start(&self, endpoint: String) {
-        let keeper = |name| Keeper { config: self.config.clone(), name, endpoint: endpoint.clone(), stop: self.stop.subscribe() };
-        let keepers = self.machines().into_iter().map(|name| tokio::spawn(keeper(name).run()));
+        let keeper =
+            |name| Keeper { config: self.config.clone(), name, endpoint: endpoint.clone(), stop: self.stop.subscribe(), faults: self.faults.clone() };
+        let keepers = self.names().into_iter().map(|name| tokio::spawn(keeper(name).run()));
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).extend(keepers);
     }
 
@@ -111,6 +122,7 @@ struct Keeper {
     name: String,
     endpoint: String,
     stop: watch::Receiver<bool>,
+    faults: Faults,
 }
 
 enum Process {
@@ -126,9 +138,13 @@ impl Keeper {
         while !*self.stop.borrow() {
             let began = Instant::now();
             let why = match self.up().await {
-                Ok(process) => self.watch(process).await,
+                Ok(process) => {
+                    self.fault(None);
+                    self.watch(process).await
+                }
                 Err(refusal) => refusal.to_string(),
             };
+            self.fault(Some(&why));
             if *self.stop.borrow() {
                 return;
             }
@@ -141,6 +157,14 @@ impl Keeper {
             }
             let _ = timeout(Duration::from_millis(pause), self.stop.changed()).await;
             pause = (pause * 2).min(REDIAL_MAX_MS);
+        }
+    }
+
+    fn fault(&self, why: Option<&str>) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => _ = faults.insert(self.name.clone(), why.to_string()),
+            None => _ = faults.remove(&self.name),
         }
     }
 
@@ -381,6 +405,8 @@ mod tests {
         fs::remove_file(tmp.path().join("waits.sh")).unwrap();
         provider.start("127.0.0.1:7".into());
         sleep(Duration::from_millis(300)).await;
+        let faults = provider.machines();
+        assert!(faults.len() == 2 && faults.iter().all(|(_, why)| why.contains("waits.sh") && why.contains("start")), "it is said why: {faults:?}");
         timeout(Duration::from_secs(2), provider.stop()).await.expect("stops at once");
     }
 }

@@ -8,8 +8,8 @@ pub trait Provider: Send + Sync + 'static {
     /// One word, as in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Labels of the machines that it keeps, up or not.
-    fn machines(&self) -> Vec<String>;
+    /// The machines that it keeps: label, and why it is not up; empty: it is, as far as is known.
+    fn machines(&self) -> Vec<(String, String)>;
 
     /// Begin, inside a tokio runtime: agents shall dial this endpoint.
     fn start(&self, endpoint: String);
@@ -27,7 +27,7 @@ impl Provider for StaticProvider {
         "static"
     }
 
-    fn machines(&self) -> Vec<String> {
+    fn machines(&self) -> Vec<(String, String)> {
         Vec::new()
     }
 

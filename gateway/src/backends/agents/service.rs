@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
-use intergrid_proto::limits::{BLOB_WAIT_MS, CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS};
+use intergrid_proto::limits::{BLOB_WAIT_MS, CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, NAME_BYTES_MAX};
 use intergrid_proto::link::{Hello, Kind, Up};
+use intergrid_proto::net::status::cause;
 use intergrid_proto::net::{Peer, Role, refusal_of};
 use intergrid_proto::pb::pool_server::Pool;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, pb};
@@ -22,6 +23,7 @@ use crate::backend::{FromChild, Sink};
 use crate::backends::{LINK_QUEUE_MESSAGES_MAX, bulk};
 use crate::durable::blocking;
 use crate::outputs::{OutputStore, OutputWriter, Received};
+use crate::queue;
 
 /// Received outputs of one agent that wait to become durable.
 const SETTLING_FILES_MAX: usize = 1_024;
@@ -54,7 +56,7 @@ impl Pool for AgentPool {
         let sink = self.0.sink.get().cloned();
         let sink = sink.ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("attach again"))?;
         // The answer begins at once, so that it does not matter whether an agent waits for it before it says hello; a refusal ends the stream.
-        let (queue, messages) = mpsc::channel(LINK_QUEUE_MESSAGES_MAX);
+        let (queue, messages) = queue::queue(LINK_QUEUE_MESSAGES_MAX);
         let (refused, refusal) = oneshot::channel::<Refusal>();
         let inner = self.0.clone();
         tokio::spawn(async move {
@@ -65,7 +67,7 @@ impl Pool for AgentPool {
             }
         });
         let last = futures::stream::once(refusal).filter_map(|r| std::future::ready(r.ok().map(|r| Err(Status::from(r)))));
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages).map(|m| Ok(pb::Down::from(m))).chain(last))))
+        Ok(Response::new(Box::pin(messages.stream().map(|m| Ok(pb::Down::from(m))).chain(last))))
     }
 
     async fn get_blob(&self, request: Request<pb::BlobHash>) -> Result<Response<Self::GetBlobStream>, Status> {
@@ -100,7 +102,7 @@ impl Inner {
         &self,
         peer: Peer,
         mut says: Streaming<pb::Up>,
-        queue: mpsc::Sender<intergrid_proto::link::Down>,
+        queue: queue::Sender<intergrid_proto::link::Down>,
         sink: Sink,
     ) -> Result<(), Refusal> {
         let first = timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), says.message()).await;
@@ -124,7 +126,7 @@ impl Inner {
             tokio::select! {
                 () = queue.closed() => break "its connection is lost".to_string(),
                 () = sink.closed() => break "this gateway stops".to_string(),
-                why = &mut dropped => break why.unwrap_or_default(),
+                why = &mut dropped => break why.unwrap_or_else(|_| "the link was dropped".to_string()),
                 up = says.message() => match up.map(|up| up.map(Up::try_from)) {
                     Ok(Some(Ok(Up::Hello(_)))) => break "it said hello twice".to_string(),
                     Ok(Some(Ok(up))) => {
@@ -136,9 +138,9 @@ impl Inner {
                         }
                         next = Some(up);
                     }
-                    Ok(Some(Err(refusal))) => break refusal.to_string(),
+                    Ok(Some(Err(refusal))) => break refusal.message,
                     Ok(None) => break "it ended the link".to_string(),
-                    Err(status) => break refusal_of(&status).to_string(),
+                    Err(status) => break cause(&status),
                 },
             }
         };
@@ -153,7 +155,7 @@ impl Inner {
         &self,
         peer: &Peer,
         hello: &Hello,
-        queue: mpsc::Sender<intergrid_proto::link::Down>,
+        queue: queue::Sender<intergrid_proto::link::Down>,
         drop: oneshot::Sender<String>,
     ) -> Result<(), Refusal> {
         let denied = |message| Err(Refusal::new(RefusalKind::NotAuthorised, message));
@@ -176,13 +178,16 @@ impl Inner {
     }
 }
 
+/// Of an attempt that counts: the files that it may bring.
+type Standing = Option<Arc<[String]>>;
+
 /// One stream of outputs: files one after the other, acknowledged in groups as they become durable.
 struct Upload {
     inner: Arc<Inner>,
     peer: Peer,
     acks: mpsc::Sender<Result<pb::OutputAck, Status>>,
     settling: Arc<Semaphore>,
-    standings: BTreeMap<(u64, u64, u32), bool>,
+    standings: BTreeMap<(u64, u64, u32), Standing>,
 }
 
 /// A file on its way in.
@@ -220,10 +225,19 @@ impl Upload {
 
     async fn begin(&mut self, part: pb::OutputPart) -> Result<Incoming, Refusal> {
         let pb::OutputPart { job, number, task, name, .. } = part;
+        if name.len() > NAME_BYTES_MAX + "out/".len() {
+            return Err(Refusal::invalid(format!("the name of an output has {} bytes, at most {NAME_BYTES_MAX} are taken", name.len())));
+        }
         let ack = pb::OutputAck { job, number, task, name: name.clone(), error: String::new() };
         let hash = BlobHash::from_slice(&part.hash).ok_or_else(|| Refusal::invalid("malformed message: an output's first part has no hash"))?;
-        if !self.counts(job, number, task).await {
-            return Ok(Incoming { ack, writer: Ok(None) });
+        match self.counts(job, number, task).await {
+            None => return Ok(Incoming { ack, writer: Ok(None) }),
+            Some(wanted) => {
+                if !matches!(name.as_str(), "stdout" | "stderr") && !name.strip_prefix("out/").is_some_and(|file| wanted.iter().any(|w| w == file)) {
+                    let refused = Refusal::invalid(format!("output {name:?} is not one that the job asked for"));
+                    return Ok(Incoming { ack, writer: Err(refused) });
+                }
+            }
         }
         let outputs = self.inner.outputs.clone();
         let begin = move || {
@@ -234,13 +248,13 @@ impl Upload {
         Ok(Incoming { ack, writer: blocking(begin).await })
     }
 
-    async fn counts(&mut self, job: u64, number: u64, task: u32) -> bool {
+    async fn counts(&mut self, job: u64, number: u64, task: u32) -> Option<Arc<[String]>> {
         if self.standings.len() >= STANDINGS_MAX {
             self.standings.clear();
         }
         match self.standings.entry((job, number, task)) {
-            Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(new) => *new.insert(self.inner.above.counts(self.peer.id, job, number, task).await),
+            Entry::Occupied(known) => known.get().clone(),
+            Entry::Vacant(new) => new.insert(self.inner.above.counts(self.peer.id, job, number, task).await.map(Into::into)).clone(),
         }
     }
 

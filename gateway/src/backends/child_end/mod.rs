@@ -4,6 +4,7 @@
 //! `Returned` or `Ended`; no task starts that the register does not wish to run. Nothing runs here: payloads are a tiny set of programs (`true`, `false`,
 //! `echo`, `sleep N`, `sh -c 'exit N'`) acted out on the caller's clock. It is what the fake backend and the tests' agents and gateways are made of.
 
+mod orphans;
 mod payload;
 mod tasks;
 #[cfg(test)]
@@ -12,11 +13,13 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 
 use intergrid_proto::limits::{ADVERT_INTERVAL_MS, CREDIT_MS, EVENTS_IN_FLIGHT_MAX};
-use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Resync, ResyncRange, Up, Want};
+use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Origin, Resync, ResyncRange, Up, Want};
 use intergrid_proto::{BlobHash, Exit, JobSpec, Phase, Reason, ReasonKind, Share, SiteId, TaskSet};
 
 use self::payload::file_name;
 
+/// Placements that are over and are remembered, should the parent lose its store.
+const OVER_KEPT_MAX: usize = 256;
 /// Events of one message.
 const EVENTS_PER_MESSAGE_MAX: usize = 512;
 
@@ -53,8 +56,18 @@ struct Placed {
     held: TaskSet,
     running: BTreeMap<u32, Run>,
     ended: Vec<(TaskSet, Ended)>,
+    name: Name,
     /// Sequence of its latest event: acknowledged with nothing left alive, the placement is forgotten.
     last: u64,
+}
+
+/// By what a parent with a new store knows a placement again.
+#[derive(Clone, Debug)]
+struct Name {
+    incarnation: u64,
+    origin: Origin,
+    spec_hash: BlobHash,
+    array_size: u32,
 }
 
 impl Placed {
@@ -79,6 +92,10 @@ pub struct ChildEnd {
     /// Carried by this connection: each comes once.
     specs: BTreeMap<BlobHash, JobSpec>,
     placed: BTreeMap<u64, Placed>,
+    /// Those of which all is over and acknowledged.
+    over: BTreeMap<u64, Placed>,
+    /// Placements below this number may be forgotten.
+    complete_from: u64,
     events: VecDeque<Event>,
     low: u64,
     starts: Vec<(u64, u32)>,
@@ -104,6 +121,8 @@ impl ChildEnd {
             jobs: BTreeMap::new(),
             specs: BTreeMap::new(),
             placed: BTreeMap::new(),
+            over: BTreeMap::new(),
+            complete_from: 0,
             events: VecDeque::new(),
             low: 1,
             starts: Vec::new(),
@@ -158,6 +177,7 @@ impl ChildEnd {
             sequence_low: self.low,
             sequence_high: self.high(),
             machine: Vec::new(),
+            recovering: false,
         })]
     }
 
@@ -180,7 +200,7 @@ impl ChildEnd {
             Down::Place(place) => self.place(*place),
             Down::Ack { incarnation, sequence } => self.acknowledged(incarnation, sequence),
             // One parent: all the credit is its already. An open placement that is not known here never came; the full state has said so.
-            Down::Demand(_) | Down::Saw(_) | Down::Open(_) => {}
+            Down::Demand(_) | Down::Saw(_) | Down::Open(_) | Down::Resent => {}
             Down::Resync => self.resync(&mut out),
         }
         out.extend(self.tick(now_ms));
@@ -235,8 +255,10 @@ impl ChildEnd {
     }
 
     fn open(&mut self, h: &Hello, out: &mut Vec<Up>) {
-        if h.incarnation != self.parent.0 {
-            self.parent = (h.incarnation, 0);
+        let renamed = self.parent.0 != 0 && h.incarnation != self.parent.0;
+        self.parent.0 = h.incarnation;
+        if renamed {
+            self.orphan_all();
         }
         let mut resync = h.peer_incarnation != self.incarnation && h.peer_incarnation != 0;
         let mut cursor = if h.peer_incarnation == self.incarnation { h.peer_sequence } else { 0 };
@@ -249,8 +271,9 @@ impl ChildEnd {
         self.open = true;
         self.sent = cursor;
         self.advert = None;
-        self.hints = self.placed.iter().flat_map(|(n, p)| p.running.keys().map(|t| (*n, *t))).collect();
+        self.hints = self.placed.iter().filter(|(_, p)| p.name.incarnation == h.incarnation).flat_map(|(n, p)| p.running.keys().map(|t| (*n, *t))).collect();
         self.advertise(out);
+        self.list_orphans(h.recovering || renamed, out);
         if resync || cursor + 1 < self.low {
             self.resync(out);
         } else {
@@ -260,7 +283,7 @@ impl ChildEnd {
 
     fn resync(&mut self, out: &mut Vec<Up>) {
         let mut ranges = Vec::new();
-        for (number, p) in &self.placed {
+        for (number, p) in self.placed.iter().filter(|(_, p)| p.name.incarnation == self.parent.0) {
             let of = |tasks: TaskSet| Attempts { number: *number, job: p.job, tasks };
             let running: TaskSet = p.running.keys().copied().collect();
             for (tasks, phase) in [(p.waiting.clone(), Phase::Placed), (running, Phase::Running)] {
@@ -281,7 +304,11 @@ impl ChildEnd {
         while self.low <= sequence && self.events.pop_front().is_some() {
             self.low += 1;
         }
-        self.placed.retain(|_, p| p.alive() > 0 || p.last > sequence);
+        let parent = self.parent.0;
+        self.over.extend(self.placed.extract_if(.., |_, p| p.alive() == 0 && p.last <= sequence && p.name.incarnation == parent));
+        while self.over.len() > OVER_KEPT_MAX {
+            self.complete_from = self.over.pop_first().map_or(self.complete_from, |(n, _)| n + 1);
+        }
     }
 
     fn emit(&mut self, number: u64, job: u64, tasks: TaskSet, what: EventKind) {
@@ -290,6 +317,9 @@ impl ChildEnd {
         }
         if let (Some(p), EventKind::Ended(e)) = (self.placed.get_mut(&number), &what) {
             p.ended.push((tasks.clone(), e.clone()));
+        }
+        if self.placed.get(&number).is_some_and(|p| p.name.incarnation != self.parent.0) {
+            return; // An orphan: its parent has lost the name of it.
         }
         self.events.push_back(Event { of: Attempts { number, job, tasks }, what });
         let high = self.high();

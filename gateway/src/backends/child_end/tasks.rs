@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Ended, EventKind, Place, Want, WantValue, fold_equal};
+use intergrid_proto::link::{Attempts, Ended, EventKind, Known, Place, Want, WantValue, fold_equal};
 use intergrid_proto::share::Fit;
 use intergrid_proto::{BlobHash, Exit, JobSpec, Phase, Reason, ReasonKind, TaskSet};
 
 use super::payload::{act, failure};
-use super::{ChildEnd, Placed, Run};
+use super::{ChildEnd, Name, Placed, Run};
 
 impl ChildEnd {
     pub(super) fn want(&mut self, want: Want, say: bool) {
@@ -20,7 +20,7 @@ impl ChildEnd {
         if say {
             self.emit(0, job, TaskSet::new(), EventKind::WantStored { version });
         }
-        let numbers: Vec<u64> = self.placed.iter().filter(|(_, p)| p.job == job).map(|(n, _)| *n).collect();
+        let numbers: Vec<u64> = self.placed.iter().filter(|(_, p)| p.job == job && p.name.incarnation == self.parent.0).map(|(n, _)| *n).collect();
         numbers.into_iter().for_each(|n| self.obey(n));
     }
 
@@ -63,6 +63,15 @@ impl ChildEnd {
             return;
         }
         self.parent.1 = place.number;
+        if let Known::As(former) = place.known {
+            return self.adopt(place, former);
+        }
+        let name = Name {
+            incarnation: self.parent.0,
+            origin: place.origin.clone(),
+            spec_hash: place.spec_hash,
+            array_size: place.array_size,
+        };
         let Place { number, job, tasks, attempts, .. } = place;
         let entry = self.jobs.entry(job).or_default();
         if BlobHash::of(&place.spec) == place.spec_hash {
@@ -89,7 +98,7 @@ impl ChildEnd {
         let taken = beyond.take_first(share.window.saturating_sub(outstanding) / cost);
         if !taken.is_empty() {
             let (waiting, held) = (taken.clone(), TaskSet::new());
-            self.placed.insert(number, Placed { job, attempts, cost, waiting, held, running: BTreeMap::new(), ended: Vec::new(), last: 0 });
+            self.placed.insert(number, Placed { job, attempts, cost, waiting, held, running: BTreeMap::new(), ended: Vec::new(), name, last: 0 });
             self.emit(number, job, taken, EventKind::Accepted);
         }
         let text = format!("{outstanding} of {} slots are taken", share.window);
@@ -99,7 +108,8 @@ impl ChildEnd {
 
     pub(super) fn start_waiting(&mut self) {
         let mut used: u64 = self.placed.values().map(|p| p.cost * p.running.len() as u64).sum();
-        for (number, p) in &mut self.placed {
+        let parent = self.parent.0;
+        for (number, p) in self.placed.iter_mut().filter(|(_, p)| p.name.incarnation == parent) {
             let Some(spec) = self.jobs.get(&p.job).and_then(|j| j.spec.as_ref()) else { continue };
             let mut may = p.waiting.subtract(&p.held);
             let starting = may.take_first(u64::from(self.slots).saturating_sub(used) / p.cost.max(1));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use intergrid_proto::limits::{EVENTS_IN_FLIGHT_MAX, HOPS_MAX};
-use intergrid_proto::link::{Attempts, Down, EventKind, Hello, Hop, Kind, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, EventKind, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::{BlobHash, Exit, JobSpec, Phase, TaskSet};
 use proptest::prelude::*;
 
@@ -28,6 +28,7 @@ fn hello(cursor: (u64, u64)) -> Down {
         sequence_low: 0,
         sequence_high: 0,
         machine: Vec::new(),
+        recovering: false,
     })
 }
 
@@ -47,6 +48,7 @@ fn place(number: u64, job: u64, tasks: TaskSet, argv: &[&str]) -> Down {
         route: vec![site_of("parent")],
         hops_left: HOPS_MAX,
         chain: Vec::new(),
+        known: Known::Nothing,
     }))
 }
 

@@ -137,6 +137,9 @@ impl Grid for TestGrid {
     async fn submit(&self, _: Request<pb::SubmitRequest>) -> Answer<pb::SubmitReply> {
         not_here()
     }
+    async fn order(&self, _: Request<pb::OrderRequest>) -> Answer<pb::OrderReply> {
+        not_here()
+    }
     async fn submit_many(&self, _: Request<Streaming<pb::SubmitRequest>>) -> Answer<Self::SubmitManyStream> {
         not_here()
     }

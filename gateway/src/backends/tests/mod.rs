@@ -23,7 +23,7 @@ use self::grid::TestGrid;
 use super::agents::{AgentPool, StaticProvider};
 use super::child_end::ChildEnd;
 use super::remote::{Remote, Source};
-use crate::backend::{Backend, FromChild};
+use crate::backend::{Backend, Configured, FromChild};
 use crate::blobs::{BlobLimits, BlobStore};
 use crate::laws::Laws;
 use crate::outputs::OutputStore;
@@ -121,7 +121,8 @@ async fn a_remote_gateway_obeys_the_laws() {
     let (me, child) = (fixture.site("top"), fixture.site("campus"));
     let (grid, endpoint) = serve_gateway(child.clone(), &me, 8).await;
     let remote = Remote::new("campus", child.ca_pem().unwrap().to_vec(), me.clone(), Source::Dial { endpoint: endpoint.clone() });
-    assert_eq!(vec![("campus".to_string(), endpoint)], remote.configured());
+    let configured = |unreachable: &str| vec![Configured { name: "campus".into(), endpoint: endpoint.clone(), unreachable: unreachable.into() }];
+    assert_eq!(configured("not reached yet"), remote.configured());
     Laws::of(remote, hop(&me, Kind::Broker)).run().await.unwrap_or_else(|why| panic!("{why}"));
     grid.assert_started_once();
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use intergrid_proto::link::{Attempts, Down, Event, EventKind, Hello, Kind, Resync, Up, at};
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Hello, Kind, Known, Resync, Up, at};
 use intergrid_proto::{Phase, SiteId, TaskSet};
 
 use super::{Parent, Placement, View};
@@ -24,7 +24,7 @@ impl Parent {
             return self.fault(child, format!("spoke before its hello, or after it had gone: {up:?}"));
         };
         match up {
-            Up::Hello(_) => {}
+            Up::Hello(_) | Up::Orphans(_) => {}
             Up::Advert(advert) => {
                 self.backend.send(child, Down::Saw(advert.version));
                 view.advert = Some(advert);
@@ -98,6 +98,7 @@ impl Parent {
             sequence_low: 0,
             sequence_high: 0,
             machine: Vec::new(),
+            recovering: false,
         };
         if view.cursor.0 != hello.incarnation {
             (view.cursor, view.seen) = ((hello.incarnation, 0), 0);
@@ -108,9 +109,18 @@ impl Parent {
         for j in self.jobs.values().filter(|j| j.want.version > 0 && j.sent_to.contains(&child)) {
             self.backend.send(child, Down::Want(j.want.clone()));
         }
-        let unheard = |p: &Placement| p.child == child && p.accepted.is_empty() && !p.alive.is_empty();
-        let due: Vec<u64> = self.placements.iter().filter(|(_, p)| unheard(p)).map(|(n, _)| *n).collect();
-        due.into_iter().for_each(|n| self.send_place(n));
+        let again = view.hello.recovering;
+        let due = |p: &Placement| p.child == child && (again || p.accepted.is_empty()) && !p.alive.is_empty();
+        let due: Vec<u64> = self.placements.iter().filter(|(_, p)| due(p)).map(|(n, _)| *n).collect();
+        for n in due {
+            if let Some(p) = self.placements.get_mut(&n) {
+                p.place.known = if again { Known::Perhaps } else { Known::Nothing };
+            }
+            self.send_place(n);
+        }
+        if again {
+            self.backend.send(child, Down::Resent);
+        }
     }
 
     fn resync(&mut self, child: SiteId, r: Resync) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::limits::HOPS_MAX;
-use intergrid_proto::link::{Advert, Attempts, Down, Ended, EventKind, Hello, Hop, Origin, Place, ResyncRange, Want, WantValue};
+use intergrid_proto::link::{Advert, Attempts, Down, Ended, EventKind, Hello, Hop, Known, Origin, Place, ResyncRange, Want, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Reason, SiteId, TaskSet};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -152,6 +152,7 @@ impl Parent {
             hops_left: HOPS_MAX,
             chain: Vec::new(),
             array_size: j.array_size,
+            known: Known::Nothing,
         };
         let offered = self.children.get(&child).and_then(|c| c.advert.as_ref()).and_then(|a| a.shares.iter().find(|s| s.key == share));
         let cost = offered.map_or(1, |s| s.cost(&j.decoded.shape));
