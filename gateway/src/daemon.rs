@@ -191,7 +191,11 @@ impl Running {
         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now = Now { mono_ms: 1, unix_ms: unix.as_millis() as u64 };
         let fresh = fresh_incarnation(identity.id(), unix);
-        let core = Core::load(me.clone(), &store, policy, now, fresh).map_err(store_refusal)?;
+        let mut core = Core::load(me.clone(), &store, policy, now, fresh).map_err(store_refusal)?;
+        if pool.is_none() {
+            // No other child can be; machines come as they like.
+            core.expect(backend.configured().into_iter().map(|c| c.name));
+        }
         let (listener, endpoint) = daemon_files::bind(&site.listen, &site.state).await?;
         let (sink, said) = mpsc::channel(CHILD_MESSAGES_MAX);
         let (down, from) = (backend.clone(), staging.clone());

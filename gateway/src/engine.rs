@@ -3,24 +3,36 @@
 //!
 //! It decides nothing. If the store fails, the engine ends, and the process with it: what is not durable must not be acted on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use intergrid_proto::limits::KEEPALIVE_TIMEOUT_MS;
 use intergrid_proto::link::{Hop, Up, WantValue};
+use intergrid_proto::net::status::NO_ANSWER;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::backend::{Backend, FromChild};
+use crate::core::orders::{Done, Order};
 use crate::core::{Action, Core, Input, Now, Output, Submission};
+use crate::queue;
 use crate::store::{Batch, Reader, Store, StoreError};
 
 /// Commands that may wait for the engine.
 const COMMANDS_MAX: usize = 8_192;
 /// Messages that may wait for a parent that reads slowly; beyond it his link is dropped.
 const PARENT_MESSAGES_MAX: usize = 16_384;
+/// What parents say and waits for the engine; beyond it their links wait.
+const PARENT_INPUTS_MAX: usize = 512;
+/// Messages of children, and of parents, that are taken at once; and how long they are looked at before others are heard.
+const INPUTS_AT_ONCE: usize = 256;
+/// See [`INPUTS_AT_ONCE`].
+const SLICE: Duration = Duration::from_millis(10);
 /// Inputs of one turn: while so many wait for a commit, no more are taken.
 const TURN_INPUTS_MAX: usize = 4_096;
+/// Changes of one turn in bytes: while so much waits for a commit, nothing more is looked at, so that no commit takes long.
+const TURN_BYTES_MAX: usize = 16 << 20;
 /// How often time is told to the core.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -31,20 +43,23 @@ enum Command {
     Input(Input),
     Submit { submission: Submission, reply: Reply<(u64, bool)> },
     SetWant { job: u64, value: WantValue, tasks: Option<TaskSet>, reply: Reply<u64> },
+    Order { order: Order, reply: Reply<Done> },
     Read(Box<dyn FnOnce(&Core) -> After + Send>),
-    Parent { parent: SiteId, name: String, link: mpsc::Sender<Up>, session: u64 },
+    Parent { parent: SiteId, name: String, link: queue::Sender<Up>, session: u64 },
     ParentGone { parent: SiteId, session: u64 },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Links to parents: session and queue.
-type Parents = Arc<Mutex<HashMap<SiteId, (u64, mpsc::Sender<Up>)>>>;
+type Parents = Arc<Mutex<HashMap<SiteId, (u64, queue::Sender<Up>)>>>;
 
 /// A handle to a running engine.
 #[derive(Clone)]
 pub struct Engine {
     commands: mpsc::Sender<Command>,
+    /// What parents say has a queue of its own, so that it does not stand in the way of users.
+    said: mpsc::Sender<Command>,
     reader: Arc<dyn Reader>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     parents: Parents,
@@ -65,7 +80,9 @@ impl Engine {
         need_blob: impl Fn(SiteId, BlobHash) + Send + Sync + 'static,
     ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let engine = Engine { commands, reader: store.reader().into(), watchers: Arc::default(), parents: Arc::default(), me: core.me().clone() };
+        let (said, parents) = mpsc::channel(PARENT_INPUTS_MAX);
+        let engine =
+            Engine { commands, said, reader: store.reader().into(), watchers: Arc::default(), parents: Arc::default(), me: core.me().clone() };
         let shell = Shell {
             core,
             backend,
@@ -74,11 +91,12 @@ impl Engine {
             need_blob: Box::new(need_blob),
             submits: HashMap::new(),
             wants: HashMap::new(),
+            orders: HashMap::new(),
             tokens: 0,
             after: Vec::new(),
             start: Instant::now(),
         };
-        let task = tokio::spawn(shell.run(store, inbox, children));
+        let task = tokio::spawn(shell.run(store, inbox, parents, children));
         (engine, task)
     }
 
@@ -106,6 +124,11 @@ impl Engine {
     /// A user's wish; answered when it is durable.
     pub async fn set_want(&self, job: u64, value: WantValue, tasks: Option<TaskSet>) -> Result<u64, Refusal> {
         self.call(|reply| Command::SetWant { job, value, tasks, reply }).await?
+    }
+
+    /// An order; answered when it is durable.
+    pub async fn order(&self, order: Order) -> Result<Done, Refusal> {
+        self.call(|reply| Command::Order { order, reply }).await?
     }
 
     /// Read the core; what is read is durable when the answer comes.
@@ -136,7 +159,7 @@ impl Engine {
     pub async fn parent_up(&self, parent: SiteId, name: String) -> Result<ParentLink, Refusal> {
         static SESSIONS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let session = SESSIONS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (link, messages) = mpsc::channel(PARENT_MESSAGES_MAX);
+        let (link, messages) = queue::queue(PARENT_MESSAGES_MAX);
         {
             let mut parents = lock(&self.parents);
             if parents.get(&parent).is_some_and(|(_, l)| !l.is_closed()) {
@@ -147,7 +170,7 @@ impl Engine {
             }
             parents.insert(parent, (session, link.clone()));
         }
-        self.commands.send(Command::Parent { parent, name, link, session }).await.map_err(|_| stopped())?;
+        self.said.send(Command::Parent { parent, name, link, session }).await.map_err(|_| stopped())?;
         Ok(ParentLink { engine: self.clone(), parent, session, messages })
     }
 
@@ -161,7 +184,7 @@ impl Engine {
 
     /// Something a parent says.
     pub async fn input(&self, input: Input) -> Result<(), Refusal> {
-        self.commands.send(Command::Input(input)).await.map_err(|_| stopped())
+        self.said.send(Command::Input(input)).await.map_err(|_| stopped())
     }
 }
 
@@ -171,7 +194,7 @@ pub struct ParentLink {
     parent: SiteId,
     session: u64,
     /// To be sent to the parent, in order.
-    pub messages: mpsc::Receiver<Up>,
+    pub messages: queue::Receiver<Up>,
 }
 
 impl Drop for ParentLink {
@@ -181,7 +204,7 @@ impl Drop for ParentLink {
         if parents.get(&self.parent).is_some_and(|(s, _)| *s == self.session) {
             parents.remove(&self.parent);
         }
-        let (commands, gone) = (self.engine.commands.clone(), Command::ParentGone { parent: self.parent, session: self.session });
+        let (commands, gone) = (self.engine.said.clone(), Command::ParentGone { parent: self.parent, session: self.session });
         if let Err(mpsc::error::TrySendError::Full(gone)) = commands.try_send(gone)
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -195,6 +218,49 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// What peers have said and the engine has not looked at yet, in order.
+struct Heard<T> {
+    fresh: Vec<T>,
+    waiting: VecDeque<T>,
+}
+
+impl<T> Default for Heard<T> {
+    fn default() -> Self {
+        Heard { fresh: Vec::new(), waiting: VecDeque::new() }
+    }
+}
+
+impl<T> Heard<T> {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Where there is nothing left: what has come meanwhile.
+    fn more(&mut self, from: &mut mpsc::Receiver<T>) -> usize {
+        let mut n = 0;
+        while self.waiting.is_empty()
+            && self.fresh.len() < INPUTS_AT_ONCE
+            && let Ok(t) = from.try_recv()
+        {
+            self.fresh.push(t);
+            n += 1;
+        }
+        n
+    }
+
+    /// Look at some of it.
+    fn for_a_while(&mut self, mut f: impl FnMut(T)) {
+        self.waiting.extend(self.fresh.drain(..));
+        let began = Instant::now();
+        while let Some(t) = self.waiting.pop_front() {
+            f(t);
+            if began.elapsed() >= SLICE {
+                return;
+            }
+        }
+    }
+}
+
 struct Shell {
     core: Core,
     backend: Arc<dyn Backend>,
@@ -203,6 +269,7 @@ struct Shell {
     need_blob: Box<dyn Fn(SiteId, BlobHash) + Send + Sync>,
     submits: HashMap<u64, Reply<(u64, bool)>>,
     wants: HashMap<u64, Reply<u64>>,
+    orders: HashMap<u64, Reply<Done>>,
     tokens: u64,
     after: Vec<After>,
     start: Instant,
@@ -226,6 +293,7 @@ impl Shell {
         mut self,
         mut store: Box<dyn Store>,
         mut inbox: mpsc::Receiver<Command>,
+        mut parents: mpsc::Receiver<Command>,
         mut children: mpsc::Receiver<(SiteId, FromChild)>,
     ) -> Result<(), StoreError> {
         let (to_store, batches) = std::sync::mpsc::channel::<Batch>();
@@ -242,11 +310,12 @@ impl Shell {
         }
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let (mut commands, mut said) = (Vec::new(), Vec::new());
+        let (mut commands, mut from_children, mut from_parents) = (Vec::new(), Heard::default(), Heard::default());
         let mut in_flight: Option<(Vec<Action>, Vec<After>)> = None;
         let mut taken = 0;
         loop {
-            let room = TURN_INPUTS_MAX.saturating_sub(taken);
+            let full = self.core.turn_bytes() >= TURN_BYTES_MAX;
+            let room = if full { 0 } else { TURN_INPUTS_MAX.saturating_sub(taken) };
             tokio::select! {
                 biased;
                 result = done.recv(), if in_flight.is_some() => match result {
@@ -258,7 +327,18 @@ impl Shell {
                     Some(Err(e)) => return Err(e),
                     None => return Err(StoreError::Damaged { path: "(thread)".into(), what: "the store thread has ended".into() }),
                 },
-                n = children.recv_many(&mut said, room), if room > 0 => {
+                _ = tick.tick() => {
+                    let now = self.now();
+                    self.core.step(Input::Tick, now);
+                }
+                () = std::future::ready(()), if !full && (!from_children.is_empty() || !from_parents.is_empty()) => {}
+                n = children.recv_many(&mut from_children.fresh, room.min(INPUTS_AT_ONCE)), if room > 0 => {
+                    taken += n;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                }
+                n = parents.recv_many(&mut from_parents.fresh, room.min(INPUTS_AT_ONCE)), if room > 0 => {
                     taken += n;
                     if n == 0 {
                         return Ok(());
@@ -270,13 +350,20 @@ impl Shell {
                         return Ok(());
                     }
                 }
-                _ = tick.tick() => {
-                    let now = self.now();
-                    self.core.step(Input::Tick, now);
+            }
+            // Whoever was heard, the others are heard too: one who never stops keeps nobody waiting.
+            if room > 0 {
+                taken += from_children.more(&mut children) + from_parents.more(&mut parents);
+                while commands.len() < INPUTS_AT_ONCE
+                    && let Ok(command) = inbox.try_recv()
+                {
+                    commands.push(command);
+                    taken += 1;
                 }
             }
-            for (child, what) in said.drain(..) {
-                self.child(child, what);
+            if !full {
+                from_children.for_a_while(|(child, what)| self.child(child, what));
+                from_parents.for_a_while(|command| self.command(command));
             }
             for command in commands.drain(..) {
                 self.command(command);
@@ -306,7 +393,8 @@ impl Shell {
             FromChild::Up(message) => Input::ChildSays { child, message },
             FromChild::Gone(why) => {
                 tracing::info!(?child, %why, "gone");
-                Input::ChildGone { child, why }
+                let silent_ms = if why == NO_ANSWER { KEEPALIVE_TIMEOUT_MS } else { 0 };
+                Input::ChildGone { child, why, silent_ms }
             }
         };
         self.core.step(input, now);
@@ -325,6 +413,11 @@ impl Shell {
             Command::SetWant { job, value, tasks, reply } => {
                 self.wants.insert(token, reply);
                 Input::SetWant { token, job, value, tasks }
+            }
+            Command::Order { order, reply } => {
+                tracing::info!(?order, "ordered");
+                self.orders.insert(token, reply);
+                Input::Order { token, order }
             }
             Command::Read(f) => {
                 let after = f(&self.core);
@@ -353,11 +446,15 @@ impl Shell {
         for action in actions {
             match action {
                 Action::Submitted(token, answer) => _ = self.submits.remove(&token).map(|r| r.send(answer)),
+                Action::Ordered(token, answer) => _ = self.orders.remove(&token).map(|r| r.send(answer)),
                 Action::Wanted(token, answer) => _ = self.wants.remove(&token).map(|r| r.send(answer)),
                 Action::ToParent(parent, message) => {
                     let mut parents = lock(&self.parents);
-                    if parents.get(&parent).is_some_and(|(_, l)| l.try_send(message).is_err()) {
-                        // He does not keep up: his link ends, and he gets what is due when he is back.
+                    if let Some(Err(why)) = parents.get(&parent).map(|(_, l)| l.try_send(message)) {
+                        // His link ends, and he gets what is due when he is back.
+                        if why == queue::NotTaken::Full {
+                            tracing::warn!(?parent, "link dropped: the parent does not read what it is told");
+                        }
                         parents.remove(&parent);
                     }
                 }
@@ -368,6 +465,10 @@ impl Shell {
                     }
                 }
                 Action::Warn(text) => tracing::warn!("{text}"),
+                Action::Leave(peer, why) => {
+                    lock(&self.parents).remove(&peer);
+                    self.backend.disconnect(peer, &why);
+                }
             }
         }
         after.into_iter().for_each(|f| f());

@@ -82,13 +82,20 @@ async fn what_is_not_as_announced_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn total_bytes_are_bounded_before_a_transfer_begins() {
+fn total_bytes_are_bounded_and_what_is_only_announced_takes_no_room() {
     let (_dir, store) = blobs();
     let max = LIMITS.blobs_bytes_max;
-    let first = store.writer(BlobHash([1; 32]), max - 10).unwrap();
-    let refused = store.writer(BlobHash([2; 32]), 11).err().unwrap();
-    assert_eq!(RefusalKind::OverLimit, refused.kind);
-    assert!(refused.message.contains("blobs_bytes_max is 10485760"), "{refused}");
+    let over =
+        |refused: Refusal| assert!(refused.kind == RefusalKind::OverLimit && refused.message.contains("blobs_bytes_max is 10485760"), "{refused}");
+    // Announced, and never sent: others come first.
+    let mut first = store.writer(BlobHash([1; 32]), max - 10).unwrap();
+    let mut second = store.writer(BlobHash([2; 32]), 11).unwrap();
+    second.write(&[0; 11]).unwrap();
+    over(store.writer(BlobHash([3; 32]), max - 10).err().unwrap());
+    over(first.write(&vec![0; max as usize - 10]).unwrap_err());
+    drop(second);
+    first.write(&vec![0; max as usize - 10]).unwrap();
+    over(store.writer(BlobHash([2; 32]), 11).err().unwrap());
     assert!(store.writer(BlobHash([2; 32]), 10).is_ok());
     drop(first);
     assert_eq!(0, store.bytes());

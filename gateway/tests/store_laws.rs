@@ -137,8 +137,8 @@ fn a_second_store_on_one_place_is_refused_at_once() {
 fn a_newer_or_damaged_format_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(SledStore::open(dir.path()).unwrap());
-    std::fs::write(dir.path().join("format"), "intergrid store 2\n").unwrap();
-    assert!(matches!(SledStore::open(dir.path()), Err(StoreError::NewerFormat { found: 2, known: 1, .. })));
+    std::fs::write(dir.path().join("format"), "intergrid store 3\n").unwrap();
+    assert!(matches!(SledStore::open(dir.path()), Err(StoreError::NewerFormat { found: 3, known: 2, .. })));
     for text in [&b"intergrid store x"[..], b"", b"\xff\xfe", b"intergrid store 0"] {
         std::fs::write(dir.path().join("format"), text).unwrap();
         assert!(matches!(SledStore::open(dir.path()), Err(StoreError::Damaged { .. })), "{text:?}");

@@ -33,8 +33,12 @@ impl Core {
         for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
             for (key, s) in &c.shares {
                 let used = self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
-                let room = if s.draining { 0 } else { s.window.saturating_sub(used) };
                 let mut share = s.clone();
+                share.draining_age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
+                if let Some((text, age)) = self.draining(*id) {
+                    (share.draining, share.draining_reason, share.draining_age_ms) = (true, text, age);
+                }
+                let room = if share.draining { 0 } else { s.window.saturating_sub(used) };
                 share.path.push(self.me.site);
                 share.age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
                 if c.hop.kind == Kind::Agent {
@@ -43,6 +47,9 @@ impl Core {
                     share.slots_free = s.slots_total.min(s.window).saturating_sub(used);
                     share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX);
                     share.machines = 1;
+                }
+                if share.draining {
+                    (share.slots_free, share.largest_free) = (0, 0);
                 }
                 match out.get_mut(&share.key) {
                     None => _ = out.insert(share.key.clone(), Upward { share, room }),
@@ -55,6 +62,9 @@ impl Core {
                         e.share.machines = e.share.machines.saturating_add(1);
                         e.share.age_ms = e.share.age_ms.min(share.age_ms);
                         e.share.draining &= share.draining;
+                        if !e.share.draining {
+                            (e.share.draining_reason, e.share.draining_age_ms) = Default::default();
+                        }
                         e.share.fit_version = e.share.fit_version.wrapping_add(share.fit_version);
                     }
                     Some(e) if e.share.origin == share.origin => {
@@ -209,6 +219,6 @@ impl super::Parent {
 
 /// Equal in all that matters to a receiver.
 fn alike(a: &Share, b: &Share) -> bool {
-    let plain = |s: &Share| Share { age_ms: 0, ..s.clone() };
+    let plain = |s: &Share| Share { age_ms: 0, draining_age_ms: 0, ..s.clone() };
     plain(a) == plain(b)
 }

@@ -29,6 +29,8 @@ pub enum RowKey {
     Link(SiteId),
     /// A child.
     Child(SiteId),
+    /// Who takes no new work.
+    Drain(SiteId),
 }
 
 /// Rows that lag behind the changes.
@@ -46,8 +48,32 @@ impl State {
     /// Apply one change. `live`: derived values follow.
     pub fn apply(&mut self, seq: u64, what: &What, dirty: &mut Dirty, live: bool) {
         match what {
+            What::Born(b) if seq < self.meta_from => _ = b,
             What::Born(b) => {
-                self.incarnation = b.incarnation;
+                if self.incarnation != 0 && self.incarnation != b.incarnation {
+                    self.past.push(self.incarnation);
+                    self.former = self.former.max(self.next_number);
+                    if !self.recovering {
+                        self.doubt_from = self.next_number;
+                    }
+                    // Numbers of jobs are names that users and other sites know: those that this store has forgotten are not given again.
+                    self.next_job += super::limits::JOBS_SKIPPED;
+                    // Events of an older incarnation are no longer asked for.
+                    for link in self.links.values_mut() {
+                        while link.outbox.front().is_some_and(|e| e.1 < seq) {
+                            link.forget_first();
+                        }
+                    }
+                }
+                if self.incarnation == b.incarnation && b.recovering && !self.recovering {
+                    self.doubt_from = 0;
+                }
+                if b.told != 0 && !self.past.contains(&b.told) {
+                    self.past.push(b.told);
+                }
+                let many = self.past.len().saturating_sub(super::limits::INCARNATIONS_KEPT_MAX);
+                self.past.drain(..many);
+                (self.incarnation, self.recovering) = (b.incarnation, b.recovering);
                 dirty.insert(RowKey::Meta);
             }
             What::Job(j) => self.apply_job(seq, j, dirty),
@@ -134,6 +160,7 @@ impl State {
                     if p.anew {
                         c.attempts = 0;
                     }
+                    no_doubt(c);
                 };
                 self.set_cells(seq, p.job, &tasks, CellChange { phase, f: &f, uniform: true }, dirty, live);
             }
@@ -147,6 +174,31 @@ impl State {
                     }
                     dirty.insert(RowKey::Child(id));
                 }
+                if c.issued > 0 {
+                    (cursor.issued, self.next_number) = (cursor.issued.max(c.issued), self.next_number.max(c.issued));
+                    dirty.extend([RowKey::Child(id), RowKey::Meta]);
+                }
+            }
+            What::Adopted(t) => self.apply_adopted(seq, t, dirty, live),
+            What::Doubted(d) => {
+                // A number names the placement that the child has forgotten.
+                let f = |c: &mut Cell, _: usize| c.exit = if d.number > 0 { EXIT_FORGOTTEN } else { EXIT_DOUBTFUL };
+                self.set_cells(seq, d.job, &change::tasks(&d.tasks), CellChange { phase: Phase::Held, f: &f, uniform: true }, dirty, live);
+            }
+            // The last word counts; a log is never cut behind it.
+            What::Drained(d) => {
+                let site = change::site(&d.site);
+                match d.drained {
+                    true => _ = self.drains.insert(site, Drain { reason: d.reason.clone(), by: d.by.clone(), since_ms: d.since_ms }),
+                    false => _ = self.drains.remove(&site),
+                }
+                dirty.insert(RowKey::Drain(site));
+            }
+            What::Throttled(t) => {
+                if let Some(job) = self.jobs.get_mut(&t.job) {
+                    job.at_once = Some(t.at_once);
+                    dirty.insert(RowKey::Job(t.job));
+                }
             }
             What::Seen(c) => {
                 let id = change::site(&c.peer);
@@ -159,6 +211,7 @@ impl State {
                         link.wants.clear();
                     }
                     (link.seq, link.peer_incarnation, link.seen) = (seq, c.incarnation, c.number);
+                    link.complete_from = link.complete_from.max(c.complete_from);
                     if !c.name.is_empty() {
                         link.name = c.name.clone();
                     }
@@ -224,6 +277,7 @@ impl State {
             ups: Default::default(),
             downs: Default::default(),
             chunks: (0..j.size.div_ceil(CHUNK_TASKS)).map(blank).collect(),
+            at_once: None,
             ended_at: Default::default(),
             counts: {
                 let mut counts = [0; 11];
@@ -244,7 +298,12 @@ impl State {
     /// Names by which a job is found.
     pub fn index(&mut self, job: &Job) {
         match job.parent {
-            Some(p) => _ = self.by_parent.insert((p, job.parent_incarnation, job.parent_job), job.no),
+            Some(p) => {
+                self.by_parent.insert((p, job.parent_incarnation, job.parent_job), job.no);
+                for e in job.ups.values().filter(|e| (e.incarnation, e.job) != (job.parent_incarnation, job.parent_job)) {
+                    self.adopted.entry((p, e.incarnation, e.job)).or_default().insert(job.no);
+                }
+            }
             None => _ = self.by_key.insert((job.owner, job.key.clone()), job.no),
         }
     }
@@ -254,19 +313,24 @@ impl State {
         let tasks = change::tasks(&t.tasks);
         let Some(job) = self.jobs.get_mut(&t.job) else { return };
         // A placement that is added in several changes is one entry.
+        let (incarnation, parent_job) = match t.incarnation {
+            0 => (job.parent_incarnation, job.parent_job),
+            i => (i, t.parent_job),
+        };
+        let same = |e: &UpEntry| e.number == t.number && e.incarnation == incarnation;
         let up = match job.ups.iter_mut().next_back() {
-            Some((ord, e)) if e.number == t.number => {
+            Some((ord, e)) if same(e) => {
                 if seq > e.seq {
                     (e.seq, e.open) = (seq, e.open + tasks.len());
                 }
                 *ord
             }
-            _ => match job.ups.iter().find(|(_, e)| e.number == t.number) {
+            _ => match job.ups.iter().find(|(_, e)| same(e)) {
                 Some((ord, _)) => *ord,
                 None => {
                     let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
                     job.next_up = ord + 1;
-                    job.ups.insert(ord, UpEntry { seq, number: t.number, share: share.clone(), cost: t.cost, open: tasks.len() });
+                    job.ups.insert(ord, UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() });
                     ord
                 }
             },
@@ -278,6 +342,56 @@ impl State {
         }
         let f = |c: &mut Cell, _: usize| *c = Cell { phase: c.phase, attempts: t.attempts.min(255) as u8, exit: 0, up, down: 0 };
         self.set_cells(seq, t.job, &tasks, CellChange { phase: Phase::Queued, f: &f, uniform: true }, dirty, live);
+    }
+
+    /// As they are, under another placement of the parent; what was in doubt waits to be started.
+    fn apply_adopted(&mut self, seq: u64, t: &change::TasksAdded, dirty: &mut Dirty, live: bool) {
+        let (share, tasks) = (self.intern(&t.share), change::tasks(&t.tasks));
+        let Some(job) = self.jobs.get_mut(&t.job) else { return };
+        let ord = match job.ups.iter_mut().find(|(_, e)| e.number == t.number && e.incarnation == t.incarnation) {
+            Some((ord, e)) => {
+                if seq > e.seq {
+                    (e.seq, e.open) = (seq, e.open + t.open);
+                }
+                *ord
+            }
+            None => {
+                let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
+                job.next_up = ord + 1;
+                let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation: t.incarnation, job: t.parent_job, cost: t.cost, open: t.open };
+                job.ups.insert(ord, entry);
+                ord
+            }
+        };
+        let mut left = None;
+        if let Some(e) = job.ups.get_mut(&t.from).filter(|e| seq > e.seq) {
+            (e.seq, e.open) = (seq, e.open.saturating_sub(t.open));
+            left = Some((e.share.clone(), e.cost * t.open));
+        }
+        let parent = job.parent;
+        dirty.extend([RowKey::Up(t.job, ord), RowKey::Up(t.job, t.from), RowKey::Job(t.job)]);
+        let freed = job.select(&tasks, Cell::is_doubtful);
+        each_cell(job, seq, &tasks, true, dirty, &|c, _| {
+            c.up = ord;
+            if c.is_doubtful() {
+                (c.phase, c.exit) = (Phase::Queued as u8, 0);
+            }
+        });
+        if let Some(parent) = parent {
+            self.adopted.entry((parent, t.incarnation, t.parent_job)).or_default().insert(t.job);
+            if live {
+                *self.held_for.entry((parent, share)).or_default() += t.cost * t.open;
+                if let Some((share, slots)) = left
+                    && let Some(h) = self.held_for.get_mut(&(parent, share))
+                {
+                    *h = h.saturating_sub(slots);
+                }
+            }
+        }
+        if live && let Some(job) = self.jobs.get_mut(&t.job) {
+            job.queued = job.queued.union(&freed);
+            self.requeue_index(t.job);
+        }
     }
 
     fn apply_placed(&mut self, seq: u64, p: &change::Placed, dirty: &mut Dirty, live: bool) {
@@ -299,6 +413,7 @@ impl State {
             attempts: p.attempts,
             open: tasks.len(),
             fenced: TaskSet::new(),
+            adopt: p.adopt.map(Into::into),
         };
         job.downs.entry(p.number).or_insert(entry);
         // From here on this child has had the job: late word of it is taken.
@@ -309,7 +424,10 @@ impl State {
         if live {
             *self.outstanding.entry((child, share)).or_default() += p.cost * tasks.len();
         }
-        let f = |c: &mut Cell, _: usize| c.down = p.number;
+        let f = |c: &mut Cell, _: usize| {
+            c.down = p.number;
+            no_doubt(c);
+        };
         self.set_cells(seq, p.job, &tasks, CellChange { phase: Phase::Placed, f: &f, uniform: true }, dirty, live);
     }
 
@@ -445,6 +563,13 @@ impl State {
             }
         }
         self.jobs = jobs;
+    }
+}
+
+/// An exit is that of an end.
+fn no_doubt(c: &mut Cell) {
+    if matches!(c.exit, EXIT_DOUBTFUL | EXIT_FORGOTTEN) {
+        c.exit = 0;
     }
 }
 

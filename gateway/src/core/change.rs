@@ -8,7 +8,7 @@ use prost::Message;
 /// A numbered change, as stored.
 #[derive(Clone, PartialEq, Message)]
 pub struct Change {
-    #[prost(oneof = "What", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "What", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub what: Option<What>,
 }
 
@@ -63,12 +63,54 @@ pub enum What {
     /// A parent has committed our events up to here.
     #[prost(message, tag = "16")]
     Acked(Cursor),
+    /// Tasks that were here for an older incarnation of the parent are here for this placement from now on.
+    #[prost(message, tag = "17")]
+    Adopted(TasksAdded),
+    /// Tasks that wait here and may have been started by somebody below, or ended, while this store did not know: nobody starts them.
+    #[prost(message, tag = "18")]
+    Doubted(OfPlacement),
+    /// This site or a child takes no new work, or takes it again.
+    #[prost(message, tag = "19")]
+    Drained(Drained),
+    /// So many tasks of an array at a time.
+    #[prost(message, tag = "20")]
+    Throttled(Throttled),
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub struct Born {
     #[prost(uint64, tag = "1")]
     pub incarnation: u64,
+    /// Something that this site once knew may be missing: its peers are asked.
+    #[prost(bool, tag = "2")]
+    pub recovering: bool,
+    /// An incarnation of ours that only a peer knew of.
+    #[prost(uint64, tag = "3")]
+    pub told: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Drained {
+    #[prost(bytes = "vec", tag = "1")]
+    pub site: Vec<u8>,
+    #[prost(bool, tag = "2")]
+    pub drained: bool,
+    #[prost(string, tag = "3")]
+    pub reason: String,
+    #[prost(string, tag = "4")]
+    pub by: String,
+    /// Milliseconds since 1970, this site's clock.
+    #[prost(uint64, tag = "5")]
+    pub since_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Throttled {
+    #[prost(uint64, tag = "1")]
+    pub job: u64,
+    /// 0: as many as can be.
+    #[prost(uint32, tag = "2")]
+    pub at_once: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -120,6 +162,16 @@ pub struct TasksAdded {
     pub attempts: u32,
     #[prost(uint64, tag = "6")]
     pub cost: u64,
+    /// The parent's incarnation and job, where they are not those of the job's record.
+    #[prost(uint64, tag = "7")]
+    pub incarnation: u64,
+    #[prost(uint64, tag = "8")]
+    pub parent_job: u64,
+    /// Adopted: which of the job's parent placements they leave, and how many of them are open.
+    #[prost(uint32, tag = "9")]
+    pub from: u32,
+    #[prost(uint64, tag = "10")]
+    pub open: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -151,6 +203,9 @@ pub struct Placed {
     pub cost: u64,
     #[prost(uint32, tag = "7")]
     pub attempts: u32,
+    /// The child holds them already, under this name.
+    #[prost(message, optional, tag = "8")]
+    pub adopt: Option<pb::Former>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -226,6 +281,12 @@ pub struct Cursor {
     pub name: String,
     #[prost(int32, tag = "5")]
     pub kind: i32,
+    /// A child has seen placements of ours up to here: numbers go on behind it.
+    #[prost(uint64, tag = "6")]
+    pub issued: u64,
+    /// Of a parent's placements below this number we may have forgotten some.
+    #[prost(uint64, tag = "7")]
+    pub complete_from: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -31,7 +31,7 @@ pub const NAMES_MAX: usize = 4_096;
 /// Placements that a child may give back: at once, and a second; beyond it it is left alone for `RETURNS_PAUSE_MS`.
 pub const RETURNS_MAX: u64 = 1_024;
 /// See [`RETURNS_MAX`].
-pub const RETURNS_PER_S: u64 = 64;
+pub const RETURNS_PER_S: u64 = 128;
 /// See [`RETURNS_MAX`].
 pub const RETURNS_PAUSE_MS: u64 = 1_000;
 /// Shapes of one user's waiting jobs: a pass costs what they are.
@@ -64,3 +64,21 @@ pub const ADVERT_RENEW_MS: u64 = 10_000;
 pub const TICK_MS: u64 = 100;
 /// Changes that may wait for a commit that is due for another reason.
 pub const LAZY_CHANGES_MAX: usize = 64;
+/// After its store was found to be old or lost, a site waits so long for its children to say what they hold, and for a parent to say what it holds open.
+pub const RECOVERY_WAIT_MS: u64 = 30_000;
+/// So long even where all children that it knows have spoken: it may have had others.
+pub const RECOVERY_WAIT_MIN_MS: u64 = 6_000;
+/// While a site waits longer for some of them, it looks again after this.
+pub const RECOVERY_PAUSE_MS: u64 = 1_000;
+/// Job numbers that are left out by a new incarnation: more than were given since the copy was made.
+pub const JOBS_SKIPPED: u64 = 1 << 20;
+/// What a child may list of older incarnations, and what is listed to a parent: ranges of tasks.
+pub const ORPHANS_MAX: usize = 65_536;
+/// Ends are listed so long, by this site's clock.
+pub const ORPHANS_ENDED_MS: u64 = 7 * 86_400_000;
+/// Older incarnations of this site that are remembered.
+pub const INCARNATIONS_KEPT_MAX: usize = 64;
+/// Of one message.
+pub const ORPHANS_PER_MESSAGE_MAX: usize = 256;
+/// Who may be told to take no new work, at one site.
+pub const DRAINS_MAX: usize = 4_096;

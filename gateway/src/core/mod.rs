@@ -7,6 +7,7 @@
 //! North (users and parents) is in `north`, south (children) in `south`, the pass that places waiting tasks in `schedule`, what parents are told in
 //! `advert`, what people are told in `view`.
 
+mod adopt;
 pub mod advert;
 pub mod apply;
 mod cells;
@@ -18,7 +19,10 @@ mod fence;
 mod golden;
 pub mod limits;
 mod north;
+pub mod orders;
 pub mod planted;
+mod recover;
+mod resync;
 pub mod rows;
 pub mod schedule;
 mod south;
@@ -31,7 +35,7 @@ pub mod view;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Advert, Down, Ended, Event, EventKind, Hello, Hop, Up, WantValue};
+use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Hello, Hop, Up, WantValue};
 use intergrid_proto::{BlobHash, Phase, Refusal, Shape, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
@@ -82,6 +86,8 @@ pub enum Input {
     Submit { token: Token, submission: Submission },
     /// A user wishes. None: all tasks.
     SetWant { token: Token, job: u64, value: WantValue, tasks: Option<TaskSet> },
+    /// An administrator, or a job's owner, orders.
+    Order { token: Token, order: orders::Order },
     /// A parent's link is open.
     ParentUp { parent: SiteId, name: String },
     /// A parent says something.
@@ -94,8 +100,8 @@ pub enum Input {
     ChildUp { child: SiteId, hello: Hello },
     /// A child says something.
     ChildSays { child: SiteId, message: Up },
-    /// A child's link is gone: why.
-    ChildGone { child: SiteId, why: String },
+    /// A child's link is gone: why, and for how long it had been silent then.
+    ChildGone { child: SiteId, why: String, silent_ms: u64 },
     /// Time has passed.
     Tick,
 }
@@ -107,6 +113,8 @@ pub enum Action {
     Submitted(Token, Result<(u64, bool), Refusal>),
     /// Answer a wish: how many tasks it concerns.
     Wanted(Token, Result<u64, Refusal>),
+    /// Answer an order.
+    Ordered(Token, Result<orders::Done, Refusal>),
     /// Send to a parent.
     ToParent(SiteId, Up),
     /// Send to a child.
@@ -115,12 +123,16 @@ pub enum Action {
     Changed(u64),
     /// Write to the log.
     Warn(String),
+    /// End the links to this peer, which has to be greeted anew: why.
+    Leave(SiteId, String),
 }
 
 /// A child's session and what it last said.
 #[derive(Debug)]
 struct Child {
     hop: Hop,
+    /// The highest placement that it had seen when it said hello.
+    seen: u64,
     attached: bool,
     /// When contact was lost, by the monotonic clock; from the start of this process for a child not yet seen.
     lost_ms: u64,
@@ -142,6 +154,10 @@ struct Child {
     /// When its full state was last asked for; and whether it is due again.
     resync_asked_ms: u64,
     resync_due: bool,
+    /// What it has listed of our older incarnations and nobody has claimed; and where the list
+    /// is whole, from which placement on it leaves nothing out.
+    orphans: Vec<intergrid_proto::link::Orphan>,
+    listed: Option<u64>,
     demand: Vec<(Shape, u64)>,
     demand_told: Vec<(Shape, u64)>,
     demand_ms: u64,
@@ -165,6 +181,13 @@ struct Parent {
     advert_version: u64,
     /// Milliseconds from an event to its acknowledgement, smoothed.
     round_trip_ms: f64,
+    /// It was asked in our hello to send again what it holds open here.
+    asked: bool,
+    /// It does: so far, by its job and number; since when.
+    resent: Option<BTreeMap<(u64, u64), TaskSet>>,
+    resent_from_ms: u64,
+    /// It has said all that it holds open here, or was not asked.
+    confirmed: bool,
     /// When it was last told its full state, 0: never; and whether that is due.
     resync_told_ms: u64,
     resync_due: bool,
@@ -186,6 +209,7 @@ pub struct Core {
     /// Tasks whose phase a parent is to be told again, by our job.
     hints: BTreeMap<(SiteId, u64), TaskSet>,
     batch: Batch,
+    batch_bytes: usize,
     urgent: bool,
     actions: Vec<Action>,
     changed: BTreeSet<u64>,
@@ -198,6 +222,15 @@ pub struct Core {
     jobs_waiting_max: usize,
     names_max: usize,
     checkpoint_changes: u64,
+    /// The incarnation to take should this store be found to be old. None: its incarnation was born in this process, so that it can't be.
+    fresh: Option<u64>,
+    /// Since when peers are asked for what this store lacks; and when what they said is looked at next.
+    recovering_from_ms: u64,
+    settle_ms: u64,
+    /// Names of all children that there can be, where that is known.
+    expected: Option<BTreeSet<String>>,
+    /// Jobs of whose lost tasks parents have been told.
+    lost_told: BTreeSet<u64>,
 }
 
 /// What one turn of the shell has to commit, and then do.
@@ -210,7 +243,7 @@ pub struct Output {
 }
 
 impl Core {
-    /// Load from a store; `fresh` is the incarnation to take where the store is new (random, not 0).
+    /// Load from a store; `fresh` is the incarnation to take where the store is new, or is found to be old (random, not 0).
     pub fn load(me: Hop, store: &dyn Store, policy: Box<dyn Policy>, now: Now, fresh: u64) -> Result<Core, StoreError> {
         let (state, dirty, next_change) = State::load(store)?;
         let mut core = Core {
@@ -226,6 +259,7 @@ impl Core {
             ended_seen: (now.mono_ms, 0),
             hints: BTreeMap::new(),
             batch: Batch::default(),
+            batch_bytes: 0,
             urgent: false,
             actions: Vec::new(),
             changed: BTreeSet::new(),
@@ -238,9 +272,15 @@ impl Core {
             jobs_waiting_max: JOBS_WAITING_MAX,
             names_max: NAMES_MAX,
             checkpoint_changes: CHECKPOINT_CHANGES,
+            fresh: Some(fresh.max(1)),
+            recovering_from_ms: now.mono_ms,
+            settle_ms: now.mono_ms,
+            expected: None,
+            lost_told: BTreeSet::new(),
         };
         if core.state.incarnation == 0 {
-            core.record(What::Born(change::Born { incarnation: fresh.max(1) }));
+            core.fresh = None;
+            core.record(What::Born(change::Born { incarnation: fresh.max(1), ..Default::default() }));
         }
         Ok(core)
     }
@@ -248,6 +288,11 @@ impl Core {
     /// Write rows and cut the log after so many changes; for tests, which have fewer.
     pub fn checkpoint_every(&mut self, changes: u64) {
         self.checkpoint_changes = changes;
+    }
+
+    /// Other children than these can't be.
+    pub fn expect(&mut self, children: impl IntoIterator<Item = String>) {
+        self.expected = Some(children.into_iter().collect());
     }
 
     /// This site.
@@ -272,13 +317,17 @@ impl Core {
                 let answer = self.user_wants(job, value, tasks);
                 self.actions.push(Action::Wanted(token, answer));
             }
+            Input::Order { token, order } => {
+                let answer = self.order(order);
+                self.actions.push(Action::Ordered(token, answer));
+            }
             Input::ParentUp { parent, name } => self.parent_up(parent, name),
             Input::ParentSays { parent, message } => self.parent_says(parent, message),
             Input::Denied { parent, place, reason } => self.deny(parent, *place, reason),
             Input::ParentGone { parent } => self.parent_gone(parent),
             Input::ChildUp { child, hello } => self.child_up(child, hello),
             Input::ChildSays { child, message } => self.child_says(child, message),
-            Input::ChildGone { child, why } => self.child_gone(child, why),
+            Input::ChildGone { child, why, silent_ms } => self.child_gone(child, why, silent_ms),
             Input::Tick => self.tick(),
         }
     }
@@ -304,7 +353,7 @@ impl Core {
         if !self.urgent && self.batch.rows.is_empty() && self.batch.truncate_below.is_none() && self.batch.changes.len() < LAZY_CHANGES_MAX {
             return Output { batch: Batch::default(), actions };
         }
-        self.urgent = false;
+        (self.urgent, self.batch_bytes) = (false, 0);
         Output { batch: std::mem::take(&mut self.batch), actions }
     }
 
@@ -317,6 +366,7 @@ impl Core {
         self.state.apply(seq, &what, &mut self.dirty, true);
         let bytes = Change { what: Some(what) }.encode_to_vec();
         self.changes_since_checkpoint += bytes.len() as u64 / CHECKPOINT_CHANGE_BYTES;
+        self.batch_bytes += bytes.len();
         self.batch.changes.push((seq, bytes));
         seq
     }
@@ -331,14 +381,13 @@ impl Core {
     fn emit_for(&mut self, job: u64, tasks: &TaskSet, what: &dyn Fn(&TaskSet) -> EventKind) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(parent) = j.parent else { return };
-        if self.state.links.get(&parent).is_none_or(|l| l.peer_incarnation != j.parent_incarnation) {
-            return; // Orphaned: the parent that placed it has lost its store.
-        }
-        let groups: Vec<(u64, TaskSet)> = j.by_up(tasks).into_iter().filter_map(|(up, t)| j.ups.get(&up).map(|e| (e.number, t))).collect();
-        let parent_job = j.parent_job;
-        for (number, tasks) in groups {
-            let what = what(&tasks);
-            self.emit(parent, Event { of: intergrid_proto::link::Attempts { number, job: parent_job, tasks }, what });
+        // Of orphans it is not told: it has lost the store by which it knew them.
+        let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+        let named = |(up, tasks)| j.ups.get(&up).filter(|e| e.incarnation == now).map(|e| Attempts { number: e.number, job: e.job, tasks });
+        let groups: Vec<Attempts> = j.by_up(tasks).into_iter().filter_map(named).collect();
+        for of in groups {
+            let what = what(&of.tasks);
+            self.emit(parent, Event { of, what });
         }
     }
 
@@ -426,6 +475,7 @@ impl Core {
         self.fence_lost();
         self.give_back_stuck();
         self.resyncs_due();
+        self.recovery_goes_on();
         if !self.state.waiting.is_empty() {
             // Pauses run out.
             self.schedule_due = true;
@@ -462,6 +512,11 @@ impl Core {
             below = below.min(link.outbox.front().map_or(from, |e| e.1));
         }
         self.batch.truncate_below = Some(below);
+    }
+
+    /// What the changes of this turn have come to.
+    pub fn turn_bytes(&self) -> usize {
+        self.batch_bytes
     }
 
     /// A checkpoint is under way: turns should go on although nothing happens.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::limits::*;
-use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Origin, Place, Resync, ResyncRange, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::share::Fit;
 use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet};
 
@@ -38,8 +38,7 @@ impl Core {
             number: 0,
             share: String::new(),
             tasks: TaskSet::range(0..tasks).to_runs(),
-            attempts: 0,
-            cost: 0,
+            ..Default::default()
         }));
         if hold {
             self.user_wants(job, WantValue::Hold, None)?;
@@ -83,7 +82,7 @@ impl Core {
     }
 
     /// Tasks have come to wait here.
-    fn arrived(&mut self, job: u64) {
+    pub(super) fn arrived(&mut self, job: u64) {
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.moved_ms = self.now.mono_ms;
         }
@@ -96,7 +95,7 @@ impl Core {
         let unknown = || Refusal::new(RefusalKind::NotFound, format!("no job {} here", JobNo(job)));
         let j = self.state.jobs.get(&job).ok_or_else(unknown)?;
         // Whose parent has lost its store is nobody's but ours: it runs on, and can be ended here only.
-        let orphaned = |p: &SiteId| self.state.links.get(p).is_none_or(|l| l.peer_incarnation != j.parent_incarnation);
+        let orphaned = |p: &SiteId| self.state.links.get(p).is_none_or(|l| j.ups.values().all(|e| e.open == 0 || e.incarnation != l.peer_incarnation));
         if let Some(parent) = j.parent.filter(|p| !orphaned(p)) {
             let name = self.state.links.get(&parent).map_or("", |l| l.name.as_str()).to_string();
             let message = format!("job {} was placed here by {name}, as its job {}", JobNo(job), j.origin.job);
@@ -127,7 +126,7 @@ impl Core {
         Ok(open.len())
     }
 
-    fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
+    pub(super) fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             if !t.is_empty() {
                 self.record(What::Phase(change::PhaseSet { job, tasks: t.to_runs(), phase: phase as i32, anew }));
@@ -138,15 +137,16 @@ impl Core {
     }
 
     /// Make the tasks that are here do what is wished; what is below is told by `send_wants`.
-    fn enforce_want(&mut self, job: u64) {
+    pub(super) fn enforce_want(&mut self, job: u64) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let (all, want, attempts_max) = (j.all(), j.want.clone(), j.spec.parsed.attempts_max);
-        let here = |t: &TaskSet| j.select(t, |c| c.down == 0 && matches!(c.phase(), Some(Phase::Queued | Phase::Held)));
+        // What is in doubt may run somewhere: nothing is decided of it here.
+        let here = |t: &TaskSet| j.select(t, |c| c.down == 0 && matches!(c.phase(), Some(Phase::Queued | Phase::Held)) && !c.is_doubtful());
         let cancel = here(&want.tasks(WantValue::Cancel, &all));
         let give_back = if j.parent.is_some() { here(&want.tasks(WantValue::Return, &all)) } else { TaskSet::new() };
         let hold = j.select(&want.tasks(WantValue::Hold, &all), |c| c.phase() == Some(Phase::Queued));
         let run = want.tasks(WantValue::Run, &all);
-        let release = j.select(&run, |c| c.phase() == Some(Phase::Held) && c.down == 0 && u32::from(c.attempts) < attempts_max);
+        let release = j.select(&run, |c| c.phase() == Some(Phase::Held) && c.down == 0 && u32::from(c.attempts) < attempts_max && !c.is_doubtful());
         if !cancel.is_empty() {
             let reason = Reason::new(ReasonKind::CancelledByUser, "cancelled before it was started");
             self.finish_by_attempts(job, &cancel, |a| Ended::not_started(Phase::Cancelled, reason.clone(), a));
@@ -201,19 +201,20 @@ impl Core {
 
     /// A parent's tasks that can't start here within a while go back: nothing is queued silently.
     pub(super) fn give_back_stuck(&mut self) {
-        let now = self.now.mono_ms;
+        let (now, drained) = (self.now.mono_ms, self.state.drains.contains_key(&self.me.site));
         let stuck: Vec<(u64, TaskSet)> = self
             .state
             .waiting
             .values()
             .flatten()
             .filter_map(|n| self.state.jobs.get(n))
-            .filter(|j| j.parent.is_some() && now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS)
+            .filter(|j| j.parent.is_some() && (drained || now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS))
             .map(|j| (j.no, j.queued.clone()))
             .collect();
         for (job, tasks) in stuck {
             let why = self.why_waiting(job);
-            let kind = refused_by_all(&why).unwrap_or(ReasonKind::OverCredit);
+            let busy = if why.kind == ReasonKind::Draining { ReasonKind::Draining } else { ReasonKind::OverCredit };
+            let kind = refused_by_all(&why).unwrap_or(busy);
             self.give_back(job, &tasks, Reason::new(kind, "could not be started here in time").because(vec![why]));
         }
     }
@@ -237,6 +238,10 @@ impl Core {
             advert_ms: 0,
             advert_version: 0,
             round_trip_ms,
+            asked: false,
+            resent: None,
+            resent_from_ms: self.now.mono_ms,
+            confirmed: false,
             resync_told_ms,
             resync_due: false,
         };
@@ -252,7 +257,11 @@ impl Core {
             sequence_low: link.outbox.front().map_or(link.next + 1, |e| e.0),
             sequence_high: link.next,
             machine: Vec::new(),
+            recovering: self.state.recovering || link.peer_incarnation == 0,
         };
+        if let Some(p) = self.parents.get_mut(&parent) {
+            p.asked = hello.recovering;
+        }
         self.actions.push(Action::ToParent(parent, Up::Hello(hello)));
     }
 
@@ -264,9 +273,17 @@ impl Core {
     }
 
     pub(super) fn parent_says(&mut self, parent: SiteId, message: Down) {
+        if !self.parents.get(&parent).is_some_and(|p| p.attached) {
+            return;
+        }
         match message {
             Down::Hello(h) => self.parent_hello(parent, h),
-            Down::Place(p) => self.place(parent, *p),
+            Down::Place(p) => match p.known {
+                Known::Nothing => self.place(parent, *p),
+                Known::Perhaps => self.place_again(parent, *p),
+                Known::As(former) => self.adopt(parent, *p, former),
+            },
+            Down::Resent => self.resent(parent),
             Down::Want(w) => self.parent_wants(parent, w),
             Down::Ack { incarnation, sequence } => self.parent_acks(parent, incarnation, sequence),
             Down::Stale(list) => {
@@ -278,7 +295,7 @@ impl Core {
                 if let Some(p) = self.parents.get_mut(&parent) {
                     p.demand = d;
                 }
-                self.advert_due = true;
+                (self.schedule_due, self.advert_due) = (true, true);
             }
             Down::Saw(version) => self.parent_saw(parent, version),
             Down::Resync => self.resync_soon(parent),
@@ -291,104 +308,45 @@ impl Core {
     fn parent_hello(&mut self, parent: SiteId, h: Hello) {
         let link = self.state.links.entry(parent).or_default();
         let low = link.outbox.front().map_or(link.next + 1, |e| e.0);
-        let fits = h.peer_incarnation == self.state.incarnation && h.peer_sequence <= link.next;
+        let next = link.next;
+        if self.hear_of_us(&h, h.peer_sequence, next) {
+            return;
+        }
+        let link = self.state.links.entry(parent).or_default();
+        // One that has never committed anything of ours, and is the one for whom all events are kept, gets them all: among them what it got back.
+        let never = h.peer_incarnation == 0 && low == 1 && link.peer_incarnation == h.incarnation;
+        let fits = (never || h.peer_incarnation == self.state.incarnation) && h.peer_sequence <= link.next;
         let (sent, resync) = match fits {
             true if h.peer_sequence + 1 >= low => (h.peer_sequence, false),
             _ => (link.next, h.peer_incarnation != 0 || link.next > 0),
         };
-        let known = link.peer_incarnation;
+        let (known, seen) = (link.peer_incarnation, link.seen);
+        // We have asked it to send again what it holds open here: before that our full state would say that it is lost.
+        let forgotten = h.peer_incarnation != 0 && h.peer_incarnation != self.state.incarnation;
+        let asked = (self.state.recovering || forgotten) && self.parents.get(&parent).is_some_and(|p| p.asked);
         if known != h.incarnation {
             // A new parent, or one that has lost its store: its numbers begin anew. What it placed before runs on, orphaned.
             if known != 0 {
                 self.actions.push(Action::Warn(format!("parent {} has a new store (incarnation {known} -> {})", h.hop.name, h.incarnation)));
             }
-            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: 0, ..Default::default() }));
+            self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation: h.incarnation, number: seen, ..Default::default() }));
+            if known != 0 {
+                self.freeze_orphans(parent);
+            }
         }
         if let Some(p) = self.parents.get_mut(&parent) {
-            (p.live, p.sent) = (!resync, sent);
+            (p.live, p.sent, p.confirmed) = (!resync && !asked, sent, !asked);
+            p.resent = asked.then(BTreeMap::new);
         }
         if fits && h.peer_sequence > 0 {
             self.parent_acks(parent, h.peer_incarnation, h.peer_sequence);
         }
-        if resync {
+        self.list_orphans(parent, h.recovering || known != 0 && known != h.incarnation);
+        if resync && !asked {
             self.resync_soon(parent);
         }
         self.repeat_hints(parent);
         self.advert_due = true;
-    }
-
-    /// At once, or when the last time is long enough ago: it costs what all of the parent's tasks are.
-    fn resync_soon(&mut self, parent: SiteId) {
-        let now = self.now.mono_ms;
-        let Some(p) = self.parents.get_mut(&parent).filter(|p| p.attached) else { return };
-        p.resync_due = p.resync_told_ms > 0 && now.saturating_sub(p.resync_told_ms) < RESYNC_PAUSE_MS;
-        if !p.resync_due {
-            (p.resync_told_ms, p.live) = (now, true);
-            self.resync_parent(parent);
-        }
-    }
-
-    /// Full states that were put off: told to parents, asked of children.
-    pub(super) fn resyncs_due(&mut self) {
-        let parents: Vec<SiteId> = self.parents.iter().filter(|(_, p)| p.resync_due).map(|(id, _)| *id).collect();
-        for parent in parents {
-            self.resync_soon(parent);
-            if self.parents.get(&parent).is_some_and(|p| p.live) {
-                self.repeat_hints(parent);
-            }
-        }
-        let now = self.now.mono_ms;
-        for (id, c) in self.children.iter_mut().filter(|(_, c)| c.resync_due && now.saturating_sub(c.resync_asked_ms) >= RESYNC_PAUSE_MS) {
-            (c.resync_asked_ms, c.resync_due) = (now, false);
-            if c.attached {
-                self.actions.push(Action::ToChild(*id, Down::Resync));
-            }
-        }
-    }
-
-    /// All that this parent has placed here, by phase. Ends are told again from the state; their usage is in the history of this site.
-    fn resync_parent(&mut self, parent: SiteId) {
-        let mut ranges = Vec::new();
-        let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
-        for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == now) {
-            let mut told: BTreeMap<(u32, u8), TaskSet> = BTreeMap::new();
-            for (range, c) in j.runs(|c| (c.up, c.phase)) {
-                told.entry((c.up, c.phase)).or_default().insert(range);
-            }
-            for (up, e) in &j.ups {
-                for phase in Phase::ALL {
-                    let tasks = told.remove(&(*up, phase as u8)).unwrap_or_default();
-                    for tasks in pieces(&tasks, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX).into_iter().filter(|t| !t.is_empty()) {
-                        let ended = phase.is_terminal().then(|| {
-                            let exit = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
-                            let reason = (phase != Phase::Done).then(|| {
-                                let known = j.failures.first().filter(|_| phase == Phase::Failed).map(|(r, _)| r.clone());
-                                known.unwrap_or_else(|| Reason::new(ReasonKind::ExitUnknown, "told again from the state"))
-                            });
-                            let attempts = tasks.first().map_or(0, |t| u32::from(j.cell(t).attempts));
-                            let route = vec![self.me.clone()];
-                            let lists = Ended::not_started(phase, Reason::new(ReasonKind::ExitUnknown, ""), attempts);
-                            Ended { exit, reason, route, ..lists }
-                        });
-                        ranges.push(ResyncRange { of: Attempts { number: e.number, job: j.parent_job, tasks }, phase, ended });
-                    }
-                }
-            }
-        }
-        ranges.truncate(ranges.len().saturating_sub(planted(Plant::ResyncSkips).into()));
-        let sequence = self.state.links.get(&parent).map_or(0, |l| l.next);
-        let incarnation = self.state.incarnation;
-        let mut parts: Vec<Vec<ResyncRange>> = ranges.chunks(EVENTS_PER_MESSAGE_MAX / 16).map(<[_]>::to_vec).collect();
-        if parts.is_empty() {
-            parts.push(Vec::new());
-        }
-        let n = parts.len();
-        for (k, ranges) in parts.into_iter().enumerate() {
-            self.actions.push(Action::ToParent(parent, Up::Resync(Resync { incarnation, sequence, ranges, last: k + 1 == n })));
-        }
-        if let Some(p) = self.parents.get_mut(&parent) {
-            p.sent = sequence;
-        }
     }
 
     fn parent_acks(&mut self, parent: SiteId, incarnation: u64, sequence: u64) {
@@ -408,7 +366,7 @@ impl Core {
     }
 
     /// Is this placement new? Its number is seen from here on.
-    fn see(&mut self, parent: SiteId, number: u64) -> Option<u64> {
+    pub(super) fn see(&mut self, parent: SiteId, number: u64) -> Option<u64> {
         let link = self.state.links.entry(parent).or_default();
         let incarnation = link.peer_incarnation;
         if number <= link.seen {
@@ -428,13 +386,16 @@ impl Core {
     fn place(&mut self, parent: SiteId, p: Place) {
         let Some(incarnation) = self.see(parent, p.number) else { return };
         let of = |tasks: &TaskSet| Attempts { number: p.number, job: p.job, tasks: tasks.clone() };
+        if let Some((text, age)) = self.draining(self.me.site) {
+            return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(Reason::new(ReasonKind::Draining, text).aged(age)) });
+        }
         let spec = match self.admit(&p) {
             Ok(spec) => spec,
             Err(reason) => return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) }),
         };
         let cost = self.cost_at(&p.share, &spec.parsed.shape);
         let room = self.room_for(parent, &p.share) / cost.max(1);
-        let job = match self.state.by_parent.get(&(parent, incarnation, p.job)) {
+        let job = match self.state.jobs_of(parent, incarnation, p.job).first() {
             Some(n) => *n,
             // A job of which nothing can be here is not remembered.
             None if room == 0 => {
@@ -442,25 +403,7 @@ impl Core {
                 return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) });
             }
             None => {
-                let n = self.state.next_job + 1;
-                let new = change::JobNew {
-                    job: n,
-                    parent: parent.0.to_vec(),
-                    parent_job: p.job,
-                    parent_incarnation: incarnation,
-                    owner: parent.0.to_vec(),
-                    owner_name: p.origin.principal.clone(),
-                    size: p.array_size,
-                    route: p.route.iter().chain([&self.me.site]).map(|s| s.0.to_vec()).collect(),
-                    hops_left: p.hops_left.saturating_sub(1),
-                    chain: p.chain.clone(),
-                    ..self.new_job(&p.origin, p.spec_hash, &spec)
-                };
-                self.record(What::Job(new));
-                if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).filter(|_| !planted(Plant::LateSubmit)).cloned() {
-                    self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
-                }
-                n
+                self.job_for(parent, incarnation, &p, &spec)
             }
         };
         let Some(j) = self.state.jobs.get(&job) else { return };
@@ -484,7 +427,7 @@ impl Core {
         if !kept.is_empty() {
             for t in pieces(&kept, u64::MAX, CHANGE_RANGES_MAX) {
                 let (share, attempts) = (p.share.clone(), p.attempts);
-                self.record(What::Tasks(change::TasksAdded { job, number: p.number, share, tasks: t.to_runs(), attempts, cost }));
+                self.record(What::Tasks(change::TasksAdded { job, number: p.number, share, tasks: t.to_runs(), attempts, cost, ..self.label(job, incarnation, p.job) }));
             }
             self.emit(parent, Event { of: of(&kept), what: EventKind::Accepted });
         }
@@ -495,9 +438,32 @@ impl Core {
         self.arrived(job);
     }
 
+    /// A job of ours for a parent's.
+    pub(super) fn job_for(&mut self, parent: SiteId, incarnation: u64, p: &Place, spec: &Arc<Spec>) -> u64 {
+        let n = self.state.next_job + 1;
+        let new = change::JobNew {
+            job: n,
+            parent: parent.0.to_vec(),
+            parent_job: p.job,
+            parent_incarnation: incarnation,
+            owner: parent.0.to_vec(),
+            owner_name: p.origin.principal.clone(),
+            size: p.array_size,
+            route: p.route.iter().chain([&self.me.site]).map(|s| s.0.to_vec()).collect(),
+            hops_left: p.hops_left.saturating_sub(1),
+            chain: p.chain.clone(),
+            ..self.new_job(&p.origin, p.spec_hash, spec)
+        };
+        self.record(What::Job(new));
+        if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).filter(|_| !planted(Plant::LateSubmit)).cloned() {
+            self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
+        }
+        n
+    }
+
     /// May this come in at all? The spec, or why not.
     #[allow(clippy::result_large_err)] // Not an error path: the reason is the product.
-    fn admit(&mut self, p: &Place) -> Result<Arc<Spec>, Reason> {
+    pub(super) fn admit(&mut self, p: &Place) -> Result<Arc<Spec>, Reason> {
         if p.route.contains(&self.me.site) || p.origin.site == self.me.site {
             return Err(Reason::new(ReasonKind::Loop, format!("it has passed {} already", self.me.name)));
         }
@@ -537,20 +503,18 @@ impl Core {
     fn parent_wants(&mut self, parent: SiteId, w: Want) {
         let (parent_job, version) = (w.job, w.version);
         let incarnation = self.state.links.entry(parent).or_default().peer_incarnation;
-        let known = self.state.by_parent.get(&(parent, incarnation, parent_job)).copied();
-        let held = match known {
-            Some(job) => self.state.jobs[&job].want.version,
+        let known = self.state.jobs_of(parent, incarnation, parent_job);
+        let held = match known.first() {
+            Some(job) => self.state.jobs[job].want.version,
             None => self.state.links.entry(parent).or_default().wants.get(&parent_job).map_or(0, |w| w.version),
         };
         if version > held {
-            match known {
-                Some(job) => {
-                    self.take_want(job, w, &TaskSet::new());
-                    self.enforce_want(job);
-                }
-                None => {
-                    self.record(What::Want(change::WantSet { job: 0, parent: parent.0.to_vec(), want: Some(w.into()) }));
-                }
+            if known.is_empty() {
+                self.record(What::Want(change::WantSet { job: 0, parent: parent.0.to_vec(), want: Some(w.clone().into()) }));
+            }
+            for job in known {
+                self.take_want(job, w.clone(), &TaskSet::new());
+                self.enforce_want(job);
             }
             let of = Attempts { number: 0, job: parent_job, tasks: TaskSet::new() };
             self.emit(parent, Event { of, what: EventKind::WantStored { version } });
@@ -559,7 +523,7 @@ impl Core {
 
     /// Take over a parent's register that is not older than ours. A cancel of an attempt that has not ended is never taken back (a stale one is ours, and
     /// not in the parent's register); `fresh` are tasks that have just arrived, of which only the parent's word counts.
-    fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
+    pub(super) fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(parent) = j.parent.filter(|_| want.version >= j.want.version && (fresh.is_empty() || !planted(Plant::LateSubmit))) else { return };
         let open = j.select(&j.want.tasks(WantValue::Cancel, &j.all()), |c| c.phase().is_some_and(|p| !p.is_terminal()));
@@ -572,9 +536,12 @@ impl Core {
     /// The parent no longer counts these attempts: stop them, and say so when they have stopped.
     fn stop_stale(&mut self, parent: SiteId, a: Attempts) {
         let incarnation = self.state.links.entry(parent).or_default().peer_incarnation;
-        let Some(job) = self.state.by_parent.get(&(parent, incarnation, a.job)).copied() else { return };
-        let Some(j) = self.state.jobs.get(&job) else { return };
-        let Some(ord) = j.ups.iter().find(|(_, e)| e.number == a.number).map(|(k, _)| *k) else { return };
+        let named = |n: &u64| {
+            let up = self.state.jobs.get(n)?.ups.iter().find(|(_, e)| e.number == a.number && e.incarnation == incarnation);
+            up.map(|(ord, _)| (*n, *ord))
+        };
+        let Some((job, ord)) = self.state.jobs_of(parent, incarnation, a.job).iter().find_map(named) else { return };
+        let j = &self.state.jobs[&job];
         let open = j.select(&a.tasks, |c| c.up == ord && c.phase().is_some_and(|p| !p.is_terminal()));
         if open.is_empty() {
             return;

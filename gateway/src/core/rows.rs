@@ -24,6 +24,14 @@ struct MetaRow {
     next_number: u64,
     #[prost(uint64, tag = "4")]
     next_change: u64,
+    #[prost(bool, tag = "5")]
+    recovering: bool,
+    #[prost(uint64, tag = "6")]
+    former: u64,
+    #[prost(uint64, tag = "7")]
+    doubt_from: u64,
+    #[prost(uint64, repeated, tag = "8")]
+    past: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -42,6 +50,8 @@ struct JobRow {
     next_up: u32,
     #[prost(message, repeated, tag = "7")]
     ended_at: Vec<change::Cursor>,
+    #[prost(uint32, optional, tag = "8")]
+    at_once: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -56,6 +66,11 @@ struct UpRow {
     cost: u64,
     #[prost(uint64, tag = "5")]
     open: u64,
+    /// Where they are not those of the job's record.
+    #[prost(uint64, tag = "6")]
+    incarnation: u64,
+    #[prost(uint64, tag = "7")]
+    job: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -76,6 +91,8 @@ struct DownRow {
     open: u64,
     #[prost(uint32, repeated, tag = "8")]
     fenced: Vec<u32>,
+    #[prost(message, optional, tag = "9")]
+    adopt: Option<pb::Former>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -96,6 +113,8 @@ struct LinkRow {
     wants: Vec<pb::Want>,
     #[prost(uint64, tag = "8")]
     wants_seq: u64,
+    #[prost(uint64, tag = "9")]
+    complete_from: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -144,6 +163,7 @@ impl RowKey {
             RowKey::Down(j, k) => key(b'd', &[&j.to_be_bytes(), &k.to_be_bytes()]),
             RowKey::Link(s) => key(b'l', &[&s.0]),
             RowKey::Child(s) => key(b'k', &[&s.0]),
+            RowKey::Drain(s) => key(b'n', &[&s.0]),
         }
     }
 }
@@ -162,7 +182,9 @@ impl State {
     pub fn row(&self, k: RowKey, next_change: u64) -> Option<Vec<u8>> {
         Some(match k {
             RowKey::Meta => {
-                MetaRow { incarnation: self.incarnation, next_job: self.next_job, next_number: self.next_number, next_change }.encode_to_vec()
+                let (incarnation, next_job, next_number) = (self.incarnation, self.next_job, self.next_number);
+                let (recovering, former, doubt_from, past) = (self.recovering, self.former, self.doubt_from, self.past.clone());
+                MetaRow { incarnation, next_job, next_number, next_change, recovering, former, doubt_from, past }.encode_to_vec()
             }
             RowKey::Job(j) => {
                 let j = self.jobs.get(&j)?;
@@ -185,29 +207,39 @@ impl State {
                 let want = Some(j.want.clone().into());
                 let ended_at =
                     j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n, ..Default::default() }).collect();
-                let (want_version, next_up) = (j.want_version, j.next_up);
-                JobRow { new: Some(new), seq: j.seq, ended_ms: j.ended_ms, want, want_version, next_up, ended_at }.encode_to_vec()
+                let (want_version, next_up, at_once) = (j.want_version, j.next_up, j.at_once);
+                JobRow { new: Some(new), seq: j.seq, ended_ms: j.ended_ms, want, want_version, next_up, ended_at, at_once }.encode_to_vec()
             }
             RowKey::Chunk(j, k) => encode_chunk(self.jobs.get(&j)?.chunks.get(k as usize)?, self.jobs.get(&j)?.size - k * CHUNK_TASKS),
             RowKey::Up(j, k) => {
-                let e = self.jobs.get(&j)?.ups.get(&k)?;
-                UpRow { seq: e.seq, number: e.number, share: e.share.to_string(), cost: e.cost, open: e.open }.encode_to_vec()
+                let job = self.jobs.get(&j)?;
+                let e = job.ups.get(&k)?;
+                let plain = (e.incarnation, e.job) == (job.parent_incarnation, job.parent_job);
+                let (incarnation, job) = if plain { (0, 0) } else { (e.incarnation, e.job) };
+                UpRow { seq: e.seq, number: e.number, share: e.share.to_string(), cost: e.cost, open: e.open, incarnation, job }.encode_to_vec()
             }
             RowKey::Down(j, k) => {
                 let d = self.jobs.get(&j)?.downs.get(&k)?;
                 let (child, share, fenced) = (d.child.0.to_vec(), d.share.to_string(), d.fenced.to_runs());
-                DownRow { seq: d.seq, child, share, accepted: d.accepted, cost: d.cost, attempts: d.attempts, open: d.open, fenced }.encode_to_vec()
+                let (accepted, cost, attempts, open, adopt) = (d.accepted, d.cost, d.attempts, d.open, d.adopt.map(Into::into));
+                DownRow { seq: d.seq, child, share, accepted, cost, attempts, open, fenced, adopt }.encode_to_vec()
             }
             RowKey::Link(s) => {
                 let l = self.links.get(&s)?;
                 let wants = l.wants.values().cloned().map(Into::into).collect();
                 let (name, peer_incarnation, wants_seq) = (l.name.clone(), l.peer_incarnation, l.wants_seq);
-                LinkRow { seq: l.seq, name, next: l.next, acked: l.acked, peer_incarnation, seen: l.seen, wants, wants_seq }.encode_to_vec()
+                let (next, acked, complete_from) = (l.next, l.acked, l.complete_from);
+                LinkRow { seq: l.seq, name, next, acked, peer_incarnation, seen: l.seen, wants, wants_seq, complete_from }.encode_to_vec()
             }
             RowKey::Child(s) => {
                 let c = self.cursors.get(&s)?;
                 let (name, kind) = (c.name.clone(), c.kind);
                 ChildRow { seq: c.seq, name, kind, incarnation: c.incarnation, sequence: c.sequence, issued: c.issued }.encode_to_vec()
+            }
+            RowKey::Drain(s) => {
+                let d = self.drains.get(&s)?;
+                let (site, reason, by) = (s.0.to_vec(), d.reason.clone(), d.by.clone());
+                change::Drained { site, drained: true, reason, by, since_ms: d.since_ms }.encode_to_vec()
             }
         })
     }
@@ -221,7 +253,9 @@ impl State {
             match MetaRow::decode(&m[..]) {
                 Ok(m) => {
                     (s.incarnation, s.next_job, s.next_number) = (m.incarnation, m.next_job, m.next_number);
+                    (s.recovering, s.former, s.doubt_from, s.past) = (m.recovering, m.former, m.doubt_from, m.past);
                     next = m.next_change.max(1);
+                    s.meta_from = next;
                 }
                 Err(_) => bad = Some("the meta row".into()),
             }
@@ -244,6 +278,7 @@ impl State {
             let job = s.jobs.get_mut(&new.job)?;
             (job.seq, job.ended_ms, job.want_version, job.next_up) = (row.seq, row.ended_ms, row.want_version, row.next_up);
             job.want = change::want(&row.want);
+            job.at_once = row.at_once;
             job.ended_at = row.ended_at.iter().map(|c| (change::site(&c.peer), c.number)).collect();
             Some(())
         })?;
@@ -260,7 +295,8 @@ impl State {
             let (job, at, r) = (number(k.get(1..9)?)?, number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
             let share = s.intern(&r.share);
             if let Some(j) = s.jobs.get_mut(&job) {
-                j.ups.insert(at, UpEntry { seq: r.seq, number: r.number, share, cost: r.cost, open: r.open });
+                let (incarnation, job) = if r.incarnation == 0 { (j.parent_incarnation, j.parent_job) } else { (r.incarnation, r.job) };
+                j.ups.insert(at, UpEntry { seq: r.seq, number: r.number, share, incarnation, job, cost: r.cost, open: r.open });
             }
             Some(())
         })?;
@@ -269,7 +305,8 @@ impl State {
             let share = s.intern(&r.share);
             let (child, fenced) = (change::site(&r.child), change::tasks(&r.fenced));
             if let Some(j) = s.jobs.get_mut(&job) {
-                let entry = DownEntry { seq: r.seq, child, share, accepted: r.accepted, cost: r.cost, attempts: r.attempts, open: r.open, fenced };
+                let (accepted, cost, attempts, open, adopt) = (r.accepted, r.cost, r.attempts, r.open, r.adopt.map(Into::into));
+                let entry = DownEntry { seq: r.seq, child, share, accepted, cost, attempts, open, fenced, adopt };
                 j.downs.insert(at, entry);
             }
             Some(())
@@ -285,6 +322,7 @@ impl State {
                 acked,
                 peer_incarnation: r.peer_incarnation,
                 seen: r.seen,
+                complete_from: r.complete_from,
                 wants,
                 wants_seq: r.wants_seq,
                 outbox,
@@ -297,6 +335,11 @@ impl State {
             let (id, r) = (SiteId::from_slice(k.get(1..)?)?, ChildRow::decode(v).ok()?);
             let (name, kind) = (r.name, r.kind);
             s.cursors.insert(id, ChildCursor { seq: r.seq, name, kind, incarnation: r.incarnation, sequence: r.sequence, issued: r.issued });
+            Some(())
+        })?;
+        scan(store, b'n', &mut bad, &mut |k, v| {
+            let (id, d) = (SiteId::from_slice(k.get(1..)?)?, change::Drained::decode(v).ok()?);
+            s.drains.insert(id, Drain { reason: d.reason, by: d.by, since_ms: d.since_ms });
             Some(())
         })?;
         let mut dirty = Dirty::new();

@@ -110,7 +110,7 @@ pub fn fill(problem: &Problem<'_>, order: impl Fn(&[u64], &[usize]) -> Vec<usize
 impl Core {
     /// Credit and free slots of a child's share, as of now.
     fn credit(&self, child: SiteId, key: &Arc<str>, share: &Share, heard_ms: u64) -> (u64, u64) {
-        if share.draining || self.now.mono_ms.saturating_sub(heard_ms) > share.credit_ms.max(1) {
+        if share.draining || self.drained(child).is_some() || self.now.mono_ms.saturating_sub(heard_ms) > share.credit_ms.max(1) {
             return (0, 0);
         }
         let out = self.state.outstanding.get(&(child, key.clone())).copied().unwrap_or(0);
@@ -138,7 +138,7 @@ impl Core {
             for (queue, jobs) in &self.state.waiting {
                 let mut tasks = 0;
                 for n in jobs {
-                    tasks += self.state.jobs.get(n).map_or(0, |j| j.queued.len());
+                    tasks += self.state.jobs.get(n).map_or(0, |j| j.placeable());
                     if tasks >= room {
                         break;
                     }
@@ -201,10 +201,12 @@ impl Core {
     /// Take tasks from a queue, oldest job first, and place them.
     fn draw(&mut self, queue: &QueueKey, child: SiteId, key: &Arc<str>, cost: u64, mut n: u64) {
         while n > 0 {
-            let Some(job) = self.state.waiting.get(queue).and_then(|q| q.first().copied()) else { return };
+            // A throttled job may have all that it may have: the next one's turn.
+            let room = |n: &&u64| self.state.jobs.get(n).is_some_and(|j| j.placeable() > 0);
+            let Some(job) = self.state.waiting.get(queue).and_then(|q| q.iter().find(room).copied()) else { return };
             let Some(j) = self.state.jobs.get_mut(&job) else { return };
             let attempts = j.queued.first().map_or(0, |t| j.cell(t).attempts);
-            let mut tasks = j.queued.clone().take_first(n.min(PLACEMENT_TASKS_MAX));
+            let mut tasks = j.queued.clone().take_first(n.min(j.placeable()).min(PLACEMENT_TASKS_MAX));
             if attempts > 0 || j.select(&tasks, |c| c.attempts != attempts).first().is_some() {
                 tasks = j.select(&tasks, |c| c.attempts == attempts);
             }
@@ -213,7 +215,7 @@ impl Core {
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                 let number = if planted(Plant::NumberReused) { self.state.next_number.max(1) } else { self.state.next_number + 1 };
                 let (child, share) = (child.0.to_vec(), key.to_string());
-                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts: attempts.into() }));
+                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts: attempts.into(), adopt: None }));
                 self.send_place(job, number);
             }
             self.changed.insert(job);
@@ -221,26 +223,38 @@ impl Core {
         }
     }
 
-    /// Waiting tasks as demand toward one child each: equal parts to those that fit.
+    /// Waiting tasks as demand toward one child each: equal parts to those that fit. What parents would use beyond what they have placed here is passed on
+    /// in the same way, never back: or a share that several sites see would be given to whoever asks directly.
     fn note_demand(&mut self) {
-        let mut demand: BTreeMap<SiteId, Vec<(Shape, u64)>> = BTreeMap::new();
+        let mut demand: BTreeMap<SiteId, BTreeMap<Shape, u64>> = BTreeMap::new();
+        let mut wanted: Vec<(Shape, u64, &[SiteId])> = Vec::new();
         for (queue, jobs) in &self.state.waiting {
+            let tasks = jobs.iter().take(1_000).filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
+            wanted.push((queue.shape.clone(), tasks, &queue.route));
+        }
+        for (id, p) in self.parents.iter().filter(|(_, p)| p.live) {
+            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id))));
+        }
+        for (shape, tasks, route) in wanted {
             let fitting: Vec<SiteId> = self
                 .children
                 .iter()
-                .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !queue.route.contains(id))
-                .filter(|(_, c)| c.shares.iter().any(|(_, s)| s.fit(&queue.shape) == Fit::Yes && !s.path.iter().any(|p| queue.route.contains(p))))
+                .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !route.contains(id))
+                .filter(|(_, c)| c.shares.iter().any(|(_, s)| s.fit(&shape) == Fit::Yes && !s.path.iter().any(|p| route.contains(p))))
                 .map(|(id, _)| *id)
                 .collect();
-            let tasks: u64 = jobs.iter().take(1_000).filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
             for (k, child) in fitting.iter().enumerate() {
                 let (n, rest) = (tasks / fitting.len() as u64, tasks % fitting.len() as u64);
-                demand.entry(*child).or_default().push((queue.shape.clone(), n + u64::from((k as u64) < rest)));
+                let of = demand.entry(*child).or_default().entry(shape.clone()).or_default();
+                *of = of.saturating_add(n + u64::from((k as u64) < rest));
             }
         }
         for (id, c) in &mut self.children {
-            // Coarse, so that it does not change with every task: powers of two.
-            c.demand = demand.remove(id).unwrap_or_default().into_iter().take(SHARES_MAX).map(|(s, n)| (s, n.next_power_of_two() * u64::from(n > 0))).collect();
+            // Never more than there is, so that in a ring it does not grow without end. Coarse, so that it does not change with every task: powers of two.
+            let most = |shape: &Shape| c.shares.iter().filter(|(_, s)| s.fit(shape) == Fit::Yes).map(|(_, s)| s.slots_total).fold(0, u64::saturating_add);
+            let coarse = |n: u64| if n == 0 { 0 } else { n.min(1 << 62).next_power_of_two() };
+            let demand = demand.remove(id).unwrap_or_default().into_iter().take(SHARES_MAX);
+            c.demand = demand.map(|(shape, n)| (coarse(n.min(most(&shape))), shape)).map(|(n, shape)| (shape, n)).collect();
         }
     }
 
@@ -257,7 +271,7 @@ impl Core {
                 let (credit, free) = self.credit(*id, key, share, c.heard_ms);
                 let mut reason = match self.may_go(&queue, &Offer { child: *id, share, credit, free }, key) {
                     Err(r) => r,
-                    Ok(()) if share.draining => Reason::new(ReasonKind::Draining, format!("{key} takes no new work")),
+                    Ok(()) if share.draining || self.drained(*id).is_some() => self.why_draining(*id, key, share),
                     Ok(()) if credit < share.cost(&queue.shape) => {
                         Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
                     }
@@ -282,6 +296,13 @@ impl Core {
                 .remedy("ask for fewer slots or less memory")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
             Reason::new(ReasonKind::HeldByUser, "on hold")
+        } else if let Some(n) = j.tasks_at_once().filter(|_| j.placeable() == 0) {
+            let text = format!("{n} of its tasks are placed or running, no more may be at a time");
+            // Where there is room does not matter.
+            because.clear();
+            Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")
+        } else if because.iter().all(|r| matches!(r.kind, ReasonKind::Draining | ReasonKind::NoFit | ReasonKind::Loop)) {
+            Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
         };
@@ -293,6 +314,9 @@ impl Core {
         let Some(j) = self.state.jobs.get(&job) else { return Reason::new(ReasonKind::HeldByUser, "") };
         let held = j.select(&j.all(), |c| c.phase() == Some(Phase::Held));
         let by_user: TaskSet = j.want.tasks(intergrid_proto::link::WantValue::Hold, &held);
+        if !j.select(&held, |c| c.is_doubtful()).is_empty() {
+            return self.why_doubted();
+        }
         match (by_user.is_empty(), &j.last_return) {
             (false, _) => Reason::new(ReasonKind::HeldByUser, "on hold").remedy("release it"),
             (true, Some((at, r))) if r.kind == ReasonKind::AttemptsUsed => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),

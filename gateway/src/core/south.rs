@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Kind, Place, Resync, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Kind, Known, Place, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
@@ -25,7 +25,7 @@ impl Core {
         let kind = pb::Kind::from(hello.hop.kind).into();
         if (cursor.name.as_str(), cursor.kind) != (hello.hop.name.as_str(), kind) {
             let (incarnation, number) = (cursor.incarnation, cursor.sequence);
-            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, name: hello.hop.name.clone(), kind }));
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, name: hello.hop.name.clone(), kind, ..Default::default() }));
         }
         let cursor = &self.state.cursors[&child];
         if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
@@ -35,19 +35,17 @@ impl Core {
             );
             self.actions.push(Action::Warn(text));
         }
-        if hello.peer_incarnation == self.state.incarnation && hello.peer_placement > cursor.issued {
-            let text = format!(
-                "child {} has seen our placement {}, and the last that we know of is {}: our store is an old copy, and what we place there is ignored",
-                hello.hop.name, hello.peer_placement, cursor.issued
-            );
-            self.actions.push(Action::Warn(text));
-        }
+        self.hear_of_us(&hello, hello.peer_placement, cursor.issued);
+        self.go_on_behind(child, &hello);
+        let cursor = &self.state.cursors[&child];
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
         self.stop_unseen(child, &hello);
         // An agent that knows its store to be old must not start what was ended since. A site does not kill because its parent does not know a job.
         let renewed = peer_incarnation != 0 && peer_incarnation != hello.incarnation && hello.hop.kind == Kind::Agent;
+        let seen = if hello.peer_incarnation == self.state.incarnation { hello.peer_placement } else { 0 };
         let fresh = Child {
-            hop: hello.hop,
+            hop: hello.hop.clone(),
+            seen,
             attached: true,
             lost_ms: self.now.mono_ms,
             why_lost: String::new(),
@@ -61,6 +59,8 @@ impl Core {
             resync: BTreeMap::new(),
             resync_asked_ms: 0,
             resync_due: false,
+            orphans: Vec::new(),
+            listed: None,
             demand: Vec::new(),
             demand_told: Vec::new(),
             demand_ms: 0,
@@ -76,12 +76,15 @@ impl Core {
             sequence_low: 0,
             sequence_high: 0,
             machine: Vec::new(),
+            recovering: self.asks_orphans(child),
         };
+        let asks = answer.recovering;
         self.actions.push(Action::ToChild(child, Down::Hello(answer)));
-        if renewed {
+        // What we do not know ourselves can't tell what counts.
+        if renewed && !asks {
             self.actions.push(Action::ToChild(child, Down::Open(self.open_on(child))));
         }
-        self.repeat_to(child);
+        self.repeat_to(child, hello.recovering);
     }
 
     /// All attempts on this child that count.
@@ -95,7 +98,7 @@ impl Core {
     }
 
     /// What is due for a child that has just come: stale attempts, registers, placements that it has not accepted.
-    fn repeat_to(&mut self, child: SiteId) {
+    fn repeat_to(&mut self, child: SiteId, recovering: bool) {
         let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
         let mut stale = Vec::new();
         let mut jobs = std::collections::BTreeSet::new();
@@ -106,7 +109,8 @@ impl Core {
                 stale.push(Attempts { number, job, tasks: d.fenced.clone() });
             }
             jobs.insert(job);
-            if !d.accepted {
+            // Those of older incarnations are no names any more: the child says what it holds of them.
+            if (recovering || !d.accepted) && number > self.state.former {
                 unsent.push((number, job));
             }
         }
@@ -119,7 +123,10 @@ impl Core {
             }
         }
         for (number, job) in unsent {
-            self.send_place(job, number);
+            self.send_known(job, number, recovering);
+        }
+        if recovering {
+            self.actions.push(Action::ToChild(child, Down::Resent));
         }
     }
 
@@ -142,6 +149,11 @@ impl Core {
 
     /// Send one placement as it stands now.
     pub(super) fn send_place(&mut self, job: u64, number: u64) {
+        self.send_known(job, number, false);
+    }
+
+    /// `again`: the child may have had it, and lost its store.
+    fn send_known(&mut self, job: u64, number: u64, again: bool) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(d) = j.downs.get(&number) else { return };
         let Some(c) = self.children.get_mut(&d.child).filter(|c| c.attached) else { return };
@@ -165,14 +177,19 @@ impl Core {
             hops_left: j.hops_left,
             chain: j.chain.clone(),
             array_size: j.size,
+            known: match d.adopt {
+                _ if again => Known::Perhaps,
+                Some(former) => Known::As(former),
+                None => Known::Nothing,
+            },
         };
         self.actions.push(Action::ToChild(d.child, Down::Place(Box::new(place))));
     }
 
-    pub(super) fn child_gone(&mut self, child: SiteId, why: String) {
+    pub(super) fn child_gone(&mut self, child: SiteId, why: String, silent_ms: u64) {
         if let Some(c) = self.children.get_mut(&child).filter(|c| c.attached) {
             c.attached = false;
-            c.lost_ms = self.now.mono_ms;
+            c.lost_ms = self.now.mono_ms.saturating_sub(silent_ms);
             c.why_lost = why;
             c.shares.clear();
             c.below.clear();
@@ -209,6 +226,7 @@ impl Core {
             Up::Events(e) => self.child_events(child, e),
             Up::Hints(hints) => hints.into_iter().for_each(|h| self.child_hint(child, h)),
             Up::Resync(r) => self.child_resync(child, r),
+            Up::Orphans(o) => self.child_lists(child, o),
             // Content is the shell's concern.
             Up::NeedBlob(_) => {}
         }
@@ -243,7 +261,7 @@ impl Core {
     }
 
     /// The tasks of a placement of this child: current, and fenced.
-    fn split(&self, child: SiteId, of: &Attempts) -> (TaskSet, TaskSet) {
+    pub(super) fn split(&self, child: SiteId, of: &Attempts) -> (TaskSet, TaskSet) {
         let ours = self.state.placed_on.get(&child).and_then(|p| p.get(&of.number)) == Some(&of.job);
         let Some(j) = self.state.jobs.get(&of.job).filter(|_| ours) else { return Default::default() };
         let current = j.select(&of.tasks, |c| (c.down == of.number || planted(Plant::StaleCounts)) && c.is_below());
@@ -255,7 +273,7 @@ impl Core {
         self.children.get(&child).map(|c| c.hop.clone())
     }
 
-    fn child_event(&mut self, child: SiteId, event: Event) {
+    pub(super) fn child_event(&mut self, child: SiteId, event: Event) {
         let (job, number) = (event.of.job, event.of.number);
         let (current, fenced) = self.split(child, &event.of);
         match event.what {
@@ -296,7 +314,7 @@ impl Core {
     }
 
     /// The child has this placement; said again, it changes nothing.
-    fn accepted(&mut self, job: u64, number: u64) {
+    pub(super) fn accepted(&mut self, job: u64, number: u64) {
         if self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).is_some_and(|d| !d.accepted) {
             self.record(What::Accepted(change::OfPlacement { job, number, tasks: Vec::new() }));
         }
@@ -305,7 +323,7 @@ impl Core {
     /// Never claimed below: they wait here again, unless somebody has wished otherwise meanwhile.
     fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
         let Some(j) = self.state.jobs.get(&job) else { return };
-        let Some((share, attempts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts)) else { return };
+        let Some((share, attempts, adopts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts, d.adopt.is_some())) else { return };
         let (queue, spec_hash) = (QueueKey::of(j), j.spec_hash);
         let asked = !j.want.tasks(WantValue::Return, tasks).is_empty();
         let entry = pb::HistoryEntry {
@@ -316,6 +334,9 @@ impl Core {
             ..Default::default()
         };
         self.history(job, entry);
+        if reason.kind == ReasonKind::EvidenceLost && adopts {
+            return self.doubt_placed(job, number, tasks, true);
+        }
         // What it gave back it may have dropped with its spec: the next placement brings it again.
         if let Some(c) = self.children.get_mut(&child) {
             c.specs.remove(&spec_hash);
@@ -335,7 +356,7 @@ impl Core {
         let now = self.now.mono_ms;
         let (least, most, whose) = match reason.kind {
             ReasonKind::AskedBack if asked => return,
-            ReasonKind::OverCredit | ReasonKind::StillStopping => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
+            ReasonKind::OverCredit | ReasonKind::StillStopping | ReasonKind::Draining => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
             // It will not change its mind soon.
             ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),
             _ => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue),
@@ -476,7 +497,7 @@ impl Core {
         self.finish(of.job, of.number, hop, current, &part);
     }
 
-    fn child_hint(&mut self, child: SiteId, hint: Hint) {
+    pub(super) fn child_hint(&mut self, child: SiteId, hint: Hint) {
         let (current, _) = self.split(child, &hint.of);
         let Some(j) = self.state.jobs.get_mut(&hint.of.job).filter(|_| !current.is_empty()) else { return };
         set_hint(j, &current, hint.phase);
@@ -513,8 +534,9 @@ impl Core {
             let Some(j) = self.state.jobs.get(&job) else { continue };
             for phase in HINTED {
                 for (up, tasks) in j.by_up(&j.select(&due, |c| c.phase() == Some(phase))) {
-                    if let Some(e) = j.ups.get(&up) {
-                        let of = Attempts { number: e.number, job: j.parent_job, tasks };
+                    let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+                    if let Some(e) = j.ups.get(&up).filter(|e| e.incarnation == now) {
+                        let of = Attempts { number: e.number, job: e.job, tasks };
                         by_parent.entry(parent).or_default().push(Hint { of, phase });
                     }
                 }
@@ -525,59 +547,6 @@ impl Core {
                 self.actions.push(Action::ToParent(parent, Up::Hints(hints.to_vec())));
             }
         }
-    }
-
-    /// The child's full state, part by part. What we hold open there and it does not know is lost.
-    fn child_resync(&mut self, child: SiteId, r: Resync) {
-        // Each part is taken in as it comes: of what it knows only what is ours is remembered.
-        for range in r.ranges {
-            let (current, fenced) = self.split(child, &range.of);
-            if !(current.is_empty() && fenced.is_empty())
-                && let Some(c) = self.children.get_mut(&child)
-            {
-                let known = c.resync.entry(range.of.number).or_default();
-                current.ranges().iter().chain(fenced.ranges()).for_each(|t| known.insert(t.clone()));
-            }
-            if !current.is_empty() {
-                self.accepted(range.of.job, range.of.number);
-            }
-            match range.ended {
-                Some(ended) => self.child_event(child, Event { of: range.of, what: EventKind::Ended(ended) }),
-                None if range.phase == Phase::Queued || range.phase == Phase::Held || range.phase == Phase::Placed => {}
-                None => self.child_hint(child, Hint { of: range.of, phase: range.phase }),
-            }
-        }
-        if !r.last {
-            return;
-        }
-        let known = self.children.get_mut(&child).map(|c| std::mem::take(&mut c.resync)).unwrap_or_default();
-        let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
-        for (number, job) in placed {
-            let Some(j) = self.state.jobs.get(&job) else { continue };
-            let Some(d) = j.downs.get(&number).filter(|d| d.accepted) else { continue };
-            let (attempts, on_lost) = (d.attempts + 1, j.spec.parsed.on_lost);
-            let told = known.get(&number).cloned().unwrap_or_default();
-            let fenced_gone = d.fenced.subtract(&told);
-            let lost = j.select(&j.all(), |c| c.down == number && c.is_below()).subtract(&told);
-            if !fenced_gone.is_empty() {
-                self.record(What::Stopped(change::OfPlacement { job, number, tasks: fenced_gone.to_runs() }));
-            }
-            if lost.is_empty() {
-                continue;
-            }
-            match on_lost {
-                OnLost::Requeue => self.requeue(job, number, &lost, attempts, true),
-                OnLost::Wait => {
-                    let reason = Reason::new(ReasonKind::EvidenceLost, format!("{} no longer knows of it", self.child_name(child)))
-                        .remedy("an administrator can declare it lost");
-                    if let Some(j) = self.state.jobs.get_mut(&job) {
-                        j.last_return = Some((self.now.mono_ms, reason));
-                    }
-                }
-            }
-        }
-        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: r.sequence, ..Default::default() }));
-        self.actions.push(Action::ToChild(child, Down::Ack { incarnation: r.incarnation, sequence: r.sequence }));
     }
 
     pub(super) fn child_name(&self, child: SiteId) -> String {

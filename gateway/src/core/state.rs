@@ -7,13 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Event, Origin, Want};
+use intergrid_proto::link::{Event, Former, Origin, Want};
 use intergrid_proto::{BlobHash, JobSpec, Phase, Shape, SiteId, TaskSet, pb};
 
 use super::cells::Cells;
 
 /// Tasks of a chunk.
 pub const CHUNK_TASKS: u32 = 4_096;
+
+/// In place of an exit: the task is in doubt.
+pub const EXIT_DOUBTFUL: u16 = 1_026;
+
+/// As that, and who had it has forgotten how it ended.
+pub const EXIT_FORGOTTEN: u16 = 1_027;
 
 /// One task: 16 bytes, so that a million fit in 16 MB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,6 +41,16 @@ impl Cell {
         Phase::from_number(i32::from(self.phase))
     }
 
+    /// It waits here, and may have been started by somebody below while this store did not know.
+    pub fn is_doubtful(self) -> bool {
+        matches!(self.exit, EXIT_DOUBTFUL | EXIT_FORGOTTEN) && self.phase == Phase::Held as u8
+    }
+
+    /// It has neither ended nor gone.
+    pub fn is_open(self) -> bool {
+        self.phase().is_some_and(|p| !p.is_terminal())
+    }
+
     /// Somebody below has it.
     pub fn is_below(self) -> bool {
         self.down != 0 && self.phase().is_some_and(|p| !p.is_terminal())
@@ -54,6 +70,10 @@ pub struct UpEntry {
     pub seq: u64,
     pub number: u64,
     pub share: Arc<str>,
+    /// The incarnation of the parent that issued it: orphaned where that is no more.
+    pub incarnation: u64,
+    /// The parent's job.
+    pub job: u64,
     /// Slots that each task counts for in the parent's window.
     pub cost: u64,
     /// Tasks not terminal and not given back.
@@ -74,6 +94,16 @@ pub struct DownEntry {
     pub open: u64,
     /// Tasks whose attempt here no longer counts and has not been seen to stop.
     pub fenced: TaskSet,
+    /// The child held them under this name when we placed them.
+    pub adopt: Option<Former>,
+}
+
+/// Takes no new work: why, who said so, since when (milliseconds since 1970).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drain {
+    pub reason: String,
+    pub by: String,
+    pub since_ms: u64,
 }
 
 /// A spec, shared by all jobs that have it.
@@ -111,6 +141,8 @@ pub struct Job {
     pub ups: BTreeMap<u32, UpEntry>,
     pub downs: BTreeMap<u64, DownEntry>,
     pub chunks: Vec<Chunk>,
+    /// Tasks at a time, where that was changed after the submission; 0: not limited.
+    pub at_once: Option<u32>,
     /// Tasks ended, by every child that has had any.
     pub ended_at: BTreeMap<SiteId, u64>,
     // Derived.
@@ -134,6 +166,17 @@ impl Job {
     pub fn cell(&self, task: u32) -> Cell {
         // A chunk that is one cell has that for tasks beyond the array too.
         self.chunks.get((task / CHUNK_TASKS) as usize).filter(|_| task < self.size).map(|c| c.cells.get(task % CHUNK_TASKS)).unwrap_or_default()
+    }
+
+    /// Tasks of it that may be placed or running at a time: counted where it was submitted.
+    pub fn tasks_at_once(&self) -> Option<u32> {
+        self.at_once.or(self.spec.parsed.tasks_at_once).filter(|n| *n > 0 && self.parent.is_none())
+    }
+
+    /// Of its waiting tasks, those that may be placed now.
+    pub fn placeable(&self) -> u64 {
+        let below = || self.downs.values().map(|d| d.open).sum::<u64>();
+        self.queued.len().min(self.tasks_at_once().map_or(u64::MAX, |n| u64::from(n).saturating_sub(below())))
     }
 
     pub fn count(&self, phase: Phase) -> u64 {
@@ -207,6 +250,8 @@ pub struct Link {
     pub peer_incarnation: u64,
     /// Highest placement number seen.
     pub seen: u64,
+    /// Of placements below this number we may have forgotten some.
+    pub complete_from: u64,
     /// Registers of jobs that we do not know (yet).
     pub wants: BTreeMap<u64, Want>,
     pub wants_seq: u64,
@@ -250,14 +295,28 @@ pub struct ChildCursor {
 #[derive(Debug, Default)]
 pub struct State {
     pub incarnation: u64,
+    /// Something that this site once knew may be missing, and its peers have not all said what they know.
+    pub recovering: bool,
+    /// Placements up to this number were issued under older incarnations.
+    pub former: u64,
+    /// Of placements above this number this store may have forgotten some; while it recovers.
+    pub doubt_from: u64,
+    /// The row that was loaded knows of all changes below this one.
+    pub meta_from: u64,
+    /// Older incarnations, as far as they are known.
+    pub past: Vec<u64>,
     pub next_job: u64,
     pub next_number: u64,
     pub jobs: BTreeMap<u64, Job>,
     pub links: BTreeMap<SiteId, Link>,
     pub cursors: BTreeMap<SiteId, ChildCursor>,
+    /// Who takes no new work: this site, children.
+    pub drains: BTreeMap<SiteId, Drain>,
     // Derived.
     pub by_key: HashMap<(SiteId, String), u64>,
     pub by_parent: HashMap<(SiteId, u64, u64), u64>,
+    /// Jobs that serve a parent's job by adoption.
+    pub adopted: HashMap<(SiteId, u64, u64), BTreeSet<u64>>,
     /// Open placements of each child: number to job.
     pub placed_on: BTreeMap<SiteId, BTreeMap<u64, u64>>,
     /// Slots outstanding on each child's shares.
@@ -272,6 +331,13 @@ pub struct State {
 }
 
 impl State {
+    /// Our jobs that serve this job of a parent, the one that takes in new tasks first.
+    pub fn jobs_of(&self, parent: SiteId, incarnation: u64, job: u64) -> Vec<u64> {
+        let key = (parent, incarnation, job);
+        let first = self.by_parent.get(&key).copied();
+        first.into_iter().chain(self.adopted.get(&key).into_iter().flatten().copied().filter(|n| Some(*n) != first)).collect()
+    }
+
     /// One copy of each share's key.
     pub fn intern(&mut self, s: &str) -> Arc<str> {
         match self.names.get_key_value(s) {

@@ -35,7 +35,7 @@ impl Core {
     pub fn find_placed(&self, parent: SiteId, job: u64) -> Result<u64, Refusal> {
         let incarnation = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
         let unknown = || Refusal::new(RefusalKind::NotFound, format!("you placed no job {job} here"));
-        self.state.by_parent.get(&(parent, incarnation, job)).copied().ok_or_else(unknown)
+        self.state.jobs_of(parent, incarnation, job).first().copied().ok_or_else(unknown)
     }
 
     /// So many jobs of a caller (`all`: of everybody) below this number, newest first; and below which the next ones are, where there may be more.
@@ -118,6 +118,7 @@ impl Core {
                 .max_by_key(|(_, t)| t.len())
                 .filter(|(_, t)| t.len() * 2 > u64::from(j.size))
                 .map_or(0, |(v, _)| pb::WantValue::from(*v).into()),
+            tasks_at_once: j.tasks_at_once().unwrap_or(0),
         }
     }
 
@@ -168,7 +169,9 @@ impl Core {
         for (id, c) in &self.children {
             let used = |key: &std::sync::Arc<str>| self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
             let agent = c.hop.kind == Kind::Agent;
-            let free: u64 = if agent {
+            let free: u64 = if self.drained(*id).is_some() {
+                0
+            } else if agent {
                 c.shares.iter().map(|(k, s)| s.slots_total.min(s.window).saturating_sub(used(k))).sum()
             } else {
                 totals(c.shares.iter().map(|(_, s)| s)).1
@@ -192,6 +195,7 @@ impl Core {
                 shares: c.shares.iter().map(|(_, s)| s.clone().into()).collect(),
                 unreachable,
                 age_ms,
+                draining: self.host_draining(*id),
                 ..Default::default()
             };
             children.push((*id, host));
@@ -202,6 +206,7 @@ impl Core {
         me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
         me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
         me.done = self.state.ended;
+        me.draining = self.host_draining(self.me.site);
         (me, children)
     }
 }

@@ -29,7 +29,10 @@ fn reason(r: &mut pb::Reason) {
 fn host(h: &mut pb::Host, levels: u32) {
     [&mut h.version, &mut h.unreachable, &mut h.backend, &mut h.endpoint].into_iter().for_each(words);
     h.site.iter_mut().for_each(|s| words(&mut s.name));
-    h.shares.iter_mut().for_each(|s| [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency].into_iter().for_each(words));
+    h.draining.iter_mut().for_each(reason);
+    h.shares
+        .iter_mut()
+        .for_each(|s| [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency, &mut s.draining_reason].into_iter().for_each(words));
     match levels {
         0 => h.below.clear(),
         n => h.below.iter_mut().for_each(|b| host(b, n - 1)),

@@ -4,6 +4,7 @@
 mod answers;
 pub mod callers;
 mod link;
+mod orders;
 mod some;
 mod tree;
 
@@ -207,6 +208,12 @@ impl pb::grid_server::Grid for Service {
         let tasks = self.some_of(job, r.tasks).await?;
         let tasks = self.engine.set_want(job, value, tasks).await?;
         Ok(Response::new(pb::SetWantReply { tasks, job: JobNo(job).id() }))
+    }
+
+    async fn order(&self, request: Request<pb::OrderRequest>) -> Answer<pb::OrderReply> {
+        let peer = allow(&request, &[Role::User, Role::Admin])?;
+        let _turn = self.callers.tree_call(&peer).await?;
+        Ok(Response::new(self.ordered(&peer, request.into_inner()).await?))
     }
 
     async fn list(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListReply> {

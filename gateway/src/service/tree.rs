@@ -102,7 +102,13 @@ impl Service {
             return seen;
         }
         match within(left, self.backend.hosts(id, left)).await {
-            Ok(host) => answers::of_host(host, seen.site),
+            Ok(host) => {
+                let mut host = answers::of_host(host, seen.site);
+                if seen.draining.is_some() {
+                    (host.draining, host.slots_free) = (seen.draining, 0);
+                }
+                host
+            }
             Err(unreachable) => pb::Host { unreachable, ..seen },
         }
     }

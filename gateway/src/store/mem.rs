@@ -42,6 +42,13 @@ impl MemDisk {
         Ok(MemStore { disk: self.clone() })
     }
 
+    /// A copy, as a backup is one.
+    pub fn copy(&self) -> MemDisk {
+        let s = self.state();
+        let (rows, changes, last, forget) = (s.rows.clone(), s.changes.clone(), s.last, s.forget);
+        MemDisk(Arc::new(Mutex::new(State { rows, changes, last, forget, ..State::default() })))
+    }
+
     /// After so many more commits the disk fails: later ones change nothing and return an error, until it is opened again.
     pub fn fail_after(&self, commits: u64) {
         self.state().commits_left = Some(commits);

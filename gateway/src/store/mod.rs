@@ -4,8 +4,13 @@
 //! restart is rows plus the changes behind them. Law: when `commit` returns, all of the batch is durable, or (on an error) the process must end; after a
 //! crash either all or none of a batch is there.
 
+mod disk;
+mod log;
 pub mod mem;
 pub mod sled;
+mod table;
+#[cfg(test)]
+mod tests;
 
 pub use self::mem::{MemDisk, MemStore};
 pub use self::sled::SledStore;
@@ -17,7 +22,7 @@ pub struct Batch {
     pub rows: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     /// Changes to append: number, bytes. Numbers ascend over all batches.
     pub changes: Vec<(u64, Vec<u8>)>,
-    /// Forget changes below this number. They are out of sight at once; their space comes back in bounded steps with the commits that follow.
+    /// Forget changes below this number. They are out of sight at once; their space comes back later, in bounded steps.
     pub truncate_below: Option<u64>,
 }
 
@@ -38,6 +43,11 @@ impl Batch {
                 return refuse(format!("a row of {bytes} bytes (at most {RECORD_BYTES_MAX})"));
             }
         }
+        let rows: usize = self.rows.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let bytes = rows + self.changes.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+        if bytes > BATCH_BYTES_MAX {
+            return refuse(format!("{bytes} bytes (at most {BATCH_BYTES_MAX})"));
+        }
         let mut last = last;
         for (number, bytes) in &self.changes {
             if last.is_some_and(|last| *number <= last) {
@@ -55,6 +65,8 @@ impl Batch {
 /// A row's or change's limit, above anything that one message of a peer can make; what is larger is a fault of ours. Most are below 64 KiB; the store
 /// cuts them as it needs.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// All of a batch; far above what one turn can make.
+pub const BATCH_BYTES_MAX: usize = 1 << 30;
 /// A row's key.
 pub const KEY_BYTES_MAX: usize = 256;
 
@@ -117,8 +129,7 @@ pub trait Store: Send {
     fn reader(&self) -> Box<dyn Reader>;
 }
 
-/// Reads rows beside the store thread. One row is always whole; two rows may be from either side of a batch, and a batch may be seen a moment before it
-/// is durable.
+/// Reads rows beside the store thread. One row is always whole; two rows may be from either side of a batch.
 pub trait Reader: Send + Sync {
     /// One row.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;

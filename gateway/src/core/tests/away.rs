@@ -94,7 +94,7 @@ fn an_agent_with_an_old_store_is_told_what_counts() {
         w.wire.clear();
         w.input(g, Input::ChildUp { child: a, hello: Hello { sequence_high: 1_000, ..hello } });
         let open = w.wire.iter().find_map(|(.., m)| if let Message::Down(Down::Open(open)) = m { Some(open.clone()) } else { None });
-        w.input(g, Input::ChildGone { child: a, why: String::new() });
+        w.input(g, Input::ChildGone { child: a, why: String::new(), silent_ms: 0 });
         open
     };
     assert_eq!(None, opened(77), "its store is the one that we know");

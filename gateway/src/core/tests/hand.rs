@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
 
 use super::super::state::Spec;
@@ -190,7 +190,7 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
         let hop = hop.clone();
         let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
         let machine = Vec::new();
-        let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine };
+        let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine, recovering: false };
         w.input(g, Input::ParentUp { parent, name: "p".into() });
         w.input(g, Input::ParentSays { parent, message: Down::Hello(hello) });
         w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].key.clone()) } else { None }).unwrap()
@@ -211,6 +211,7 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
         hops_left: 8,
         chain: Vec::new(),
         array_size: 1,
+        known: Known::Nothing,
     };
     w.input(g, Input::ParentSays { parent, message: Down::Place(Box::new(place)) });
     w.pass(200);

@@ -2,6 +2,8 @@
 
 mod away;
 mod hand;
+mod orders;
+mod recover;
 mod told;
 mod world;
 

@@ -30,6 +30,7 @@ pub(in crate::core) struct World {
     pub(in crate::core) wire: VecDeque<(SiteId, SiteId, Message)>,
     pub(in crate::core) submitted: BTreeMap<u64, Result<(u64, bool), intergrid_proto::Refusal>>,
     pub(in crate::core) wanted: BTreeMap<u64, Result<u64, intergrid_proto::Refusal>>,
+    pub(in crate::core) ordered: BTreeMap<u64, Result<crate::core::orders::Done, intergrid_proto::Refusal>>,
     /// Links that are cut: (child, parent).
     pub(in crate::core) cut: Vec<(SiteId, SiteId)>,
     pub(in crate::core) token: u64,
@@ -38,6 +39,10 @@ pub(in crate::core) struct World {
     /// Many inputs a turn, as under load, instead of one.
     pub(in crate::core) batched: bool,
     pub(in crate::core) due: std::collections::BTreeSet<SiteId>,
+    /// Links that a site has ended and that have not been made again: (site, peer).
+    pub(in crate::core) left: Vec<(SiteId, SiteId)>,
+    /// What sites have written to their logs.
+    pub(in crate::core) warned: Vec<(SiteId, String)>,
 }
 
 #[derive(Debug)]
@@ -48,7 +53,9 @@ pub(in crate::core) enum Message {
 
 pub(in crate::core) fn open(hop: &Hop, disk: &MemDisk, now: Now, checkpoint: u64) -> Core {
     let store = disk.open().unwrap();
-    let mut core = Core::load(hop.clone(), &store, Box::new(FirstFit), now, 7 + hop.name.len() as u64).unwrap();
+    // Not the incarnation of an earlier life.
+    let fresh = 7 + hop.name.len() as u64 + now.mono_ms * 1_000;
+    let mut core = Core::load(hop.clone(), &store, Box::new(FirstFit), now, fresh).unwrap();
     core.checkpoint_changes = checkpoint;
     core
 }
@@ -65,11 +72,14 @@ impl World {
             wire: VecDeque::new(),
             submitted: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            ordered: BTreeMap::new(),
             cut: Vec::new(),
             token: 0,
             checkpoint: limits::CHECKPOINT_CHANGES,
             batched: false,
             due: Default::default(),
+            left: Vec::new(),
+            warned: Vec::new(),
         }
     }
 
@@ -108,7 +118,7 @@ impl World {
     pub(in crate::core) fn cut(&mut self, child: SiteId, parent: SiteId) {
         self.cut.push((child, parent));
         self.wire.retain(|(from, to, _)| (*from, *to) != (child, parent) && (*from, *to) != (parent, child));
-        self.input(parent, Input::ChildGone { child, why: "cut".into() });
+        self.input(parent, Input::ChildGone { child, why: "cut".into(), silent_ms: 0 });
         if self.sites.contains_key(&child) {
             self.input(child, Input::ParentGone { parent });
         } else if let Some(a) = self.agents.get_mut(&child) {
@@ -138,10 +148,13 @@ impl World {
         for action in out.actions {
             match action {
                 Action::Submitted(t, r) => _ = self.submitted.insert(t, r),
+                Action::Ordered(t, r) => _ = self.ordered.insert(t, r),
                 Action::Wanted(t, r) => _ = self.wanted.insert(t, r),
                 Action::ToParent(p, up) => self.wire.push_back((site, p, Message::Up(up))),
                 Action::ToChild(c, down) => self.wire.push_back((site, c, Message::Down(down))),
-                Action::Changed(_) | Action::Warn(_) => {}
+                Action::Leave(peer, _) => self.left.push((site, peer)),
+                Action::Warn(text) => self.warned.push((site, text)),
+                Action::Changed(_) => {}
             }
         }
     }
@@ -153,7 +166,9 @@ impl World {
             let Some((from, to, message)) = self.wire.pop_front() else {
                 let due = std::mem::take(&mut self.due);
                 if due.is_empty() {
-                    return;
+                    let Some((site, peer)) = self.left.pop() else { return };
+                    self.greet_anew(site, peer);
+                    continue;
                 }
                 due.into_iter().for_each(|site| self.turn(site));
                 continue;
@@ -200,6 +215,23 @@ impl World {
         }
     }
 
+    /// The process dies, and starts again with this in place of its store.
+    pub(in crate::core) fn restart_with(&mut self, site: SiteId, disk: MemDisk) {
+        self.sites.get_mut(&site).unwrap().disk = disk;
+        self.restart(site);
+    }
+
+    /// A site has ended its links to a peer: they are made again at once.
+    fn greet_anew(&mut self, site: SiteId, peer: SiteId) {
+        for (child, parent) in [(site, peer), (peer, site)] {
+            let linked = self.above.get(&child).is_some_and(|a| a.contains(&parent)) && !self.cut.contains(&(child, parent));
+            if linked {
+                self.cut(child, parent);
+                self.link(child, parent);
+            }
+        }
+    }
+
     /// The process dies, and starts again with what was committed.
     pub(in crate::core) fn restart(&mut self, site: SiteId) {
         self.wire.retain(|(from, to, _)| *from != site && *to != site);
@@ -208,6 +240,11 @@ impl World {
         s.core = open(&s.hop, &s.disk, now, self.checkpoint);
         let parents = self.above.get(&site).cloned().unwrap_or_default();
         let children: Vec<SiteId> = self.above.iter().filter(|(_, p)| p.contains(&site)).map(|(c, _)| *c).collect();
+        // A broker's children are those of its configuration.
+        if children.iter().all(|c| self.sites.contains_key(c)) {
+            let names: Vec<String> = children.iter().map(|c| self.sites[c].hop.name.clone()).collect();
+            self.sites.get_mut(&site).unwrap().core.expect(names);
+        }
         for c in children {
             if self.sites.contains_key(&c) {
                 self.input(c, Input::ParentGone { parent: site });
@@ -215,7 +252,7 @@ impl World {
             self.link(c, site);
         }
         for p in parents {
-            self.input(p, Input::ChildGone { child: site, why: "restart".into() });
+            self.input(p, Input::ChildGone { child: site, why: "restart".into(), silent_ms: 0 });
             self.link(site, p);
         }
     }

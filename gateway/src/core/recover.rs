@@ -1,0 +1,346 @@
+//! A store that is older than what its peers have seen of it, or empty. This site takes a new incarnation and asks: parents send again what they hold open
+//! here, children list what they hold of older incarnations. What a child holds is placed on it anew under that name, and goes on.
+//!
+//! Invariant: what waited here when the store was found to be old is *in doubt* (Held, with a mark that is durable) and started by nobody until its parent
+//! has confirmed it and the children have spoken or their time is over. Then what nobody claims is placed again if a lost attempt may be (`on_lost`), else
+//! it stays, with the reason EvidenceLost, until a child claims it late or somebody ends it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use intergrid_proto::link::{EventKind, Hello, Kind, Orphan, Orphans, WantValue};
+use intergrid_proto::limits::SEQUENCE_MAX;
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet};
+
+use super::change::{self, What};
+use super::limits::*;
+use super::rows::pieces;
+use super::state::{EXIT_FORGOTTEN, Job};
+use super::{Action, Core};
+
+impl Core {
+    /// What a peer's hello says of this site: `high` of something of which this store has issued `known`. True: the store is an old copy, it has taken a new
+    /// incarnation, and all peers are greeted anew.
+    pub(super) fn hear_of_us(&mut self, hello: &Hello, high: u64, known: u64) -> bool {
+        let (told, name) = (hello.peer_incarnation, &hello.hop.name);
+        let why = if told == self.state.incarnation && high > known {
+            format!("{name} has seen our number {high}, the last that we know of is {known}")
+        } else if told != 0 && told != self.state.incarnation && !self.state.past.contains(&told) {
+            format!("{name} knows our incarnation {told}, which we do not")
+        } else {
+            return false;
+        };
+        let Some(fresh) = self.fresh.take() else {
+            // Born in this process: it can be empty, and not old, whatever is said of it.
+            if told != self.state.incarnation {
+                self.recover(&why, told);
+            }
+            return false;
+        };
+        self.renew(&why, fresh, told);
+        true
+    }
+
+    /// This store is an old copy.
+    fn renew(&mut self, why: &str, fresh: u64, told: u64) {
+        let incarnation = if fresh == self.state.incarnation { fresh.wrapping_add(1).max(1) } else { fresh };
+        self.actions.push(Action::Warn(format!("{why}: our store is an old copy; it takes incarnation {incarnation} and asks what it has missed")));
+        self.record(What::Born(change::Born { incarnation, recovering: true, told }));
+        self.recovering_from_ms = self.now.mono_ms;
+        let waiting: Vec<(u64, TaskSet)> = self.state.jobs.values().filter(|j| j.open() > 0).map(|j| (j.no, waits(j))).collect();
+        waiting.into_iter().for_each(|(job, tasks)| self.doubt(job, &tasks));
+        let peers = self.children.iter().filter(|(_, c)| c.attached).map(|(id, _)| *id);
+        let peers: BTreeSet<SiteId> = peers.chain(self.parents.iter().filter(|(_, p)| p.attached).map(|(id, _)| *id)).collect();
+        for peer in peers {
+            if let Some(p) = self.parents.get_mut(&peer) {
+                (p.attached, p.live) = (false, false);
+            }
+            self.child_gone(peer, "to be greeted anew".into(), 0);
+            self.actions.push(Action::Leave(peer, "a new incarnation has to be told".into()));
+        }
+    }
+
+    /// This store was empty, and a peer knows this site.
+    pub(super) fn recover(&mut self, why: &str, told: u64) {
+        if !self.state.recovering {
+            self.actions.push(Action::Warn(format!("{why}: our store was lost")));
+            self.recovering_from_ms = self.now.mono_ms;
+        }
+        self.record(What::Born(change::Born { incarnation: self.state.incarnation, recovering: true, told }));
+    }
+
+    /// Numbers that a child has seen of any incarnation of ours are not given again.
+    pub(super) fn go_on_behind(&mut self, child: SiteId, hello: &Hello) {
+        let cursor = self.state.cursors.entry(child).or_default();
+        if hello.peer_incarnation != self.state.incarnation && hello.peer_placement > cursor.issued && hello.peer_placement <= SEQUENCE_MAX / 2 {
+            let (incarnation, number, issued) = (cursor.incarnation, cursor.sequence, hello.peer_placement);
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, issued, ..Default::default() }));
+        }
+    }
+
+    /// Is this child to list what it holds of older incarnations?
+    pub(super) fn asks_orphans(&self, child: SiteId) -> bool {
+        let former = self.state.placed_on.get(&child).is_some_and(|p| p.keys().next().is_some_and(|n| *n <= self.state.former));
+        former || self.state.recovering || self.state.cursors.get(&child).is_none_or(|c| c.incarnation == 0)
+    }
+
+    /// Nobody starts these any more, for the time being.
+    pub(super) fn doubt(&mut self, job: u64, tasks: &TaskSet) {
+        self.doubt_of(job, 0, tasks);
+    }
+
+    /// `number`: the placement of which its child has forgotten how it ended; 0: no child is known to have forgotten.
+    fn doubt_of(&mut self, job: u64, number: u64, tasks: &TaskSet) {
+        if tasks.is_empty() {
+            return;
+        }
+        for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
+            self.record(What::Doubted(change::OfPlacement { job, number, tasks: t.to_runs() }));
+        }
+        self.changed.insert(job);
+        if !self.state.recovering {
+            self.settle_doubts(job, true);
+        }
+    }
+
+    /// Tasks that we have placed and of which the child knows nothing, or nothing any more.
+    pub(super) fn doubt_placed(&mut self, job: u64, number: u64, tasks: &TaskSet, forgotten: bool) {
+        let Some(attempts) = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).map(|d| d.attempts) else { return };
+        for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
+            self.record(What::Requeued(change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false }));
+        }
+        self.doubt_of(job, if forgotten { number } else { 0 }, tasks);
+        self.schedule_due = true;
+    }
+
+    /// A part of what a child holds of our older incarnations.
+    pub(super) fn child_lists(&mut self, child: SiteId, list: Orphans) {
+        let Some(c) = self.children.get_mut(&child) else { return };
+        if c.listed.take().is_some() {
+            c.orphans.clear();
+        }
+        let room = ORPHANS_MAX.saturating_sub(c.orphans.len());
+        c.orphans.extend(list.orphans.into_iter().take(room));
+        c.listed = list.last.then_some(list.complete_from);
+        if !list.last {
+            return;
+        }
+        self.claim(child);
+        self.settle_ms = self.now.mono_ms;
+        // Of what was placed there under older incarnations the list says all.
+        let placed = self.state.placed_on.get(&child).into_iter().flat_map(|p| p.range(..=self.state.former));
+        let placed: Vec<(u64, u64)> = placed.map(|(n, j)| (*n, *j)).collect();
+        for (number, job) in placed {
+            let Some(j) = self.state.jobs.get(&job) else { continue };
+            let gone = j.select(&j.all(), |c| c.down == number && c.is_below());
+            let fenced = j.downs.get(&number).map(|d| d.fenced.clone()).unwrap_or_default();
+            if !gone.is_empty() {
+                self.doubt_placed(job, number, &gone, list.complete_from > number);
+            }
+            if !fenced.is_empty() {
+                self.record(What::Stopped(change::OfPlacement { job, number, tasks: fenced.to_runs() }));
+            }
+        }
+        if let Some(c) = self.children.get(&child).filter(|c| c.orphans.iter().any(|o| !o.phase.is_terminal())) {
+            let n: u64 = c.orphans.iter().filter(|o| !o.phase.is_terminal()).map(|o| o.tasks.len()).sum();
+            let text = format!("child {} holds {n} tasks of older incarnations of this site that nobody here knows (yet): they run on", c.hop.name);
+            self.actions.push(Action::Warn(text));
+        }
+    }
+
+    /// See what all children have listed again: tasks have come of which they may be.
+    pub(super) fn claim_all(&mut self) {
+        let listed: Vec<SiteId> = self.children.iter().filter(|(_, c)| c.attached && c.listed.is_some()).map(|(id, _)| *id).collect();
+        listed.into_iter().for_each(|child| self.claim(child));
+    }
+
+    /// What a child holds and we miss is placed on it, under the name by which it knows it.
+    fn claim(&mut self, child: SiteId) {
+        let Some(c) = self.children.get_mut(&child).filter(|c| c.listed.is_some() && !c.orphans.is_empty()) else { return };
+        let orphans = std::mem::take(&mut c.orphans);
+        let named: BTreeSet<(SiteId, &str)> = orphans.iter().map(|o| (o.origin.site, o.origin.job.as_str())).collect();
+        let mut jobs: HashMap<(SiteId, String), Vec<u64>> = HashMap::new();
+        for j in self.state.jobs.values().filter(|j| named.contains(&(j.origin.site, j.origin.job.as_str()))) {
+            jobs.entry((j.origin.site, j.origin.job.clone())).or_default().push(j.no);
+        }
+        let mut left = Vec::new();
+        for mut orphan in orphans {
+            for job in jobs.get(&(orphan.origin.site, orphan.origin.job.clone())).into_iter().flatten() {
+                let tasks = self.claimable(child, *job, &orphan);
+                if !tasks.is_empty() {
+                    orphan.tasks = orphan.tasks.subtract(&tasks);
+                    self.adopt_from(child, *job, &orphan, &tasks);
+                }
+            }
+            if !orphan.tasks.is_empty() {
+                left.push(orphan);
+            }
+        }
+        if let Some(c) = self.children.get_mut(&child) {
+            c.orphans = left;
+        }
+    }
+
+    /// Tasks of this job that are what the child holds: in doubt here, or placed there (or, in a time that this store has forgotten, from elsewhere) under an
+    /// older incarnation.
+    fn claimable(&self, child: SiteId, job: u64, o: &Orphan) -> TaskSet {
+        let Some(j) = self.state.jobs.get(&job).filter(|j| j.spec_hash == o.spec_hash && j.size == o.array_size) else { return TaskSet::new() };
+        let forgotten = o.former.number > self.state.former;
+        let there: BTreeSet<u64> = j.downs.iter().filter(|(n, d)| **n <= self.state.former && d.child == child).map(|(n, _)| *n).collect();
+        let mut tasks = j.select(&o.tasks, |c| match c.down {
+            _ if !c.is_open() => false,
+            0 => c.is_doubtful() || j.parent.is_some() && c.phase() == Some(Phase::Queued),
+            n if there.contains(&n) => n == o.former.number || forgotten,
+            n => n <= self.state.former && forgotten,
+        });
+        // It was stopped because it had been given to others, unless somebody wished it.
+        if o.phase == Phase::Cancelled && j.spec.parsed.on_lost == OnLost::Requeue {
+            tasks = j.want.tasks(WantValue::Cancel, &tasks);
+        }
+        tasks
+    }
+
+    fn adopt_from(&mut self, child: SiteId, job: u64, o: &Orphan, tasks: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let mut below: BTreeMap<u64, TaskSet> = BTreeMap::new();
+        let mut attempts: BTreeMap<u8, TaskSet> = BTreeMap::new();
+        j.each_run(tasks, |range, c| {
+            if c.down != 0 {
+                below.entry(c.down).or_default().insert(range.clone());
+            }
+            attempts.entry(c.attempts).or_default().insert(range);
+        });
+        let doubtful = j.select(tasks, |c| c.is_doubtful());
+        for (number, tasks) in below {
+            let Some((at, attempts)) = j_down(&self.state.jobs[&job], number) else { continue };
+            for t in pieces(&tasks, u64::MAX, CHANGE_RANGES_MAX) {
+                let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false };
+                self.record(if at == child { What::Requeued(r) } else { What::Fenced(r) });
+            }
+        }
+        self.set_phase_if(job, &doubtful);
+        for (attempts, tasks) in attempts {
+            for tasks in pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
+                let (number, share, adopt) = (self.state.next_number + 1, o.share.clone(), Some(o.former.into()));
+                let (child, cost, attempts) = (child.0.to_vec(), o.cost.max(1), attempts.into());
+                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts, adopt }));
+                self.send_place(job, number);
+            }
+        }
+        self.changed.insert(job);
+        self.advert_due = true;
+    }
+
+    fn set_phase_if(&mut self, job: u64, tasks: &TaskSet) {
+        if !tasks.is_empty() {
+            self.set_phase(job, tasks, Phase::Queued, false);
+        }
+    }
+
+    /// Time passes: a parent that does not send again what it holds, children that do not come.
+    pub(super) fn recovery_goes_on(&mut self) {
+        let now = self.now.mono_ms;
+        let silent = |p: &super::Parent| p.attached && p.resent.is_some() && now.saturating_sub(p.resent_from_ms) >= RECOVERY_WAIT_MS;
+        let late: Vec<SiteId> = self.parents.iter().filter(|(_, p)| silent(p)).map(|(id, _)| *id).collect();
+        for parent in late {
+            if let Some(p) = self.parents.get_mut(&parent) {
+                p.resent = None;
+            }
+            self.resync_soon(parent);
+        }
+        let passed = now.saturating_sub(self.recovering_from_ms);
+        let all = self.all_have_listed();
+        if !self.state.recovering || now < self.settle_ms || passed < RECOVERY_WAIT_MS && (passed < RECOVERY_WAIT_MIN_MS || !all) {
+            return;
+        }
+        self.settle_ms = now + RECOVERY_PAUSE_MS;
+        let doubted: Vec<u64> = self.state.jobs.values().filter(|j| j.count(Phase::Held) > 0).map(|j| j.no).collect();
+        let waits = doubted.into_iter().filter(|job| !self.settle_doubts(*job, false)).count();
+        if waits == 0 {
+            self.record(What::Born(change::Born { incarnation: self.state.incarnation, ..Default::default() }));
+            self.actions.push(Action::Warn("recovered: parents and children have said what they hold".into()));
+        }
+    }
+
+    /// Have those that may have had work of ours, as far as we know, said what they have?
+    fn all_have_listed(&self) -> bool {
+        let agent = intergrid_proto::pb::Kind::from(Kind::Agent) as i32;
+        // Machines come and go; one that is missed had work.
+        let missed = |id: &SiteId, kind: i32| kind != agent || self.state.placed_on.get(id).is_some_and(|p| !p.is_empty());
+        self.state.cursors.iter().all(|(id, c)| self.has_listed(id, u64::MAX) || !missed(id, c.kind))
+    }
+
+    fn has_listed(&self, child: &SiteId, complete_from: u64) -> bool {
+        self.children.get(child).is_some_and(|c| c.attached && c.listed.is_some_and(|from| from <= complete_from))
+    }
+
+    /// Is what no child claims known to have been placed nowhere? Every child that there is, as far as can be known, leaves nothing out.
+    fn is_certain(&self) -> bool {
+        let from = self.state.doubt_from + 1;
+        let attached = || self.children.iter().filter(|(_, c)| c.attached).map(|(id, c)| (id, c.hop.name.as_str()));
+        let expected = |names: &BTreeSet<String>| names.iter().all(|n| attached().any(|(id, name)| name == n && self.has_listed(id, from)));
+        match &self.expected {
+            Some(names) => expected(names),
+            None => self.state.doubt_from > 0 && self.state.cursors.keys().all(|id| self.has_listed(id, from)),
+        }
+    }
+
+    /// Doubtful tasks that nobody has claimed: placed again where a lost attempt may be or it is certain that there was none, else kept, with the reason.
+    /// False: somebody may still have a word to say of them.
+    fn settle_doubts(&mut self, job: u64, new: bool) -> bool {
+        let Some(j) = self.state.jobs.get(&job) else { return true };
+        let now = j.parent.and_then(|p| self.state.links.get(&p)).map_or(0, |l| l.peer_incarnation);
+        let orphan = |up: u32| j.parent.is_some() && j.ups.get(&up).is_some_and(|e| e.incarnation != now);
+        let tasks = j.select(&j.all(), |c| c.is_doubtful() && c.down == 0 && !orphan(c.up));
+        if tasks.is_empty() {
+            return true;
+        }
+        if self.state.recovering && j.parent.is_some_and(|p| !self.parents.get(&p).is_some_and(|p| p.confirmed)) {
+            return false;
+        }
+        let forgotten = j.select(&tasks, |c| c.exit == EXIT_FORGOTTEN);
+        let (again, lost) = match j.spec.parsed.on_lost {
+            OnLost::Requeue => (tasks, TaskSet::new()),
+            OnLost::Wait if self.state.recovering && self.is_certain() => (tasks.subtract(&forgotten), forgotten),
+            OnLost::Wait => (TaskSet::new(), tasks),
+        };
+        if !again.is_empty() {
+            self.set_phase(job, &again, Phase::Queued, false);
+            self.arrived(job);
+            self.enforce_want(job);
+        }
+        let uncertain = !lost.subtract(&self.state.jobs[&job].select(&lost, |c| c.exit == EXIT_FORGOTTEN)).is_empty();
+        if !lost.is_empty() && (new || self.lost_told.insert(job)) {
+            let reason = evidence_lost();
+            self.emit_for(job, &lost, &|_| EventKind::Held(reason.clone()));
+            if let Some(j) = self.state.jobs.get_mut(&job) {
+                j.last_return = Some((self.now.mono_ms, reason));
+            }
+            self.changed.insert(job);
+        }
+        !uncertain
+    }
+
+    /// Why tasks in doubt wait.
+    pub(super) fn why_doubted(&self) -> Reason {
+        match self.state.recovering {
+            true => Reason::new(ReasonKind::EvidenceLost, "this site's store was found to be old or lost; it waits for its peers to say what they hold"),
+            false => evidence_lost(),
+        }
+    }
+}
+
+fn evidence_lost() -> Reason {
+    Reason::new(ReasonKind::EvidenceLost, "it was here before the store was lost, and nobody below claims it: it may have run")
+        .remedy("release it to run it (again), or cancel it")
+}
+
+fn j_down(j: &Job, number: u64) -> Option<(SiteId, u32)> {
+    j.downs.get(&number).map(|d| (d.child, d.attempts))
+}
+
+/// What waits at this site; held back for good only what has used up its attempts.
+fn waits(j: &Job) -> TaskSet {
+    let used_up = |attempts: u8| u32::from(attempts) >= j.spec.parsed.attempts_max;
+    j.select(&j.all(), |c| c.is_open() && c.down == 0 && !(c.phase() == Some(Phase::Held) && used_up(c.attempts)))
+}
