@@ -101,6 +101,7 @@ impl Grid {
             trust,
             parent: None,
             limits: LimitsConfig { store_free_min_bytes: 1 << 20, ..LimitsConfig::default() },
+            metrics: None,
         }
     }
 

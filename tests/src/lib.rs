@@ -1,9 +1,11 @@
 //! What the end-to-end tests share: [`grid`] makes real sites in this process, over loopback TCP and mTLS, and clients that call them; [`logs`] keeps
-//! what they log. It holds no assertions of its own but time-outs: what is right, each test says itself.
+//! what they log. They hold no assertions of their own but time-outs: what is right, each test says itself. [`sim`] is a world of its own: cores in virtual
+//! time, from a seed.
 
 pub mod client;
 pub mod grid;
 pub mod logs;
+pub mod sim;
 
 use std::time::Duration;
 

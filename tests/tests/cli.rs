@@ -7,15 +7,21 @@ mod tree;
 #[path = "faults/user.rs"]
 mod user;
 
+#[path = "cli/comforts.rs"]
+mod comforts;
 #[path = "cli/daemons.rs"]
 mod daemons;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/jobs.rs"]
 mod jobs;
+#[path = "cli/orders.rs"]
+mod orders;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/staging.rs"]
 mod staging;
+#[path = "cli/watched.rs"]
+mod watched;
 #[path = "cli/why.rs"]
 mod why;

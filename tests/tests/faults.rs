@@ -17,6 +17,8 @@ mod away;
 mod dialling;
 #[path = "faults/killed.rs"]
 mod killed;
+#[path = "faults/recovered.rs"]
+mod recovered;
 #[path = "faults/staged.rs"]
 mod staged;
 #[path = "faults/undisturbed.rs"]

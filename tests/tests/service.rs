@@ -22,6 +22,9 @@ const MAY: &[(&str, [bool; 4])] = &[
     ("submit", [true, true, false, false]),
     ("submit_many", [true, true, false, false]),
     ("set_want", [true, true, false, false]),
+    ("order", [true, true, false, false]),
+    ("order drain", [false, true, false, false]),
+    ("order lost", [false, true, false, false]),
     ("list", [true, true, false, false]),
     ("show", [true, true, false, false]),
     ("show placed", [false, false, true, false]),
@@ -57,6 +60,15 @@ async fn call(c: &Client, what: &str, blob: &[u8]) -> Result<(), Refusal> {
         "set_want" => {
             let request = pb::SetWantRequest { job, value: pb::WantValue::from(WantValue::Cancel).into(), tasks: None };
             answer(grid.set_want(request)).await.map(drop)
+        }
+        "order" => {
+            use pb::order_request::What;
+            let what = match what {
+                "order drain" => What::Resume(String::new()),
+                "order lost" => What::Lost("nobody".into()),
+                _ => What::Throttle(pb::Throttle { job, tasks_at_once: 1 }),
+            };
+            answer(grid.order(pb::OrderRequest { what: Some(what) })).await.map(drop)
         }
         "list" => answer(grid.list(pb::ListRequest::default())).await.map(drop),
         "show" => answer(grid.show(about(job))).await.map(drop),
@@ -260,7 +272,7 @@ async fn the_tree_is_told_and_who_is_away_is_named() {
     let name = |h: &pb::Host| h.site.as_ref().unwrap().name.clone();
     assert_eq!(["far", "near", "never"], *host.below.iter().map(name).collect::<Vec<_>>());
     assert_eq!(["near-m0", "near-m1"], *host.below[1].below.iter().map(name).collect::<Vec<_>>());
-    assert!(host.below[2].unreachable.contains("not reached") && host.below[0].unreachable.is_empty() && host.backend == "federation");
+    assert!(host.below[2].unreachable.contains("never since this site started") && host.below[0].unreachable.is_empty() && host.backend == "federation");
     let (job, _) = ann.submit("k", &sleep("3600"), 8).await.unwrap();
     until("all to run", async || match ann.show(&job).await.unwrap() {
         v if count(&v, Phase::Running) == 8 => Ok(()),

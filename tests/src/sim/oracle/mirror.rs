@@ -1,0 +1,325 @@
+//! What every site has made durable, as told by its changes, and what a change may do to it.
+
+use std::collections::BTreeMap;
+
+use intergrid_gateway::core::change::{self, Change, What};
+use intergrid_gateway::core::state::{EXIT_DOUBTFUL, State};
+use intergrid_gateway::store::Batch;
+use intergrid_proto::limits::HOPS_MAX;
+use intergrid_proto::link::{Want, at};
+use intergrid_proto::{BlobHash, Exit, Phase, SiteId, TaskSet, pb};
+use prost::Message;
+
+use super::{Oracle, TaskKey};
+
+/// A task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// 0: not here.
+    pub phase: u8,
+    pub attempts: u8,
+    pub exit: u16,
+    /// The parent's placement.
+    pub up: u64,
+    /// Ours.
+    pub down: u64,
+}
+
+impl Cell {
+    pub fn is_terminal(self) -> bool {
+        self.phase >= Phase::Done as u8
+    }
+
+    fn is_open(self) -> bool {
+        self.phase != 0 && !self.is_terminal()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub parent: Option<SiteId>,
+    pub origin: (SiteId, String),
+    pub hash: BlobHash,
+    pub cells: Vec<Cell>,
+    pub want: Want,
+}
+
+impl Job {
+    pub fn size(&self) -> u32 {
+        self.cells.len() as u32
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Placed {
+    pub job: u64,
+    pub child: SiteId,
+    /// Each task's placement above.
+    pub ups: BTreeMap<u32, u64>,
+    pub fenced: TaskSet,
+}
+
+/// One site.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    pub jobs: BTreeMap<u64, Job>,
+    pub placed: BTreeMap<u64, Placed>,
+    /// Children's events: incarnation and sequence.
+    pub cursors: BTreeMap<SiteId, (u64, u64)>,
+    emitted: BTreeMap<SiteId, u64>,
+    born: u64,
+}
+
+impl Oracle {
+    /// A batch is durable at a site.
+    pub fn committed(&mut self, site: usize, batch: &Batch) {
+        for (seq, bytes) in &batch.changes {
+            match Change::decode(&bytes[..]).ok().and_then(|c| c.what) {
+                Some(what) => self.change(site, what),
+                None => self.fail("I18", format!("site {site}: change {seq} can't be read")),
+            }
+        }
+        for (key, value) in &batch.rows {
+            if let (Some(b'h'), Some(bytes)) = (key.first(), value) {
+                let job = key.get(1..9).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes).unwrap_or(0);
+                self.history(site, job, bytes);
+            }
+        }
+    }
+
+    pub(super) fn task(&self, site: usize, job: u64, task: u32) -> TaskKey {
+        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        (origin.0, origin.1, task)
+    }
+
+    fn change(&mut self, site: usize, what: What) {
+        match what {
+            What::Born(b) => self.mirrors[site].born = b.incarnation,
+            What::Job(j) => self.job(site, j),
+            What::Tasks(t) => self.arrive(site, t),
+            What::Want(w) => {
+                if let Some(j) = self.mirrors[site].jobs.get_mut(&w.job) {
+                    j.want = change::want(&w.want);
+                }
+            }
+            What::Placed(p) => self.place(site, p),
+            What::Accepted(_) | What::Seen(_) | What::Acked(_) | What::Drained(_) | What::Throttled(_) => {}
+            What::Ended(e) => self.end(site, e),
+            What::Requeued(r) => self.requeue(site, r, false),
+            What::Fenced(r) => self.requeue(site, r, true),
+            What::Stopped(s) => {
+                for t in change::tasks(&s.tasks).iter() {
+                    self.must_be_over(site, s.number, t, ("I10", "seen to have stopped"), true);
+                }
+            }
+            What::GivenBack(g) => {
+                for t in change::tasks(&g.tasks).iter() {
+                    let Some(c) = self.cell(site, g.job, t) else { continue };
+                    if c.down != 0 || !c.is_open() {
+                        self.fail("I9", format!("site {site} gives back task {t} of job {}, which is {c:?}", g.job));
+                    }
+                    self.set(site, g.job, t, Cell::default());
+                }
+            }
+            What::Phase(p) => {
+                for t in change::tasks(&p.tasks).iter() {
+                    let Some(c) = self.cell(site, p.job, t) else { continue };
+                    if !c.is_open() {
+                        self.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and becomes phase {}", p.job, p.phase));
+                    }
+                    let attempts = if p.anew { 0 } else { c.attempts };
+                    self.set(site, p.job, t, Cell { phase: p.phase as u8, attempts, ..c });
+                }
+            }
+            What::Adopted(a) => {
+                for t in change::tasks(&a.tasks).iter() {
+                    let Some(c) = self.cell(site, a.job, t) else { continue };
+                    let phase = if c.phase == Phase::Held as u8 && c.exit == EXIT_DOUBTFUL { Phase::Queued as u8 } else { c.phase };
+                    self.set(site, a.job, t, Cell { up: a.number, phase, ..c });
+                }
+            }
+            What::Doubted(d) => {
+                for t in change::tasks(&d.tasks).iter() {
+                    let Some(c) = self.cell(site, d.job, t) else { continue };
+                    if c.down != 0 || !c.is_open() {
+                        self.fail("I9", format!("site {site} doubts task {t} of job {}, which is {c:?}", d.job));
+                    }
+                    self.set(site, d.job, t, Cell { phase: Phase::Held as u8, exit: EXIT_DOUBTFUL, ..c });
+                }
+            }
+            What::Cursor(c) => {
+                let (peer, at) = (change::site(&c.peer), (c.incarnation, c.number));
+                let before = self.mirrors[site].cursors.insert(peer, at).unwrap_or_default();
+                // A full state is as of an event that may have been heard before: the rest is said again.
+                if before.0 == at.0 && at.1 < before.1 && !self.resynced.contains(&(site, peer)) {
+                    self.fail("I18", format!("site {site}: the cursor of {peer:?} goes back from {before:?} to {at:?}"));
+                }
+            }
+            What::Emit(e) => {
+                let parent = change::site(&e.parent);
+                let last = self.mirrors[site].emitted.insert(parent, e.sequence).unwrap_or(0);
+                if e.sequence != last + 1 {
+                    self.fail("I18", format!("site {site}: event {} to {parent:?} after {last}", e.sequence));
+                }
+            }
+        }
+    }
+
+    fn cell(&self, site: usize, job: u64, task: u32) -> Option<Cell> {
+        self.mirrors[site].jobs.get(&job).and_then(|j| j.cells.get(task as usize)).copied()
+    }
+
+    fn set(&mut self, site: usize, job: u64, task: u32, cell: Cell) {
+        if let Some(c) = self.mirrors[site].jobs.get_mut(&job).and_then(|j| j.cells.get_mut(task as usize)) {
+            *c = cell;
+        }
+    }
+
+    fn job(&mut self, site: usize, j: change::JobNew) {
+        let mut route = j.route.clone();
+        route.sort();
+        route.dedup();
+        if route.len() != j.route.len() || route.len() > HOPS_MAX as usize + 1 {
+            self.fail("I5", format!("site {site} takes in job {} with a route of {} sites, {} different", j.job, j.route.len(), route.len()));
+        }
+        let origin = j.origin.unwrap_or_default();
+        let job = Job {
+            parent: SiteId::from_slice(&j.parent),
+            origin: (change::site(&origin.site), origin.job),
+            hash: BlobHash::from_slice(&j.spec_hash).unwrap_or(BlobHash([0; 32])),
+            cells: vec![Cell::default(); j.size as usize],
+            want: Want::default(),
+        };
+        if self.mirrors[site].jobs.insert(j.job, job).is_some() {
+            self.fail("I1", format!("site {site} gives number {} to a second job", j.job));
+        }
+    }
+
+    fn arrive(&mut self, site: usize, t: change::TasksAdded) {
+        for task in change::tasks(&t.tasks).iter() {
+            let Some(c) = self.cell(site, t.job, task) else { continue };
+            if c.is_open() {
+                self.fail("I2", format!("site {site}: task {task} of job {} comes in again while it is {c:?}", t.job));
+            }
+            let phase = Phase::Queued as u8;
+            self.set(site, t.job, task, Cell { phase, attempts: t.attempts as u8, exit: 0, up: t.number, down: 0 });
+        }
+    }
+
+    fn place(&mut self, site: usize, p: change::Placed) {
+        let (child, tasks) = (change::site(&p.child), change::tasks(&p.tasks));
+        if self.mirrors[site].placed.keys().next_back().is_some_and(|last| p.number <= *last) {
+            self.fail("I10", format!("site {site} issues placement number {} again", p.number));
+        }
+        let mut ups = BTreeMap::new();
+        for t in tasks.iter() {
+            let Some(c) = self.cell(site, p.job, t) else { continue };
+            if c.phase != Phase::Queued as u8 || c.down != 0 {
+                self.fail("I2", format!("site {site} places task {t} of job {}, which is {c:?}", p.job));
+            }
+            ups.insert(t, c.up);
+            self.set(site, p.job, t, Cell { phase: Phase::Placed as u8, down: p.number, ..c });
+        }
+        self.mirrors[site].placed.insert(p.number, Placed { job: p.job, child, ups, fenced: TaskSet::new() });
+    }
+
+    fn end(&mut self, site: usize, e: change::TasksEnded) {
+        for (k, t) in change::tasks(&e.tasks).iter().enumerate() {
+            let Some(c) = self.cell(site, e.job, t) else { continue };
+            if !c.is_open() {
+                self.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and ends again", e.job));
+            }
+            if c.down != e.number {
+                self.fail("I10", format!("site {site}: task {t} of job {} is on placement {} and ends on {}", e.job, c.down, e.number));
+            }
+            let exit = Exit::from_number(at(&e.exit, k).unwrap_or(1025));
+            if e.number != 0 {
+                self.must_be_over(site, e.number, t, ("I9", "said to have ended"), false);
+                self.must_have_evidence(site, e.number, t, e.phase, exit);
+            } else if e.phase == Phase::Done as i32 {
+                self.fail("I9", format!("site {site}: task {t} of job {} is done without having been placed", e.job));
+            }
+            self.set(site, e.job, t, Cell { phase: e.phase as u8, exit: exit.to_number() as u16, attempts: e.attempts as u8, ..c });
+        }
+    }
+
+    fn requeue(&mut self, site: usize, r: change::Requeued, fence: bool) {
+        for t in change::tasks(&r.tasks).iter() {
+            let Some(c) = self.cell(site, r.job, t) else { continue };
+            if c.down != r.number || !c.is_open() {
+                self.fail("I10", format!("site {site}: task {t} of job {} is {c:?} and comes back from placement {}", r.job, r.number));
+            }
+            if u32::from(c.attempts) < r.attempts {
+                *self.excused.entry(self.task(site, r.job, t)).or_default() += 1;
+            }
+            if fence {
+                if let Some(p) = self.mirrors[site].placed.get_mut(&r.number) {
+                    p.fenced.insert(t..t + 1);
+                }
+            } else {
+                self.must_be_over(site, r.number, t, ("I2", "said to have come back"), false);
+                if u32::from(c.attempts) < r.attempts && !self.was_started(site, r.number, t) {
+                    self.fail("I3", format!("site {site}: task {t} of job {} was given back unstarted, and counted as an attempt", r.job));
+                }
+            }
+            let phase = if r.held { Phase::Held } else { Phase::Queued };
+            self.set(site, r.job, t, Cell { phase: phase as u8, attempts: r.attempts as u8, down: 0, ..c });
+        }
+    }
+
+    /// A root's history: each usage once.
+    fn history(&mut self, site: usize, job: u64, bytes: &[u8]) {
+        if self.mirrors[site].jobs.get(&job).is_none_or(|j| j.parent.is_some()) {
+            return;
+        }
+        let Ok(entry) = pb::HistoryEntry::decode(bytes) else {
+            return self.fail("I11", format!("site {site}: an entry of the history of job {job} can't be read"));
+        };
+        let tasks = intergrid_proto::convert::tasks_in(entry.tasks).unwrap_or_default();
+        for (task, uid) in tasks.iter().zip(entry.ended.iter().flat_map(|e| &e.cpu_us)) {
+            let key = self.task(site, job, task);
+            if self.processes.get(uid).is_none_or(|p| p.task != key) {
+                self.fail("I11", format!("site {site}: usage of process {uid} is counted for task {task} of job {job}, which it never was"));
+            }
+            if !self.counted.insert(*uid) {
+                self.fail("I11", format!("site {site}: usage of process {uid}, task {task} of job {job}, is counted twice"));
+            }
+        }
+    }
+
+    /// After a restart: neither less nor more than was committed.
+    pub fn loaded(&mut self, site: usize, state: &State) {
+        let mirror = &self.mirrors[site];
+        let mut wrong = None;
+        if state.jobs.keys().ne(mirror.jobs.keys()) {
+            wrong = Some(format!("jobs {:?} instead of {:?}", state.jobs.keys(), mirror.jobs.keys()));
+        }
+        for (no, job) in &mirror.jobs {
+            let Some(found) = state.jobs.get(no) else { continue };
+            for (t, c) in job.cells.iter().enumerate() {
+                let f = found.cell(t as u32);
+                let up = found.ups.get(&f.up).map_or(0, |u| u.number);
+                // Hints are not durable, and may be in a row.
+                let phase = |p: u8| if (Phase::StagingIn as u8..=Phase::StagingOut as u8).contains(&p) { Phase::Placed as u8 } else { p };
+                let is = Cell { phase: phase(f.phase), attempts: f.attempts, exit: f.exit, up, down: f.down };
+                let same = (is.phase, is.attempts, is.down) == (c.phase, c.attempts, c.down);
+                let same = same && (c.phase == 0 || job.parent.is_none() || is.up == c.up) && (!c.is_terminal() || is.exit == c.exit);
+                if !same {
+                    wrong = Some(format!("task {t} of job {no} is {is:?} instead of {c:?}"));
+                }
+            }
+            if found.want.ranges != job.want.ranges {
+                wrong = Some(format!("the register of job {no} is {:?} instead of {:?}", found.want, job.want));
+            }
+        }
+        for (child, at) in &mirror.cursors {
+            let found = state.cursors.get(child).map(|c| (c.incarnation, c.sequence)).unwrap_or_default();
+            if found != *at {
+                wrong = Some(format!("the cursor of {child:?} is {found:?} instead of {at:?}"));
+            }
+        }
+        if let Some(what) = wrong {
+            self.fail("I18", format!("site {site} after its restart: {what}"));
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What passes between the parts: what is told, what is promised, and what is done about it.
+
+use intergrid_agent::core::Key;
+use intergrid_gateway::core::change::{self, Change, What};
+use intergrid_gateway::core::state::State;
+use intergrid_gateway::core::{Action, Input, Output};
+use intergrid_proto::link::{Down, Event, EventKind, Place, Up, Want, WantValue};
+use intergrid_proto::share::cost;
+use intergrid_proto::{ReasonKind, SiteId, TaskSet};
+use prost::Message;
+
+use super::Oracle;
+
+impl Oracle {
+    /// A site is about to take an input.
+    pub fn stepping(&mut self, site: usize, state: &State, input: &Input) {
+        let me = self.ids[site];
+        match input {
+            Input::ParentSays { parent, message: Down::Want(w) } => self.register(me, *parent, w),
+            Input::ParentSays { parent, message: Down::Place(p) } => {
+                self.register(me, *parent, &p.want);
+                if self.fits(site, state, *parent, p) {
+                    self.fitting.insert((site, *parent, p.number));
+                }
+            }
+            Input::ParentUp { parent, .. } | Input::ParentGone { parent } => _ = self.adverts.remove(&(site, *parent)),
+            Input::ChildSays { child, message: Up::Resync(r) } => {
+                self.resynced.insert((site, *child));
+                self.ends_resynced |= r.ranges.iter().any(|r| r.ended.is_some());
+            }
+            _ => {}
+        }
+    }
+
+    fn register(&mut self, me: SiteId, parent: SiteId, w: &Want) {
+        let known = self.registers.entry((me, parent, w.job)).or_default();
+        if w.version >= known.version {
+            *known = w.clone();
+        }
+    }
+
+    /// Is this within what this parent was last told?
+    fn fits(&self, site: usize, state: &State, parent: SiteId, p: &Place) -> bool {
+        let told = self.adverts.get(&(site, parent)).and_then(|t| t.get(&p.share));
+        let Some((window, slots, memory)) = told else { return false };
+        let held = state.held_for.get(&(parent, p.share.as_str().into())).copied().unwrap_or(0);
+        held + cost(&self.shape(p.spec_hash), *slots, *memory).max(1) * p.tasks.len() <= *window
+    }
+
+    /// What a turn of a site is going to make durable and do.
+    pub fn output(&mut self, site: usize, state: &State, output: &Output) {
+        for (_, bytes) in &output.batch.changes {
+            match Change::decode(&bytes[..]).ok().and_then(|c| c.what) {
+                Some(What::Placed(p)) => self.may_place(site, state, &p),
+                Some(What::Emit(e)) => self.may_return(site, &e),
+                _ => {}
+            }
+        }
+        for action in &output.actions {
+            match action {
+                Action::ToParent(parent, Up::Advert(a)) => {
+                    let told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine_slots, s.machine_memory_bytes))).collect();
+                    self.adverts.insert((site, *parent), told);
+                }
+                Action::ToParent(parent, Up::Resync(r)) => {
+                    let named = self.resyncs.entry((site, *parent)).or_default();
+                    for range in &r.ranges {
+                        let tasks = named.entry(range.of.number).or_default();
+                        *tasks = tasks.union(&range.of.tasks);
+                    }
+                    if r.last {
+                        self.must_name_all(site, *parent, state);
+                    }
+                }
+                _ => {}
+            }
+        }
+        if !output.batch.is_empty() || !output.actions.is_empty() {
+            self.fitting.retain(|(s, ..)| *s != site);
+        }
+    }
+
+    /// Nothing is placed that was cancelled before.
+    fn may_place(&mut self, site: usize, state: &State, p: &change::Placed) {
+        let (tasks, me) = (change::tasks(&p.tasks), self.ids[site]);
+        let Some(j) = state.jobs.get(&p.job) else { return };
+        let cancelled = match j.parent {
+            None => self.cancelled.get(&(site, p.job)).map(|c| c.intersect(&tasks)),
+            Some(parent) => self.registers.get(&(me, parent, j.parent_job)).map(|w| w.tasks(WantValue::Cancel, &tasks)),
+        };
+        if let Some(cancelled) = cancelled.filter(|c| !c.is_empty()) {
+            self.fail("I14", format!("site {site} places task {cancelled} of job {}, which was cancelled before", p.job));
+        }
+    }
+
+    /// What fitted the advertised window is not sent back for want of room.
+    fn may_return(&mut self, site: usize, e: &change::Emit) {
+        let Some(Event { of, what: EventKind::Returned(reason) }) = e.event.clone().and_then(|e| Event::try_from(e).ok()) else { return };
+        let parent = change::site(&e.parent);
+        let full = reason.kind == ReasonKind::OverCredit;
+        if full && self.fitting.contains(&(site, parent, of.number)) {
+            self.fail(
+                "I16",
+                format!("site {site} returns placement {} of {parent:?} for want of room, and it fitted the last advertisement", of.number),
+            );
+        }
+    }
+
+    /// A full state leaves nothing out that is open here for this parent.
+    fn must_name_all(&mut self, site: usize, parent: SiteId, state: &State) {
+        let named = self.resyncs.remove(&(site, parent)).unwrap_or_default();
+        let incarnation = state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+        for j in state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == incarnation) {
+            for (ord, up) in &j.ups {
+                let open: TaskSet = j.select(&j.all(), |c| c.up == *ord && c.phase().is_some_and(|p| !p.is_terminal()));
+                let missing = named.get(&up.number).map_or(open.clone(), |n| open.subtract(n));
+                if !missing.is_empty() {
+                    self.fail("I1", format!("site {site}: its full state leaves out tasks {missing} of placement {} of {parent:?}", up.number));
+                }
+            }
+        }
+    }
+
+    /// A site says something to a child: what it acknowledges is durable, and so is what it places.
+    pub fn saying(&mut self, site: usize, child: SiteId, message: &Down) {
+        let mirror = &self.mirrors[site];
+        match message {
+            Down::Ack { incarnation, sequence } => {
+                let at = mirror.cursors.get(&child).copied().unwrap_or_default();
+                if at.0 != *incarnation && *sequence > 0 || at.1 < *sequence {
+                    self.fail("I1", format!("site {site} acknowledges event {sequence} of {child:?}, and {at:?} is durable"));
+                }
+            }
+            Down::Place(p) if mirror.placed.get(&p.number).is_none_or(|d| d.job != p.job || d.child != child) => {
+                self.fail("I1", format!("site {site} sends placement {} to {child:?}, which is not durable", p.number));
+            }
+            _ => {}
+        }
+    }
+
+    /// A leaf has been told.
+    pub fn heard(&mut self, leaf: usize, parent: usize, message: &Down) {
+        let (me, parent) = (leaf_id(leaf), self.ids[parent]);
+        match message {
+            Down::Want(w) => self.register(me, parent, w),
+            Down::Place(p) => self.register(me, parent, &p.want),
+            _ => {}
+        }
+    }
+
+    /// A leaf decides to start a task.
+    pub fn starting(&mut self, leaf: usize, key: Key) {
+        let gateway = self.gateway_of[leaf];
+        let Some(job) = self.mirrors[gateway].placed.get(&key.0).map(|p| p.job) else { return };
+        let register = self.registers.get(&(leaf_id(leaf), self.ids[gateway], job));
+        if register.is_some_and(|w| !w.tasks(WantValue::Cancel, &TaskSet::one(key.1)).is_empty()) {
+            self.fail("I14", format!("leaf {leaf} starts {key:?}, which it was told is cancelled"));
+        }
+    }
+}
+
+/// Names leaves beside the sites.
+fn leaf_id(leaf: usize) -> SiteId {
+    SiteId([0xff, (leaf >> 8) as u8, leaf as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}

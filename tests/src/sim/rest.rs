@@ -1,0 +1,131 @@
+//! Rest: after the last fault every task ends or says why it does not, and nothing is left behind.
+
+use std::collections::BTreeSet;
+
+use intergrid_proto::limits::HOPS_MAX;
+use intergrid_proto::link::WantValue;
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{Phase, Reason};
+
+use super::world::World;
+
+impl World {
+    /// What keeps the world from being at rest: the rule that is broken if it stays so, and what is seen. None: it rests.
+    pub fn unrest(&self) -> Option<(&'static str, String)> {
+        for (i, u) in self.users.iter().enumerate().filter(|(i, _)| !self.cut.deeds.contains(i)) {
+            if u.answer.is_none() && self.may_be_answered(i) {
+                return Some(("L1", format!("deed {i} is never answered")));
+            }
+        }
+        let mut waits = false;
+        for (site, job) in self.oracle.acknowledged() {
+            match self.job_rests(site, job) {
+                Ok(waiting) => waits |= waiting,
+                Err(what) => return Some(("L1", what)),
+            }
+        }
+        if waits { None } else { self.leftovers().map(|what| ("L2", what)).or_else(|| self.missing_usage().map(|what| ("I11", what))) }
+    }
+
+    fn may_be_answered(&self, deed: usize) -> bool {
+        use super::scenario::Deed;
+        match &self.scenario.deeds[deed].1 {
+            Deed::Submit { site, .. } => !self.cut.sites.contains(site),
+            Deed::Want { submit, .. } => {
+                !self.cut.deeds.contains(submit) && self.may_be_answered(*submit) && !matches!(self.users[*submit].answer, Some(Err(_)))
+            }
+        }
+    }
+
+    /// Have all tasks of a user's job ended? Ok(true): some wait, and rightly so.
+    fn job_rests(&self, site: usize, no: u64) -> Result<bool, String> {
+        let Some(core) = &self.sites[site].core else { return Err(format!("site {site} is down")) };
+        let Some(job) = core.state().jobs.get(&no) else { return Err(format!("site {site} has no job {no}")) };
+        let view = core.job_view(no, false).map(|v| v.counts).unwrap_or_default();
+        let mut waits = false;
+        for phase in Phase::ALL.into_iter().filter(|p| !p.is_terminal() && job.count(*p) > 0) {
+            let reason = view.iter().find(|c| c.phase == phase as i32).and_then(|c| c.reason.clone()).and_then(|r| Reason::try_from(r).ok());
+            let tasks = job.select(&job.all(), |c| c.phase() == Some(phase));
+            let cancelled = job.want.tasks(WantValue::Cancel, &tasks);
+            let held = job.want.tasks(WantValue::Hold, &tasks);
+            let lost = self.oracle.machines_replaced && job.spec.parsed.on_lost == OnLost::Wait;
+            // Slots of tasks that nobody knows any more are taken until somebody declares them lost.
+            let taken = self.oracle.machines_replaced && self.any_lost();
+            let rightly = match phase {
+                _ if !cancelled.is_empty() && !lost => false,
+                _ if !self.could_run(site, job.shape()) => true,
+                // Somewhere on the way its attempts are used up; the reason is of the job's last return, which may have been another task's.
+                Phase::Held => held == tasks || job.spec.parsed.on_lost == OnLost::Requeue,
+                Phase::Queued => taken,
+                _ => lost || held == tasks,
+            };
+            let waiting_without = matches!(phase, Phase::Queued | Phase::Held) && reason.is_none();
+            if !rightly || waiting_without {
+                let why = reason.map_or("no reason".to_string(), |r| r.to_string());
+                return Err(format!("site {site}, job {no}: tasks {tasks} stay {}, cancelled {cancelled}, held {held}: {why}", phase.name()));
+            }
+            waits = true;
+        }
+        Ok(waits)
+    }
+
+    /// Is some task that may start once below, and not going to end?
+    fn any_lost(&self) -> bool {
+        let jobs = self.sites.iter().filter_map(|s| s.core.as_ref()).flat_map(|c| c.state().jobs.values());
+        jobs.into_iter().any(|j| j.spec.parsed.on_lost == OnLost::Wait && !j.select(&j.all(), |c| c.is_below()).is_empty())
+    }
+
+    /// Is there a machine for this shape within the hops that a job may pass?
+    fn could_run(&self, site: usize, shape: &intergrid_proto::Shape) -> bool {
+        let (mut reached, mut edge) = (BTreeSet::from([site]), vec![site]);
+        for _ in 0..HOPS_MAX {
+            let next: Vec<usize> =
+                self.scenario.links.iter().filter(|(c, p)| edge.contains(p) && !self.cut.sites.contains(c)).map(|(c, _)| *c).collect();
+            edge = next.into_iter().filter(|c| reached.insert(*c)).collect();
+        }
+        let fits = |slots: u32| shape.slots <= slots && shape.memory_bytes <= u64::from(slots) << 30;
+        let on = |i: usize| !self.cut.machines.contains(&i);
+        self.scenario.machines.iter().enumerate().any(|(i, m)| on(i) && reached.contains(&m.gateway) && fits(m.slots))
+    }
+
+    /// Everything is over: nothing may be outstanding anywhere.
+    fn leftovers(&self) -> Option<String> {
+        for (i, site) in self.sites.iter().enumerate() {
+            let Some(core) = &site.core else { continue };
+            let state = core.state();
+            if let Some((parent, link)) = state.links.iter().find(|(_, l)| !l.outbox.is_empty()) {
+                return Some(format!("site {i} keeps {} events for {parent:?}", link.outbox.len()));
+            }
+            let downs = |j: &intergrid_gateway::core::state::Job| j.downs.keys().next().copied();
+            if let Some((no, number)) = state.jobs.values().find_map(|j| Some((j.no, downs(j)?))) {
+                return Some(format!("site {i}: placement {number} of job {no} stays: {:?}", state.jobs[&no].downs[&number]));
+            }
+            let open = |j: &&intergrid_gateway::core::state::Job| j.open() > 0;
+            if let Some(j) = state.jobs.values().find(open) {
+                return Some(format!("site {i}: job {} has {} open tasks, and its user's has none", j.no, j.open()));
+            }
+            let all: u64 = state.held_for.values().chain(state.outstanding.values()).sum();
+            if all > 0 {
+                return Some(format!("site {i} counts {all} slots as taken, and nothing runs"));
+            }
+        }
+        for (i, leaf) in self.leaves.iter().enumerate().filter(|(_, l)| l.core.is_some()) {
+            match leaf.spool() {
+                Ok(s) if s.placements.is_empty() && (leaf.liar.is_some() || s.events.len() <= 1) => {}
+                Ok(s) => return Some(format!("leaf {i} keeps {} placements and {} events", s.placements.len(), s.events.len())),
+                Err(why) => return Some(format!("leaf {i}: {why}")),
+            }
+        }
+        let runs = self.oracle.processes.iter().find(|(_, p)| p.alive);
+        runs.map(|(uid, p)| format!("process {uid} of {:?} runs on leaf {}", p.task, p.leaf))
+    }
+
+    /// Every end that a machine made durable is in the history of its job's root, with its usage.
+    fn missing_usage(&self) -> Option<String> {
+        if self.oracle.ends_resynced || self.oracle.machines_replaced || self.oracle.stores_replaced {
+            return None;
+        }
+        let missing = self.oracle.processes.iter().find(|(uid, p)| p.evident && !self.oracle.is_counted(**uid));
+        missing.map(|(uid, p)| format!("usage of process {uid}, {:?} on leaf {}, is nowhere in its root's history", p.task, p.leaf))
+    }
+}

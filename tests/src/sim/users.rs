@@ -1,0 +1,94 @@
+//! Users: each deed is repeated until it is answered, as a client with a key does.
+
+use std::sync::Arc;
+
+use intergrid_gateway::core::state::Spec;
+use intergrid_gateway::core::{Input, Submission};
+use intergrid_proto::link::WantValue;
+use intergrid_proto::{Refusal, TaskSet};
+
+use super::scenario::Deed;
+use super::world::{Next, World};
+use intergrid_gateway::backends::child_end::site_of;
+
+/// A client that was not answered asks again after this.
+const AGAIN_MS: u64 = 2_000;
+/// How often a client waits for a job that has not been submitted yet.
+const LATER_MS: u64 = 500;
+
+/// What a deed has come to.
+#[derive(Clone, Debug, Default)]
+pub struct User {
+    /// A submission's job; a wish's number of tasks.
+    pub answer: Option<Result<u64, Refusal>>,
+}
+
+impl World {
+    pub fn act(&mut self, deed: usize) {
+        if self.users[deed].answer.is_some() {
+            return;
+        }
+        match self.scenario.deeds[deed].1.clone() {
+            Deed::Submit { site, key, spec, tasks, hold } => {
+                if self.cut.sites.contains(&site) {
+                    return;
+                }
+                let parsed = self.scenario.specs[spec].clone();
+                let spec = Arc::new(Spec { bytes: parsed.encode(), parsed });
+                let (owner, owner_name, key) = (site_of("ann"), "ann".to_string(), format!("key {key}"));
+                let submission = Submission { owner, owner_name, key, spec, tasks, hold, chain: Vec::new() };
+                self.input(site, Input::Submit { token: deed as u64, submission });
+                self.after(AGAIN_MS, Next::User(deed));
+            }
+            Deed::Want { submit, value, tasks } => {
+                if self.cut.deeds.contains(&submit) {
+                    return;
+                }
+                let Deed::Submit { site, .. } = self.scenario.deeds[submit].1 else { return };
+                match self.users[submit].answer {
+                    Some(Ok(job)) => {
+                        let tasks = tasks.map(|(from, to)| TaskSet::range(from..to));
+                        self.input(site, Input::SetWant { token: deed as u64, job, value, tasks });
+                        self.after(AGAIN_MS, Next::User(deed));
+                    }
+                    Some(Err(_)) => {}
+                    None => self.after(LATER_MS, Next::User(deed)),
+                }
+            }
+        }
+    }
+
+    pub fn submitted(&mut self, deed: usize, answer: Result<(u64, bool), Refusal>) {
+        self.note(|| format!("deed {deed} is answered: {answer:?}"));
+        let Deed::Submit { site, key, spec, tasks, .. } = self.scenario.deeds[deed].1.clone() else { return };
+        self.oracle.answered(site, key, spec, tasks, &answer);
+        self.users[deed].answer = Some(answer.map(|a| a.0));
+    }
+
+    pub fn wanted(&mut self, deed: usize, answer: Result<u64, Refusal>) {
+        self.note(|| format!("deed {deed} is answered: {answer:?}"));
+        let Deed::Want { submit, value, tasks } = self.scenario.deeds[deed].1 else { return };
+        let Deed::Submit { site, .. } = self.scenario.deeds[submit].1 else { return };
+        if let (Ok(_), Some(Ok(job))) = (&answer, &self.users[submit].answer) {
+            let tasks = tasks.map(|(from, to)| TaskSet::range(from..to));
+            match value {
+                WantValue::Cancel => self.oracle.cancel_acknowledged(site, *job, tasks),
+                WantValue::Run | WantValue::Hold | WantValue::Return => {}
+            }
+        }
+        self.users[deed].answer = Some(answer);
+    }
+}
+
+impl World {
+    /// Phase and exit of every task that was submitted, by deed.
+    pub fn results(&self) -> std::collections::BTreeMap<(usize, u32), (u8, u16)> {
+        let mut out = std::collections::BTreeMap::new();
+        for (i, (_, deed)) in self.scenario.deeds.iter().enumerate() {
+            let (Deed::Submit { site, .. }, Some(Ok(job))) = (deed, &self.users[i].answer) else { continue };
+            let Some(j) = self.sites[*site].core.as_ref().and_then(|c| c.state().jobs.get(job)) else { continue };
+            out.extend((0..j.size).map(|t| ((i, t), (j.cell(t).phase, j.cell(t).exit))));
+        }
+        out
+    }
+}
