@@ -344,6 +344,7 @@ fn place(me: &Hop, number: u64, principal: &str) -> Place {
         hops_left: 8,
         chain: Vec::new(),
         array_size: 1,
+        known: Default::default(),
     }
 }
 

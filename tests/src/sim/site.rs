@@ -191,7 +191,8 @@ impl World {
         for action in actions.into_iter().take(done) {
             match action {
                 Action::Submitted(token, answer) => self.submitted(token as usize, answer),
-                // Nobody orders anything here.
+                // Nobody orders anything here, and nobody reads its log.
+                Action::Ordered(..) | Action::Step(..) => {}
                 Action::Wanted(token, answer) => self.wanted(token as usize, answer),
                 Action::ToParent(parent, message) => {
                     let Some(link) = self.link_of.get(&(me, parent)).copied() else { continue };

@@ -39,7 +39,7 @@ fn an_array_has_so_many_tasks_at_a_time() {
         assert_eq!(1, user.wait(&job));
     }
     let user = tree.user("campus");
-    user.run(&["submit", "--array", "3-9", "--", "true"]).refused(2, &["3-9", "0-63%8"]);
+    user.run(&["submit", "--array", "3-9", "--", "true"]).refused(2, &["3-9", "from 0"]);
     user.run(&["throttle", "last[2]", "2"]).refused(2, &["whole job"]);
 }
 

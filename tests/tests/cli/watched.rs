@@ -76,7 +76,13 @@ fn prometheus_is_told_what_a_site_has_and_does() {
     ] {
         assert_eq!(Some(want), value(&page, sample), "{sample}: {page}");
     }
-    for sample in ["intergrid_changes_total", "intergrid_commit_duration_seconds_count", "intergrid_store_bytes", "intergrid_disk_free_bytes", "process_resident_memory_bytes"] {
+    for sample in [
+        "intergrid_changes_total",
+        "intergrid_commit_duration_seconds_count",
+        "intergrid_store_bytes",
+        "intergrid_disk_free_bytes",
+        "process_resident_memory_bytes",
+    ] {
         assert!(value(&page, sample).is_some_and(|n| n > 0.0), "{sample}: {page}");
     }
     for secret in ["secret-name", &job, &held, "BEGIN"] {
@@ -114,9 +120,9 @@ fn numbers_are_for_this_machine_unless_it_is_said() {
 fn a_journal_gets_lines_without_times_and_colours() {
     let mut tree = Tree::new();
     tree.gateway("campus", None, "");
-    assert_eq!(Some(0), tree.terminate("campus"));
     tree.agent("campus-1", "campus", "");
     tree.kill("campus-1");
+    assert_eq!(Some(0), tree.terminate("campus"));
     let (home, log) = (tree.path("work"), tree.path("work").join("log"));
     for (program, role, name) in [("grid", Some("gateway"), "campus"), ("grid", Some("agent"), "campus-1"), ("grid-agent", None, "campus-1")] {
         for journal in [true, false] {
@@ -137,4 +143,37 @@ fn a_journal_gets_lines_without_times_and_colours() {
             assert_eq!(!journal, line.starts_with("20"), "{program} {role:?}: {line}");
         }
     }
+}
+
+#[test]
+fn one_trace_goes_from_the_client_to_the_payload() {
+    let mut tree = Tree::flat();
+    tree.add_broker();
+    let user = tree.user("eu");
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let run = |parent: &str, words: &[&str]| {
+        let mut command = grid(words);
+        command.env("INTERGRID_HOME", &user.home).env("TRACEPARENT", parent).current_dir(&user.dir);
+        Running::spawn(command).end()
+    };
+    assert_eq!(format!("{parent}\n"), run(&parent, &["run", "--", "/bin/sh", "-c", "echo $TRACEPARENT"]).well());
+    let job = user.json(&["show", "last"])["job"].as_str().unwrap().to_string();
+    for site in ["eu", "campus"] {
+        until("its steps are logged", Duration::from_secs(20), || {
+            let log = tree.log(site);
+            let lines: Vec<&str> = log.lines().filter(|l| l.contains(trace)).collect();
+            let good = ["accepted, of 1 tasks", "ended here: done 1"]
+                .iter()
+                .all(|w| lines.iter().any(|l| l.contains(w) && l.contains(&format!("origin={job}"))));
+            if good { Ok(()) } else { Err(log) }
+        });
+    }
+    // Without one, or with nonsense, it is a new one each time; the key decides what is the same job.
+    let new = |parent: &str| run(parent, &["run", "--", "/bin/sh", "-c", "echo $TRACEPARENT"]).well();
+    let (a, b) = (new("nonsense"), new(""));
+    assert!(a != b && [&a, &b].iter().all(|t| intergrid_proto::spec::is_traceparent(t.trim())), "{a} {b}");
+    let submit = |parent: &str| run(parent, &["submit", "--key", "once", "--", "true"]).well();
+    assert_eq!(submit(&parent), submit(""));
+    assert_eq!("mine\n", run(&parent, &["run", "--env", "TRACEPARENT=mine", "--", "/bin/sh", "-c", "echo $TRACEPARENT"]).well());
 }
