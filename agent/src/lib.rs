@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod limits;
 pub mod log;
 pub mod machine;
+pub mod past;
 pub mod plan;
 pub mod shell;
 pub mod spool;

@@ -32,6 +32,12 @@ pub const WINDOW_MEMORY_MS: u64 = 5_000;
 pub const RATE_WINDOW_MS: u64 = 500;
 /// A store that was found to be old starts nothing before its gateway has said what it holds open; one that does not say so is not waited for longer.
 pub const OPEN_WAIT_MS: u64 = 2_000;
+/// Ends that are remembered should the gateway lose its store, and their tasks.
+pub const ENDS_KEPT_MAX: usize = 512;
+/// See [`ENDS_KEPT_MAX`].
+pub const ENDS_TASKS_KEPT_MAX: u64 = 8_192;
+/// Orphans of one message.
+pub const ORPHANS_PER_MESSAGE_MAX: usize = 256;
 /// Registers kept for jobs of which no placement is here.
 pub const WANTS_KEPT_MAX: usize = 4_096;
 /// Specs kept for the rest of the connection though no placement needs them now.

@@ -1,4 +1,5 @@
-//! Log lines on stderr, for a program that has to stay small: `2026-11-21T04:46:15Z INFO message key=value`.
+//! Log lines on stderr, for a program that has to stay small: `2026-11-21T04:46:15Z INFO message key=value`; to systemd's journal, which keeps its own
+//! time, `<6>message key=value`.
 
 use std::fmt::{self, Write};
 use std::io::Write as _;
@@ -11,10 +12,28 @@ use tracing::{Event, Level, Metadata, Subscriber};
 /// Send this process's log to stderr: our own lines from INFO, those of libraries from WARN. A second call, or one where another subscriber is set,
 /// changes nothing.
 pub fn init() {
-    let _ = tracing::subscriber::set_global_default(Lines);
+    let _ = tracing::subscriber::set_global_default(Lines { journal: to_journal() });
 }
 
-struct Lines;
+/// `JOURNAL_STREAM` names the device and inode of stderr. One that was inherited, while stderr was sent elsewhere, is not ours.
+fn to_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|s| stream == format!("{}:{}", s.st_dev, s.st_ino))
+}
+
+struct Lines {
+    journal: bool,
+}
+
+/// As syslog numbers it.
+fn priority(level: &Level) -> u8 {
+    match *level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
 
 impl Subscriber for Lines {
     fn enabled(&self, m: &Metadata<'_>) -> bool {
@@ -24,7 +43,8 @@ impl Subscriber for Lines {
 
     fn event(&self, event: &Event<'_>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut line = format!("{} {} ", utc(now), event.metadata().level());
+        let level = event.metadata().level();
+        let mut line = if self.journal { format!("<{}>", priority(level)) } else { format!("{} {level} ", utc(now)) };
         event.record(&mut Text(&mut line));
         line.push('\n');
         let _ = std::io::stderr().write_all(line.as_bytes());

@@ -95,6 +95,9 @@ impl Plan {
         for (name, value) in &self.spec.env {
             put(name, &substitute(value, task.index))?;
         }
+        if !self.spec.trace_parent.is_empty() && self.spec.env.iter().all(|(n, _)| n != "TRACEPARENT") {
+            put("TRACEPARENT", &self.spec.trace_parent)?;
+        }
         put("GRID_JOB_ID", &task.job)?;
         put("GRID_TASK_ID", &task.index.to_string())?;
         put("GRID_ATTEMPT", &task.attempt.to_string())?;

@@ -171,7 +171,7 @@ impl Shell {
                 });
             }
             // Its receiver lives as long as we do.
-            Action::Upload { key, job, files } => _ = self.uploads.send(upload::Request { key, job, files }),
+            Action::Upload { key, number, job, files } => _ = self.uploads.send(upload::Request { key, number, job, files }),
             Action::Remove(keys) => self.exec.remove(keys),
             Action::ReadTicks(list) => {
                 let input = self.exec.ticks(list);

@@ -4,12 +4,14 @@
 //! to it. What a process does right now is not in it: see `core`.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use intergrid_proto::convert::{tasks_in, tasks_out};
-use intergrid_proto::link::{Attempts, Event, EventKind, Want};
+use intergrid_proto::convert::{ended_in, tasks_in, tasks_out};
+use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Want};
 use intergrid_proto::{BlobHash, Refusal, SiteId, TaskSet, pb};
 
 use crate::limits::WANTS_KEPT_MAX;
+use crate::past::{End, Name, Past};
 use crate::spool::record::{Bound, Claimed, Counters, Placed, Record, Started, What};
 
 /// The durable state.
@@ -31,6 +33,8 @@ pub struct State {
     pub wants: BTreeMap<u64, Want>,
     /// Events above `counters.acked`. `age_ms` of an end is the Unix time of that end.
     pub events: VecDeque<Event>,
+    /// What is remembered of names that the gateway may have lost.
+    pub past: Past,
 }
 
 /// A placement.
@@ -50,6 +54,8 @@ pub struct Placement {
     pub array_size: u32,
     /// Which of `open` are claimed.
     pub claims: BTreeMap<u32, Claim>,
+    /// By what a gateway with a new store knows it again.
+    pub name: Arc<Name>,
 }
 
 /// A start claim, and what is known of what followed.
@@ -83,6 +89,10 @@ impl State {
                 self.machine = b.machine.clone();
             }
             What::Counters(c) => {
+                if self.counters.peer != 0 && self.counters.peer != c.peer {
+                    // Registers are of jobs as an older incarnation numbered them.
+                    self.wants.clear();
+                }
                 self.counters = *c;
                 self.events.clear();
             }
@@ -133,20 +143,33 @@ impl State {
                 self.events.drain(..forget as usize);
                 self.counters.acked += forget;
             }
+            What::Adopted(a) => {
+                self.counters.highest = self.counters.highest.max(a.number);
+                self.past.rename(a)?;
+            }
+            What::Over(o) => match (&o.of, &o.tasks, &o.ended) {
+                (None, Some(tasks), Some(ended)) => {
+                    let tasks = tasks_in(Some(tasks.clone()))?;
+                    let ended = Ended { age_ms: ended.age_ms.clone(), ..ended_in(ended.clone(), tasks.len())? };
+                    self.over(o.number, &tasks, Some(&ended));
+                }
+                _ => self.past.replay(o, self.counters.peer)?,
+            },
         }
         Ok(())
     }
 
     fn placed(&mut self, p: &Placed) -> Result<(), Refusal> {
-        let spec = BlobHash::from_slice(&p.spec_hash).ok_or_else(|| Refusal::invalid("a placement without the hash of its spec"))?;
+        let name = Arc::new(Name::of(p, self.counters.peer)?);
         let placement = Placement {
             job: p.job,
-            spec,
+            spec: name.spec,
             open: tasks_in(p.open.clone())?,
             attempts: p.attempts,
             origin_job: p.origin_job.clone(),
             array_size: p.array_size,
             claims: BTreeMap::new(),
+            name,
         };
         self.counters.highest = self.counters.highest.max(p.number);
         if !placement.open.is_empty() {
@@ -161,19 +184,36 @@ impl State {
 
     /// An event that ends tasks takes them out; the last one takes the placement and its spec.
     fn ended(&mut self, event: &Event) {
-        match event.what {
-            EventKind::Ended(_) | EventKind::Returned(_) => {}
-            EventKind::Accepted | EventKind::Held(_) | EventKind::Released | EventKind::WantStored { .. } => return,
+        match &event.what {
+            EventKind::Ended(e) => self.over(event.of.number, &event.of.tasks, Some(e)),
+            EventKind::Returned(_) => self.over(event.of.number, &event.of.tasks, None),
+            EventKind::Accepted | EventKind::Held(_) | EventKind::Released | EventKind::WantStored { .. } => {}
         }
-        let Some(p) = self.placements.get_mut(&event.of.number) else { return };
-        p.open = p.open.subtract(&event.of.tasks);
+    }
+
+    /// Tasks of what the gateway calls (or called) so are no longer here.
+    fn over(&mut self, number: u64, tasks: &TaskSet, ended: Option<&Ended>) {
+        let placed = self.past.placed(number);
+        let Some(p) = self.placements.get_mut(&placed) else { return };
+        let mut name = p.name.clone();
+        if let Some(l) = self.past.labels.get_mut(&number) {
+            name = Arc::new(Name { incarnation: l.incarnation, job: l.job, ..(*name).clone() });
+            l.tasks = l.tasks.subtract(tasks);
+            if l.tasks.is_empty() {
+                self.past.labels.remove(&number);
+            }
+        }
+        if let Some(ended) = ended {
+            self.past.remember(End { number, name, tasks: tasks.clone(), ended: ended.clone() });
+        }
+        p.open = p.open.subtract(tasks);
         if !p.open.is_empty() {
             let open = &p.open;
             p.claims.retain(|t, _| open.contains(*t));
             return;
         }
         let spec = p.spec;
-        self.placements.remove(&event.of.number);
+        self.placements.remove(&placed);
         if self.placements.values().all(|p| p.spec != spec) {
             self.specs.remove(&spec);
         }
@@ -210,17 +250,8 @@ impl State {
         put(What::Counters(Counters { sequence: self.counters.sequence - self.events.len() as u64, ..self.counters }));
         self.specs.values().for_each(|s| put(What::Spec(s.clone())));
         for (number, p) in &self.placements {
-            let spec_hash = p.spec.0.to_vec();
-            let (number, open) = (*number, Some(tasks_out(&p.open)));
-            put(What::Placed(Placed {
-                number,
-                job: p.job,
-                spec_hash,
-                open,
-                attempts: p.attempts,
-                origin_job: p.origin_job.clone(),
-                array_size: p.array_size,
-            }));
+            let number = *number;
+            put(What::Placed(p.name.record(number, &p.open, p.attempts)));
             let mut by_boot: BTreeMap<&[u8], TaskSet> = BTreeMap::new();
             p.claims.iter().for_each(|(t, c)| by_boot.entry(&c.boot).or_default().insert(*t..*t + 1));
             for (boot, tasks) in by_boot {
@@ -233,6 +264,7 @@ impl State {
         }
         self.wants.values().for_each(|w| put(What::Want(pb::Want::from(w.clone()))));
         self.events.iter().for_each(|e| put(What::Event(pb::Event::from(e.clone()))));
+        self.past.snapshot().into_iter().for_each(put);
         out
     }
 }
@@ -240,7 +272,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use intergrid_proto::link::{Ended, WantValue};
+    use intergrid_proto::link::WantValue;
     use intergrid_proto::{Phase, Reason, ReasonKind};
     use proptest::prelude::*;
 

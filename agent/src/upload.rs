@@ -29,6 +29,8 @@ const PARTS_QUEUE_MAX: usize = 4;
 pub struct Request {
     /// The task.
     pub key: Key,
+    /// The gateway's number of its placement.
+    pub number: u64,
     /// The gateway's job.
     pub job: u64,
     /// `stdout`, `stderr`, `out/<name>`.
@@ -39,6 +41,7 @@ pub struct Request {
 pub type Done = (Key, Result<(), String>);
 
 struct Pending {
+    number: u64,
     job: u64,
     files: Vec<String>,
     tries: u32,
@@ -79,7 +82,7 @@ impl Uploader {
     }
 
     fn take(&mut self, r: Request) {
-        self.pending.insert(r.key, Pending { job: r.job, files: r.files, tries: 0 });
+        self.pending.insert(r.key, Pending { number: r.number, job: r.job, files: r.files, tries: 0 });
     }
 
     /// One stream, until it breaks. Ok: nobody asks any more.
@@ -102,7 +105,7 @@ impl Uploader {
                 && let Some((key, name)) = unsent.pop_front()
             {
                 let Some(p) = self.pending.get(&key) else { continue };
-                files.try_send((key, p.job, name)).map_err(|_| Refusal::new(RefusalKind::Unavailable, "the stream is gone"))?;
+                files.try_send((key, (p.number, p.job), name)).map_err(|_| Refusal::new(RefusalKind::Unavailable, "the stream is gone"))?;
                 in_flight += 1;
             }
             tokio::select! {
@@ -125,8 +128,10 @@ impl Uploader {
     }
 
     async fn acknowledged(&mut self, ack: pb::OutputAck, unsent: &mut VecDeque<(Key, String)>) {
-        let key = (ack.number, ack.task);
-        let Some(p) = self.pending.get_mut(&key).filter(|p| p.files.contains(&ack.name)) else { return };
+        // Where the gateway has lost its store, a file may have been sent under the old name, and is sent again under the new one.
+        let named = |(k, p): &(&Key, &mut Pending)| (p.number, k.1) == (ack.number, ack.task) && p.files.contains(&ack.name);
+        let Some((key, p)) = self.pending.iter_mut().find(named) else { return };
+        let key = *key;
         if ack.error.is_empty() {
             p.files.retain(|f| *f != ack.name);
             if p.files.is_empty() {
@@ -166,10 +171,10 @@ async fn next_ack(acks: &mut Streaming<pb::OutputAck>, expected: bool) -> Result
     }
 }
 
-type Queued = (Key, u64, String);
+type Queued = (Key, (u64, u64), String);
 
 async fn send_files(dirs: Dirs, mut queue: mpsc::Receiver<Queued>, parts: mpsc::Sender<pb::OutputPart>, failed: mpsc::Sender<(Key, String)>) {
-    while let Some((key, job, name)) = queue.recv().await {
+    while let Some((key, (number, job), name)) = queue.recv().await {
         let path = dirs.file(key, &name);
         let stream = matches!(name.as_str(), "stdout" | "stderr");
         let opened = tokio::task::spawn_blocking(move || open(&path, stream)).await.map_err(io::Error::other).and_then(|r| r);
@@ -180,7 +185,7 @@ async fn send_files(dirs: Dirs, mut queue: mpsc::Receiver<Queued>, parts: mpsc::
                 continue;
             }
         };
-        let mut part = pb::OutputPart { job, number: key.0, task: key.1, name: name.clone(), hash: hash.to_vec(), size, ..Default::default() };
+        let mut part = pb::OutputPart { job, number, task: key.1, name: name.clone(), hash: hash.to_vec(), size, ..Default::default() };
         let mut left = size;
         loop {
             let chunk = usize::try_from(left).unwrap_or(usize::MAX).min(BLOB_PART_BYTES);

@@ -9,6 +9,7 @@ mod env;
 mod files;
 mod help;
 mod init;
+mod log;
 mod names;
 mod out;
 mod render;

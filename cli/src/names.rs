@@ -87,6 +87,19 @@ fn tasks_of(text: &str) -> Option<TaskSet> {
     Some(tasks)
 }
 
+/// `0-63%8` of `--array`: tasks, and how many at a time.
+pub fn array(text: &str) -> Result<(u32, Option<u32>), Refusal> {
+    let bad = || Refusal::invalid(format!("--array {text:?} is not an array")).remedy("write it like 0-63, or 0-63%8 for at most 8 tasks at a time");
+    let (range, at_once) = text.split_once('%').map_or((text, None), |(range, n)| (range, Some(n)));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first, last): (u32, u32) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+    if first != 0 {
+        return Err(bad().remedy("the tasks of an array are numbered from 0; `{i}` is the number"));
+    }
+    let at_once = at_once.map(|n| n.parse().ok().filter(|n| *n > 0).ok_or_else(bad)).transpose()?;
+    Ok((last.saturating_add(1), at_once))
+}
+
 /// `K=V` of `--env`.
 pub fn variable(text: &str) -> Result<(String, String), Refusal> {
     let (name, value) = text

@@ -5,19 +5,15 @@ use std::path::Path;
 use intergrid_agent::{AgentConfig, Options};
 use intergrid_gateway::config::{BrokerConfig, GatewayConfig};
 use intergrid_gateway::daemon::DaemonOptions;
-use intergrid_proto::Refusal;
 use intergrid_proto::net::Identity;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::args::RoleArgs;
 use crate::env::Environment;
+use crate::log;
 use crate::out::Out;
 use crate::stop::{Ending, Result};
-
-/// What is logged unless INTERGRID_LOG says otherwise.
-const LOG_DEFAULT: &str = "info";
 
 /// One domain's machines as one resource.
 pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
@@ -26,7 +22,7 @@ pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Re
         config.check()?;
         return good(out, &args.config);
     }
-    log(environment)?;
+    log::init(environment)?;
     intergrid_gateway::daemon::run(config, options(args)).await?;
     Ok(Ending::Well)
 }
@@ -38,7 +34,7 @@ pub async fn broker(args: RoleArgs, environment: &Environment, out: &Out) -> Res
         config.check()?;
         return good(out, &args.config);
     }
-    log(environment)?;
+    log::init(environment)?;
     intergrid_broker::daemon::run(config, options(args)).await?;
     Ok(Ending::Well)
 }
@@ -50,7 +46,7 @@ pub async fn agent(args: RoleArgs, environment: &Environment, out: &Out) -> Resu
         Identity::load(&config.identity)?;
         return good(out, &args.config);
     }
-    log(environment)?;
+    log::init(environment)?;
     let options = Options { ready_file: args.ready_file, die_with_parent: args.die_with_parent };
     let asked = async {
         let name = interrupted().await;
@@ -90,14 +86,4 @@ fn good(out: &Out, file: &Path) -> Result<Ending> {
         out.line(format!("{} is good", file.display()))?;
     }
     Ok(Ending::Well)
-}
-
-/// To stderr, a line each.
-fn log(environment: &Environment) -> Result<(), Refusal> {
-    let wanted = environment.log.as_deref().unwrap_or(LOG_DEFAULT);
-    let remedy = "write it like info, or intergrid_gateway=debug";
-    let filter = EnvFilter::try_new(wanted).map_err(|e| Refusal::invalid(format!("INTERGRID_LOG {wanted:?}: {e}")).remedy(remedy))?;
-    let ansi = environment.stderr_terminal && !environment.no_color;
-    let set = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
-    set.map_err(|e| Refusal::invalid(format!("the log can't be set up: {e}")))
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,8 @@ pub struct SiteConfig {
     pub parent: Option<PeerConfig>,
     /// What it may take.
     pub limits: LimitsConfig,
+    /// Where Prometheus is answered; absent: nowhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `gateway.toml`.
@@ -235,6 +238,9 @@ struct File {
     parent: Option<PeerConfig>,
     #[serde(default)]
     limits: LimitsConfig,
+    metrics: Option<Spanned<SocketAddr>>,
+    #[serde(default)]
+    metrics_beyond_loopback: bool,
     agents: Option<Spanned<Agents>>,
     #[serde(default)]
     child: Vec<Spanned<ChildConfig>>,
@@ -281,8 +287,14 @@ impl File {
             let refusal = source.refuse(None, "neither a [[trust]] nor a [parent], so nobody could ever call this site");
             return Err(refusal.remedy("add [[trust]] with `ca` and `may`"));
         }
+        if let Some(m) = self.metrics.as_ref().filter(|m| !m.get_ref().ip().is_loopback() && !self.metrics_beyond_loopback) {
+            let what = format!("metrics at {}, which others can reach: nobody is asked there who he is", m.get_ref());
+            let remedy = "write 127.0.0.1 and a port, or add `metrics_beyond_loopback = true` if your network keeps strangers out";
+            return Err(source.refuse(m.span(), &what).remedy(remedy));
+        }
+        let metrics = self.metrics.map(Spanned::into_inner);
         let File { name, listen, state, identity, trust, parent, limits, .. } = self;
-        let mut site = SiteConfig { name, listen, state, identity, trust, parent, limits };
+        let mut site = SiteConfig { name, listen, state, identity, trust, parent, limits, metrics };
         source.resolve(&mut site.state);
         source.resolve(&mut site.identity);
         site.trust.iter_mut().map(|t| &mut t.ca).chain(site.parent.as_mut().map(|p| &mut p.ca)).for_each(|path| source.resolve(path));

@@ -20,6 +20,7 @@ use crate::core::schedule::{FirstFit, Policy};
 use crate::core::{Core, Now};
 use crate::daemon_files::{self, Ready};
 use crate::engine::Engine;
+use crate::metrics;
 use crate::outputs::OutputStore;
 use crate::service::Service;
 use crate::service::callers::Guarded;
@@ -213,6 +214,9 @@ impl Running {
                 let conns = reverse::parent(p.endpoint.clone(), identity.clone(), read_ca(&p.ca)?, trust.clone());
                 servers.push(serve(service.clone(), None, conns, stopped.clone()));
             }
+        }
+        if let Some(address) = site.metrics {
+            servers.push(metrics::serve(address, metrics::Source::new(engine.clone(), site.state.join("store")), stopped.clone()).await?);
         }
         if let Some(pool) = &pool {
             pool.provide(&endpoint);

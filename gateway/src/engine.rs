@@ -15,7 +15,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::backend::{Backend, FromChild};
 use crate::core::orders::{Done, Order};
+use crate::core::steps::{Line, Step};
 use crate::core::{Action, Core, Input, Now, Output, Submission};
+use crate::metrics::Stats;
 use crate::queue;
 use crate::store::{Batch, Reader, Store, StoreError};
 
@@ -63,6 +65,7 @@ pub struct Engine {
     reader: Arc<dyn Reader>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     parents: Parents,
+    stats: Arc<Stats>,
     me: Hop,
 }
 
@@ -81,12 +84,20 @@ impl Engine {
     ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (said, parents) = mpsc::channel(PARENT_INPUTS_MAX);
-        let engine =
-            Engine { commands, said, reader: store.reader().into(), watchers: Arc::default(), parents: Arc::default(), me: core.me().clone() };
+        let engine = Engine {
+            commands,
+            said,
+            reader: store.reader().into(),
+            watchers: Arc::default(),
+            parents: Arc::default(),
+            stats: Arc::default(),
+            me: core.me().clone(),
+        };
         let shell = Shell {
             core,
             backend,
             parents: engine.parents.clone(),
+            stats: engine.stats.clone(),
             watchers: engine.watchers.clone(),
             need_blob: Box::new(need_blob),
             submits: HashMap::new(),
@@ -103,6 +114,11 @@ impl Engine {
     /// This site.
     pub fn me(&self) -> &Hop {
         &self.me
+    }
+
+    /// What it counts.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
     }
 
     /// Rows, as committed.
@@ -265,6 +281,7 @@ struct Shell {
     core: Core,
     backend: Arc<dyn Backend>,
     parents: Parents,
+    stats: Arc<Stats>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     need_blob: Box<dyn Fn(SiteId, BlobHash) + Send + Sync>,
     submits: HashMap<u64, Reply<(u64, bool)>>,
@@ -298,9 +315,13 @@ impl Shell {
     ) -> Result<(), StoreError> {
         let (to_store, batches) = std::sync::mpsc::channel::<Batch>();
         let (done_tx, mut done) = mpsc::channel::<Result<(), StoreError>>(1);
+        let stats = self.stats.clone();
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             while let Ok(batch) = batches.recv() {
-                if done_tx.blocking_send(store.commit(&batch)).is_err() {
+                let began = Instant::now();
+                let committed = store.commit(&batch);
+                stats.committed(&batch, began.elapsed());
+                if done_tx.blocking_send(committed).is_err() {
                     return;
                 }
             }
@@ -368,6 +389,7 @@ impl Shell {
             for command in commands.drain(..) {
                 self.command(command);
             }
+            self.stats.waiting([inbox.len(), parents.len(), children.len()]);
             if in_flight.is_none() {
                 taken = 0;
                 let now = self.now();
@@ -442,6 +464,19 @@ impl Shell {
         self.core.step(input, now);
     }
 
+    fn log(&self, job: u64, step: Step) {
+        let placed = matches!(step, Step::Placed { .. });
+        // Placements are many: who wants to see them asks for debug.
+        if placed && !tracing::enabled!(tracing::Level::DEBUG) || !tracing::enabled!(tracing::Level::INFO) {
+            return;
+        }
+        let Some(Line { job, origin, principal, trace, what }) = self.core.line(job, step) else { return };
+        match placed {
+            true => tracing::debug!(%job, %origin, %principal, %trace, "{what}"),
+            false => tracing::info!(%job, %origin, %principal, %trace, "{what}"),
+        }
+    }
+
     fn perform(&mut self, actions: Vec<Action>, after: Vec<After>) {
         for action in actions {
             match action {
@@ -464,6 +499,7 @@ impl Shell {
                         n.notify_waiters();
                     }
                 }
+                Action::Step(job, step) => self.log(job, step),
                 Action::Warn(text) => tracing::warn!("{text}"),
                 Action::Leave(peer, why) => {
                     lock(&self.parents).remove(&peer);

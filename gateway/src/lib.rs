@@ -15,6 +15,7 @@ pub mod daemon_files;
 pub mod durable;
 pub mod engine;
 pub mod laws;
+pub mod metrics;
 pub mod outputs;
 pub mod queue;
 pub mod service;

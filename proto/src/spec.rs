@@ -157,7 +157,7 @@ impl JobSpec {
         check(spec.memory_bytes <= MEMORY_PER_TASK_BYTES_MAX, format!("memory: {} bytes, at most {MEMORY_PER_TASK_BYTES_MAX}", spec.memory_bytes))?;
         check(spec.time_limit_ms <= TIME_MS_MAX, format!("time: {} ms, at most {TIME_MS_MAX}", spec.time_limit_ms))?;
         check(spec.disconnect_timeout_ms <= TIME_MS_MAX, format!("disconnect_timeout: {} ms, at most {TIME_MS_MAX}", spec.disconnect_timeout_ms))?;
-        check(spec.trace_parent.len() <= NAME_BYTES_MAX, "trace_parent: too long")?;
+        check(spec.trace_parent.is_empty() || is_traceparent(&spec.trace_parent), "trace_parent: not a W3C traceparent")?;
         let on_lost = match pb::OnLost::try_from(spec.on_lost) {
             Ok(pb::OnLost::Requeue) => OnLost::Requeue,
             Ok(pb::OnLost::Wait) => OnLost::Wait,
@@ -194,6 +194,34 @@ pub fn substitute(text: &str, task: u32) -> String {
     text.replace("{i}", &task.to_string())
 }
 
+/// `00-<trace: 32 hex digits>-<parent: 16>-<flags: 2>`, lower case, neither of the ids 0.
+pub fn is_traceparent(text: &str) -> bool {
+    let hex = |part: Option<&str>, n: usize| part.is_some_and(|p| p.len() == n && p.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')));
+    let id = |part: Option<&str>, n: usize| hex(part, n) && part.is_some_and(|p| p.bytes().any(|b| b != b'0'));
+    let mut parts = text.split('-');
+    parts.next() == Some("00") && id(parts.next(), 32) && id(parts.next(), 16) && hex(parts.next(), 2) && parts.next().is_none()
+}
+
+/// A spec's bytes but for its trace: what makes it the same job. Bytes that can't be read stay as they are.
+pub fn without_trace(bytes: &[u8]) -> Vec<u8> {
+    use prost::encoding::{DecodeContext, decode_key, skip_field};
+    let (mut rest, mut out) = (bytes, Vec::with_capacity(bytes.len()));
+    while !rest.is_empty() {
+        let before = rest;
+        let Ok((tag, wire)) = decode_key(&mut rest) else { return bytes.to_vec() };
+        if skip_field(wire, tag, &mut rest, DecodeContext::default()).is_err() {
+            return bytes.to_vec();
+        }
+        if tag != TRACE_PARENT_TAG {
+            out.extend_from_slice(&before[..before.len() - rest.len()]);
+        }
+    }
+    out
+}
+
+/// Of the field in `spec.proto`.
+const TRACE_PARENT_TAG: u32 = 14;
+
 fn check(good: bool, message: impl Into<String>) -> Result<()> {
     if good { Ok(()) } else { Err(Refusal::invalid(message)) }
 }
@@ -229,6 +257,26 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_is_checked_and_makes_no_other_job() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        for bad in
+            ["", "00", &good[1..], &good.to_uppercase(), &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)), &format!("{good}-x")]
+        {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+        let mut spec = JobSpec::new(["true"]);
+        (spec.name, spec.tasks_at_once) = ("n".into(), Some(3));
+        let plain = spec.encode();
+        spec.trace_parent = good.into();
+        assert_ne!(plain, spec.encode());
+        assert_eq!(plain, without_trace(&spec.encode()));
+        assert_eq!(vec![0xff; 5], without_trace(&[0xff; 5]));
+        spec.name = "m".into();
+        assert_ne!(plain, without_trace(&spec.encode()));
+    }
+
+    #[test]
     fn bad_specs_name_their_field() {
         let base = || pb::JobSpec { argv: vec!["true".into()], slots: 1, ..Default::default() };
         let cases: Vec<(&str, pb::JobSpec)> = vec![
@@ -242,6 +290,7 @@ mod tests {
             ("inputs", pb::JobSpec { inputs: vec![pb::File { name: "a".into(), hash: vec![1], size: 1, executable: false }], ..base() }),
             ("env", pb::JobSpec { env: vec![pb::EnvVar { name: "GRID_TASK_ID".into(), value: String::new() }], ..base() }),
             ("name", pb::JobSpec { name: "a\nb".into(), ..base() }),
+            ("trace_parent", pb::JobSpec { trace_parent: "00-0-0-00".into(), ..base() }),
         ];
         for (field, spec) in cases {
             let refused = JobSpec::decode(&spec.encode_to_vec()).expect_err(field);

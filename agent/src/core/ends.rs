@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use intergrid_proto::convert::tasks_out;
 use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Hop, fold_equal};
 use intergrid_proto::units::format_duration;
 use intergrid_proto::{Exit, Phase, Reason, ReasonKind, TaskSet};
 
 use super::{Core, Key, Report, Stop};
 use crate::limits::TASKS_PER_EVENT_MAX;
+use crate::spool::record::{Over, What};
 
 /// What the tasks of one event have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,7 +155,16 @@ impl Core {
                     stale: false,
                 };
                 let tasks: TaskSet = part.iter().map(|(t, _)| *t).collect();
-                self.event(Event { of: Attempts { number: class.number, job: class.job, tasks }, what: EventKind::Ended(ended) });
+                for name in self.names(class.number, &tasks) {
+                    let part = ended.select(&tasks, &name.tasks);
+                    let (number, job, tasks) = (name.number, name.job, name.tasks);
+                    if name.is_orphan {
+                        let over = Over { number, tasks: Some(tasks_out(&tasks)), ended: Some(part.into()), ..Over::default() };
+                        self.record(What::Over(over));
+                    } else {
+                        self.event(Event { of: Attempts { number, job, tasks }, what: EventKind::Ended(part) });
+                    }
+                }
             }
             self.close(class.number);
         }
@@ -170,10 +181,12 @@ impl Core {
 
     /// Tasks that were never started go back.
     pub(super) fn give_back(&mut self, number: u64, tasks: TaskSet, reason: Reason) {
-        let Some(job) = self.state.placements.get(&number).map(|p| p.job) else { return };
         let cost = self.opens.get(&number).map_or(0, |o| o.cost);
         self.outstanding = self.outstanding.saturating_sub(cost * tasks.len());
-        self.event(Event { of: Attempts { number, job, tasks }, what: EventKind::Returned(reason) });
+        for name in self.names(number, &tasks).into_iter().filter(|n| !n.is_orphan) {
+            let of = Attempts { number: name.number, job: name.job, tasks: name.tasks };
+            self.event(Event { of, what: EventKind::Returned(reason.clone()) });
+        }
         self.close(number);
         self.link.advert_dirty = true;
     }

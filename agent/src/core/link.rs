@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::limits::EVENTS_IN_FLIGHT_MAX;
-use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hint, Resync, ResyncRange, Up};
+use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hint, Orphans, Resync, ResyncRange, Up};
 use intergrid_proto::{BlobHash, Phase, Refusal, RefusalKind, TaskSet, pb};
 
 use super::{Action, Core, Stage};
@@ -68,6 +68,7 @@ pub(super) struct Link {
     durable: u64,
     committing: u64,
     resync: VecDeque<Resync>,
+    pub(super) orphans: VecDeque<Orphans>,
     pub(super) hints: Vec<Hint>,
     pub advert_dirty: bool,
     pub(super) advert_ms: Option<u64>,
@@ -94,6 +95,7 @@ impl Link {
             durable: 0,
             committing: 0,
             resync: VecDeque::new(),
+            orphans: VecDeque::new(),
             hints: Vec::new(),
             advert_dirty: true,
             advert_ms: None,
@@ -159,6 +161,7 @@ impl Core {
         let link = &mut self.link;
         link.standing = Standing::Away;
         link.resync.clear();
+        link.orphans.clear();
         link.hints.clear();
         link.probe = None;
         (link.advert_ms, link.advert_dirty) = (None, true);
@@ -203,7 +206,10 @@ impl Core {
         if hello.peer_incarnation == c.incarnation && hello.peer_sequence > c.sequence {
             return self.renew();
         }
-        if hello.incarnation != c.peer {
+        let renewed = c.peer != 0 && hello.incarnation != c.peer;
+        if renewed {
+            self.orphan_all(hello.incarnation);
+        } else if hello.incarnation != c.peer {
             self.renumber(Counters { peer: hello.incarnation, ..c });
         }
         if self.link.hold {
@@ -213,6 +219,7 @@ impl Core {
         let cursor = if hello.peer_incarnation == c.incarnation { hello.peer_sequence } else { 0 };
         let strange = hello.peer_incarnation != 0 && hello.peer_incarnation != c.incarnation;
         self.forget(cursor);
+        self.list_orphans(hello.recovering || renewed);
         if strange || cursor + 1 < self.state.sequence_low() { self.resync() } else { self.link.sent = cursor }
     }
 
@@ -224,7 +231,8 @@ impl Core {
             *tasks = tasks.union(&a.tasks);
         }
         let rest = |number: &u64, all: &TaskSet| counts.get(number).map_or_else(|| all.clone(), |c| all.subtract(c));
-        let all = self.state.placements.iter().map(|(number, p)| Attempts { number: *number, job: p.job, tasks: rest(number, &p.open) });
+        let all = self.state.placements.iter().flat_map(|(number, p)| self.names(*number, &p.open)).filter(|n| !n.is_orphan);
+        let all = all.map(|n| Attempts { number: n.number, job: n.job, tasks: rest(&n.number, &n.tasks) });
         let gone = all.filter(|a| !a.tasks.is_empty()).collect();
         self.stale(gone);
         (self.link.hold, self.link.hold_until_ms) = (false, 0);
@@ -291,8 +299,10 @@ impl Core {
             if !quiet.is_empty() {
                 phases.insert(Phase::Placed, quiet);
             }
-            let of = |tasks| Attempts { number: *number, job: p.job, tasks };
-            ranges.extend(phases.into_iter().map(|(phase, tasks)| range(of(tasks), phase)));
+            for (phase, tasks) in phases {
+                let names = self.names(*number, &tasks).into_iter().filter(|n| !n.is_orphan);
+                ranges.extend(names.map(|n| range(Attempts { number: n.number, job: n.job, tasks: n.tasks }, phase)));
+            }
         }
         let mut parts: Vec<Vec<ResyncRange>> = ranges.chunks(RESYNC_RANGES_MAX).map(<[_]>::to_vec).collect();
         if parts.is_empty() {
@@ -313,6 +323,9 @@ impl Core {
                 return Some(Up::Hello(self.hello()));
             }
             Standing::Open => {}
+        }
+        if let Some(part) = self.link.orphans.pop_front() {
+            return Some(Up::Orphans(part));
         }
         if let Some(part) = self.link.resync.pop_front() {
             return Some(Up::Resync(part));

@@ -4,6 +4,7 @@
 //! seen changes nothing; a task that is stopped ends only when its process group is gone. The shell steps inputs at any time, performs actions at once,
 //! and takes the records with [`Core::cut`] whenever the spool's writer is free: one batch is in flight while the next is made.
 
+mod adopt;
 mod ends;
 mod link;
 mod offer;
@@ -174,6 +175,7 @@ impl Core {
         for number in numbers {
             core.open(number)?;
         }
+        core.freeze_orphans();
         let jobs: Vec<u64> = core.state.wants.keys().copied().collect();
         jobs.into_iter().for_each(|job| core.obey(job));
         Ok(core)

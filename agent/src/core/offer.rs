@@ -86,8 +86,9 @@ impl Core {
             }
         }
         for ((number, phase), tasks) in by_phase {
-            let Some(job) = self.state.placements.get(&number).map(|p| p.job) else { continue };
-            self.link.hints.push(Hint { of: Attempts { number, job, tasks }, phase });
+            for name in self.names(number, &tasks).into_iter().filter(|n| !n.is_orphan) {
+                self.link.hints.push(Hint { of: Attempts { number: name.number, job: name.job, tasks: name.tasks }, phase });
+            }
         }
     }
 }

@@ -76,7 +76,7 @@ impl Core {
         if let Some(e) = claim.exited {
             self.uploading += open.cost;
             self.lives.insert(key, live(Stage::Uploading, now));
-            self.actions.push(Action::Upload { key, job, files: e.files });
+            self.upload(key, e.files);
             return;
         }
         match fate {
@@ -91,6 +91,7 @@ impl Core {
                     self.runnable.insert(key.0);
                 }
                 self.record(What::Unclaimed(Claimed { number: key.0, tasks: Some(tasks_out(&task)), boot: Vec::new() }));
+                self.freeze_orphans();
             }
             Fate::Gone => {
                 let cost = open.cost;
@@ -231,12 +232,16 @@ impl Core {
         self.uploading += open.cost;
         let record = Exited { number: key.0, task: key.1, ended: Some(pb::Ended::from(ended)), files: report.files.clone() };
         self.record(What::Exited(record));
-        self.actions.push(Action::Upload { key, job, files: report.files });
+        self.upload(key, report.files);
         self.link.advert_dirty = true;
     }
 
     pub(super) fn uploaded(&mut self, key: Key, result: Result<(), String>) {
         if self.lives.get(&key).is_none_or(|l| l.stage != Stage::Uploading) {
+            return;
+        }
+        // An orphan's outputs wait until somebody adopts it.
+        if result.is_err() && self.names(key.0, &TaskSet::one(key.1)).iter().all(|n| n.is_orphan) {
             return;
         }
         self.lives.remove(&key);

@@ -1,11 +1,12 @@
 //! What is wished: registers, stale attempts, and new placements, in whatever order they come.
 
 use intergrid_proto::convert::tasks_out;
-use intergrid_proto::link::{Attempts, Event, EventKind, Place, Want, WantValue};
+use intergrid_proto::link::{Attempts, Event, EventKind, Known, Place, Want, WantValue};
 use intergrid_proto::share::{Fit, human_bytes};
 use intergrid_proto::{BlobHash, Phase, Reason, ReasonKind, RefusalKind, TaskSet, pb};
 
 use super::{Action, Core, Stop};
+use crate::past::Name;
 use crate::plan::Plan;
 use crate::spool::record::{Claimed, Placed, What};
 
@@ -24,24 +25,22 @@ impl Core {
 
     /// Do what the register of this job says.
     pub(super) fn obey(&mut self, job: u64) {
-        let numbers: Vec<u64> = self.state.placements.iter().filter(|(_, p)| p.job == job).map(|(n, _)| *n).collect();
-        for number in numbers {
-            self.obey_placement(job, number);
+        for (number, tasks) in self.named(job) {
+            self.obey_placement(job, number, &tasks);
         }
         self.flush_ends();
     }
 
-    fn obey_placement(&mut self, job: u64, number: u64) {
+    fn obey_placement(&mut self, job: u64, number: u64, all: &TaskSet) {
         let Some(want) = self.state.wants.get(&job) else { return };
-        let Some(all) = self.state.placements.get(&number).map(|p| p.open.clone()) else { return };
-        let (cancel, back, hold) = (want.tasks(WantValue::Cancel, &all), want.tasks(WantValue::Return, &all), want.tasks(WantValue::Hold, &all));
+        let (cancel, back, hold) = (want.tasks(WantValue::Cancel, all), want.tasks(WantValue::Return, all), want.tasks(WantValue::Hold, all));
 
         let held = self.take_unstarted(number, &hold, true);
         if let Some(open) = self.opens.get_mut(&number) {
             // Released ones wait again; held ones don't.
-            let released = open.held.subtract(&hold);
+            let released = open.held.intersect(all).subtract(&hold);
             open.waiting = open.waiting.union(&released);
-            open.held = open.held.intersect(&hold).union(&held);
+            open.held = open.held.subtract(&released).union(&held);
         }
         let cancelled = self.take_unstarted(number, &cancel, false);
         self.end_unstarted(number, &cancelled, Phase::Cancelled, &Reason::new(ReasonKind::CancelledByUser, "cancelled before it started"));
@@ -55,7 +54,7 @@ impl Core {
     }
 
     /// Is there something to claim in this placement?
-    fn queue(&mut self, number: u64) {
+    pub(super) fn queue(&mut self, number: u64) {
         let waits = self.opens.get(&number).is_some_and(|o| !o.waiting.is_empty() && self.plans.get(&o.plan.hash).is_some_and(|s| s.here));
         if waits {
             self.runnable.insert(number)
@@ -65,7 +64,7 @@ impl Core {
     }
 
     /// Take those of these tasks that no process was started for out of all queues. Where they stay here, claims already made are taken back.
-    fn take_unstarted(&mut self, number: u64, tasks: &TaskSet, stay: bool) -> TaskSet {
+    pub(super) fn take_unstarted(&mut self, number: u64, tasks: &TaskSet, stay: bool) -> TaskSet {
         if tasks.is_empty() {
             return TaskSet::new();
         }
@@ -90,6 +89,7 @@ impl Core {
     /// Attempts that no longer count: stopped, and their end reported.
     pub(super) fn stale(&mut self, attempts: Vec<Attempts>) {
         for a in attempts {
+            let a = self.as_placed(a);
             let taken = self.take_unstarted(a.number, &a.tasks, false);
             self.end_unstarted(
                 a.number,
@@ -109,6 +109,9 @@ impl Core {
     pub(super) fn place(&mut self, place: Place) {
         if place.number <= self.state.counters.highest {
             return self.want(place.want);
+        }
+        if let Known::As(former) = place.known {
+            return self.adopt(place, former);
         }
         let bytes = match self.spec_bytes(&place) {
             Ok(bytes) => bytes,
@@ -130,15 +133,10 @@ impl Core {
             self.record(What::Spec(bytes));
         }
         let Place { number, job, tasks, .. } = place;
-        self.record(What::Placed(Placed {
-            number,
-            job,
-            spec_hash: place.spec_hash.0.to_vec(),
-            open: Some(tasks_out(&tasks)),
-            attempts: place.attempts,
-            origin_job: place.origin.job,
-            array_size: place.array_size,
-        }));
+        let cost = self.cost(&plan.spec.shape);
+        let (incarnation, origin, spec, array_size) = (self.state.counters.peer, place.origin, place.spec_hash, place.array_size);
+        let name = Name { incarnation, job, origin, spec, array_size, cost };
+        self.record(What::Placed(name.record(number, &tasks, place.attempts)));
         // The plan is made from the same bytes again: that can't fail now.
         let _ = self.open(number);
         self.event(Event { of: Attempts { number, job, tasks: tasks.clone() }, what: EventKind::Accepted });

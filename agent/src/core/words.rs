@@ -93,7 +93,9 @@ pub enum Action {
     Upload {
         /// Which.
         key: Key,
-        /// The gateway's job.
+        /// The gateway's number of its placement, and of its job.
+        number: u64,
+        /// See `number`.
         job: u64,
         /// As [`Report::files`].
         files: Vec<String>,

@@ -15,7 +15,7 @@ pub struct Batch {
 #[derive(Clone, PartialEq, Message)]
 pub struct Record {
     /// None: of a later version.
-    #[prost(oneof = "What", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "What", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub what: Option<What>,
 }
 
@@ -55,6 +55,52 @@ pub enum What {
     /// The parent has committed events up to here.
     #[prost(uint64, tag = "11")]
     Acked(u64),
+    /// Tasks go on under another number: the gateway has lost the store by which it knew the old one.
+    #[prost(message, tag = "12")]
+    Adopted(Adopted),
+    /// Tasks have ended, and are remembered beyond the gateway's acknowledgement.
+    #[prost(message, tag = "13")]
+    Over(Over),
+}
+
+/// A new name.
+#[derive(Clone, PartialEq, Message)]
+pub struct Adopted {
+    /// The gateway's number now.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// The gateway's job now.
+    #[prost(uint64, tag = "2")]
+    pub job: u64,
+    /// The number under which they were placed.
+    #[prost(uint64, tag = "3")]
+    pub placed: u64,
+    /// Which tasks; none: they have all ended, and only the number counts.
+    #[prost(message, optional, tag = "4")]
+    pub tasks: Option<pb::Tasks>,
+    /// The gateway's incarnation.
+    #[prost(uint64, tag = "5")]
+    pub incarnation: u64,
+}
+
+/// How tasks ended.
+#[derive(Clone, PartialEq, Message)]
+pub struct Over {
+    /// The number under which they were known at their end.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Which of them.
+    #[prost(message, optional, tag = "2")]
+    pub tasks: Option<pb::Tasks>,
+    /// How; `age_ms` is the Unix time of the end.
+    #[prost(message, optional, tag = "3")]
+    pub ended: Option<pb::Ended>,
+    /// Of a snapshot: forget what is remembered so far; all placements below this number may be forgotten.
+    #[prost(uint64, tag = "4")]
+    pub complete_from: u64,
+    /// Of a snapshot: the placement, which is over.
+    #[prost(message, optional, tag = "5")]
+    pub of: Option<Placed>,
 }
 
 /// Whose spool this is.
@@ -115,6 +161,18 @@ pub struct Placed {
     /// Tasks of the whole array.
     #[prost(uint32, tag = "7")]
     pub array_size: u32,
+    /// Where its user submitted.
+    #[prost(bytes = "vec", tag = "8")]
+    pub origin_site: Vec<u8>,
+    /// The user.
+    #[prost(string, tag = "9")]
+    pub principal: String,
+    /// The gateway's incarnation; 0: the one that the counters say.
+    #[prost(uint64, tag = "10")]
+    pub incarnation: u64,
+    /// Slots that each task counts for.
+    #[prost(uint64, tag = "11")]
+    pub cost: u64,
 }
 
 /// Tasks of one placement.

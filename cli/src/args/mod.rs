@@ -1,11 +1,13 @@
 //! The command line as clap takes it apart. Each verb parses its words once more, into types that cannot be wrong, before anything is sent.
 
+mod admin;
 mod own;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::admin::*;
 pub use self::own::*;
 
 /// Runs work on a grid of grids.
@@ -31,6 +33,7 @@ Environment:
                       [default: ~/.config/intergrid]
   INTERGRID_ENDPOINT  where to ask, as HOST:PORT
   INTERGRID_LOG       what the roles log, like info or intergrid_gateway=debug
+  TRACEPARENT         the W3C trace that a submission belongs to [default: a new one]
   NO_COLOR            no colour
 
 Exit codes:
@@ -51,11 +54,13 @@ pub enum Command {
     /// Wait until jobs, or some of their tasks, have ended; exit 0 if all tasks are done, 1 if one failed or was cancelled, 6 after --timeout.
     Wait(WaitArgs),
     /// Cancel jobs, or some of their tasks.
-    Cancel(JobsArgs),
+    Cancel(CancelArgs),
     /// Put tasks that have not started on hold.
     Hold(JobsArgs),
     /// Let held tasks go on.
     Release(JobsArgs),
+    /// So many tasks of an array at a time.
+    Throttle(ThrottleArgs),
     /// Print stdout or stderr of tasks that have ended.
     Logs(LogsArgs),
     /// Bring back the outputs of all done tasks.
@@ -66,6 +71,10 @@ pub enum Command {
     Explain(JobArgs),
     /// The sites and agents of this grid.
     Hosts(HostsArgs),
+    /// No new work for a site, an agent, or a site below; what runs goes on to its end.
+    Drain(DrainArgs),
+    /// New work again for what was drained.
+    Resume(ResumeArgs),
     /// Run a whole grid of grids on this machine, render a picture on it, and stop it.
     Demo(DemoArgs),
     /// Make identities: a site's, a user's, an agent's, or this user's home.
@@ -74,8 +83,8 @@ pub enum Command {
     Gateway(RoleArgs),
     /// Be a broker: gateways and brokers as one resource.
     Broker(RoleArgs),
-    /// Be an agent: run tasks on this machine.
-    Agent(RoleArgs),
+    /// Be an agent: run tasks on this machine; or give one up for lost.
+    Agent(AgentArgs),
     /// A script that completes this command line in a shell.
     Completion(CompletionArgs),
     /// Write the manual pages.
@@ -97,6 +106,9 @@ pub struct SpecArgs {
     /// Tasks of the array.
     #[arg(short = 'n', long = "tasks", value_name = "N", default_value_t = 1, value_parser = whole)]
     pub tasks: u32,
+    /// The same as indices, and how many at a time: 0-63, or 0-63%8.
+    #[arg(long, value_name = "0-N[%M]", conflicts_with = "tasks")]
+    pub array: Option<String>,
     /// A name for people.
     #[arg(short = 'J', long = "name", value_name = "NAME")]
     pub name: Option<String>,
@@ -140,6 +152,7 @@ pub struct SpecArgs {
 ./prog is staged: sent along, once, by its content. prog and /bin/prog belong
 to the site that runs the task. {i} in an argument, an environment value or an
 output's name is the task index, from 0; it is also GRID_TASK_ID.
+--array 0-63%8 is -n 64 with at most 8 tasks placed or running at a time.
 
   grid submit -- hostname
   grid submit -n 100 -c 2 --mem 4G -t 10m --in scene.dat \\
@@ -200,6 +213,16 @@ pub struct JobsArgs {
     /// Jobs: ids, unique prefixes, or `last`; tasks as JOB[3] or JOB[0-9,12].
     #[arg(required = true, value_name = "JOB")]
     pub jobs: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct CancelArgs {
+    /// Jobs: ids, unique prefixes, or `last`; tasks as JOB[3] or JOB[0-9,12].
+    #[arg(required = true, value_name = "JOB")]
+    pub jobs: Vec<String>,
+    /// End them here at once, also those at sites that can't be reached: what may still run there is stopped when they are back.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Args, Debug)]

@@ -44,6 +44,7 @@ pub fn job(v: &pb::JobView) -> Value {
         "reasons": reasons,
         "sites": sites,
         "want": want(v.want),
+        "tasks_at_once": v.tasks_at_once,
         "key": v.key,
         "age_ms": v.age_ms,
         "ended_age_ms": v.ended_age_ms,
@@ -81,6 +82,8 @@ fn spec(s: &JobSpec) -> Value {
         "on_lost": match s.on_lost { OnLost::Requeue => "requeue", OnLost::Wait => "wait" },
         "disconnect_timeout_ms": s.disconnect_timeout_ms,
         "attempts_max": s.attempts_max,
+        "tasks_at_once": s.tasks_at_once,
+        "trace_parent": s.trace_parent,
     })
 }
 
@@ -150,6 +153,7 @@ pub fn host(h: &pb::Host) -> Value {
         "done": counts.then_some(h.done),
         "age_ms": h.age_ms,
         "unreachable": h.unreachable,
+        "draining": h.draining.as_ref().map(reason),
         "shares": h.shares.iter().map(share).collect::<Vec<_>>(),
         "below": h.below.iter().map(host).collect::<Vec<_>>(),
     })
@@ -169,6 +173,7 @@ fn share(s: &pb::Share) -> Value {
         "largest_free": s.largest_free,
         "waiting": s.waiting,
         "draining": s.draining,
+        "draining_reason": s.draining_reason,
         "age_ms": s.age_ms,
     })
 }

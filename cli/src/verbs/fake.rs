@@ -143,6 +143,10 @@ impl Grid for Service {
         Ok(Response::new(pb::SetWantReply { tasks: 3, job: "7k2m9p".into() }))
     }
 
+    async fn order(&self, _: Request<pb::OrderRequest>) -> Result<Response<pb::OrderReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn list(&self, _: Request<pb::ListRequest>) -> Result<Response<pb::ListReply>, Status> {
         Ok(Response::new(pb::ListReply { jobs: self.view(Phase::Running).into_iter().collect() }))
     }

@@ -57,7 +57,10 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             h.running.into(),
             if counts { h.waiting.into() } else { "".into() },
             if counts { h.done.into() } else { "".into() },
-            h.endpoint.as_str().into(),
+            match &h.draining {
+                Some(r) => Cell::painted([h.endpoint.clone(), super::admin::draining(r)].join("  ").trim().to_owned(), Paint::Warn),
+                None => h.endpoint.as_str().into(),
+            },
         ]);
     }
     table
@@ -84,6 +87,7 @@ mod tests {
         let agent = host("campus-1", pb::Kind::Agent, 2, vec![]);
         let mut campus = host("campus", pb::Kind::Gateway, 2, vec![agent]);
         campus.backend = "agents".into();
+        campus.draining = Some(pb::Reason { text: "new disk".into(), age_ms: 300_000, site_name: "ann".into(), ..Default::default() });
         let mut burst = host("burst", pb::Kind::Gateway, 0, vec![]);
         burst.unreachable = "no answer since 12s".into();
         let mut root = host("root", pb::Kind::Broker, 2, vec![host("eu", pb::Kind::Broker, 2, vec![campus]), burst]);
@@ -94,7 +98,7 @@ mod tests {
                 "SITE               KIND              SLOTS  FREE  MEMORY  RUNNING  WAITING  DONE  ENDPOINT",
                 "root               broker                2     1      2G        0        0     0  127.0.0.1:7411",
                 "├─ eu              broker                2     1      2G        0        0     0",
-                "│  └─ campus       gateway (agents)      2     1      2G        0        0     0",
+                "│  └─ campus       gateway (agents)      2     1      2G        0        0     0  draining for 5m00s by ann: new disk",
                 "│     └─ campus-1  agent                 2     1      2G        0",
                 "└─ burst           gateway                                                        unreachable, no answer since 12s",
             ],

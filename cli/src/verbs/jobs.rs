@@ -90,6 +90,7 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
         let limit = s.time_limit_ms.map_or(String::new(), |ms| format!(", at most {}", render::duration(ms)));
         facts.push(("each task", format!("{}{memory}{limit}", render::count(s.shape.slots.into(), "slot"))));
         facts.push(("inputs", s.inputs.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")));
+        facts.push(("trace", s.trace_parent.split('-').nth(1).unwrap_or_default().to_owned()));
         facts.push(("outputs", s.outputs.join(" ")));
     }
     let sites = v.sites.iter().map(|s| format!("{} ({} active, {} ended)", s.name, s.active, s.ended));
@@ -98,6 +99,7 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
     facts.extend([
         ("tasks", format!("{}: {}", only.map_or(v.tasks.to_string(), |t| format!("{} of {} ({t})", t.len(), v.tasks)), render::phases(&v.counts))),
         ("sites", sites.collect::<Vec<_>>().join(", ")),
+        ("at a time", if v.tasks_at_once > 0 { format!("at most {}", v.tasks_at_once) } else { String::new() }),
         ("wish", if wish == "run" { String::new() } else { wish.to_owned() }),
         ("accepted", since(v.age_ms)),
         ("ended", if v.ended_age_ms > 0 && only.is_none() { since(v.ended_age_ms) } else { String::new() }),

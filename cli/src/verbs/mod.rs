@@ -1,5 +1,6 @@
 //! What users can do: one file per group. Each parses its words into checked types, asks, and renders the answer.
 
+pub mod admin;
 pub mod explain;
 #[cfg(test)]
 mod fake;
@@ -17,7 +18,7 @@ pub mod watch;
 
 use std::sync::Arc;
 
-use crate::args::{Cli, Command};
+use crate::args::{AgentArgs, AgentWhat, Cli, Command};
 use crate::client::{Client, Home};
 use crate::env::Environment;
 use crate::names::JobName;
@@ -39,12 +40,12 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
     let connect = async || -> Result<Context<'_>> { Ok(Context { out, client: Home::load(&environment, endpoint)?.connect().await?.into() }) };
     match cli.command {
         Command::Submit(args) => {
-            let plan = submit::Plan::parse(&args.spec, args.hold)?;
+            let plan = submit::Plan::parse(&args.spec, args.hold)?.traced(environment.trace_parent.as_deref())?;
             let submission = plan.prepare(out).await?;
             submit::run(&connect().await?, submission, args.wait).await
         }
         Command::Run(args) => {
-            let submission = submit::Plan::parse(&args.spec, false)?.prepare(out).await?;
+            let submission = submit::Plan::parse(&args.spec, false)?.traced(environment.trace_parent.as_deref())?.prepare(out).await?;
             run::run(&connect().await?, submission).await
         }
         Command::Ls(args) => {
@@ -60,6 +61,17 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
             let wish = wait::Wish::parse(&args.jobs, args.timeout.as_deref())?;
             wait::run(&connect().await?, wish).await
         }
+        Command::Cancel(args) if args.force => {
+            let jobs = JobName::parse_all(&args.jobs)?;
+            admin::cancel(&connect().await?, &jobs).await
+        }
+        Command::Throttle(args) => {
+            let job = admin::whole_job(&args.job)?;
+            admin::throttle(&connect().await?, &args, &job).await
+        }
+        Command::Drain(args) => admin::drain(&connect().await?, args).await,
+        Command::Resume(args) => admin::resume(&connect().await?, args.site).await,
+        Command::Agent(AgentArgs { what: Some(AgentWhat::DeclareLost(args)), .. }) => admin::declare_lost(&connect, args).await,
         Command::Cancel(args) => jobs::set_want(&connect, &args.jobs, jobs::Wish::Cancel).await,
         Command::Hold(args) => jobs::set_want(&connect, &args.jobs, jobs::Wish::Hold).await,
         Command::Release(args) => jobs::set_want(&connect, &args.jobs, jobs::Wish::Run).await,
@@ -90,7 +102,10 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
         Command::Init(args) => crate::init::run(args, endpoint, &environment, out),
         Command::Gateway(args) => crate::roles::gateway(args, &environment, out).await,
         Command::Broker(args) => crate::roles::broker(args, &environment, out).await,
-        Command::Agent(args) => crate::roles::agent(args, &environment, out).await,
+        Command::Agent(AgentArgs { role: Some(args), .. }) => crate::roles::agent(args.into(), &environment, out).await,
+        Command::Agent(AgentArgs { role: None, what: None }) => {
+            Err(intergrid_proto::Refusal::invalid("agent: neither a configuration nor an order").remedy("see `grid agent --help`").into())
+        }
     }
 }
 

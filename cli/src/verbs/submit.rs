@@ -44,11 +44,15 @@ pub struct Submission {
 impl Plan {
     /// Check every word.
     pub fn parse(args: &SpecArgs, hold: bool) -> Result<Plan, Refusal> {
+        let (tasks, at_once) = match &args.array {
+            Some(text) => names::array(text)?,
+            None => (args.tasks, None),
+        };
         if args.tasks == 0 {
             return Err(Refusal::invalid("-n 0: a job has at least 1 task").remedy("give a number of tasks, or leave -n out"));
         }
-        if args.tasks > TASKS_PER_JOB_MAX {
-            let message = format!("-n {}: a job has at most {TASKS_PER_JOB_MAX} tasks", args.tasks);
+        if tasks > TASKS_PER_JOB_MAX {
+            let message = format!("-n {}: a job has at most {TASKS_PER_JOB_MAX} tasks", tasks);
             return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("submit several jobs"));
         }
         if !(1..=SLOTS_PER_TASK_MAX).contains(&args.slots) {
@@ -76,11 +80,21 @@ impl Plan {
         if let Some(timeout) = flag("--disconnect-timeout", args.disconnect_timeout.as_deref(), parse_duration)? {
             spec.disconnect_timeout_ms = timeout.as_millis() as u64;
         }
+        spec.tasks_at_once = at_once;
         spec.on_lost = if args.no_requeue { OnLost::Wait } else { OnLost::Requeue };
         let inputs = args.inputs.iter().map(|i| names::input(i)).collect::<Result<_, _>>()?;
         // What any site would refuse is refused here, in the same words, before anything is hashed.
         JobSpec::decode(&spec.encode())?;
-        Ok(Plan { spec, program, inputs, key: args.key.clone(), tasks: args.tasks, hold })
+        Ok(Plan { spec, program, inputs, key: args.key.clone(), tasks, hold })
+    }
+
+    /// As a part of this trace, or of one of its own.
+    pub fn traced(mut self, parent: Option<&str>) -> Result<Plan, Refusal> {
+        self.spec.trace_parent = match parent {
+            Some(parent) => parent.to_owned(),
+            None => new_trace()?,
+        };
+        Ok(self)
     }
 
     /// Look at the files and hash them.
@@ -124,9 +138,21 @@ fn executable(path: &Path) -> bool {
 
 /// 128 random bits.
 fn random_key() -> Result<String, Refusal> {
-    let mut key = [0u8; 16];
-    rustix::rand::getrandom(&mut key[..], rustix::rand::GetRandomFlags::empty()).map_err(|e| local(format!("no random key: {e}")))?;
-    Ok(crate::render::hex(&key))
+    Ok(crate::render::hex(&random::<16>()?))
+}
+
+/// A traceparent of its own, sampled.
+fn new_trace() -> Result<String, Refusal> {
+    let (mut trace, mut parent) = (random::<16>()?, random::<8>()?);
+    // Neither id may be 0.
+    (trace[0], parent[0]) = (trace[0] | 1, parent[0] | 1);
+    Ok(format!("00-{}-{}-01", crate::render::hex(&trace), crate::render::hex(&parent)))
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Refusal> {
+    let mut bytes = [0u8; N];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).map_err(|e| local(format!("no random bytes: {e}")))?;
+    Ok(bytes)
 }
 
 /// Stage what is missing, then submit; repeated safely while the endpoint is unavailable.
@@ -204,10 +230,20 @@ mod tests {
     }
 
     #[test]
+    fn an_array_is_named_by_its_indices() {
+        let of = |text: &str| plan(&["--array", text, "--", "x"]).map(|p| (p.tasks, p.spec.tasks_at_once));
+        assert_eq!((Ok((64, Some(8))), Ok((64, None)), Ok((1, None))), (of("0-63%8"), of("0-63"), of("0")));
+        assert!(crate::args::Cli::try_parse_from(["grid", "submit", "-n", "4", "--array", "0-3", "--", "x"]).is_err());
+    }
+
+    #[test]
     fn bad_words_name_their_flag() {
         for (words, says, kind) in [
             (&["-n", "0", "--", "x"][..], "-n 0", RefusalKind::Invalid),
             (&["-n", "4000001", "--", "x"], "-n 4000001", RefusalKind::OverLimit),
+            (&["--array", "1-9", "--", "x"], "--array \"1-9\"", RefusalKind::Invalid),
+            (&["--array", "0-9%0", "--", "x"], "--array \"0-9%0\"", RefusalKind::Invalid),
+            (&["--array", "0-4000000", "--", "x"], "-n 4000001", RefusalKind::OverLimit),
             (&["-c", "0", "--", "x"], "-c 0", RefusalKind::Invalid),
             (&["--mem", "4", "--", "x"], "--mem", RefusalKind::Invalid),
             (&["-t", "10", "--", "x"], "-t", RefusalKind::Invalid),

@@ -180,10 +180,7 @@ impl Core {
             }
             self.doubt(job, &fresh);
         }
-        self.take_want(job, p.want, &TaskSet::new());
-        if change::wishes(&self.state.jobs[&job].want) {
-            self.enforce_want(job);
-        }
+        self.want_anew(job, p.want, &TaskSet::new());
         self.arrived(job);
     }
 

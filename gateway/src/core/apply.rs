@@ -7,9 +7,9 @@ use std::sync::Arc;
 use intergrid_proto::link::Origin;
 use intergrid_proto::{BlobHash, Phase, SiteId, TaskSet};
 
+use super::cells::Cells;
 use super::change::{self, What};
 use super::planted::{Plant, planted};
-use super::cells::Cells;
 use super::state::*;
 
 /// What has to be written as a row at the next checkpoint.
@@ -285,6 +285,7 @@ impl State {
                 counts
             },
             queued: TaskSet::new(),
+            unsure: false,
             moved_ms: 0,
             notes: 0,
             last_return: None,
@@ -330,7 +331,10 @@ impl State {
                 None => {
                     let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
                     job.next_up = ord + 1;
-                    job.ups.insert(ord, UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() });
+                    job.ups.insert(
+                        ord,
+                        UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() },
+                    );
                     ord
                 }
             },
@@ -358,7 +362,15 @@ impl State {
             None => {
                 let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
                 job.next_up = ord + 1;
-                let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation: t.incarnation, job: t.parent_job, cost: t.cost, open: t.open };
+                let entry = UpEntry {
+                    seq,
+                    number: t.number,
+                    share: share.clone(),
+                    incarnation: t.incarnation,
+                    job: t.parent_job,
+                    cost: t.cost,
+                    open: t.open,
+                };
                 job.ups.insert(ord, entry);
                 ord
             }
@@ -518,51 +530,6 @@ impl State {
             }
         }
         self.requeue_index(job_no);
-    }
-
-    /// Is the job in the queue of its shape?
-    fn requeue_index(&mut self, job_no: u64) {
-        let Some(job) = self.jobs.get(&job_no) else { return };
-        let queue = QueueKey::of(job);
-        if !job.queued.is_empty() {
-            self.waiting.entry(queue).or_default().insert(job_no);
-        } else if let Some(q) = self.waiting.get_mut(&queue) {
-            q.remove(&job_no);
-            if q.is_empty() {
-                self.waiting.remove(&queue);
-            }
-        }
-    }
-
-    /// After a load: everything that is derived.
-    pub fn derive(&mut self) {
-        self.outstanding.clear();
-        self.held_for.clear();
-        self.waiting.clear();
-        self.placed_on.clear();
-        let mut jobs = std::mem::take(&mut self.jobs);
-        for job in jobs.values_mut() {
-            self.index(job);
-            job.counts = [0; 11];
-            for (k, chunk) in job.chunks.iter().enumerate() {
-                let n = (job.size - k as u32 * CHUNK_TASKS).min(CHUNK_TASKS);
-                chunk.cells.runs(0, n, |a, b, c| job.counts[usize::from(c.phase.min(10))] += u64::from(b - a));
-            }
-            job.queued = job.select(&job.all(), |c| c.phase() == Some(Phase::Queued));
-            for (number, d) in &job.downs {
-                *self.outstanding.entry((d.child, d.share.clone())).or_default() += d.cost * (d.open + d.fenced.len());
-                self.placed_on.entry(d.child).or_default().insert(*number, job.no);
-            }
-            if let Some(parent) = job.parent {
-                for e in job.ups.values() {
-                    *self.held_for.entry((parent, e.share.clone())).or_default() += e.cost * e.open;
-                }
-            }
-            if !job.queued.is_empty() {
-                self.waiting.entry(QueueKey::of(job)).or_default().insert(job.no);
-            }
-        }
-        self.jobs = jobs;
     }
 }
 

@@ -15,6 +15,8 @@ use crate::store::mem::MemDisk;
 use crate::store::{Batch, Store};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/core-v1.txt");
+/// With what a recovery adds: names of older incarnations, adoption, doubt.
+const RECOVERED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/core-v1-recovered.txt");
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -42,6 +44,31 @@ fn scripted() -> (MemDisk, intergrid_proto::link::Hop) {
     (site.disk.clone(), site.core.me().clone())
 }
 
+/// The middle of a tower that went back to an old copy, and then its parent did: what it adopted, and what its parent adopted of it.
+fn recovered() -> MemDisk {
+    let mut w = World::new();
+    w.checkpoint = 30;
+    let sites = tower(&mut w, 2);
+    let mut spec = sleep(400);
+    spec.on_lost = intergrid_proto::spec::OnLost::Wait;
+    w.submit(sites[0], "golden", spec, 200).unwrap();
+    let copies = |w: &World| [0, 1].map(|k| w.sites[&sites[k]].disk.copy());
+    w.pass(1_000);
+    let [root, _] = copies(&w);
+    w.pass(1_000);
+    w.restart_with(sites[0], root);
+    w.pass(8_000);
+    // From here on the log is kept.
+    let [root, middle] = copies(&w);
+    w.pass(1_000);
+    w.checkpoint = 100_000;
+    w.restart_with(sites[1], middle);
+    w.pass(700);
+    w.restart_with(sites[0], root);
+    w.pass(300);
+    w.sites[&sites[1]].disk.clone()
+}
+
 fn dump(disk: &MemDisk) -> String {
     let store = disk.open().unwrap();
     let mut out = String::new();
@@ -61,13 +88,13 @@ fn dump(disk: &MemDisk) -> String {
 }
 
 /// The golden store; `rows` and `changes` say which part of it.
-fn golden(rows: bool, changes: bool) -> MemDisk {
+fn golden(file: &str, rows: bool, changes: bool) -> MemDisk {
     if std::env::var_os("INTERGRID_WRITE_GOLDEN").is_some() {
-        std::fs::write(FILE, dump(&scripted().0)).unwrap();
+        std::fs::write(file, dump(&if file == FILE { scripted().0 } else { recovered() })).unwrap();
     }
     let disk = MemDisk::new();
     let mut batch = Batch::default();
-    for line in std::fs::read_to_string(FILE).unwrap().lines() {
+    for line in std::fs::read_to_string(file).unwrap().lines() {
         let (a, b) = line[2..].split_once(' ').unwrap();
         match &line[..1] {
             "r" if rows => batch.rows.push((unhex(a), Some(unhex(b)))),
@@ -95,7 +122,23 @@ fn row_key(bytes: &[u8]) -> Option<RowKey> {
 
 #[test]
 fn every_record_is_written_as_it_was() {
-    let store = golden(true, true).open().unwrap();
+    as_it_was(FILE);
+}
+
+#[test]
+fn every_record_of_a_recovery_is_written_as_it_was() {
+    as_it_was(RECOVERED);
+    let text = std::fs::read_to_string(RECOVERED).unwrap();
+    let kinds: Vec<Change> =
+        text.lines().filter_map(|l| l.strip_prefix("c ")?.split_once(' ')).map(|(_, b)| Change::decode(&unhex(b)[..]).unwrap()).collect();
+    let has = |is: fn(&super::change::What) -> bool| kinds.iter().filter_map(|c| c.what.as_ref()).any(is);
+    use super::change::What;
+    assert!(has(|w| matches!(w, What::Born(b) if b.recovering)) && has(|w| matches!(w, What::Placed(p) if p.adopt.is_some())));
+    assert!(has(|w| matches!(w, What::Doubted(_))) && has(|w| matches!(w, What::Adopted(_))));
+}
+
+fn as_it_was(file: &str) {
+    let store = golden(file, true, true).open().unwrap();
     let mut changes = 0;
     store
         .changes(0, &mut |n, bytes| {
@@ -104,7 +147,7 @@ fn every_record_is_written_as_it_was() {
             true
         })
         .unwrap();
-    let rows_only = golden(true, false).open().unwrap();
+    let rows_only = golden(file, true, false).open().unwrap();
     let (state, _, next) = State::load(&rows_only).unwrap();
     let mut tables = std::collections::BTreeSet::new();
     rows_only
@@ -122,7 +165,7 @@ fn every_record_is_written_as_it_was() {
 
 #[test]
 fn a_store_of_version_1_is_loaded() {
-    let disk = golden(true, true);
+    let disk = golden(FILE, true, true);
     let (_, hop) = scripted();
     let core = Core::load(hop, &disk.open().unwrap(), Box::new(FirstFit), Now::default(), 1).unwrap();
     let job = core.state().jobs.values().next().expect("the job");

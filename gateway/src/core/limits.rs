@@ -82,3 +82,5 @@ pub const INCARNATIONS_KEPT_MAX: usize = 64;
 pub const ORPHANS_PER_MESSAGE_MAX: usize = 256;
 /// Who may be told to take no new work, at one site.
 pub const DRAINS_MAX: usize = 4_096;
+/// A parent's job that has had nothing open for so long has ended here, as far as the log goes.
+pub const END_SAID_AFTER_MS: u64 = 1_000;

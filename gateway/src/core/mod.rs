@@ -14,6 +14,7 @@ mod cells;
 pub mod away;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
+mod derive;
 mod fence;
 #[cfg(test)]
 mod golden;
@@ -26,10 +27,12 @@ mod resync;
 pub mod rows;
 pub mod schedule;
 mod south;
+pub mod steps;
 #[allow(missing_docs)] // Entities: their fields are named by the records.
 pub mod state;
 #[cfg(test)]
 mod tests;
+mod users;
 pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -123,6 +126,8 @@ pub enum Action {
     Changed(u64),
     /// Write to the log.
     Warn(String),
+    /// A main step of a job, for the log.
+    Step(u64, steps::Step),
     /// End the links to this peer, which has to be greeted anew: why.
     Leave(SiteId, String),
 }
@@ -168,7 +173,9 @@ struct Child {
 struct Parent {
     name: String,
     attached: bool,
-    /// It has said hello: events may flow.
+    /// It has said hello in this session.
+    greeted: bool,
+    /// Its cursor is known: events may flow.
     live: bool,
     /// Highest event sequence sent in this session.
     sent: u64,
@@ -214,6 +221,8 @@ pub struct Core {
     actions: Vec<Action>,
     changed: BTreeSet<u64>,
     wants_due: BTreeSet<u64>,
+    /// Parents' jobs with nothing open, since when: for the log.
+    ending: BTreeMap<u64, u64>,
     schedule_due: bool,
     advert_due: bool,
     dirty: Dirty,
@@ -231,6 +240,8 @@ pub struct Core {
     expected: Option<BTreeSet<String>>,
     /// Jobs of whose lost tasks parents have been told.
     lost_told: BTreeSet<u64>,
+    /// Peers that were there before this process, had work of ours or gave us some, and are not back: until then loaded tasks wait.
+    missed: BTreeSet<SiteId>,
 }
 
 /// What one turn of the shell has to commit, and then do.
@@ -264,6 +275,7 @@ impl Core {
             actions: Vec::new(),
             changed: BTreeSet::new(),
             wants_due: BTreeSet::new(),
+            ending: BTreeMap::new(),
             schedule_due: true,
             advert_due: true,
             changes_since_checkpoint: dirty.len() as u64,
@@ -277,7 +289,9 @@ impl Core {
             settle_ms: now.mono_ms,
             expected: None,
             lost_told: BTreeSet::new(),
+            missed: BTreeSet::new(),
         };
+        core.be_careful();
         if core.state.incarnation == 0 {
             core.fresh = None;
             core.record(What::Born(change::Born { incarnation: fresh.max(1), ..Default::default() }));
@@ -440,6 +454,7 @@ impl Core {
                 None => j.failures.push((reason.clone(), whole.len())),
             }
         }
+        self.note_end(job);
         self.changed.insert(job);
         self.schedule_due = true;
         self.advert_due = true;
@@ -476,6 +491,7 @@ impl Core {
         self.give_back_stuck();
         self.resyncs_due();
         self.recovery_goes_on();
+        self.say_ends();
         if !self.state.waiting.is_empty() {
             // Pauses run out.
             self.schedule_due = true;

@@ -6,73 +6,19 @@ use std::sync::Arc;
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::share::Fit;
-use intergrid_proto::{BlobHash, JobNo, JobSpec, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet};
+use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
 
 use super::change::{self, What};
 use super::limits::*;
 use super::planted::{Plant, planted};
 use super::rows::{origin_out, pieces, spec_key};
 use super::state::Spec;
-use super::{Action, Core, Parent, Submission};
+use super::steps::Step;
+use super::{Action, Core, Parent};
 
 impl Core {
-    pub(super) fn submit(&mut self, submission: Submission) -> Result<(u64, bool), Refusal> {
-        let Submission { owner, owner_name, key, spec, tasks, hold, chain } = submission;
-        let hash = BlobHash::of(&spec.bytes);
-        if let Some(job) = self.state.by_key.get(&(owner, key.clone())).and_then(|n| self.state.jobs.get(n)) {
-            if (job.spec_hash == hash && job.size == tasks) || planted(Plant::AnySpec) {
-                return Ok((job.no, true));
-            }
-            let message = format!("the key {key:?} belongs to job {}, which has another spec or number of tasks", JobNo(job.no));
-            return Err(Refusal::new(RefusalKind::Conflict, message).remedy("use a new key for a new job"));
-        }
-        self.room_to_wait(&owner_name, &spec)?;
-        let job = self.state.next_job + 1;
-        let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };
-        let (owner, route) = (owner.0.to_vec(), vec![self.me.site.0.to_vec()]);
-        let new =
-            change::JobNew { job, key, owner, owner_name, size: tasks, route, hops_left: HOPS_MAX, chain, ..self.new_job(&origin, hash, &spec) };
-        self.record(What::Job(new));
-        self.record(What::Tasks(change::TasksAdded {
-            job,
-            number: 0,
-            share: String::new(),
-            tasks: TaskSet::range(0..tasks).to_runs(),
-            ..Default::default()
-        }));
-        if hold {
-            self.user_wants(job, WantValue::Hold, None)?;
-        }
-        self.arrived(job);
-        Ok((job, false))
-    }
-
-    /// A job that waits takes a place, and a shape of its own makes each pass longer: nobody may have so many that others find no place.
-    fn room_to_wait(&self, user: &str, spec: &Spec) -> Result<(), Refusal> {
-        let (mut all, mut own, mut shapes, mut known) = (0, 0, 0, false);
-        for (queue, jobs) in &self.state.waiting {
-            all += jobs.len();
-            if queue.principal == user && queue.route.len() == 1 {
-                own += jobs.len();
-                shapes += 1;
-                known |= queue.shape == spec.parsed.shape;
-            }
-        }
-        let refused = if all >= self.jobs_waiting_max {
-            format!("{} jobs wait here already", self.jobs_waiting_max)
-        } else if own >= self.jobs_waiting_max - all {
-            format!("{own} jobs of {user} wait here, and no more places are left than that for others")
-        } else if shapes >= SHAPES_WAITING_MAX && !known {
-            let message = format!("jobs of {user} wait in {shapes} shapes (slots and memory), at most {SHAPES_WAITING_MAX} are taken");
-            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("round up what the tasks need, or wait"));
-        } else {
-            return Ok(());
-        };
-        Err(Refusal::new(RefusalKind::OverLimit, refused).remedy("submit one array instead of many jobs, or wait"))
-    }
-
     /// A job's record as far as its origin and spec go; the spec's row goes with the same commit.
-    fn new_job(&mut self, origin: &Origin, hash: BlobHash, spec: &Arc<Spec>) -> change::JobNew {
+    pub(super) fn new_job(&mut self, origin: &Origin, hash: BlobHash, spec: &Arc<Spec>) -> change::JobNew {
         if self.state.specs.get(&hash).is_none_or(|s| s.strong_count() == 0) {
             self.batch.rows.push((spec_key(hash), Some(spec.bytes.clone())));
             self.state.specs.insert(hash, Arc::downgrade(spec));
@@ -89,41 +35,6 @@ impl Core {
         self.changed.insert(job);
         self.schedule_due = true;
         self.advert_due = true;
-    }
-
-    pub(super) fn user_wants(&mut self, job: u64, value: WantValue, tasks: Option<TaskSet>) -> Result<u64, Refusal> {
-        let unknown = || Refusal::new(RefusalKind::NotFound, format!("no job {} here", JobNo(job)));
-        let j = self.state.jobs.get(&job).ok_or_else(unknown)?;
-        // Whose parent has lost its store is nobody's but ours: it runs on, and can be ended here only.
-        let orphaned = |p: &SiteId| self.state.links.get(p).is_none_or(|l| j.ups.values().all(|e| e.open == 0 || e.incarnation != l.peer_incarnation));
-        if let Some(parent) = j.parent.filter(|p| !orphaned(p)) {
-            let name = self.state.links.get(&parent).map_or("", |l| l.name.as_str()).to_string();
-            let message = format!("job {} was placed here by {name}, as its job {}", JobNo(job), j.origin.job);
-            return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("ask where it was submitted"));
-        }
-        let tasks = tasks.unwrap_or_else(|| j.all()).intersect(&j.all());
-        let open = j.select(&tasks, |c| c.phase().is_some_and(|p| !p.is_terminal()));
-        if open.is_empty() {
-            return Ok(0);
-        }
-        let mut want = j.want.clone();
-        (want.job, want.version) = (job, want.version + 1);
-        let cancelled = want.tasks(WantValue::Cancel, &open);
-        // A cancel is never taken back.
-        let open = if value == WantValue::Cancel { open } else { open.subtract(&cancelled) };
-        want.set(value, &open);
-        let ranges = want.range_count();
-        if ranges > TASK_RANGES_MAX {
-            let message = format!("what is wished of job {} would have {ranges} ranges of tasks, at most {TASK_RANGES_MAX} are kept", JobNo(job));
-            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("name fewer and longer ranges, or all tasks"));
-        }
-        self.record(What::Want(change::WantSet { job, parent: Vec::new(), want: Some(want.into()) }));
-        if value == WantValue::Run {
-            let held = self.state.jobs[&job].select(&open, |c| c.phase() == Some(Phase::Held) && c.down == 0);
-            self.set_phase(job, &held, Phase::Queued, true);
-        }
-        self.enforce_want(job);
-        Ok(open.len())
     }
 
     pub(super) fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
@@ -159,7 +70,7 @@ impl Core {
         self.wants_due.insert(job);
     }
 
-    fn set_phase_and_tell(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {
+    pub(super) fn set_phase_and_tell(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {
         if tasks.is_empty() {
             return;
         }
@@ -195,6 +106,7 @@ impl Core {
             self.emit_for(job, &t, &|_| EventKind::Returned(reason.clone()));
             self.record(What::GivenBack(change::OfPlacement { job, number: 0, tasks: t.to_runs() }));
         }
+        self.note_end(job);
         self.changed.insert(job);
         self.advert_due = true;
     }
@@ -208,7 +120,7 @@ impl Core {
             .values()
             .flatten()
             .filter_map(|n| self.state.jobs.get(n))
-            .filter(|j| j.parent.is_some() && (drained || now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS))
+            .filter(|j| j.parent.is_some() && !j.unsure && (drained || now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS))
             .map(|j| (j.no, j.queued.clone()))
             .collect();
         for (job, tasks) in stuck {
@@ -229,6 +141,7 @@ impl Core {
         let fresh = Parent {
             name,
             attached: true,
+            greeted: false,
             live: false,
             sent: 0,
             sent_at: Default::default(),
@@ -273,9 +186,10 @@ impl Core {
     }
 
     pub(super) fn parent_says(&mut self, parent: SiteId, message: Down) {
-        if !self.parents.get(&parent).is_some_and(|p| p.attached) {
-            return;
-        }
+        // What it decided before it knew of this session may come first. It says that again after its hello, and numbers are taken in order.
+        let hello = matches!(message, Down::Hello(_));
+        let Some(p) = self.parents.get_mut(&parent).filter(|p| p.attached && (p.greeted || hello)) else { return };
+        p.greeted = true;
         match message {
             Down::Hello(h) => self.parent_hello(parent, h),
             Down::Place(p) => match p.known {
@@ -321,6 +235,7 @@ impl Core {
             _ => (link.next, h.peer_incarnation != 0 || link.next > 0),
         };
         let (known, seen) = (link.peer_incarnation, link.seen);
+        self.is_back(parent);
         // We have asked it to send again what it holds open here: before that our full state would say that it is lost.
         let forgotten = h.peer_incarnation != 0 && h.peer_incarnation != self.state.incarnation;
         let asked = (self.state.recovering || forgotten) && self.parents.get(&parent).is_some_and(|p| p.asked);
@@ -402,9 +317,7 @@ impl Core {
                 let reason = Reason::new(ReasonKind::OverCredit, format!("0 of {} tasks fit the credit", p.tasks.len()));
                 return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) });
             }
-            None => {
-                self.job_for(parent, incarnation, &p, &spec)
-            }
+            None => self.job_for(parent, incarnation, &p, &spec),
         };
         let Some(j) = self.state.jobs.get(&job) else { return };
         if j.spec_hash != p.spec_hash || j.size != p.array_size {
@@ -427,14 +340,19 @@ impl Core {
         if !kept.is_empty() {
             for t in pieces(&kept, u64::MAX, CHANGE_RANGES_MAX) {
                 let (share, attempts) = (p.share.clone(), p.attempts);
-                self.record(What::Tasks(change::TasksAdded { job, number: p.number, share, tasks: t.to_runs(), attempts, cost, ..self.label(job, incarnation, p.job) }));
+                self.record(What::Tasks(change::TasksAdded {
+                    job,
+                    number: p.number,
+                    share,
+                    tasks: t.to_runs(),
+                    attempts,
+                    cost,
+                    ..self.label(job, incarnation, p.job)
+                }));
             }
             self.emit(parent, Event { of: of(&kept), what: EventKind::Accepted });
         }
-        self.take_want(job, p.want, &kept);
-        if change::wishes(&self.state.jobs[&job].want) {
-            self.enforce_want(job);
-        }
+        self.want_anew(job, p.want, &kept);
         self.arrived(job);
     }
 
@@ -455,6 +373,7 @@ impl Core {
             ..self.new_job(&p.origin, p.spec_hash, spec)
         };
         self.record(What::Job(new));
+        self.step_of(n, Step::Accepted);
         if let Some(w) = self.state.links.get(&parent).and_then(|l| l.wants.get(&p.job)).filter(|_| !planted(Plant::LateSubmit)).cloned() {
             self.record(What::Want(change::WantSet { job: n, parent: parent.0.to_vec(), want: Some(w.into()) }));
         }
@@ -513,17 +432,27 @@ impl Core {
                 self.record(What::Want(change::WantSet { job: 0, parent: parent.0.to_vec(), want: Some(w.clone().into()) }));
             }
             for job in known {
-                self.take_want(job, w.clone(), &TaskSet::new());
-                self.enforce_want(job);
+                self.want_anew(job, w.clone(), &TaskSet::new());
             }
             let of = Attempts { number: 0, job: parent_job, tasks: TaskSet::new() };
             self.emit(parent, Event { of, what: EventKind::WantStored { version } });
         }
     }
 
+    /// A parent's register has come, by itself or with a placement, whichever is the first: what it wishes is done, and what it no longer wishes undone.
+    pub(super) fn want_anew(&mut self, job: u64, want: Want, fresh: &TaskSet) {
+        let held = self.doubted_on_hold(job);
+        let before = self.state.jobs.get(&job).map_or(0, |j| j.want_version);
+        self.take_want(job, want, fresh);
+        self.release_doubted(job, &held);
+        if self.state.jobs.get(&job).is_some_and(|j| j.want_version != before || change::wishes(&j.want)) {
+            self.enforce_want(job);
+        }
+    }
+
     /// Take over a parent's register that is not older than ours. A cancel of an attempt that has not ended is never taken back (a stale one is ours, and
     /// not in the parent's register); `fresh` are tasks that have just arrived, of which only the parent's word counts.
-    pub(super) fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
+    fn take_want(&mut self, job: u64, mut want: Want, fresh: &TaskSet) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(parent) = j.parent.filter(|_| want.version >= j.want.version && (fresh.is_empty() || !planted(Plant::LateSubmit))) else { return };
         let open = j.select(&j.want.tasks(WantValue::Cancel, &j.all()), |c| c.phase().is_some_and(|p| !p.is_terminal()));

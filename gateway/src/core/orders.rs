@@ -112,7 +112,8 @@ impl Core {
 
     /// Whose word keeps work from this child: its own, or this site's.
     pub(super) fn drained(&self, child: SiteId) -> Option<(&str, &Drain)> {
-        let own = self.state.drains.get(&child).map(|d| (self.state.cursors.get(&child).map_or("", |c| c.name.as_str()), d));
+        let own = self.state.drains.get(&child).filter(|_| child != self.me.site);
+        let own = own.map(|d| (self.state.cursors.get(&child).map_or("a child", |c| c.name.as_str()), d));
         own.or_else(|| self.state.drains.get(&self.me.site).map(|d| (self.me.name.as_str(), d)))
     }
 
@@ -123,9 +124,10 @@ impl Core {
 
     /// Why nothing is placed on this share: our own word, or that of somebody below.
     pub(super) fn why_draining(&self, child: SiteId, key: &str, share: &Share) -> Reason {
-        let (text, age) = self.draining(child).unwrap_or_else(|| match share.draining_reason.as_str() {
-            "" => (format!("{key} takes no new work"), share.draining_age_ms),
-            words => (words.to_string(), share.draining_age_ms),
+        let (text, age) = self.draining(child).unwrap_or_else(|| {
+            let heard = self.children.get(&child).map_or(0, |c| self.now.mono_ms.saturating_sub(c.heard_ms));
+            let text = if share.draining_reason.is_empty() { format!("{key} takes no new work") } else { share.draining_reason.clone() };
+            (text, share.draining_age_ms + heard)
         });
         Reason::new(ReasonKind::Draining, text).aged(age)
     }
@@ -151,8 +153,10 @@ impl Core {
                 for stale in stale.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
                     self.actions.push(Action::ToChild(child, Down::Stale(stale.to_vec())));
                 }
-                // What it knows nothing of it does not stop either: its full state says so.
-                self.actions.push(Action::ToChild(child, Down::Resync));
+            }
+            // What it knows nothing of it does not stop either: its full state says so.
+            if let Some(c) = self.children.get_mut(&child) {
+                c.resync_due = true;
             }
         }
     }
@@ -256,4 +260,3 @@ impl Core {
 fn unknown_end(phase: Phase, reason: Reason, attempts: u32) -> Ended {
     Ended { exit: vec![Exit::Unknown.to_number()], ..Ended::not_started(phase, reason, attempts) }
 }
-

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use intergrid_proto::limits::{REDIAL_MAX_MS, SEQUENCE_MAX};
 use intergrid_proto::link::{EventKind, Hello, Kind, Orphan, Orphans, WantValue};
-use intergrid_proto::limits::SEQUENCE_MAX;
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet};
 
@@ -57,6 +57,32 @@ impl Core {
             }
             self.child_gone(peer, "to be greeted anew".into(), 0);
             self.actions.push(Action::Leave(peer, "a new incarnation has to be told".into()));
+        }
+    }
+
+    /// A store that was just loaded may be old: what waits is not started before those are back who would know, within bounds.
+    pub(super) fn be_careful(&mut self) {
+        self.missed = self.state.placed_on.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
+        for j in self.state.jobs.values_mut().filter(|j| !j.queued.is_empty()) {
+            self.missed.extend(j.parent);
+            j.unsure = true;
+        }
+        self.be_sure(|_| false);
+    }
+
+    /// A peer has said hello.
+    pub(super) fn is_back(&mut self, peer: SiteId) {
+        if self.missed.remove(&peer) {
+            self.be_sure(|_| false);
+        }
+    }
+
+    /// Whoever is not back by now: these jobs' waiting tasks are as they seem. All are, where nobody is missed.
+    fn be_sure(&mut self, of: impl Fn(&Job) -> bool) {
+        let all = self.missed.is_empty();
+        for j in self.state.jobs.values_mut().filter(|j| j.unsure && (all || of(j))) {
+            (j.unsure, j.moved_ms) = (false, self.now.mono_ms);
+            self.schedule_due = true;
         }
     }
 
@@ -240,6 +266,14 @@ impl Core {
     /// Time passes: a parent that does not send again what it holds, children that do not come.
     pub(super) fn recovery_goes_on(&mut self) {
         let now = self.now.mono_ms;
+        let passed = now.saturating_sub(self.started_ms);
+        if !self.missed.is_empty() && passed >= REDIAL_MAX_MS + TICK_MS {
+            self.be_sure(|j| j.spec.parsed.on_lost == OnLost::Requeue);
+            if passed >= RECOVERY_WAIT_MS {
+                self.missed.clear();
+                self.be_sure(|_| true);
+            }
+        }
         let silent = |p: &super::Parent| p.attached && p.resent.is_some() && now.saturating_sub(p.resent_from_ms) >= RECOVERY_WAIT_MS;
         let late: Vec<SiteId> = self.parents.iter().filter(|(_, p)| silent(p)).map(|(id, _)| *id).collect();
         for parent in late {
@@ -321,10 +355,26 @@ impl Core {
         !uncertain
     }
 
+    /// Tasks in doubt that are to be held.
+    pub(super) fn doubted_on_hold(&self, job: u64) -> TaskSet {
+        let settled = !self.state.recovering || self.lost_told.contains(&job);
+        let Some(j) = self.state.jobs.get(&job).filter(|_| settled) else { return TaskSet::new() };
+        j.want.tasks(WantValue::Hold, &j.select(&j.all(), |c| c.is_doubtful()))
+    }
+
+    /// Somebody above held them and lets them go: he wants them run, whatever became of them before.
+    pub(super) fn release_doubted(&mut self, job: u64, held: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let released = j.want.tasks(WantValue::Run, held).intersect(held);
+        self.set_phase_and_tell(job, &released, Phase::Queued);
+    }
+
     /// Why tasks in doubt wait.
     pub(super) fn why_doubted(&self) -> Reason {
         match self.state.recovering {
-            true => Reason::new(ReasonKind::EvidenceLost, "this site's store was found to be old or lost; it waits for its peers to say what they hold"),
+            true => {
+                Reason::new(ReasonKind::EvidenceLost, "this site's store was found to be old or lost; it waits for its peers to say what they hold")
+            }
             false => evidence_lost(),
         }
     }
@@ -332,7 +382,7 @@ impl Core {
 
 fn evidence_lost() -> Reason {
     Reason::new(ReasonKind::EvidenceLost, "it was here before the store was lost, and nobody below claims it: it may have run")
-        .remedy("release it to run it (again), or cancel it")
+        .remedy("hold and release it to run it (again), or cancel it by force")
 }
 
 fn j_down(j: &Job, number: u64) -> Option<(SiteId, u32)> {

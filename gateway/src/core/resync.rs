@@ -107,7 +107,8 @@ impl Core {
             }
             match range.ended {
                 Some(ended) => self.child_event(child, Event { of: range.of, what: EventKind::Ended(ended) }),
-                None if range.phase == Phase::Queued || range.phase == Phase::Held || range.phase == Phase::Placed => {}
+                None if range.phase == Phase::Held => self.held_below(range.of.job, &current),
+                None if range.phase == Phase::Queued || range.phase == Phase::Placed => self.released_below(range.of.job, &current),
                 None => self.child_hint(child, Hint { of: range.of, phase: range.phase }),
             }
         }
@@ -122,6 +123,13 @@ impl Core {
             // Of older incarnations the child's list of orphans says what it has.
             let Some(d) = j.downs.get(&number).filter(|_| number > self.state.former) else { continue };
             if !d.accepted {
+                // Another store than the one that this was sent to knows nothing of it: nobody will ever say that it has stopped.
+                let gone = d.fenced.subtract(known.get(&number).unwrap_or(&TaskSet::new()));
+                if !same && !gone.is_empty() {
+                    self.record(What::Stopped(change::OfPlacement { job, number, tasks: gone.to_runs() }));
+                    self.schedule_due = true;
+                }
+                let Some((j, d)) = self.state.jobs.get(&job).and_then(|j| Some((j, j.downs.get(&number)?))) else { continue };
                 // It had seen this before it said hello, and does not have it: it gave it back, and that word was not kept.
                 let seen = self.children.get(&child).is_some_and(|c| number <= c.seen);
                 let back = j.select(&j.all(), |c| c.down == number && c.is_below()).subtract(known.get(&number).unwrap_or(&TaskSet::new()));
@@ -158,7 +166,24 @@ impl Core {
                 }
             }
         }
-        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: r.sequence, ..Default::default() }));
-        self.actions.push(Action::ToChild(child, Down::Ack { incarnation: r.incarnation, sequence: r.sequence }));
+        // It may be as of an earlier event than we have taken in: that stays so, and what follows is said again.
+        let at = self.state.cursors.get(&child).filter(|c| c.incarnation == r.incarnation).map_or(0, |c| c.sequence);
+        let sequence = if planted(Plant::IncarnationIgnored) { r.sequence } else { r.sequence.max(at) };
+        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation: r.incarnation, number: sequence, ..Default::default() }));
+        self.actions.push(Action::ToChild(child, Down::Ack { incarnation: r.incarnation, sequence }));
+    }
+
+    /// Held somewhere below, whose word of that was lost with its events.
+    fn held_below(&mut self, job: u64, tasks: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let tasks = j.select(tasks, |c| c.phase() != Some(Phase::Held));
+        self.set_phase_and_tell(job, &tasks, Phase::Held);
+    }
+
+    /// Not held below any more.
+    fn released_below(&mut self, job: u64, tasks: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let tasks = j.select(tasks, |c| c.phase() == Some(Phase::Held));
+        self.set_phase_and_tell(job, &tasks, Phase::Placed);
     }
 }

@@ -9,8 +9,8 @@ use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
 
 use super::apply::{Dirty, RowKey};
-use super::change::{self, Change};
 use super::cells::Cells;
+use super::change::{self, Change};
 use super::state::*;
 use crate::store::{Store, StoreError};
 

@@ -16,6 +16,7 @@ use super::change::{self, What};
 use super::limits::*;
 use super::planted::{Plant, planted};
 use super::state::QueueKey;
+use super::steps::Step;
 
 /// Waiting tasks of one shape that may go to the same shares.
 #[derive(Clone, Debug)]
@@ -213,9 +214,20 @@ impl Core {
             j.moved_ms = self.now.mono_ms;
             n -= tasks.len();
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
+                let n = tasks.len();
                 let number = if planted(Plant::NumberReused) { self.state.next_number.max(1) } else { self.state.next_number + 1 };
+                self.step_of(job, Step::Placed { child, number, tasks: n });
                 let (child, share) = (child.0.to_vec(), key.to_string());
-                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts: attempts.into(), adopt: None }));
+                self.record(What::Placed(change::Placed {
+                    job,
+                    number,
+                    child,
+                    share,
+                    tasks: tasks.to_runs(),
+                    cost,
+                    attempts: attempts.into(),
+                    adopt: None,
+                }));
                 self.send_place(job, number);
             }
             self.changed.insert(job);
@@ -251,7 +263,8 @@ impl Core {
         }
         for (id, c) in &mut self.children {
             // Never more than there is, so that in a ring it does not grow without end. Coarse, so that it does not change with every task: powers of two.
-            let most = |shape: &Shape| c.shares.iter().filter(|(_, s)| s.fit(shape) == Fit::Yes).map(|(_, s)| s.slots_total).fold(0, u64::saturating_add);
+            let most =
+                |shape: &Shape| c.shares.iter().filter(|(_, s)| s.fit(shape) == Fit::Yes).map(|(_, s)| s.slots_total).fold(0, u64::saturating_add);
             let coarse = |n: u64| if n == 0 { 0 } else { n.min(1 << 62).next_power_of_two() };
             let demand = demand.remove(id).unwrap_or_default().into_iter().take(SHARES_MAX);
             c.demand = demand.map(|(shape, n)| (coarse(n.min(most(&shape))), shape)).map(|(n, shape)| (shape, n)).collect();
@@ -289,6 +302,8 @@ impl Core {
         because.truncate(intergrid_proto::limits::SHARES_MAX);
         let top = if attached == 0 {
             Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
+        } else if j.unsure {
+            Reason::new(ReasonKind::NotYetScheduled, format!("{} has just started, and waits until its peers are back", self.me.name))
         } else if because.is_empty() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
         } else if !fits {
@@ -301,7 +316,7 @@ impl Core {
             // Where there is room does not matter.
             because.clear();
             Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")
-        } else if because.iter().all(|r| matches!(r.kind, ReasonKind::Draining | ReasonKind::NoFit | ReasonKind::Loop)) {
+        } else if only_drained(&because) {
             Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
@@ -317,15 +332,32 @@ impl Core {
         if !j.select(&held, |c| c.is_doubtful()).is_empty() {
             return self.why_doubted();
         }
-        match (by_user.is_empty(), &j.last_return) {
-            (false, _) => Reason::new(ReasonKind::HeldByUser, "on hold").remedy("release it"),
-            (true, Some((at, r))) if r.kind == ReasonKind::AttemptsUsed => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
-            (true, _) if !j.select(&held, |c| c.down != 0).is_empty() => {
-                Reason::new(ReasonKind::NotYetScheduled, "released here; the site below has not confirmed it yet")
-            }
-            (true, _) => Reason::new(ReasonKind::AttemptsUsed, "its attempts were lost").remedy("release it to try again, or cancel it"),
+        let mut reasons = Vec::new();
+        if !by_user.is_empty() {
+            reasons.push(Reason::new(ReasonKind::HeldByUser, "on hold").remedy("release it"));
         }
+        let rest = held.subtract(&by_user);
+        let used_up = j.select(&rest, |c| c.down == 0);
+        if let Some(t) = used_up.first() {
+            let text = format!("{} attempts were lost", j.cell(t).attempts);
+            reasons.push(Reason::new(ReasonKind::AttemptsUsed, text).remedy("release it to try again, or cancel it"));
+        }
+        if used_up != rest {
+            reasons.push(match &j.last_return {
+                Some((at, r)) if r.kind == ReasonKind::EvidenceLost => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
+                _ => Reason::new(ReasonKind::NotYetScheduled, "released here; the site below has not confirmed it yet"),
+            });
+        }
+        // Tasks of one job may be held for more than one reason: the first is the user's own.
+        let because = reasons.split_off(reasons.len().min(1));
+        reasons.pop().unwrap_or_else(|| Reason::new(ReasonKind::HeldByUser, "on hold")).because(because)
     }
+}
+
+/// Nothing but a drain keeps it from those that are here.
+fn only_drained(because: &[Reason]) -> bool {
+    use ReasonKind::*;
+    because.iter().any(|r| r.kind == Draining) && because.iter().all(|r| matches!(r.kind, Draining | NoFit | Loop | ContactLost))
 }
 
 /// `2 slots and 4 GiB of memory`

@@ -25,7 +25,14 @@ impl Core {
         let kind = pb::Kind::from(hello.hop.kind).into();
         if (cursor.name.as_str(), cursor.kind) != (hello.hop.name.as_str(), kind) {
             let (incarnation, number) = (cursor.incarnation, cursor.sequence);
-            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, name: hello.hop.name.clone(), kind, ..Default::default() }));
+            self.record(What::Cursor(change::Cursor {
+                peer: child.0.to_vec(),
+                incarnation,
+                number,
+                name: hello.hop.name.clone(),
+                kind,
+                ..Default::default()
+            }));
         }
         let cursor = &self.state.cursors[&child];
         if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
@@ -37,8 +44,10 @@ impl Core {
         }
         self.hear_of_us(&hello, hello.peer_placement, cursor.issued);
         self.go_on_behind(child, &hello);
+        self.is_back(child);
         let cursor = &self.state.cursors[&child];
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
+        let peer_incarnation = if planted(Plant::IncarnationIgnored) { hello.incarnation } else { peer_incarnation };
         self.stop_unseen(child, &hello);
         // An agent that knows its store to be old must not start what was ended since. A site does not kill because its parent does not know a job.
         let renewed = peer_incarnation != 0 && peer_incarnation != hello.incarnation && hello.hop.kind == Kind::Agent;
@@ -416,14 +425,10 @@ impl Core {
     pub(super) fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let held = attempts >= j.spec.parsed.attempts_max;
+        let was_held = j.select(tasks, |c| c.phase() == Some(Phase::Held));
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held };
             self.record(if fence { What::Fenced(r) } else { What::Requeued(r) });
-        }
-        if held {
-            let reason =
-                Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost")).remedy("release it to try again, or cancel it");
-            self.emit_for(job, tasks, &|_| EventKind::Held(reason.clone()));
         }
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.moved_ms = self.now.mono_ms;
@@ -431,14 +436,41 @@ impl Core {
         self.schedule_due = true;
         self.advert_due = true;
         self.changed.insert(job);
+        if held {
+            self.hand_up(job, tasks, attempts);
+        }
         if change::wishes(&self.state.jobs[&job].want) {
             self.enforce_requeued(job, tasks);
         }
+        // The parent knows them as what they were below.
+        let j = &self.state.jobs[&job];
+        let now_held = j.select(tasks, |c| c.phase() == Some(Phase::Held)).subtract(&was_held);
+        let released = j.select(&was_held, |c| c.phase() == Some(Phase::Queued));
+        let reason = Reason::new(ReasonKind::HeldByUser, "on hold");
+        self.emit_for(job, &now_held, &|_| EventKind::Held(reason.clone()));
+        self.emit_for(job, &released, &|_| EventKind::Released);
+    }
+
+    /// What a parent placed and has used up its attempts here is lost to it: it waits where its user can release it.
+    fn hand_up(&mut self, job: u64, tasks: &TaskSet, attempts: u32) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some(link) = j.parent.and_then(|p| self.state.links.get(&p)) else { return };
+        let ours: Vec<u32> = j.ups.iter().filter(|(_, e)| e.incarnation == link.peer_incarnation).map(|(ord, _)| *ord).collect();
+        let cancelled = j.want.tasks(WantValue::Cancel, tasks);
+        let lost = j.select(&tasks.subtract(&cancelled), |c| ours.contains(&c.up));
+        let reason = Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost"));
+        let ended = Ended { lost: true, exit: vec![1025], route: vec![self.me.clone()], ..Ended::not_started(Phase::Failed, reason, attempts) };
+        for t in pieces(&lost, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX).into_iter().filter(|t| !t.is_empty()) {
+            self.emit_for(job, &t, &|t| EventKind::Ended(ended.select(t, t)));
+            self.record(What::GivenBack(change::OfPlacement { job, number: 0, tasks: t.to_runs() }));
+        }
+        self.note_end(job);
     }
 
     /// Of tasks that wait here again: cancelled ones end, others may go back or be held.
     fn enforce_requeued(&mut self, job: u64, tasks: &TaskSet) {
         let j = &self.state.jobs[&job];
+        let tasks = &j.select(tasks, |c| c.phase != 0);
         let cancel = j.want.tasks(WantValue::Cancel, tasks);
         let back = if j.parent.is_some() { j.want.tasks(WantValue::Return, tasks) } else { TaskSet::new() };
         let hold = j.want.tasks(WantValue::Hold, tasks);

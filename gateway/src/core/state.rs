@@ -148,6 +148,8 @@ pub struct Job {
     // Derived.
     pub counts: [u64; 11],
     pub queued: TaskSet,
+    /// Loaded with waiting tasks, and not all peers are back that could say that this store is old.
+    pub unsure: bool,
     /// When tasks last came to wait or were placed: how long they wait without progress.
     pub moved_ms: u64,
     /// Returns and stale ends since the start of this process.
@@ -175,6 +177,9 @@ impl Job {
 
     /// Of its waiting tasks, those that may be placed now.
     pub fn placeable(&self) -> u64 {
+        if self.unsure {
+            return 0;
+        }
         let below = || self.downs.values().map(|d| d.open).sum::<u64>();
         self.queued.len().min(self.tasks_at_once().map_or(u64::MAX, |n| u64::from(n).saturating_sub(below())))
     }

@@ -58,6 +58,16 @@ impl Core {
         Some(j.spec.parsed.outputs.iter().map(|o| intergrid_proto::spec::substitute(o, task)).collect())
     }
 
+    /// What a child is.
+    pub fn child_kind(&self, child: SiteId) -> Kind {
+        self.child_hop(child).kind
+    }
+
+    /// Is this parent's link up?
+    pub fn has_parent(&self, parent: SiteId) -> bool {
+        self.parents.get(&parent).is_some_and(|p| p.attached)
+    }
+
     /// One job; None: unknown.
     pub fn job_view(&self, job: u64, whole: bool) -> Option<pb::JobView> {
         self.state.jobs.get(&job).map(|j| self.view(j, whole))

@@ -49,7 +49,9 @@ impl Service {
                 let job = self.find(peer, t.job).await?;
                 (Order::Throttle { job, at_once: t.tasks_at_once }, None)
             }
-            None => return Err(Refusal::new(RefusalKind::MustUnderstand, "an order that this site does not know").remedy("ask a site of a later version")),
+            None => {
+                return Err(Refusal::new(RefusalKind::MustUnderstand, "an order that this site does not know").remedy("ask a site of a later version"));
+            }
         };
         let job = match &order {
             Order::Cancel { job, .. } | Order::Throttle { job, .. } => JobNo(*job).id(),

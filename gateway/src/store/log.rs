@@ -119,8 +119,7 @@ impl Log {
             if dir.exists() {
                 std::fs::remove_dir_all(dir)?;
             }
-            std::fs::create_dir(dir)?;
-            sync_dir(dir.parent().unwrap_or(dir))
+            std::fs::create_dir(dir)
         };
         make().map_err(|source| StoreError::Io { path: dir.display().to_string(), source })?;
         let last = forget.checked_sub(1);

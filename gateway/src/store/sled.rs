@@ -88,6 +88,7 @@ pub struct SledStore {
     applied: u64,
     moving: Option<Move>,
     recent_bytes_max: usize,
+    moved_rows_max: usize,
     failed: bool,
 }
 
@@ -109,7 +110,11 @@ impl SledStore {
         [dir, dir.parent().unwrap_or(dir)].into_iter().try_for_each(sync_dir).map_err(io)?;
         let home = dir.join("log");
         if format == FORMAT_1 {
-            migrate(&table, &home, &path)?;
+            // A log under its name is whole, whatever the file says.
+            if !home.exists() {
+                migrate(&table, &dir.join("log.new"), &path)?;
+                std::fs::rename(dir.join("log.new"), &home).and_then(|()| sync_dir(dir)).map_err(io)?;
+            }
             write_format(dir, FORMAT).map_err(io)?;
         }
         table.drop_old()?;
@@ -121,14 +126,15 @@ impl SledStore {
         })?;
         let shared = Shared { recent: Arc::new(RwLock::new(recent)), table: table.rows().clone(), _lock: Arc::new(lock) };
         let applied = first.map_or(log.written(), |n| n - 1);
-        Ok(SledStore { path, shared, log, table, applied, moving: None, recent_bytes_max: RECENT_BYTES_MAX, failed: false })
+        let (recent_bytes_max, moved_rows_max) = (RECENT_BYTES_MAX, MOVED_ROWS_MAX);
+        Ok(SledStore { path, shared, log, table, applied, moving: None, recent_bytes_max, moved_rows_max, failed: false })
     }
 
     /// Smaller bounds; for tests.
     #[cfg(test)]
-    pub(super) fn bounds(&mut self, segment_bytes: u64, recent_bytes_max: usize) {
+    pub(super) fn bounds(&mut self, segment_bytes: u64, recent_bytes_max: usize, moved_rows_max: usize) {
         self.log.segment_bytes(segment_bytes);
-        self.recent_bytes_max = recent_bytes_max;
+        (self.recent_bytes_max, self.moved_rows_max) = (recent_bytes_max, moved_rows_max);
     }
 
     #[cfg(test)]
@@ -160,7 +166,7 @@ impl SledStore {
         }
         let Some(Move { upto, behind }) = self.moving.take() else { return Ok(()) };
         let brought: usize = batch.rows.iter().map(|(key, value)| row_bytes(key, value.as_deref())).sum();
-        let (rows_max, bytes_max) = (MOVED_ROWS_MAX.max(2 * batch.rows.len()), MOVED_BYTES_MAX.max(2 * brought));
+        let (rows_max, bytes_max) = (self.moved_rows_max.max(2 * batch.rows.len()), MOVED_BYTES_MAX.max(2 * brought));
         let (mut step, mut bytes) = (Vec::<Row>::new(), 0);
         for (key, value) in recent.rows.range((behind, Bound::Unbounded)) {
             if step.len() == rows_max || bytes >= bytes_max {

@@ -8,6 +8,7 @@ use intergrid_proto::{BlobHash, Exit, JobSpec, Phase, ReasonKind, SiteId, TaskSe
 use super::*;
 use crate::state::State;
 
+mod adopt;
 mod link;
 mod tasks;
 

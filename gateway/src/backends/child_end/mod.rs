@@ -305,7 +305,11 @@ impl ChildEnd {
             self.low += 1;
         }
         let parent = self.parent.0;
-        self.over.extend(self.placed.extract_if(.., |_, p| p.alive() == 0 && p.last <= sequence && p.name.incarnation == parent));
+        let (over, placed) = std::mem::take(&mut self.placed)
+            .into_iter()
+            .partition(|(_, p)| p.alive() == 0 && p.last <= sequence && p.name.incarnation == parent);
+        self.placed = placed;
+        self.over.extend::<BTreeMap<_, _>>(over);
         while self.over.len() > OVER_KEPT_MAX {
             self.complete_from = self.over.pop_first().map_or(self.complete_from, |(n, _)| n + 1);
         }

@@ -66,12 +66,7 @@ impl ChildEnd {
         if let Known::As(former) = place.known {
             return self.adopt(place, former);
         }
-        let name = Name {
-            incarnation: self.parent.0,
-            origin: place.origin.clone(),
-            spec_hash: place.spec_hash,
-            array_size: place.array_size,
-        };
+        let name = Name { incarnation: self.parent.0, origin: place.origin.clone(), spec_hash: place.spec_hash, array_size: place.array_size };
         let Place { number, job, tasks, attempts, .. } = place;
         let entry = self.jobs.entry(job).or_default();
         if BlobHash::of(&place.spec) == place.spec_hash {

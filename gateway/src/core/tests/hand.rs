@@ -190,7 +190,18 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
         let hop = hop.clone();
         let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
         let machine = Vec::new();
-        let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine, recovering: false };
+        let hello = Hello {
+            hop,
+            incarnation,
+            peer_incarnation,
+            peer_sequence,
+            peer_placement,
+            placement,
+            sequence_low,
+            sequence_high,
+            machine,
+            recovering: false,
+        };
         w.input(g, Input::ParentUp { parent, name: "p".into() });
         w.input(g, Input::ParentSays { parent, message: Down::Hello(hello) });
         w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].key.clone()) } else { None }).unwrap()

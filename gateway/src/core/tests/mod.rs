@@ -4,6 +4,7 @@ mod away;
 mod hand;
 mod orders;
 mod recover;
+mod steps;
 mod told;
 mod world;
 

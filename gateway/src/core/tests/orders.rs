@@ -7,6 +7,7 @@ use super::{World, sleep, tower};
 use crate::backends::child_end::site_of;
 use crate::core::Input;
 use crate::core::orders::{Done, Order};
+use crate::store::Store;
 
 fn order(w: &mut World, site: SiteId, order: Order) -> Result<Done, intergrid_proto::Refusal> {
     w.token += 1;
@@ -39,6 +40,8 @@ fn running(w: &World) -> u64 {
 fn a_throttled_array_never_has_more_than_it_may() {
     for depth in [0, 2] {
         let mut w = World::new();
+        // By rows, and by the log alone.
+        w.checkpoint = if depth == 0 { 1 } else { 20_000 };
         let sites = tower(&mut w, depth);
         let mut spec = sleep(400);
         spec.tasks_at_once = Some(3);
@@ -147,6 +150,9 @@ fn a_drained_site_gives_back_what_has_not_started_and_says_why_at_the_top() {
     w.pass(2_000);
     let (kind, text) = why(&w, root, job);
     assert!(kind == ReasonKind::Draining && text.contains("g1 takes no new work: new kernel") && text.contains("g2 takes no new work"), "{text}");
+    let (e, _) = w.sites[&root].core.explanation(job, None).unwrap();
+    let since: Vec<u64> = e.reasons[0].because.iter().map(|b| b.age_ms).collect();
+    assert!(since.iter().all(|age| (1_900..7_000).contains(age)), "since when: {since:?}");
     // A job of its own waits there, with the reason.
     let (own, _) = w.submit(g1, "own", sleep(100), 1).unwrap();
     w.pass(500);
@@ -280,4 +286,29 @@ fn a_cancel_by_force_needs_no_confirmed_stop() {
         assert!(w.sites[&root].core.state().jobs[&job].downs.is_empty());
         assert_eq!(0, order(&mut w, root, Order::Cancel { job, tasks: None }).unwrap().tasks);
     }
+}
+
+#[test]
+fn records_of_orders_are_written_as_they_were() {
+    use crate::core::change::{self, Change, What};
+    use prost::Message;
+    let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let drained = change::Drained { site: vec![7; 16], drained: true, reason: "new disk".into(), by: "ann".into(), since_ms: 1_000_000 };
+    let change = |what| Change { what: Some(what) }.encode_to_vec();
+    let site = "07".repeat(16);
+    let of_drain = format!("0a10{site}10011a086e6577206469736b2203616e6e28c0843d");
+    assert_eq!(format!("9a0127{of_drain}"), hex(change(What::Drained(drained.clone()))));
+    assert_eq!("a2010408031002", hex(change(What::Throttled(change::Throttled { job: 3, at_once: 2 }))));
+    // The row is the last record.
+    let mut w = World::new();
+    w.checkpoint = 1;
+    let site = w.site("g");
+    drain(&mut w, site, "");
+    w.pass(200);
+    let row = w.sites[&site].disk.open().unwrap().get(&[&b"n"[..], &site.0].concat()).unwrap().expect("a row");
+    let row = change::Drained::decode(&row[..]).unwrap();
+    assert_eq!((true, "new kernel", "root", &site.0[..]), (row.drained, row.reason.as_str(), row.by.as_str(), &row.site[..]));
+    order(&mut w, site, Order::Resume { site: String::new() }).unwrap();
+    w.pass(200);
+    assert_eq!(None, w.sites[&site].disk.open().unwrap().get(&[&b"n"[..], &site.0].concat()).unwrap());
 }

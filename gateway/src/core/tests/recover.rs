@@ -195,3 +195,118 @@ fn an_agent_that_loses_its_store_starts_nothing_twice_under_wait() {
     assert!(starts(&w).values().all(|n| *n == 1));
     assert!(w.count(sites[0], job, Phase::Done) >= u64::from(TASKS) - 4);
 }
+
+/// The child that was idle in the time that the store has forgotten is back first: it can't say that the store is old, and gets nothing before the others
+/// are back.
+#[test]
+fn an_old_copy_is_found_out_before_anything_is_placed() {
+    let mut w = World::new();
+    let (root, g1, g2) = (w.site("root"), w.site("g1"), w.site("g2"));
+    w.agent("a1", 2, g1);
+    w.link(g1, root);
+    w.pass(200);
+    let (job, _) = w.submit(root, "k", spec(OnLost::Wait), TASKS).unwrap();
+    w.pass(300);
+    w.agent("a2", 2, g2);
+    let copy = w.sites[&root].disk.copy();
+    w.pass(3_000);
+    w.above.insert(g2, vec![root]);
+    w.cut(g1, root);
+    w.cut(g2, root);
+    w.restart_with(root, copy);
+    w.cut(g1, root);
+    w.pass(4_000);
+    assert!(w.agents[&site_of("a2")].starts().is_empty(), "g1 may know better");
+    w.link(g1, root);
+    rest(&mut w);
+    all_once(&w, root, job);
+}
+
+/// What was over was remembered, but not for ever.
+#[test]
+fn what_a_machine_has_forgotten_stays_and_is_not_started_again_under_wait() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let a = w.agent("a", 1, g);
+    w.pass(200);
+    let mut short = sleep(10);
+    short.on_lost = OnLost::Wait;
+    let copy = w.sites[&g].disk.copy();
+    let (job, _) = w.submit(g, "k", short.clone(), 10).unwrap();
+    w.pass(100);
+    let later = w.sites[&g].disk.copy();
+    w.pass(3_000);
+    assert_eq!(10, w.count(g, job, Phase::Done));
+    let (many, _) = w.submit(g, "many", sleep(10), 400).unwrap();
+    w.pass(60_000);
+    assert_eq!(400, w.count(g, many, Phase::Done));
+    let before = w.agents[&a].starts().len();
+    w.restart_with(g, later);
+    rest(&mut w);
+    assert_eq!(before, w.agents[&a].starts().len(), "nobody knows whether they ran");
+    assert_eq!(intergrid_proto::ReasonKind::EvidenceLost, w.sites[&g].core.why_held(job).kind);
+    // Somebody decides.
+    let held = w.count(g, job, Phase::Held);
+    assert!(held > 0);
+    w.want(g, job, intergrid_proto::link::WantValue::Run, None);
+    w.pass(5_000);
+    assert_eq!(10, w.count(g, job, Phase::Done));
+    assert_eq!(before + held as usize, w.agents[&a].starts().len());
+    // A job that the copy does not know is nobody's; numbers that it had are not given again.
+    w.restart_with(g, copy);
+    rest(&mut w);
+    let (new, existed) = w.submit(g, "k", short, 1).unwrap();
+    assert!(!existed && new > job + 1_000);
+}
+
+#[test]
+fn a_hostile_child_can_make_a_site_ask_once_and_no_more() {
+    let (mut w, root, _) = play(&[], OnLost::Wait);
+    w.restart(root);
+    let lie = |w: &mut World, peer_incarnation: u64, peer_placement: u64| {
+        let child = site_of("liar");
+        let hop = intergrid_proto::link::Hop { site: child, name: "liar".into(), kind: intergrid_proto::link::Kind::Gateway };
+        let mut end = crate::backends::child_end::ChildEnd::new(hop, 3, 2, 8 << 30);
+        let Some(intergrid_proto::link::Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
+        let hello = intergrid_proto::link::Hello { peer_incarnation, peer_placement, ..hello };
+        w.input(root, crate::core::Input::ChildUp { child, hello });
+        w.input(root, crate::core::Input::ChildGone { child, why: String::new(), silent_ms: 0 });
+        w.settle();
+        w.sites[&root].core.state().incarnation
+    };
+    let first = w.sites[&root].core.state().incarnation;
+    let second = lie(&mut w, first, u64::MAX);
+    assert_ne!(first, second);
+    for k in 0..200 {
+        assert_eq!(second, lie(&mut w, if k % 2 == 0 { second } else { 1_000_000 + k }, u64::MAX));
+    }
+    assert!(w.sites[&root].core.state().past.len() <= crate::core::limits::INCARNATIONS_KEPT_MAX);
+    let (job, _) = w.submit(root, "later", sleep(100), 4).unwrap();
+    w.pass(5_000);
+    assert_eq!(4, w.count(root, job, Phase::Done), "{:#?}", w.warned.last());
+}
+
+#[test]
+fn what_nobody_claims_is_let_go_by_a_hold_and_a_release_from_above() {
+    let mut w = World::new();
+    let (sites, _, job) = middle(&mut w, OnLost::Wait);
+    for a in ["a1", "a2"] {
+        w.cut(site_of(a), sites[2]);
+    }
+    w.sites.get_mut(&sites[2]).unwrap().disk = MemDisk::new();
+    w.cut.extend(["a1", "a2"].map(|a| (site_of(a), sites[2])));
+    let above = std::mem::take(&mut w.above);
+    w.above = above.iter().filter(|(c, _)| w.sites.contains_key(c)).map(|(c, p)| (*c, p.clone())).collect();
+    w.agents.clear();
+    w.restart(sites[2]);
+    rest(&mut w);
+    let held = w.count(sites[0], job, Phase::Held);
+    assert!(held >= 4, "{held}\n{:#?}", w.warned);
+    for value in [intergrid_proto::link::WantValue::Hold, intergrid_proto::link::WantValue::Run] {
+        w.want(sites[0], job, value, None);
+        w.pass(1_000);
+    }
+    w.pass(5_000);
+    assert_eq!(0, w.count(sites[0], job, Phase::Held));
+    w.check();
+}

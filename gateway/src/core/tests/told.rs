@@ -13,7 +13,18 @@ fn parent(w: &mut World, site: SiteId, name: &str) -> SiteId {
     let parent = hop.site;
     let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
     let (incarnation, machine) = (5, Vec::new());
-    let hello = Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine, recovering: false };
+    let hello = Hello {
+        hop,
+        incarnation,
+        peer_incarnation,
+        peer_sequence,
+        peer_placement,
+        placement,
+        sequence_low,
+        sequence_high,
+        machine,
+        recovering: false,
+    };
     w.input(site, Input::ParentUp { parent, name: name.into() });
     w.input(site, Input::ParentSays { parent, message: Down::Hello(hello) });
     parent

@@ -41,6 +41,8 @@ pub(in crate::core) struct World {
     pub(in crate::core) due: std::collections::BTreeSet<SiteId>,
     /// Links that a site has ended and that have not been made again: (site, peer).
     pub(in crate::core) left: Vec<(SiteId, SiteId)>,
+    /// Main steps of jobs.
+    pub(in crate::core) steps: Vec<(SiteId, crate::core::steps::Line)>,
     /// What sites have written to their logs.
     pub(in crate::core) warned: Vec<(SiteId, String)>,
 }
@@ -79,6 +81,7 @@ impl World {
             batched: false,
             due: Default::default(),
             left: Vec::new(),
+            steps: Vec::new(),
             warned: Vec::new(),
         }
     }
@@ -154,6 +157,7 @@ impl World {
                 Action::ToChild(c, down) => self.wire.push_back((site, c, Message::Down(down))),
                 Action::Leave(peer, _) => self.left.push((site, peer)),
                 Action::Warn(text) => self.warned.push((site, text)),
+                Action::Step(job, step) => self.steps.extend(s.core.line(job, step).map(|line| (site, line))),
                 Action::Changed(_) => {}
             }
         }
@@ -241,7 +245,7 @@ impl World {
         let parents = self.above.get(&site).cloned().unwrap_or_default();
         let children: Vec<SiteId> = self.above.iter().filter(|(_, p)| p.contains(&site)).map(|(c, _)| *c).collect();
         // A broker's children are those of its configuration.
-        if children.iter().all(|c| self.sites.contains_key(c)) {
+        if !children.is_empty() && children.iter().all(|c| self.sites.contains_key(c)) {
             let names: Vec<String> = children.iter().map(|c| self.sites[c].hop.name.clone()).collect();
             self.sites.get_mut(&site).unwrap().core.expect(names);
         }

@@ -113,6 +113,32 @@ fn users_bytes_that_look_like_records_are_none() {
     assert_eq!(vec![1], changes(&log).into_iter().map(|c| c.0).collect::<Vec<_>>());
 }
 
+/// As a disk that writes somewhere else would have it.
+#[test]
+fn a_good_record_in_the_wrong_place_is_damage() {
+    let dir = scratch();
+    let (home, other) = (dir.path().join("log"), dir.path().join("other"));
+    let mut places = Vec::new();
+    for home in [&home, &other] {
+        let mut log = Log::create(home, "s", 0).unwrap();
+        places = (1..=3)
+            .map(|n| {
+                log.append(&one(n, 10), 0).unwrap();
+                log.last_record_bytes(&one(n, 10))
+            })
+            .collect();
+    }
+    let (whole, other) = (std::fs::read(home.join("0000000001")).unwrap(), std::fs::read(other.join("0000000001")).unwrap());
+    let (first, second) = (places[0].0..places[0].1, places[1].0..places[1].1);
+    for (what, from) in [("an older record", &whole[first]), ("another log's", &other[second.clone()])] {
+        let mut bytes = whole.clone();
+        bytes[second.clone()].copy_from_slice(from);
+        std::fs::write(home.join("0000000001"), bytes).unwrap();
+        let e = open(&home).err().unwrap_or_else(|| panic!("{what}")).to_string();
+        assert!(e.contains(&format!("log/0000000001, byte {}", second.start)), "{what}: {e}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 

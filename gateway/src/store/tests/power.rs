@@ -35,11 +35,15 @@ impl Unsynced {
     }
 }
 
-/// What is synced below a directory: entries of directories, bytes of files by inode.
+/// What is synced: entries of directories and bytes of files, by inode.
 #[derive(Default)]
 struct Synced {
-    entries: BTreeMap<PathBuf, BTreeMap<String, u64>>,
+    entries: BTreeMap<u64, BTreeMap<String, u64>>,
     bytes: BTreeMap<u64, Vec<u8>>,
+}
+
+fn inode(path: &Path) -> u64 {
+    path.metadata().unwrap().ino()
 }
 
 fn entries(dir: &Path) -> BTreeMap<String, u64> {
@@ -47,43 +51,59 @@ fn entries(dir: &Path) -> BTreeMap<String, u64> {
     std::fs::read_dir(dir).map(|d| d.filter_map(entry).collect()).unwrap_or_default()
 }
 
+/// Where everything below a directory is now, by inode.
+fn paths(dir: &Path, out: &mut BTreeMap<u64, PathBuf>) {
+    for (name, inode) in entries(dir) {
+        let path = dir.join(name);
+        if path.is_dir() {
+            paths(&path, out);
+        }
+        out.insert(inode, path);
+    }
+}
+
 impl Synced {
     fn sync(&mut self, path: &Path) {
         if path.is_dir() {
-            self.entries.insert(path.into(), entries(path));
+            self.entries.insert(inode(path), entries(path));
         } else {
-            self.bytes.insert(path.metadata().unwrap().ino(), std::fs::read(path).unwrap());
+            self.bytes.insert(inode(path), std::fs::read(path).unwrap());
         }
     }
 
     /// What might be on the disk now, put into `to`.
     fn image(&self, home: &Path, to: &Path, mut unsynced: Unsynced) {
+        let mut now = BTreeMap::from([(inode(home), home.to_path_buf())]);
+        paths(home, &mut now);
+        self.image_of(inode(home), &now, to, &mut unsynced);
+    }
+
+    fn image_of(&self, dir: u64, now: &BTreeMap<u64, PathBuf>, to: &Path, unsynced: &mut Unsynced) {
         std::fs::create_dir_all(to).unwrap();
-        let now = entries(home);
-        let synced = self.entries.get(home).cloned().unwrap_or_default();
-        let there = if unsynced.keeps() { &now } else { &synced };
-        for (name, inode) in there {
-            let (from, to) = (home.join(name), to.join(name));
-            if from.is_dir() && name == "sled" {
-                self.image_of_sled(&from, &to, unsynced);
-            } else if from.is_dir() {
-                self.image(&from, &to, unsynced);
-            } else {
-                // A file that has another name by now, or none, has been synced.
-                let now =
-                    if now.get(name) == Some(inode) { std::fs::read(&from).unwrap() } else { self.bytes.get(inode).cloned().unwrap_or_default() };
-                std::fs::write(to, mix(self.bytes.get(inode).map_or(&[], Vec::as_slice), &now, &mut unsynced)).unwrap();
+        let there = now.get(&dir).filter(|_| unsynced.keeps()).map(|path| entries(path));
+        for (name, inode) in there.or_else(|| self.entries.get(&dir).cloned()).unwrap_or_default() {
+            let to = to.join(&name);
+            match now.get(&inode) {
+                Some(path) if name == "sled" => self.image_of_sled(path, &to, unsynced),
+                _ if name == "blobs" => {}
+                Some(path) if path.is_dir() => self.image_of(inode, now, &to, unsynced),
+                path => {
+                    let synced = self.bytes.get(&inode).cloned().unwrap_or_default();
+                    // One that is gone by now has been synced.
+                    let now = path.map_or_else(|| synced.clone(), |path| std::fs::read(path).unwrap());
+                    std::fs::write(to, mix(&synced, &now, unsynced)).unwrap();
+                }
             }
         }
     }
 
     /// sled's own files are taken as they are, but for the one that we sync.
-    fn image_of_sled(&self, home: &Path, to: &Path, mut unsynced: Unsynced) {
+    fn image_of_sled(&self, home: &Path, to: &Path, unsynced: &mut Unsynced) {
         std::fs::create_dir_all(to.join("blobs")).unwrap();
-        for (name, inode) in entries(home).into_iter().filter(|(name, _)| !home.join(name).is_dir()) {
+        for (name, inode) in entries(home).into_iter().filter(|(name, _)| name != "blobs") {
             let now = std::fs::read(home.join(&name)).unwrap();
             let synced = self.bytes.get(&inode).filter(|_| name == "db");
-            let bytes = synced.map_or_else(|| now.clone(), |synced| mix(synced, &now, &mut unsynced));
+            let bytes = synced.map_or_else(|| now.clone(), |synced| mix(synced, &now, unsynced));
             std::fs::write(to.join(name), bytes).unwrap();
         }
     }
@@ -146,8 +166,8 @@ fn cut_everywhere(home: &Path, may: Rc<RefCell<Vec<Content>>>, work: impl FnOnce
 
 /// Batch `n`: rows that come, change and go, changes behind those before, most of them forgotten soon.
 fn batch(n: u64) -> Batch {
-    let value = |k: u64| (n + k) % 5 > 0;
-    let rows = (0..12).map(|k| (vec![b'r', (n * 7 + k * 5) as u8 % 50], value(k).then(|| vec![n as u8; 40 + (n * k) as usize % 300]))).collect();
+    let value = |k: u64| !(n + k).is_multiple_of(5);
+    let rows = (0..8).map(|k| (vec![b'r', (n * 13 + k * 11) as u8 % 90], value(k).then(|| vec![n as u8; 40 + (n * k) as usize % 300]))).collect();
     let changes = (0..3).map(|k| (n * 3 + k, vec![n as u8; 100])).collect();
     Batch { rows, changes, truncate_below: n.is_multiple_of(4).then(|| n * 3 - 5) }
 }
@@ -157,7 +177,7 @@ fn no_acknowledged_batch_is_lost_and_none_is_torn() {
     let dir = scratch();
     let home = dir.path().join("store");
     let mut store = SledStore::open(&home).unwrap();
-    store.bounds(4_000, 6_000);
+    store.bounds(6_000, 5_000, 16);
     let may = Rc::new(RefCell::new(vec![Content::default()]));
     let known = may.clone();
     let cuts = cut_everywhere(&home, may, move || {

@@ -22,7 +22,7 @@ fn dump(db: &::sled::Db) -> Vec<String> {
 fn golden_layout() {
     let dir = scratch();
     let mut store = SledStore::open(dir.path()).unwrap();
-    store.bounds(1 << 20, 0);
+    store.bounds(1 << 20, 0, 1_000);
     let rows = vec![(b"j1".to_vec(), Some(b"row".to_vec())), (b"j2".to_vec(), Some(vec![7; PART_BYTES + 1]))];
     store.commit(&Batch { rows, changes: vec![(258, b"x".to_vec())], truncate_below: Some(2) }).unwrap();
     drop(store);
@@ -74,13 +74,17 @@ fn a_store_of_format_1_is_taken_over_once() {
     drop(store);
     assert_eq!(want, content(&SledStore::open(dir.path()).unwrap()));
     assert_eq!(["726a31 = 4 00726f77"].as_slice(), dump(&sled(dir.path())));
+    // A log that is there is not made again.
+    std::fs::write(dir.path().join("format"), "intergrid store 1\n").unwrap();
+    assert_eq!(want, content(&SledStore::open(dir.path()).unwrap()));
+    assert_eq!("intergrid store 2\n", std::fs::read_to_string(dir.path().join("format")).unwrap());
 }
 
 #[test]
 fn moves_rows_in_bounded_steps_and_readers_see_them_all_the_time() {
     let dir = scratch();
     let mut store = SledStore::open(dir.path()).unwrap();
-    store.bounds(20_000, 10_000);
+    store.bounds(20_000, 10_000, MOVED_ROWS_MAX);
     let reader = store.reader();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let key = |n: u64| [b"h", n.to_be_bytes().as_slice()].concat();
@@ -130,7 +134,7 @@ fn moves_rows_in_bounded_steps_and_readers_see_them_all_the_time() {
 fn replaced_values_leave_no_parts_and_no_page_leaves_the_synced_file() {
     let dir = scratch();
     let mut store = SledStore::open(dir.path()).unwrap();
-    store.bounds(1 << 20, 0);
+    store.bounds(1 << 20, 0, 1_000);
     let big = vec![3; 64 * 1024];
     for _ in 0..8u64 {
         let rows = (0..20u8).map(|k| (vec![k], Some(big.clone()))).chain([(vec![0], Some(big.clone()))]).collect();
@@ -174,7 +178,7 @@ proptest! {
         for (i, draft) in drafts.iter().enumerate() {
             let store = open.get_or_insert_with(|| {
                 let mut store = SledStore::open(dir.path()).unwrap();
-                store.bounds(3_000, 2_000);
+                store.bounds(3_000, 2_000, 6);
                 store
             });
             let batch = draft.batch(&mut next);
