@@ -105,18 +105,20 @@ impl Core {
             let seeing: Vec<SiteId> = receivers.iter().copied().filter(|r| u.share.visible_to(*r)).collect();
             let ahead = lookahead(self.ended_rate, (round_trip + 5.0) / 1000.0) * u.share.slots_total / total.max(1);
             let free = (u.room + ahead).saturating_sub(queued.get(key).copied().unwrap_or(0));
-            let parts: Vec<(u64, u64)> = seeing
+            let parts: Vec<(u64, u64, u64)> = seeing
                 .iter()
                 .map(|r| {
                     let held = self.state.names.get_key_value(key.as_str()).and_then(|(k, ())| self.state.held_for.get(&(*r, k.clone())));
-                    let fitting = self.parents[r].demand.iter().filter(|(s, _)| u.share.fit(s) == intergrid_proto::share::Fit::Yes);
-                    (held.copied().unwrap_or(0), fitting.map(|(s, n)| u.share.cost(s).saturating_mul(*n)).fold(0, u64::saturating_add))
+                    let fitting = self.parents[r].demand.iter().filter(|(s, n)| *n > 0 && u.share.fit(s) == intergrid_proto::share::Fit::Yes);
+                    let costs: Vec<(u64, u64)> = fitting.map(|(s, n)| (u.share.cost(s), *n)).collect();
+                    let wanted = costs.iter().map(|(cost, n)| cost.saturating_mul(*n)).fold(0, u64::saturating_add);
+                    (held.copied().unwrap_or(0), wanted, costs.iter().map(|c| c.0).max().unwrap_or(1))
                 })
                 .collect();
             let told: Vec<u64> = seeing.iter().map(|r| self.parents[r].told(key)).collect();
             // What is with somebody who does not know yet that it is no longer his can't be given to anybody else.
-            let mut loose = free.saturating_sub(told.iter().zip(&parts).map(|(t, (held, _))| t.saturating_sub(*held)).sum());
-            for ((r, mut window), (told, (held, _))) in seeing.iter().zip(divide_window(free, &parts)).zip(told.iter().zip(&parts)) {
+            let mut loose = free.saturating_sub(told.iter().zip(&parts).map(|(t, (held, ..))| t.saturating_sub(*held)).sum());
+            for ((r, mut window), (told, (held, ..))) in seeing.iter().zip(divide_window(free, &parts)).zip(told.iter().zip(&parts)) {
                 let more = window.saturating_sub(*told.max(held)).min(loose);
                 loose -= more;
                 window = window.min(told.max(held) + more);

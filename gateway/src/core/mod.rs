@@ -10,26 +10,28 @@
 mod adopt;
 pub mod advert;
 pub mod apply;
-mod cells;
 pub mod away;
+mod cells;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
 mod derive;
 mod fence;
 #[cfg(test)]
 mod golden;
+mod hints;
 pub mod limits;
 mod north;
 pub mod orders;
+mod pauses;
 pub mod planted;
 mod recover;
 mod resync;
 pub mod rows;
 pub mod schedule;
 mod south;
-pub mod steps;
 #[allow(missing_docs)] // Entities: their fields are named by the records.
 pub mod state;
+pub mod steps;
 #[cfg(test)]
 mod tests;
 mod users;

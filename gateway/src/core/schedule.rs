@@ -174,7 +174,7 @@ impl Core {
         }
         // It would be refused at the end of the way, having been taken by everybody before.
         let hops = queue.route.len() + offer.share.path.len();
-        if self.children.get(&offer.child).is_some_and(|c| c.hop.kind != Kind::Agent) && hops > HOPS_MAX as usize + 1 {
+        if self.children.get(&offer.child).is_some_and(|c| c.hop.kind != Kind::Agent) && hops > HOPS_MAX as usize + 1 && !planted(Plant::NoHopLimit) {
             return Err(Reason::new(
                 ReasonKind::Loop,
                 format!("{key} is {} sites away, at most {HOPS_MAX} hops are allowed", offer.share.path.len()),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hint, Hop, Kind, Known, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Place, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
@@ -13,11 +13,8 @@ use super::change::{self, What};
 use super::limits::*;
 use super::planted::{Plant, planted};
 use super::rows::pieces;
-use super::state::{CHUNK_TASKS, QueueKey};
+use super::state::QueueKey;
 use super::{Action, Child, Core};
-
-/// Phases that are not durable.
-const HINTED: [Phase; 4] = [Phase::StagingIn, Phase::Running, Phase::Suspended, Phase::StagingOut];
 
 impl Core {
     pub(super) fn child_up(&mut self, child: SiteId, hello: Hello) {
@@ -49,6 +46,8 @@ impl Core {
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
         let peer_incarnation = if planted(Plant::IncarnationIgnored) { hello.incarnation } else { peer_incarnation };
         self.stop_unseen(child, &hello);
+        let asks = self.asks_orphans(child);
+        self.note_store(child, &hello);
         // An agent that knows its store to be old must not start what was ended since. A site does not kill because its parent does not know a job.
         let renewed = peer_incarnation != 0 && peer_incarnation != hello.incarnation && hello.hop.kind == Kind::Agent;
         let seen = if hello.peer_incarnation == self.state.incarnation { hello.peer_placement } else { 0 };
@@ -85,15 +84,28 @@ impl Core {
             sequence_low: 0,
             sequence_high: 0,
             machine: Vec::new(),
-            recovering: self.asks_orphans(child),
+            recovering: asks,
         };
-        let asks = answer.recovering;
         self.actions.push(Action::ToChild(child, Down::Hello(answer)));
         // What we do not know ourselves can't tell what counts.
         if renewed && !asks {
             self.actions.push(Action::ToChild(child, Down::Open(self.open_on(child))));
         }
         self.repeat_to(child, hello.recovering);
+    }
+
+    /// Which store it is that takes what is sent from here on. What was sent to another may have been taken, and started, before that was lost: it is as
+    /// uncertain as what was accepted, and not sent again.
+    fn note_store(&mut self, child: SiteId, hello: &Hello) {
+        let cursor = self.state.cursors.entry(child).or_default();
+        let (known, number) = (cursor.incarnation, cursor.sequence);
+        if known == 0 {
+            let incarnation = hello.incarnation;
+            self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, ..Default::default() }));
+        } else if known != hello.incarnation && !planted(Plant::IncarnationIgnored) {
+            let sent: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
+            sent.into_iter().filter(|(n, _)| *n > self.state.former).collect::<Vec<_>>().into_iter().for_each(|(n, j)| self.accepted(j, n));
+        }
     }
 
     /// All attempts on this child that count.
@@ -360,67 +372,6 @@ impl Core {
         self.requeue(job, number, tasks, attempts + u32::from(planted(Plant::ReturnCounts)), false);
     }
 
-    /// Leave a share alone for a while: for everybody where it has no room, else for those whom it does not take.
-    fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason, asked: bool) {
-        let now = self.now.mono_ms;
-        let (least, most, whose) = match reason.kind {
-            ReasonKind::AskedBack if asked => return,
-            ReasonKind::OverCredit | ReasonKind::StillStopping | ReasonKind::Draining => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
-            // It will not change its mind soon.
-            ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),
-            _ => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue),
-        };
-        if let Some(c) = self.children.get_mut(&child) {
-            if c.back_off.len() >= BACK_OFFS_MAX {
-                c.back_off.retain(|_, (until, ..)| *until > now);
-            }
-            let (until, pause) = match c.back_off.get(&(share.clone(), whose.clone())) {
-                // Nothing is sent during a pause: what comes back now was sent before it, and says nothing new.
-                Some((until, last, _)) if *until > now => ((now + least).max(*until), least.max(*last)),
-                known => {
-                    let pause = known.map_or(least, |(_, last, _)| (last * 2).clamp(least, most));
-                    (now + pause, pause)
-                }
-            };
-            c.back_off.insert((share, whose), (until, pause, reason.clone()));
-        }
-    }
-
-    /// However its shares are called: a child that gives back more than so much is left alone for a while.
-    fn count_return(&mut self, child: SiteId) {
-        let now = self.now.mono_ms;
-        let Some(c) = self.children.get_mut(&child) else { return };
-        let (count, at) = c.returned;
-        let forgiven = now.saturating_sub(at) * RETURNS_PER_S / 1_000;
-        // What is too little to forgive anything goes on counting from where it began.
-        c.returned = if forgiven > 0 { (count.saturating_sub(forgiven) + 1, now) } else { (count + 1, at) };
-        if c.returned.0 > RETURNS_MAX {
-            c.returned.0 = RETURNS_MAX;
-            c.paused_until_ms = now + RETURNS_PAUSE_MS;
-        }
-    }
-
-    /// Keys that nobody uses any more are forgotten, when there are many.
-    fn forget_names(&mut self) {
-        if self.state.names.len() >= self.names_max {
-            self.state.names.retain(|name, ()| std::sync::Arc::strong_count(name) > 1);
-            self.names_max = NAMES_MAX.max(2 * self.state.names.len());
-        }
-    }
-
-    /// A share has taken work: if it gives some back again, the pause is a short one.
-    fn back_off_less(&mut self, child: SiteId, job: u64, number: u64) {
-        let Some(c) = self.children.get_mut(&child).filter(|c| !c.back_off.is_empty()) else { return };
-        let Some(j) = self.state.jobs.get(&job) else { return };
-        let Some(share) = j.downs.get(&number).map(|d| d.share.clone()) else { return };
-        let queue = QueueKey::of(j);
-        for whose in [queue.anybody(), queue] {
-            if let Some((_, last, _)) = c.back_off.get_mut(&(share.clone(), whose)) {
-                *last = 0;
-            }
-        }
-    }
-
     /// Tasks leave their placement and wait here again; what is wished of them decides what follows.
     pub(super) fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
         let Some(j) = self.state.jobs.get(&job) else { return };
@@ -529,58 +480,6 @@ impl Core {
         self.finish(of.job, of.number, hop, current, &part);
     }
 
-    pub(super) fn child_hint(&mut self, child: SiteId, hint: Hint) {
-        let (current, _) = self.split(child, &hint.of);
-        let Some(j) = self.state.jobs.get_mut(&hint.of.job).filter(|_| !current.is_empty()) else { return };
-        set_hint(j, &current, hint.phase);
-        self.changed.insert(hint.of.job);
-        self.hint_up(hint.of.job, &current);
-    }
-
-    /// The parent is to be told of their phase, as it is at the end of the turn.
-    fn hint_up(&mut self, job: u64, tasks: &TaskSet) {
-        let j = &self.state.jobs[&job];
-        let Some(parent) = j.parent.filter(|p| self.parents.get(p).is_some_and(|p| p.live)) else { return };
-        let due = self.hints.entry((parent, job)).or_default();
-        *due = if due.is_empty() { tasks.clone() } else { due.union(tasks) };
-    }
-
-    /// After a parent's reconnect: hints are not durable, so they are said again.
-    pub(super) fn repeat_hints(&mut self, parent: SiteId) {
-        let mut due = Vec::new();
-        for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.open() > 0) {
-            for phase in HINTED {
-                if j.count(phase) > 0 {
-                    due.push((j.no, j.select(&j.all(), |c| c.phase() == Some(phase))));
-                }
-            }
-        }
-        for (job, tasks) in due {
-            self.hint_up(job, &tasks);
-        }
-    }
-
-    pub(super) fn flush_hints(&mut self) {
-        let mut by_parent: BTreeMap<SiteId, Vec<Hint>> = BTreeMap::new();
-        for ((parent, job), due) in std::mem::take(&mut self.hints) {
-            let Some(j) = self.state.jobs.get(&job) else { continue };
-            for phase in HINTED {
-                for (up, tasks) in j.by_up(&j.select(&due, |c| c.phase() == Some(phase))) {
-                    let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
-                    if let Some(e) = j.ups.get(&up).filter(|e| e.incarnation == now) {
-                        let of = Attempts { number: e.number, job: e.job, tasks };
-                        by_parent.entry(parent).or_default().push(Hint { of, phase });
-                    }
-                }
-            }
-        }
-        for (parent, hints) in by_parent {
-            for hints in hints.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
-                self.actions.push(Action::ToParent(parent, Up::Hints(hints.to_vec())));
-            }
-        }
-    }
-
     pub(super) fn child_name(&self, child: SiteId) -> String {
         self.state.cursors.get(&child).filter(|c| !c.name.is_empty()).map_or_else(|| format!("{child:?}"), |c| c.name.clone())
     }
@@ -595,23 +494,5 @@ impl Core {
             };
             Hop { site: child, name: self.child_name(child), kind }
         })
-    }
-}
-
-/// A hint changes a phase without a change: it is not durable.
-fn set_hint(j: &mut super::state::Job, tasks: &TaskSet, phase: Phase) {
-    for r in tasks.ranges() {
-        let mut i = r.start;
-        while i < r.end.min(j.size) {
-            let (at, first) = ((i / CHUNK_TASKS) as usize, i / CHUNK_TASKS * CHUNK_TASKS);
-            let to = (first + CHUNK_TASKS).min(r.end).min(j.size);
-            let counts = &mut j.counts;
-            j.chunks[at].cells.change(i - first, to - first, |c, n| {
-                counts[usize::from(c.phase)] -= u64::from(n);
-                c.phase = phase as u8;
-                counts[usize::from(c.phase)] += u64::from(n);
-            });
-            i = to;
-        }
     }
 }
