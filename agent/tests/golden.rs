@@ -29,7 +29,8 @@ fn batches() -> Vec<Batch> {
     let mut want = Want { job: 3, version: 7, ranges: vec![] };
     want.set(WantValue::Hold, &TaskSet::range(8..9));
     want.set(WantValue::Cancel, &TaskSet::range(9..10));
-    let placed = Placed { number: 5, job: 3, spec_hash, open: tasks(0..10), attempts: 1, origin_job: "abc123".into(), array_size: 100, ..Placed::default() };
+    let placed =
+        Placed { number: 5, job: 3, spec_hash, open: tasks(0..10), attempts: 1, origin_job: "abc123".into(), array_size: 100, ..Placed::default() };
     let frames = vec![
         vec![
             What::Bound(Bound { gateway: vec![9; 16], machine: vec![1; 16], name: "campus".into() }),

@@ -141,13 +141,14 @@ pub fn class(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, class)| class)
 }
 
-/// Divide what is free among receivers. `receivers`: (outstanding, wanted) in slots, in a fixed order. Returns each one's window: what it has outstanding
+/// Divide what is free among receivers. `receivers`: (outstanding, wanted, of that the slots of one task) in slots, in a fixed order. Returns each one's window: what it has outstanding
 /// already plus its part of `free`. Max-min fair over the windows: who wants and has least is served first, nobody gets more than it wants; then the rest
-/// goes to the first that wants, or to the first of all, so that whoever comes first need not wait.
+/// goes to the first that wants, or to the first of all, so that whoever comes first need not wait. Half a task's slots are of no use to anybody: such parts
+/// go together to the first of whose tasks they make a whole one.
 ///
 /// Law: the windows sum to outstanding + free at most (exactly, where there is a receiver).
-pub fn divide_window(free: u64, receivers: &[(u64, u64)]) -> Vec<u64> {
-    let mut window: Vec<u64> = receivers.iter().map(|(outstanding, _)| *outstanding).collect();
+pub fn divide_window(free: u64, receivers: &[(u64, u64, u64)]) -> Vec<u64> {
+    let mut window: Vec<u64> = receivers.iter().map(|(outstanding, ..)| *outstanding).collect();
     let most = |i: usize| receivers[i].0.saturating_add(receivers[i].1);
     let mut left = free;
     while left > 0 {
@@ -160,6 +161,15 @@ pub fn divide_window(free: u64, receivers: &[(u64, u64)]) -> Vec<u64> {
             window[i] += each.min(left);
             left -= each.min(left);
         }
+    }
+    for (w, (outstanding, _, task)) in window.iter_mut().zip(receivers) {
+        let part = (*w - outstanding) % (*task).max(1);
+        (*w, left) = (*w - part, left + part);
+    }
+    for (i, (_, _, task)) in receivers.iter().enumerate() {
+        let task = (*task).max(1);
+        let more = (left / task).min(most(i).saturating_sub(window[i]) / task) * task;
+        (window[i], left) = (window[i] + more, left - more);
     }
     let first = (0..window.len()).find(|i| receivers[*i].1 > 0).unwrap_or(0);
     if let Some(w) = window.get_mut(first) {
@@ -231,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn windows_never_exceed_what_is_there(free in 0u64..1000, rs in proptest::collection::vec((0u64..100, 0u64..300), 1..6)) {
-            let w = divide_window(free, &rs);
+            let w = divide_window(free, &rs.iter().map(|r| (r.0, r.1, 1)).collect::<Vec<_>>());
             let outstanding: u64 = rs.iter().map(|r| r.0).sum();
             prop_assert_eq!(w.iter().sum::<u64>(), outstanding + free);
             prop_assert!(w.iter().zip(&rs).all(|(w, r)| *w >= r.0));
@@ -241,6 +251,17 @@ mod tests {
                 prop_assert_eq!(rest, 0);
                 prop_assert!(w.iter().zip(&rs).all(|(v, s)| *v == s.0 || *v <= w[i] + 1), "{} of {:?} is left behind: {:?}", i, r, w);
             }
+        }
+
+        #[test]
+        fn windows_hold_whole_tasks(free in 0u64..100, rs in proptest::collection::vec((0u64..9, 0u64..30, 1u64..9), 1..6)) {
+            let rs: Vec<_> = rs.into_iter().map(|(held, tasks, cost)| (held, tasks * cost, cost)).collect();
+            let w = divide_window(free, &rs);
+            prop_assert_eq!(w.iter().sum::<u64>(), rs.iter().map(|r| r.0).sum::<u64>() + free);
+            let idle: Vec<usize> = (0..rs.len()).filter(|i| rs[*i].1 > 0 && w[*i] < rs[*i].0 + rs[*i].2).collect();
+            // Nobody waits for a whole task's slots while parts of it lie with others.
+            let most = rs.iter().filter(|r| r.1 > 0).map(|r| r.2).max().unwrap_or(0);
+            prop_assert!(idle.is_empty() || free < most * rs.len() as u64, "{:?}: {:?}", rs, w);
         }
 
         #[test]

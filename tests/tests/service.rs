@@ -272,7 +272,9 @@ async fn the_tree_is_told_and_who_is_away_is_named() {
     let name = |h: &pb::Host| h.site.as_ref().unwrap().name.clone();
     assert_eq!(["far", "near", "never"], *host.below.iter().map(name).collect::<Vec<_>>());
     assert_eq!(["near-m0", "near-m1"], *host.below[1].below.iter().map(name).collect::<Vec<_>>());
-    assert!(host.below[2].unreachable.contains("never since this site started") && host.below[0].unreachable.is_empty() && host.backend == "federation");
+    assert!(
+        host.below[2].unreachable.contains("never since this site started") && host.below[0].unreachable.is_empty() && host.backend == "federation"
+    );
     let (job, _) = ann.submit("k", &sleep("3600"), 8).await.unwrap();
     until("all to run", async || match ann.show(&job).await.unwrap() {
         v if count(&v, Phase::Running) == 8 => Ok(()),

@@ -7,10 +7,14 @@
 
 use std::fs;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use intergrid_proto::BlobHash;
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, fstat, openat, renameat, statat};
 
 use crate::core::Key;
 use crate::limits::LINK_BYTES_MIN;
@@ -25,26 +29,31 @@ pub struct Dirs {
     tasks: PathBuf,
     streams: PathBuf,
     blobs: PathBuf,
+    /// Kept open, so that a rename or a look need not walk the whole path.
+    tasks_fd: Arc<OwnedFd>,
+    streams_fd: Arc<OwnedFd>,
 }
 
 impl Dirs {
     /// Below this directory, which is made absolute; makes what is missing.
     pub fn new(state: &Path) -> io::Result<Self> {
         let state = state.canonicalize()?;
-        let dirs = Dirs { tasks: state.join("tasks"), streams: state.join("streams"), blobs: state.join("blobs") };
+        let (tasks, streams, blobs) = (state.join("tasks"), state.join("streams"), state.join("blobs"));
         // A task that an agent before us started may still hold one of these open.
-        match fs::remove_dir_all(&dirs.streams) {
+        match fs::remove_dir_all(&streams) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => fs::create_dir_all(&dirs.streams)?,
+            _ => fs::create_dir_all(&streams)?,
         }
-        fs::create_dir_all(&dirs.tasks)?;
-        fs::create_dir_all(&dirs.blobs)?;
-        Ok(dirs)
+        fs::create_dir_all(&tasks)?;
+        fs::create_dir_all(&blobs)?;
+        let open = |dir: &Path| fs::File::open(dir).map(|f| Arc::new(OwnedFd::from(f)));
+        let (tasks_fd, streams_fd) = (open(&tasks)?, open(&streams)?);
+        Ok(Dirs { tasks, streams, blobs, tasks_fd, streams_fd })
     }
 
     /// A task's own directory.
     pub fn task(&self, key: Key) -> PathBuf {
-        self.tasks.join(format!("{}.{}", key.0, key.1))
+        self.tasks.join(Self::name(key))
     }
 
     /// Of some name in it.
@@ -54,15 +63,19 @@ impl Dirs {
 
     /// A file for a stream, by the number of its pair and its name.
     pub fn stream(&self, pair: u32, name: &str) -> PathBuf {
-        self.streams.join(format!("{pair}.{name}"))
+        self.streams.join(Self::stream_name(pair, name))
+    }
+
+    fn stream_name(pair: u32, name: &str) -> String {
+        format!("{pair}.{name}")
     }
 
     /// Move a stream into its task's directory where it has something in it. True: it has.
     pub fn keep_stream(&self, pair: u32, key: Key, name: &str) -> bool {
-        let (from, to) = (self.stream(pair, name), self.file(key, name));
-        if !fs::metadata(&from).is_ok_and(|m| m.len() > 0) {
+        if !statat(&*self.streams_fd, Self::stream_name(pair, name), AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|s| s.st_size > 0) {
             return false;
         }
+        let (from, to) = (self.stream(pair, name), self.file(key, name));
         if to.is_dir() {
             let _ = fs::remove_dir_all(&to);
         }
@@ -79,16 +92,40 @@ impl Dirs {
         self.blobs.join(format!("{hash}.part"))
     }
 
-    fn spare(&self, n: u32) -> PathBuf {
-        self.tasks.join(format!("spare.{n}"))
+    fn name(key: Key) -> String {
+        format!("{}.{}", key.0, key.1)
+    }
+
+    fn spare(n: u32) -> String {
+        format!("spare.{n}")
     }
 
     /// Keep the directory of a task that has ended, for another one. False: it is not as it was made.
     pub fn keep(&self, key: Key, n: u32) -> bool {
-        let dir = self.task(key);
-        let empty = fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_none());
-        let same = || fs::symlink_metadata(&dir).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o7777 == DIRECTORY_MODE);
-        empty && same() && fs::rename(&dir, self.spare(n)).is_ok()
+        self.hand_on(&Self::name(key), &Self::spare(n))
+    }
+
+    /// Give the directory of a task that has ended to a task that is about to start. False: it is not as it was made.
+    pub fn give(&self, from: Key, to: Key) -> bool {
+        self.hand_on(&Self::name(from), &Self::name(to))
+    }
+
+    fn hand_on(&self, from: &str, to: &str) -> bool {
+        self.is_as_made(from) && renameat(&*self.tasks_fd, from, &*self.tasks_fd, to).is_ok()
+    }
+
+    /// A directory, its mode, and nothing in it.
+    fn is_as_made(&self, name: &str) -> bool {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(dir) = openat(&*self.tasks_fd, name, flags, Mode::empty()) else { return false };
+        let mut buffer = [MaybeUninit::uninit(); 512];
+        let mut entries = RawDir::new(&dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            if !entry.is_ok_and(|e| matches!(e.file_name().to_bytes(), b"." | b"..")) {
+                return false;
+            }
+        }
+        fstat(&dir).is_ok_and(|s| s.st_mode & 0o7777 == DIRECTORY_MODE)
     }
 
     fn create(path: &Path) -> io::Result<()> {
@@ -100,7 +137,7 @@ impl Dirs {
     pub fn make(&self, key: Key, plan: &Plan, spare: Option<u32>) -> io::Result<PathBuf> {
         let dir = self.task(key);
         if let Some(n) = spare
-            && fs::rename(self.spare(n), &dir).is_ok()
+            && renameat(&*self.tasks_fd, Self::spare(n), &*self.tasks_fd, Self::name(key)).is_ok()
         {
             return Ok(dir);
         }
@@ -206,6 +243,13 @@ mod tests {
         fs::write(dir.join("x"), "").unwrap();
         assert!(!dirs.keep((1, 2), 0));
         fs::remove_file(dir.join("x")).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(!dirs.keep((1, 2), 0));
+        fs::set_permissions(&dir, fs::Permissions::from_mode(DIRECTORY_MODE)).unwrap();
+        fs::create_dir(dir.join("x")).unwrap();
+        assert!(!dirs.give((1, 2), (1, 9)));
+        fs::remove_dir(dir.join("x")).unwrap();
+        assert!(dirs.give((1, 2), (1, 9)) && dirs.give((1, 9), (1, 2)) && !dirs.give((1, 9), (1, 2)));
         assert!(dirs.keep((1, 2), 0) && !dir.exists());
         assert!(dirs.make((1, 5), &bare, Some(0)).unwrap().exists());
         dirs.remove((1, 5));

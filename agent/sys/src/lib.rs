@@ -1,4 +1,7 @@
-//! The only unsafe code of Intergrid: `posix_spawn` and `wait4` as safe functions.
+//! The only unsafe code of Intergrid: starting a process and `wait4` as safe functions.
+//!
+//! A process is started as `posix_spawn` does it, but for two things that cost more than the rest of it: a stack mapped anew for each child, and a system
+//! call for each of 64 signals in it.
 //!
 //! Invariants: a child is the leader of its own process group, has default signal dispositions and an empty signal mask, its standard streams and no
 //! other descriptor of ours (everything that Rust opens is close-on-exec). No search path, no limits, no policy: that is the caller's.
@@ -7,9 +10,10 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use libc::{c_char, c_int, pid_t};
+use libc::{c_char, c_int, c_uint, c_void, pid_t};
 
 /// NUL-terminated strings in one buffer, to be reused from spawn to spawn.
 #[derive(Default, Clone, Debug)]
@@ -74,98 +78,164 @@ pub struct Ended {
     pub cpu_us: u64,
 }
 
-/// An initialised `posix_spawn_file_actions_t`.
-struct Actions(libc::posix_spawn_file_actions_t);
-
-impl Actions {
-    fn new() -> io::Result<Self> {
-        let mut raw = MaybeUninit::uninit();
-        // SAFETY: init writes to the pointed-to object, which is ours.
-        check(unsafe { libc::posix_spawn_file_actions_init(raw.as_mut_ptr()) })?;
-        // SAFETY: init succeeded.
-        Ok(Actions(unsafe { raw.assume_init() }))
-    }
-
-    fn open(&mut self, fd: c_int, path: &CStr, flags: c_int) -> io::Result<()> {
-        // SAFETY: the object is initialised; the path is a C string, which glibc and musl copy.
-        check(unsafe { libc::posix_spawn_file_actions_addopen(&mut self.0, fd, path.as_ptr(), flags, 0o644) })
-    }
-
-    fn chdir(&mut self, path: &CStr) -> io::Result<()> {
-        // SAFETY: as in `open`.
-        check(unsafe { libc::posix_spawn_file_actions_addchdir_np(&mut self.0, path.as_ptr()) })
-    }
+/// What the child is told, in memory that it shares with its parent until it is another program.
+struct Orders<'a> {
+    program: *const c_char,
+    argv: *const *mut c_char,
+    env: *const *mut c_char,
+    cwd: *const c_char,
+    stdout: *const c_char,
+    stderr: *const c_char,
+    reset: &'a [c_int],
+    /// The first step that failed; 0: none.
+    errno: c_int,
 }
 
-impl Drop for Actions {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once. It can't fail for an initialised object.
-        unsafe { libc::posix_spawn_file_actions_destroy(&mut self.0) };
-    }
+/// The child's part, up to exec. It shares all memory with a parent whose thread waits, so it only makes system calls.
+extern "C" fn child(orders: *mut c_void) -> c_int {
+    // SAFETY: the parent passes a pointer to its orders, which live as long as it waits for us.
+    let orders = unsafe { &mut *orders.cast::<Orders<'_>>() };
+    // SAFETY: all pointers in the orders are valid, for the same reason.
+    orders.errno = unsafe { follow(orders) }.raw_os_error().unwrap_or(libc::EINVAL);
+    // SAFETY: ends the child and runs nothing of its parent's.
+    unsafe { libc::_exit(127) }
 }
 
-/// An initialised `posix_spawnattr_t`: own process group, all signals default and unblocked.
-struct Attributes(libc::posix_spawnattr_t);
-
-impl Attributes {
-    fn new() -> io::Result<Self> {
-        let mut raw = MaybeUninit::uninit();
-        // SAFETY: init writes to the pointed-to object, which is ours.
-        check(unsafe { libc::posix_spawnattr_init(raw.as_mut_ptr()) })?;
-        // SAFETY: init succeeded.
-        let mut own = Attributes(unsafe { raw.assume_init() });
-        let (mut none, mut all) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: both calls write a whole sigset_t, and can't fail for a valid pointer.
-        let (none, all) = unsafe {
-            libc::sigemptyset(none.as_mut_ptr());
-            libc::sigfillset(all.as_mut_ptr());
-            (none.assume_init(), all.assume_init())
-        };
-        let flags = libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
-        // SAFETY: the attributes and both sets are initialised.
-        unsafe {
-            check(libc::posix_spawnattr_setflags(&mut own.0, flags as libc::c_short))?;
-            check(libc::posix_spawnattr_setpgroup(&mut own.0, 0))?;
-            check(libc::posix_spawnattr_setsigmask(&mut own.0, &none))?;
-            check(libc::posix_spawnattr_setsigdefault(&mut own.0, &all))?;
+/// # Safety
+/// To be called in a child of its own descriptors, with valid orders.
+unsafe fn follow(orders: &Orders<'_>) -> io::Error {
+    let failed = io::Error::last_os_error;
+    // SAFETY: system calls on strings and lists that the caller vouches for, and on objects of this function; zeroed is a valid sigaction: the default.
+    unsafe {
+        if libc::setpgid(0, 0) != 0 {
+            return failed();
         }
-        Ok(own)
+        // All is blocked until here, so that no handler of the parent's has run in its memory; from here on there is none.
+        let default = MaybeUninit::<libc::sigaction>::zeroed();
+        for signal in orders.reset {
+            libc::sigaction(*signal, default.as_ptr(), std::ptr::null_mut());
+        }
+        if libc::chdir(orders.cwd) != 0 {
+            return failed();
+        }
+        let out = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND;
+        for (to, path, flags) in [(0, c"/dev/null".as_ptr(), libc::O_RDONLY), (1, orders.stdout, out), (2, orders.stderr, out)] {
+            let fd = libc::open(path, flags, 0o644 as c_uint);
+            if fd < 0 || fd != to && (libc::dup2(fd, to) < 0 || libc::close(fd) != 0) {
+                return failed();
+            }
+        }
+        let mut none = MaybeUninit::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        if libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) != 0 {
+            return failed();
+        }
+        libc::execve(orders.program, orders.argv.cast(), orders.env.cast());
+        failed()
     }
 }
 
-impl Drop for Attributes {
-    fn drop(&mut self) {
-        // SAFETY: initialised in `new`, destroyed once.
-        unsafe { libc::posix_spawnattr_destroy(&mut self.0) };
+/// Starts processes from the thread that it was made in.
+#[derive(Debug)]
+pub struct Spawner {
+    /// The child's, until exec. Kept, because to map and unmap one for each start costs as much as all else that the parent does.
+    stack: Vec<u128>,
+    /// Signals to be set to their default.
+    reset: Vec<c_int>,
+    /// Bound to its thread, in which signals are blocked.
+    _here: PhantomData<*const ()>,
+}
+
+impl Spawner {
+    /// Blocks all signals in this thread, for good: a handler of ours must not run in a child that still shares our memory.
+    pub fn new() -> io::Result<Self> {
+        let mut all = MaybeUninit::uninit();
+        // SAFETY: sigfillset writes the whole set, pthread_sigmask reads it.
+        check(unsafe {
+            libc::sigfillset(all.as_mut_ptr());
+            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut())
+        })?;
+        // What is not default now, and what programs like ours may set later. (exec resets handlers, but what is ignored stays so.)
+        let usual = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+        let reset = (1..=libc::SIGRTMAX()).filter(|s| usual.contains(s) || !is_default(*s)).collect();
+        Ok(Spawner { stack: vec![0; SPAWN_STACK_BYTES / size_of::<u128>()], reset, _here: PhantomData })
+    }
+
+    /// Start it, with /dev/null as its stdin. Returns its pid, which is its process group too. An error is that of the first step that failed, exec among
+    /// them: `NotFound` where the program (or its interpreter) does not exist.
+    pub fn spawn(&mut self, command: &Command<'_>) -> io::Result<i32> {
+        let (argv, env) = (command.argv.pointers(), command.env.pointers());
+        let mut orders = Orders {
+            program: command.program.as_ptr(),
+            argv: argv.as_ptr(),
+            env: env.as_ptr(),
+            cwd: command.cwd.as_ptr(),
+            stdout: command.stdout.as_ptr(),
+            stderr: command.stderr.as_ptr(),
+            reset: &self.reset,
+            errno: 0,
+        };
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the top of a stack that is ours alone and 16-byte aligned, growing down; the child runs `child` on it with orders whose pointers outlive
+        // the call: CLONE_VFORK has this thread wait until the child has executed a program or is gone. argv and env are null-terminated lists of C
+        // strings, and exec does not write to them, whatever its signature says. No signal handler can run in the child: see `new`.
+        let pid = unsafe {
+            let top = self.stack.as_mut_ptr().add(self.stack.len());
+            libc::clone(child, top.cast(), flags, (&raw mut orders).cast())
+        };
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the child wrote it before it was gone, behind the compiler's back.
+        match unsafe { (&raw const orders.errno).read_volatile() } {
+            0 => Ok(pid),
+            errno => {
+                let _ = wait4(pid, 0);
+                Err(io::Error::from_raw_os_error(errno))
+            }
+        }
     }
 }
 
-/// Start it, with /dev/null as its stdin. Returns its pid, which is its process group too. An error is that of the first step that failed, exec among
-/// them: `NotFound` where the program (or its interpreter) does not exist.
-pub fn spawn(command: &Command<'_>) -> io::Result<i32> {
-    let mut actions = Actions::new()?;
-    actions.chdir(command.cwd)?;
-    actions.open(0, c"/dev/null", libc::O_RDONLY)?;
-    let out = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND;
-    actions.open(1, command.stdout, out)?;
-    actions.open(2, command.stderr, out)?;
-    let attributes = Attributes::new()?;
-    let (argv, env) = (command.argv.pointers(), command.env.pointers());
-    let mut pid: pid_t = 0;
-    // SAFETY: all objects are initialised; argv and env are null-terminated lists of C strings that outlive the call (borrowed through `command`), and
-    // exec does not write to them, whatever its signature says.
-    check(unsafe { libc::posix_spawn(&mut pid, command.program.as_ptr(), &actions.0, &attributes.0, argv.as_ptr(), env.as_ptr()) })?;
-    Ok(pid)
+/// Of a child up to exec: a few frames of system calls, no signal handler.
+const SPAWN_STACK_BYTES: usize = 32 << 10;
+
+fn is_default(signal: c_int) -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: writes to an object of ours, of which zeroed is a valid value. The numbers that belong to the C library are refused.
+    unsafe { libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) != 0 || now.assume_init().sa_sigaction == libc::SIG_DFL }
+}
+
+/// Wait until this child has ended; it stays to be reaped, and its pid stays its own. Error: it is not (or no longer) a child of ours.
+pub fn await_end(pid: i32) -> io::Result<()> {
+    loop {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: the pointer is to an object of ours.
+        if unsafe { libc::waitid(libc::P_PID, pid as libc::id_t, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT) } == 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+}
+
+/// Have ended children wait to be reaped, also where this process was started with SIGCHLD ignored.
+pub fn keep_ended() -> io::Result<()> {
+    let default = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: reads an object of ours; zeroed is a valid sigaction, the default.
+    if unsafe { libc::sigaction(libc::SIGCHLD, default.as_ptr(), std::ptr::null_mut()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How this child ended, where it has; reaps it. None: it still runs. Error: it is not (or no longer) a child of ours.
 pub fn wait(pid: i32) -> io::Result<Option<Ended>> {
-    wait4(pid).map(|ended| ended.map(|(_, e)| e))
+    wait4(pid, libc::WNOHANG)
 }
 
 /// Reap one ended child of ours in this process group, for groups whose leader is gone. Some: one was reaped, and its use.
 pub fn wait_group(pgid: i32) -> io::Result<Option<Ended>> {
-    wait4(-pgid).map(|ended| ended.map(|(_, e)| e))
+    wait4(-pgid, libc::WNOHANG)
 }
 
 /// A child of this process that has ended and is not reaped; it stays so. None: there is none.
@@ -180,21 +250,21 @@ pub fn peek_ended() -> io::Result<Option<i32>> {
     if done == 0 { Ok((pid != 0).then_some(pid)) } else { Err(io::Error::last_os_error()) }
 }
 
-fn wait4(which: pid_t) -> io::Result<Option<(pid_t, Ended)>> {
+fn wait4(which: pid_t, flags: c_int) -> io::Result<Option<Ended>> {
     let mut status: c_int = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: both pointers are to objects of ours; zeroed is a valid rusage, so that it may be read even where wait4 does not write it.
     let (got, usage) = unsafe {
-        let got = libc::wait4(which, &mut status, libc::WNOHANG, usage.as_mut_ptr());
+        let got = libc::wait4(which, &mut status, flags, usage.as_mut_ptr());
         (got, usage.assume_init())
     };
     match got {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
-        pid => {
+        _ => {
             let exit = if libc::WIFEXITED(status) { Ok(libc::WEXITSTATUS(status) as u8) } else { Err(libc::WTERMSIG(status) as u8) };
             let us = |t: libc::timeval| t.tv_sec as u64 * 1_000_000 + t.tv_usec as u64;
-            Ok(Some((pid, Ended { exit, cpu_us: us(usage.ru_utime) + us(usage.ru_stime) })))
+            Ok(Some(Ended { exit, cpu_us: us(usage.ru_utime) + us(usage.ru_stime) }))
         }
     }
 }
@@ -245,14 +315,14 @@ mod tests {
         let program = search(argv[0], "/usr/bin:/bin")?;
         let cwd = CString::new(dir.to_str().unwrap()).unwrap();
         let (argv, env) = (list(argv), list(env));
-        let pid = spawn(&Command { program: &program, argv: &argv, env: &env, cwd: &cwd, stdout: c"stdout", stderr: c"stderr" })?;
+        let pid = Spawner::new()?.spawn(&Command { program: &program, argv: &argv, env: &env, cwd: &cwd, stdout: c"stdout", stderr: c"stderr" })?;
         let until = Instant::now() + Duration::from_secs(10);
         loop {
+            await_end(pid)?;
             if let Some(ended) = wait(pid)? {
                 return Ok(ended);
             }
             assert!(Instant::now() < until, "it does not end");
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 

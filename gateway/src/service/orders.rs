@@ -50,7 +50,9 @@ impl Service {
                 (Order::Throttle { job, at_once: t.tasks_at_once }, None)
             }
             None => {
-                return Err(Refusal::new(RefusalKind::MustUnderstand, "an order that this site does not know").remedy("ask a site of a later version"));
+                return Err(
+                    Refusal::new(RefusalKind::MustUnderstand, "an order that this site does not know").remedy("ask a site of a later version")
+                );
             }
         };
         let job = match &order {

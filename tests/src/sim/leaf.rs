@@ -388,7 +388,7 @@ impl World {
         }
         gone.into_iter().filter(|(_, alive)| *alive).for_each(|(uid, _)| self.oracle.vanished(uid));
         if empty {
-            self.oracle.replaced(leaf);
+            self.oracle.replaced();
         }
     }
 }

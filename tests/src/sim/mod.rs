@@ -65,7 +65,7 @@ fn world(seed: u64, options: Options, cut: &Cut, trace: bool) -> Run {
         scenario = scenario.with_one_more_hop();
     }
     plant(options.plant);
-    let mut w = World::new(scenario, cut.clone(), options.recovery, trace);
+    let mut w = World::new(scenario, cut.clone(), trace);
     // A panic is a finding like any other; the world is not looked at afterwards but for its trace.
     let panicked = catch_unwind(AssertUnwindSafe(|| w.run())).err();
     if let Some(p) = panicked {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use intergrid_proto::limits::HOPS_MAX;
 use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{Phase, Reason};
+use intergrid_proto::{Phase, Reason, ReasonKind};
 
 use super::world::World;
 
@@ -54,8 +54,8 @@ impl World {
             let rightly = match phase {
                 _ if !cancelled.is_empty() && !lost => false,
                 _ if !self.could_run(site, job.shape()) => true,
-                // Somewhere on the way its attempts are used up; the reason is of the job's last return, which may have been another task's.
-                Phase::Held => held == tasks || job.spec.parsed.on_lost == OnLost::Requeue,
+                // Or its attempts are used up, and it says so.
+                Phase::Held => held == tasks || job.spec.parsed.on_lost == OnLost::Requeue && reason.as_ref().is_some_and(says_used_up),
                 Phase::Queued => taken,
                 _ => lost || held == tasks,
             };
@@ -128,4 +128,8 @@ impl World {
         let missing = self.oracle.processes.iter().find(|(uid, p)| p.evident && !self.oracle.is_counted(**uid));
         missing.map(|(uid, p)| format!("usage of process {uid}, {:?} on leaf {}, is nowhere in its root's history", p.task, p.leaf))
     }
+}
+
+fn says_used_up(reason: &Reason) -> bool {
+    reason.kind == ReasonKind::AttemptsUsed || reason.because.iter().any(says_used_up)
 }

@@ -64,7 +64,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(scenario: Scenario, cut: Cut, recovery: bool, trace: bool) -> Self {
+    pub fn new(scenario: Scenario, cut: Cut, trace: bool) -> Self {
         let seed = scenario.seed;
         let sites: Vec<Site> = (0..scenario.sites).map(|i| Site::new(i, &scenario)).collect();
         let leaves: Vec<Leaf> = scenario.machines.iter().enumerate().map(|(i, m)| Leaf::new(i, m, scenario.links.len() + i, seed)).collect();
@@ -81,7 +81,7 @@ impl World {
         };
         let link_of = links.iter().enumerate().map(|(i, l)| ((id(l.child), sites[l.parent].hop.site), i)).collect();
         let users = (0..scenario.deeds.len()).map(|_| User::default()).collect();
-        let oracle = Oracle::new(&scenario, sites.iter().map(|s| s.hop.site).collect(), recovery);
+        let oracle = Oracle::new(&scenario, sites.iter().map(|s| s.hop.site).collect());
         let (queue, trace) = (BTreeMap::new(), trace.then(Vec::new));
         let (now, order, events, rested_ms) = (0, 0, 0, None);
         let mut w = World { scenario, cut, now, order, queue, sites, leaves, links, users, link_of, oracle, events, rested_ms, trace };

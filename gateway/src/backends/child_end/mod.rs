@@ -271,7 +271,8 @@ impl ChildEnd {
         self.open = true;
         self.sent = cursor;
         self.advert = None;
-        self.hints = self.placed.iter().filter(|(_, p)| p.name.incarnation == h.incarnation).flat_map(|(n, p)| p.running.keys().map(|t| (*n, *t))).collect();
+        self.hints =
+            self.placed.iter().filter(|(_, p)| p.name.incarnation == h.incarnation).flat_map(|(n, p)| p.running.keys().map(|t| (*n, *t))).collect();
         self.advertise(out);
         self.list_orphans(h.recovering || renamed, out);
         if resync || cursor + 1 < self.low {
@@ -305,9 +306,8 @@ impl ChildEnd {
             self.low += 1;
         }
         let parent = self.parent.0;
-        let (over, placed) = std::mem::take(&mut self.placed)
-            .into_iter()
-            .partition(|(_, p)| p.alive() == 0 && p.last <= sequence && p.name.incarnation == parent);
+        let (over, placed) =
+            std::mem::take(&mut self.placed).into_iter().partition(|(_, p)| p.alive() == 0 && p.last <= sequence && p.name.incarnation == parent);
         self.placed = placed;
         self.over.extend::<BTreeMap<_, _>>(over);
         while self.over.len() > OVER_KEPT_MAX {

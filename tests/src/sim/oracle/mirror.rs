@@ -57,6 +57,8 @@ pub struct Placed {
     /// Each task's placement above.
     pub ups: BTreeMap<u32, u64>,
     pub fenced: TaskSet,
+    /// Fenced, or come back as a lost attempt.
+    pub lost: TaskSet,
 }
 
 /// One site.
@@ -150,8 +152,7 @@ impl Oracle {
             What::Cursor(c) => {
                 let (peer, at) = (change::site(&c.peer), (c.incarnation, c.number));
                 let before = self.mirrors[site].cursors.insert(peer, at).unwrap_or_default();
-                // A full state is as of an event that may have been heard before: the rest is said again.
-                if before.0 == at.0 && at.1 < before.1 && !self.resynced.contains(&(site, peer)) {
+                if before.0 == at.0 && at.1 < before.1 {
                     self.fail("I18", format!("site {site}: the cursor of {peer:?} goes back from {before:?} to {at:?}"));
                 }
             }
@@ -220,10 +221,11 @@ impl Oracle {
             ups.insert(t, c.up);
             self.set(site, p.job, t, Cell { phase: Phase::Placed as u8, down: p.number, ..c });
         }
-        self.mirrors[site].placed.insert(p.number, Placed { job: p.job, child, ups, fenced: TaskSet::new() });
+        self.mirrors[site].placed.insert(p.number, Placed { job: p.job, child, ups, fenced: TaskSet::new(), lost: TaskSet::new() });
     }
 
     fn end(&mut self, site: usize, e: change::TasksEnded) {
+        self.ended_ms[site] = self.now_ms;
         for (k, t) in change::tasks(&e.tasks).iter().enumerate() {
             let Some(c) = self.cell(site, e.job, t) else { continue };
             if !c.is_open() {
@@ -249,7 +251,9 @@ impl Oracle {
             if c.down != r.number || !c.is_open() {
                 self.fail("I10", format!("site {site}: task {t} of job {} is {c:?} and comes back from placement {}", r.job, r.number));
             }
-            if u32::from(c.attempts) < r.attempts {
+            // What a site below hands up was counted there.
+            let counted = u32::from(c.attempts) < r.attempts && (fence || !self.was_lost_below(site, r.number, t));
+            if counted {
                 *self.excused.entry(self.task(site, r.job, t)).or_default() += 1;
             }
             if fence {
@@ -258,13 +262,24 @@ impl Oracle {
                 }
             } else {
                 self.must_be_over(site, r.number, t, ("I2", "said to have come back"), false);
-                if u32::from(c.attempts) < r.attempts && !self.was_started(site, r.number, t) {
+                if counted && !self.was_started(site, r.number, t) {
                     self.fail("I3", format!("site {site}: task {t} of job {} was given back unstarted, and counted as an attempt", r.job));
                 }
+            }
+            if let Some(p) = self.mirrors[site].placed.get_mut(&r.number).filter(|_| u32::from(c.attempts) < r.attempts) {
+                p.lost.insert(t..t + 1);
             }
             let phase = if r.held { Phase::Held } else { Phase::Queued };
             self.set(site, r.job, t, Cell { phase: phase as u8, attempts: r.attempts as u8, down: 0, ..c });
         }
+    }
+
+    /// Was an attempt lost at the site below, for this placement?
+    fn was_lost_below(&self, site: usize, number: u64, task: u32) -> bool {
+        let (me, child) = (self.ids[site], self.mirrors[site].placed.get(&number).and_then(|p| self.site(p.child)));
+        let Some(below) = child.map(|c| &self.mirrors[c]) else { return false };
+        let ours = |p: &Placed| p.ups.get(&task) == Some(&number) && below.jobs.get(&p.job).is_some_and(|j| j.parent == Some(me));
+        below.placed.values().any(|p| p.lost.contains(task) && ours(p))
     }
 
     /// A root's history: each usage once.

@@ -60,27 +60,30 @@ pub struct Oracle {
     /// The register of a parent's job that a site or leaf has last been told.
     registers: BTreeMap<(SiteId, SiteId, u64), Want>,
     adverts: BTreeMap<(usize, SiteId), Told>,
+    /// The one before it, and the latest's version, until that was seen.
+    befores: BTreeMap<(usize, SiteId), (Told, u64)>,
+    /// What a child offers: window by share.
+    offers: BTreeMap<(usize, SiteId), Vec<(String, u64)>>,
+    /// When a task last ended at a site.
+    ended_ms: Vec<u64>,
     /// Placements that fitted what was advertised when they came: site, parent, number.
     fitting: BTreeSet<(usize, SiteId, u64)>,
     /// Open tasks that a full state has named so far: site and parent.
     resyncs: BTreeMap<(usize, SiteId), BTreeMap<u64, TaskSet>>,
-    /// Children that have told their full state.
-    resynced: BTreeSet<(usize, SiteId)>,
     /// Ends were told by a full state somewhere: their usage does not come with it.
     pub ends_resynced: bool,
     pub machines_replaced: bool,
     pub stores_replaced: bool,
-    recovery: bool,
 }
 
 impl Oracle {
-    pub fn new(s: &Scenario, ids: Vec<SiteId>, recovery: bool) -> Self {
+    pub fn new(s: &Scenario, ids: Vec<SiteId>) -> Self {
         let index = ids.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         let spec_hashes: Vec<BlobHash> = s.specs.iter().map(|s| BlobHash::of(&s.encode())).collect();
         let specs = spec_hashes.iter().copied().zip(s.specs.iter().cloned()).collect();
         let mirrors = ids.iter().map(|_| Mirror::default()).collect();
         let gateway_of = s.machines.iter().map(|m| m.gateway).collect();
-        Oracle { ids, index, gateway_of, specs, spec_hashes, mirrors, recovery, uids: 1_000, ..Oracle::default() }
+        Oracle { ids, index, gateway_of, specs, spec_hashes, ended_ms: vec![0; s.sites], mirrors, uids: 1_000, ..Oracle::default() }
     }
 
     /// The first failure counts.
@@ -146,6 +149,9 @@ impl Oracle {
 
     pub fn crashed(&mut self, site: usize) {
         self.adverts.retain(|(s, _), _| *s != site);
+        self.befores.retain(|(s, _), _| *s != site);
+        self.offers.retain(|(s, _), _| *s != site);
+        self.ended_ms[site] = self.now_ms;
         self.fitting.retain(|(s, ..)| *s != site);
         self.resyncs.retain(|(s, _), _| *s != site);
         let me = self.ids[site];
@@ -158,11 +164,7 @@ impl Oracle {
     }
 
     /// A machine came in another's place, with an empty store.
-    pub fn replaced(&mut self, leaf: usize) {
+    pub fn replaced(&mut self) {
         self.machines_replaced = true;
-        if !self.recovery {
-            // Not held against the core until it recovers from lost stores: it may take what it sent to the old store for never sent.
-            self.processes.values_mut().filter(|p| p.leaf == leaf).for_each(|p| p.forgotten = true);
-        }
     }
 }

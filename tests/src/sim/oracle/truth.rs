@@ -18,8 +18,6 @@ pub struct Process {
     pub exit: Option<Exit>,
     /// Its end, with its usage, is durable at its agent.
     pub evident: bool,
-    /// Its start is not counted: its machine was replaced.
-    pub forgotten: bool,
 }
 
 impl Oracle {
@@ -45,7 +43,7 @@ impl Oracle {
         let spec =
             path.last().and_then(|(s, n)| self.mirrors[*s].jobs.get(&self.mirrors[*s].placed.get(n)?.job)).and_then(|j| self.specs.get(&j.hash));
         let waits = spec.is_some_and(|s| s.on_lost == intergrid_proto::spec::OnLost::Wait);
-        let starts = 1 + self.processes.values().filter(|p| p.task == task && !p.forgotten).count() as u64;
+        let starts = 1 + self.processes.values().filter(|p| p.task == task).count() as u64;
         let excused = self.excused.get(&task).copied().unwrap_or(0);
         if waits && starts > 1 {
             self.fail("I3", format!("task {task:?} may start once, and starts for the {starts}. time, on leaf {leaf}"));
@@ -53,7 +51,7 @@ impl Oracle {
             self.fail("I3", format!("task {task:?} starts for the {starts}. time, on leaf {leaf}, after {excused} losses"));
         }
         let other = self.processes.iter().find(|(_, p)| p.alive && p.task == task && self.counts(p)).map(|(uid, p)| (*uid, p.leaf));
-        self.processes.insert(uid, Process { task, leaf, path, alive: true, exit: None, evident: false, forgotten: false });
+        self.processes.insert(uid, Process { task, leaf, path, alive: true, exit: None, evident: false });
         if let Some(other) = other.filter(|_| self.counts(&self.processes[&uid])) {
             let task = &self.processes[&uid].task;
             self.fail("I2", format!("task {task:?} starts on leaf {leaf}, while process {} of it on leaf {} runs and counts", other.0, other.1));

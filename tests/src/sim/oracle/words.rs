@@ -1,5 +1,7 @@
 //! What passes between the parts: what is told, what is promised, and what is done about it.
 
+use std::collections::BTreeSet;
+
 use intergrid_agent::core::Key;
 use intergrid_gateway::core::change::{self, Change, What};
 use intergrid_gateway::core::state::State;
@@ -9,7 +11,10 @@ use intergrid_proto::share::cost;
 use intergrid_proto::{ReasonKind, SiteId, TaskSet};
 use prost::Message;
 
-use super::Oracle;
+use super::{Oracle, Told};
+
+/// So long after the last end of a task nothing is promised ahead of what is free.
+const AHEAD_MS: u64 = 5_000;
 
 impl Oracle {
     /// A site is about to take an input.
@@ -23,9 +28,18 @@ impl Oracle {
                     self.fitting.insert((site, *parent, p.number));
                 }
             }
-            Input::ParentUp { parent, .. } | Input::ParentGone { parent } => _ = self.adverts.remove(&(site, *parent)),
-            Input::ChildSays { child, message: Up::Resync(r) } => {
-                self.resynced.insert((site, *child));
+            Input::ParentUp { parent, .. } | Input::ParentGone { parent } => {
+                self.adverts.remove(&(site, *parent));
+                self.befores.remove(&(site, *parent));
+            }
+            Input::ParentSays { parent, message: Down::Saw(version) } if self.befores.get(&(site, *parent)).is_some_and(|b| b.1 == *version) => {
+                self.befores.remove(&(site, *parent));
+            }
+            Input::ChildUp { child, .. } | Input::ChildGone { child, .. } => _ = self.offers.remove(&(site, *child)),
+            Input::ChildSays { child, message: Up::Advert(a) } => {
+                self.offers.insert((site, *child), a.shares.iter().map(|s| (s.key.clone(), s.window)).collect());
+            }
+            Input::ChildSays { message: Up::Resync(r), .. } => {
                 self.ends_resynced |= r.ranges.iter().any(|r| r.ended.is_some());
             }
             _ => {}
@@ -43,8 +57,34 @@ impl Oracle {
     fn fits(&self, site: usize, state: &State, parent: SiteId, p: &Place) -> bool {
         let told = self.adverts.get(&(site, parent)).and_then(|t| t.get(&p.share));
         let Some((window, slots, memory)) = told else { return false };
-        let held = state.held_for.get(&(parent, p.share.as_str().into())).copied().unwrap_or(0);
-        held + cost(&self.shape(p.spec_hash), *slots, *memory).max(1) * p.tasks.len() <= *window
+        held(state, parent, &p.share) + cost(&self.shape(p.spec_hash), *slots, *memory).max(1) * p.tasks.len() <= *window
+    }
+
+    /// The largest window of a share that this parent may go by.
+    fn told(&self, site: usize, parent: SiteId, key: &str) -> u64 {
+        let all = self.adverts.get(&(site, parent)).into_iter().chain(self.befores.get(&(site, parent)).map(|b| &b.0));
+        all.filter_map(|t| t.get(key)).map(|t| t.0).max().unwrap_or(0)
+    }
+
+    /// A parent has been promised more: all promises that are not used are covered by what is free, and by slots that are about to be.
+    fn must_have_room(&mut self, site: usize, state: &State) {
+        if self.now_ms < self.ended_ms[site] + AHEAD_MS {
+            return;
+        }
+        let free = self.offers.iter().filter(|((s, _), _)| *s == site).flat_map(|((_, child), shares)| {
+            shares.iter().map(|(key, window)| window.saturating_sub(state.outstanding.get(&(*child, key.as_str().into())).copied().unwrap_or(0)))
+        });
+        let free: u64 = free.sum();
+        let parents: BTreeSet<SiteId> = self.adverts.keys().filter(|(s, _)| *s == site).map(|(_, p)| *p).collect();
+        let unused = |p: &SiteId| {
+            let latest = self.adverts.get(&(site, *p)).into_iter().flat_map(|t| t.keys());
+            let keys: BTreeSet<&String> = latest.chain(self.befores.get(&(site, *p)).into_iter().flat_map(|b| b.0.keys())).collect();
+            keys.into_iter().map(|k| self.told(site, *p, k).saturating_sub(held(state, *p, k))).sum::<u64>()
+        };
+        let promised: u64 = parents.iter().map(unused).sum();
+        if promised > free {
+            self.fail("I16", format!("site {site} promises {promised} slots to {} parents, and {free} are free", parents.len()));
+        }
     }
 
     /// What a turn of a site is going to make durable and do.
@@ -56,11 +96,17 @@ impl Oracle {
                 _ => {}
             }
         }
+        let mut promised = false;
         for action in &output.actions {
             match action {
                 Action::ToParent(parent, Up::Advert(a)) => {
-                    let told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine_slots, s.machine_memory_bytes))).collect();
-                    self.adverts.insert((site, *parent), told);
+                    let told: Told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine_slots, s.machine_memory_bytes))).collect();
+                    let more =
+                        |(key, (window, ..)): (&String, &(u64, u32, u64))| *window > self.told(site, *parent, key).max(held(state, *parent, key));
+                    promised |= told.iter().any(more);
+                    if let Some(last) = self.adverts.insert((site, *parent), told) {
+                        self.befores.insert((site, *parent), (last, a.version));
+                    }
                 }
                 Action::ToParent(parent, Up::Resync(r)) => {
                     let named = self.resyncs.entry((site, *parent)).or_default();
@@ -69,11 +115,14 @@ impl Oracle {
                         *tasks = tasks.union(&range.of.tasks);
                     }
                     if r.last {
-                        self.must_name_all(site, *parent, state);
+                        self.must_name_all(site, *parent, state, output);
                     }
                 }
                 _ => {}
             }
+        }
+        if promised {
+            self.must_have_room(site, state);
         }
         if !output.batch.is_empty() || !output.actions.is_empty() {
             self.fitting.retain(|(s, ..)| *s != site);
@@ -107,13 +156,20 @@ impl Oracle {
     }
 
     /// A full state leaves nothing out that is open here for this parent.
-    fn must_name_all(&mut self, site: usize, parent: SiteId, state: &State) {
+    fn must_name_all(&mut self, site: usize, parent: SiteId, state: &State, output: &Output) {
+        // What came in later in the same turn is told by its events.
+        let fresh = |bytes: &[u8]| match Change::decode(bytes).ok().and_then(|c| c.what) {
+            Some(What::Tasks(t)) => Some((t.number, change::tasks(&t.tasks))),
+            _ => None,
+        };
+        let fresh: Vec<(u64, TaskSet)> = output.batch.changes.iter().filter_map(|(_, bytes)| fresh(bytes)).collect();
         let named = self.resyncs.remove(&(site, parent)).unwrap_or_default();
         let incarnation = state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
         for j in state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == incarnation) {
             for (ord, up) in &j.ups {
                 let open: TaskSet = j.select(&j.all(), |c| c.up == *ord && c.phase().is_some_and(|p| !p.is_terminal()));
                 let missing = named.get(&up.number).map_or(open.clone(), |n| open.subtract(n));
+                let missing = fresh.iter().filter(|(number, _)| *number == up.number).fold(missing, |m, (_, tasks)| m.subtract(tasks));
                 if !missing.is_empty() {
                     self.fail("I1", format!("site {site}: its full state leaves out tasks {missing} of placement {} of {parent:?}", up.number));
                 }
@@ -157,6 +213,11 @@ impl Oracle {
             self.fail("I14", format!("leaf {leaf} starts {key:?}, which it was told is cancelled"));
         }
     }
+}
+
+/// Slots that a parent's tasks take.
+fn held(state: &State, parent: SiteId, key: &str) -> u64 {
+    state.held_for.get(&(parent, key.into())).copied().unwrap_or(0)
 }
 
 /// Names leaves beside the sites.
