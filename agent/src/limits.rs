@@ -54,8 +54,16 @@ pub const SPOOL_COMPACT_BYTES: u64 = 16 << 20;
 pub const SPOOL_CHUNK_BYTES: u64 = 1 << 20;
 /// One frame of the spool.
 pub const SPOOL_FRAME_BYTES_MAX: usize = 256 << 20;
-/// Threads that start tasks and clean up behind them.
-pub const SPAWNERS_MAX: usize = 2;
+/// Threads for tasks that stay though there is nothing to do for `THREAD_IDLE_MS`.
+pub const THREADS_KEPT: usize = 2;
+/// See [`THREADS_KEPT`].
+pub const THREAD_IDLE_MS: u64 = 5_000;
+/// Of a thread that sees a task through.
+pub const TASK_THREAD_STACK_BYTES: usize = 256 << 10;
+/// How long a task's thread waits for the rest of its process group, which was killed; then it is looked at from time to time.
+pub const LINGER_MS: u64 = 32;
+/// Directories of ended tasks that may wait for a task that starts in one of them; beyond, they are cleared away at once.
+pub const LEFT_DIRECTORIES_MAX: usize = 64;
 /// Inputs of the shell that may wait.
 pub const INPUT_QUEUE_MAX: usize = 4_096;
 /// Messages to the gateway that may wait in the connection.

@@ -95,7 +95,7 @@ pub const TREE_CALL_TIMEOUT_MS: u64 = 3_000;
 /// First pause before a link is dialled again; doubles up to the next.
 pub const REDIAL_MIN_MS: u64 = 100;
 /// See [`REDIAL_MIN_MS`].
-pub const REDIAL_MAX_MS: u64 = 5_000;
+pub const REDIAL_MAX_MS: u64 = 2_000;
 /// Ranges that a job's view lists.
 pub const SHOW_RANGES_MAX: usize = 1_000;
 /// Views of jobs in one list.

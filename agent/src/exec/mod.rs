@@ -20,15 +20,14 @@ use intergrid_proto::Exit;
 use intergrid_proto::spec::substitute;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test_kill_process_group};
-use tokio::sync::mpsc;
 
-use crate::core::{Fate, Input, Key, Report};
+use crate::core::{Fate, Fault, Input, Key, Report};
 use crate::limits::*;
 use crate::plan::{Plan, Task};
 use crate::state::Claim;
 use cgroup::Cgroup;
 use dirs::Dirs;
-use worker::{Told, Workers};
+use worker::{Door, Workers};
 
 /// A task's process group.
 struct Group {
@@ -60,14 +59,15 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// With directories below `dirs`. `null`: tasks are not executed but end at once, well: for measuring all else.
-    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, null: bool, told: mpsc::Sender<Told>) -> io::Result<Self> {
+    /// With directories below `dirs`; its threads come in by the door. `null`: tasks are not executed but end at once, well: for measuring all else.
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, null: bool, door: Door) -> io::Result<Self> {
         // What a task leaves behind becomes our child, so that its end can be waited for, whoever process 1 is.
         set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;
+        sys::keep_ended()?;
         if let Err(e) = sys::seal_inherited() {
             tracing::warn!("descriptors that this process inherited may be seen by tasks: {e}");
         }
-        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), told)?) };
+        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), door)?) };
         let (groups, pids, watched) = Default::default();
         Ok(Executor { dirs, cgroup, workers, groups, pids, watched, sample_next: Instant::now(), done: Vec::new() })
     }
@@ -103,43 +103,46 @@ impl Executor {
         std::mem::take(&mut self.done)
     }
 
-    /// A worker has started a task, or not.
-    pub fn told(&mut self, told: Told) {
-        match told {
-            Told::Failed(key, fault) => {
-                self.done.push(Input::NotStarted(key, fault));
-            }
-            Told::Started { key, pid, plan, at, pair } => {
-                let group = Group { key, plan: Some(plan), pair: Some(pair), since: at, peak_bytes: 0, over: false, ended: None };
-                self.groups.insert(pid, group);
-                self.pids.insert(key, pid);
-                self.done.push(Input::Started(key, pid));
-                self.wait(pid);
-            }
+    /// A task's process runs: since when, and with which pair of streams.
+    pub(crate) fn started(&mut self, key: Key, pid: i32, plan: Arc<Plan>, since: Instant, pair: u32) {
+        let group = Group { key, plan: Some(plan), pair: Some(pair), since, peak_bytes: 0, over: false, ended: None };
+        self.groups.insert(pid, group);
+        self.pids.insert(key, pid);
+        self.done.push(Input::Started(key, pid));
+    }
+
+    /// A task could not be started.
+    pub(crate) fn not_started(&mut self, key: Key, fault: Fault) {
+        self.done.push(Input::NotStarted(key, fault));
+    }
+
+    /// The leader of a group has ended: how it did, where that can be known, and whether there may be more of its group.
+    pub(crate) fn reap(&mut self, pid: i32) -> (Option<sys::Ended>, bool) {
+        // None: somebody else has reaped it. Its end is unknown, but an end.
+        let ended = sys::wait(pid).ok().flatten();
+        // What the leader left behind has no business any more.
+        let rest = ended.is_none() || signal(pid, Signal::KILL);
+        if !rest && let Some(group) = self.groups.get(&pid) {
+            self.pids.remove(&group.key);
+        }
+        (ended, rest)
+    }
+
+    /// The rest of a group outlives its leader, which ended so after this time.
+    pub(crate) fn watch(&mut self, pid: i32, ended: Option<(sys::Ended, Duration)>) {
+        if let Some(group) = self.groups.get_mut(&pid) {
+            group.ended = ended;
+            self.watched.push(pid);
         }
     }
 
-    /// A child has ended: which?
-    pub fn reap(&mut self) {
-        let pids: Vec<i32> = self.groups.iter().filter(|(_, g)| g.plan.is_some() && g.ended.is_none()).map(|(p, _)| *p).collect();
-        pids.into_iter().for_each(|pid| self.wait(pid));
-        self.poll();
-    }
-
-    fn wait(&mut self, pid: i32) {
-        let Some(group) = self.groups.get_mut(&pid) else { return };
-        let ended = match sys::wait(pid) {
-            Ok(None) => return,
-            Ok(Some(ended)) => ended,
-            // Somebody else has reaped it: its end is unknown, but an end.
-            Err(_) => {
-                group.plan = None;
-                return self.watched.push(pid);
-            }
-        };
-        group.ended = Some((ended, group.since.elapsed()));
-        // The leader is gone. What it left behind has no business any more.
-        if signal(pid, Signal::KILL) { self.watched.push(pid) } else { self.finish(pid) }
+    /// A task's group is gone.
+    pub(crate) fn finished(&mut self, pid: i32, mut report: Report) {
+        let Some(group) = self.groups.remove(&pid) else { return };
+        self.pids.remove(&group.key);
+        let sampled = (group.peak_bytes > 0).then_some((group.peak_bytes, "sampled"));
+        report.peak = report.peak.or(sampled);
+        self.done.push(Input::Exited(group.key, report));
     }
 
     /// Look at the groups that nobody tells us of.
@@ -181,37 +184,17 @@ impl Executor {
     }
 
     fn finish(&mut self, pid: i32) {
-        let Some(group) = self.groups.remove(&pid) else { return };
-        let key = group.key;
-        self.pids.remove(&key);
-        let used = self.cgroup.as_ref().and_then(|c| c.leave(key));
-        let sampled = (group.peak_bytes > 0).then_some((group.peak_bytes, "sampled"));
-        let mut report = Report { peak: used.map(|u| (u.peak_bytes, "cgroup")).or(sampled), oom: used.is_some_and(|u| u.oom), ..Report::unseen() };
-        if let Some((ended, wall)) = group.ended {
-            report.exit = ended.exit.map_or_else(Exit::Signal, Exit::Code);
-            report.cpu_us = Some(ended.cpu_us);
-            report.wall_ms = Some(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
-        }
+        let Some(group) = self.groups.get(&pid) else { return };
+        let found = report(&self.dirs, self.cgroup.as_ref(), group.key, group.plan.as_deref(), group.pair, group.ended);
         if let (Some(pair), Some(workers)) = (group.pair, &self.workers) {
-            let kept = ["stdout", "stderr"].into_iter().filter(|name| self.dirs.keep_stream(pair, key, name));
-            report.files.extend(kept.map(String::from));
             workers.free(pair);
         }
-        if let Some(plan) = &group.plan {
-            self.look_for_outputs(key, plan, &mut report);
-        }
-        self.done.push(Input::Exited(key, report));
+        self.finished(pid, found);
     }
 
-    /// Which declared outputs there are to send, and which are not there.
-    fn look_for_outputs(&self, key: Key, plan: &Plan, report: &mut Report) {
-        for name in plan.spec.outputs.iter().map(|o| substitute(o, key.1)) {
-            // A link could lead anywhere: only what the task itself made is sent.
-            match std::fs::symlink_metadata(self.dirs.file(key, &name)).is_ok_and(|m| m.is_file()) {
-                true => report.files.push(format!("out/{name}")),
-                false => report.missing.push(name),
-            }
-        }
+    /// Have directories cleared away that no start has made use of.
+    pub fn tidy(&self) {
+        self.workers.iter().for_each(Workers::tidy);
     }
 
     /// Measure resident memory, where it is time to.
@@ -274,7 +257,7 @@ impl Executor {
         for pid in self.groups.keys() {
             signal(*pid, Signal::KILL);
         }
-        self.reap();
+        self.poll();
         idle && self.groups.is_empty()
     }
 }
@@ -283,6 +266,36 @@ impl Drop for Executor {
     fn drop(&mut self) {
         self.workers.iter().for_each(|w| _ = w.close());
     }
+}
+
+/// What is to be said of a task whose group is gone. Its streams move into its directory where they have something in them.
+fn report(
+    dirs: &Dirs,
+    cgroup: Option<&Cgroup>,
+    key: Key,
+    plan: Option<&Plan>,
+    pair: Option<u32>,
+    ended: Option<(sys::Ended, Duration)>,
+) -> Report {
+    let used = cgroup.and_then(|c| c.leave(key));
+    let mut report = Report { peak: used.map(|u| (u.peak_bytes, "cgroup")), oom: used.is_some_and(|u| u.oom), ..Report::unseen() };
+    if let Some((ended, wall)) = ended {
+        report.exit = ended.exit.map_or_else(Exit::Signal, Exit::Code);
+        report.cpu_us = Some(ended.cpu_us);
+        report.wall_ms = Some(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
+    }
+    if let Some(pair) = pair {
+        let kept = ["stdout", "stderr"].into_iter().filter(|name| dirs.keep_stream(pair, key, name));
+        report.files.extend(kept.map(String::from));
+    }
+    for name in plan.into_iter().flat_map(|p| &p.spec.outputs).map(|o| substitute(o, key.1)) {
+        // A link could lead anywhere: only what the task itself made is sent.
+        match std::fs::symlink_metadata(dirs.file(key, &name)).is_ok_and(|m| m.is_file()) {
+            true => report.files.push(format!("out/{name}")),
+            false => report.missing.push(name),
+        }
+    }
+    report
 }
 
 /// Signal a group. False: there is nothing in it.

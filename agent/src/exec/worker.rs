@@ -1,4 +1,7 @@
-//! Threads that start tasks and clean up behind them: what may block on a disk or in exec is done here.
+//! Threads that see a task through: start it, wait for its end, look at what it left, and take the next. What may block on a disk or in exec is done here.
+//!
+//! As many threads as tasks run here, and one or two that wait or clear up: so who waits for a process's end is its own thread, the next task is
+//! started by the thread that has just seen one end, and no other thread has to wake for it. The core, which allows no more than its slots, bounds them.
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -8,47 +11,53 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use intergrid_agent_sys::{CStrings, Command, search, spawn};
+use intergrid_agent_sys::{CStrings, Command, Ended, Spawner, await_end, search, wait_group};
 use intergrid_proto::{Exit, ReasonKind};
-use tokio::sync::mpsc;
 
 use super::cgroup::Cgroup;
 use super::dirs::Dirs;
+use super::{Executor, lives, report};
 use crate::core::{Fault, Key};
-use crate::limits::{BUSY_PAUSE_MS, BUSY_TRIES_MAX, SPARE_DIRECTORIES_MAX, SPAWNERS_MAX};
+use crate::limits::{
+    BUSY_PAUSE_MS, BUSY_TRIES_MAX, LEFT_DIRECTORIES_MAX, LINGER_MS, SPARE_DIRECTORIES_MAX, TASK_THREAD_STACK_BYTES, THREAD_IDLE_MS, THREADS_KEPT,
+};
 use crate::plan::{Plan, Task};
 
-/// What a worker says.
-#[derive(Debug)]
-pub enum Told {
-    /// It runs.
-    Started {
-        /// The task.
-        key: Key,
-        /// Its process and group.
-        pid: i32,
-        /// Its plan.
-        plan: Arc<Plan>,
-        /// When.
-        at: Instant,
-        /// Its pair of streams.
-        pair: u32,
-    },
-    /// It does not.
-    Failed(Key, Fault),
+/// How a thread comes to the executor: it is called with it, alone, and what follows is done at once. False: there is none any more.
+pub type Door = Box<dyn Fn(&mut dyn FnMut(&mut Executor)) -> bool + Send + Sync>;
+
+struct Start {
+    task: Task,
+    plan: Arc<Plan>,
+    /// Its streams' files.
+    pair: u32,
+    /// A directory that may be empty and its own, of a task that has ended; or one that was kept.
+    left: Option<Key>,
+    spare: Option<u32>,
 }
 
 enum Work {
-    Start(Task, Arc<Plan>),
-    Remove(Vec<Key>),
+    Start(Start),
+    /// Keep this directory under this number, if that may be.
+    Keep(Key, u32),
+    Clear(Key),
 }
 
 #[derive(Default)]
 struct Queue {
-    work: VecDeque<Work>,
+    starts: VecDeque<(Task, Arc<Plan>)>,
+    /// Directories of tasks whose ends are durable.
+    left: Vec<Key>,
+    /// Those of them that have something in them.
+    soiled: Vec<Key>,
     closed: bool,
     /// Starts that have been taken and not told of.
     busy: usize,
+    threads: usize,
+    /// Threads that wait, how many of them are called, and how many will look for work before they wait.
+    idle: usize,
+    called: usize,
+    coming: usize,
     /// Pairs of streams that no task writes to, and how many there are in all.
     pairs: Vec<u32>,
     pairs_made: u32,
@@ -58,11 +67,29 @@ struct Queue {
 }
 
 impl Queue {
-    fn pair(&mut self) -> u32 {
-        self.pairs.pop().unwrap_or_else(|| {
-            self.pairs_made += 1;
-            self.pairs_made - 1
-        })
+    fn take(&mut self) -> Option<Work> {
+        if let Some((task, plan)) = self.starts.pop_front() {
+            self.busy += 1;
+            let pair = self.pairs.pop().unwrap_or_else(|| {
+                self.pairs_made += 1;
+                self.pairs_made - 1
+            });
+            let left = if plan.is_bare() { self.left.pop() } else { None };
+            let spare = if plan.is_bare() && left.is_none() { self.spares.pop() } else { None };
+            return Some(Work::Start(Start { task, plan, pair, left, spare }));
+        }
+        if self.closed {
+            return None;
+        }
+        if let Some(key) = self.soiled.pop() {
+            return Some(Work::Clear(key));
+        }
+        let key = self.left.pop()?;
+        if self.spares.len() >= SPARE_DIRECTORIES_MAX {
+            return Some(Work::Clear(key));
+        }
+        self.spares_made = self.spares_made.wrapping_add(1);
+        Some(Work::Keep(key, self.spares_made))
     }
 }
 
@@ -71,7 +98,7 @@ struct Shared {
     more: Condvar,
     dirs: Dirs,
     cgroup: Option<Cgroup>,
-    told: mpsc::Sender<Told>,
+    door: Door,
 }
 
 /// The threads.
@@ -79,25 +106,40 @@ struct Shared {
 pub struct Workers(Arc<Shared>);
 
 impl Workers {
-    /// Start them.
-    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, told: mpsc::Sender<Told>) -> io::Result<Self> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), dirs, cgroup, told });
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        for _ in 0..SPAWNERS_MAX.min(cores) {
-            let shared = shared.clone();
-            std::thread::Builder::new().name("spawn".into()).stack_size(256 << 10).spawn(move || shared.work())?;
-        }
-        Ok(Workers(shared))
+    /// Start the first of them.
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, door: Door) -> io::Result<Self> {
+        let workers = Workers(Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), dirs, cgroup, door }));
+        workers.one_more(&mut workers.0.lock())?;
+        Ok(workers)
     }
 
-    /// Start a task; the answer comes as [`Told`].
+    /// Start a task; the executor is told what becomes of it.
     pub fn start(&self, task: Task, plan: Arc<Plan>) {
-        self.put(Work::Start(task, plan));
+        let mut queue = self.0.lock();
+        if !queue.closed {
+            queue.starts.push_back((task, plan));
+            let wanted = queue.starts.len();
+            self.call(&mut queue, wanted);
+        }
     }
 
-    /// Remove these tasks' directories.
+    /// These tasks' directories are of no use any more.
     pub fn remove(&self, keys: Vec<Key>) {
-        self.put(Work::Remove(keys));
+        let mut queue = self.0.lock();
+        queue.left.extend(keys);
+        if queue.left.len() > LEFT_DIRECTORIES_MAX {
+            let wanted = queue.starts.len() + 1;
+            self.call(&mut queue, wanted);
+        }
+    }
+
+    /// Have directories cleared away that no start has made use of.
+    pub fn tidy(&self) {
+        let mut queue = self.0.lock();
+        if !queue.left.is_empty() || !queue.soiled.is_empty() {
+            let wanted = queue.starts.len() + 1;
+            self.call(&mut queue, wanted);
+        }
     }
 
     /// Nothing writes to this pair of streams any more.
@@ -108,30 +150,38 @@ impl Workers {
     /// Is no start waiting or under way?
     pub fn is_quiet(&self) -> bool {
         let queue = self.0.lock();
-        queue.busy == 0 && queue.work.iter().all(|w| matches!(w, Work::Remove(_)))
+        queue.busy == 0 && queue.starts.is_empty()
     }
 
     /// Take no more work, and drop what waits. True: no start is under way any more.
     pub fn close(&self) -> bool {
         let mut queue = self.0.lock();
         queue.closed = true;
-        queue.work.clear();
+        queue.starts.clear();
         self.0.more.notify_all();
         queue.busy == 0
     }
 
-    fn put(&self, work: Work) {
-        let mut queue = self.0.lock();
-        if !queue.closed {
-            queue.work.push_back(work);
+    /// See to it that so many threads look for work.
+    fn call(&self, queue: &mut Queue, wanted: usize) {
+        if queue.closed || wanted <= queue.coming + queue.called {
+            return;
+        }
+        if queue.idle > queue.called {
+            queue.called += 1;
             self.0.more.notify_one();
+        } else if let Err(e) = self.one_more(queue) {
+            // Those that are there see to it in time.
+            tracing::warn!("can't start a thread for a task: {e}");
         }
     }
-}
 
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.more.notify_all();
+    fn one_more(&self, queue: &mut Queue) -> io::Result<()> {
+        let workers = self.0.clone();
+        std::thread::Builder::new().name("task".into()).stack_size(TASK_THREAD_STACK_BYTES).spawn(move || workers.work())?;
+        queue.threads += 1;
+        queue.coming += 1;
+        Ok(())
     }
 }
 
@@ -140,88 +190,149 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn with(&self, mut f: impl FnMut(&mut Executor)) -> bool {
+        (self.door)(&mut f)
+    }
+
     fn work(&self) {
-        let mut buffers = Buffers::default();
-        loop {
-            let (work, pair) = {
+        let mut tools = match Tools::new() {
+            Ok(tools) => tools,
+            Err(e) => {
+                tracing::warn!("a thread can't start tasks: {e}");
                 let mut queue = self.lock();
-                loop {
-                    match queue.work.pop_front() {
-                        Some(Work::Start(task, plan)) => {
-                            queue.busy += 1;
-                            break (Work::Start(task, plan), queue.pair());
-                        }
-                        Some(work) => break (work, 0),
-                        None => {}
-                    }
-                    if queue.closed {
-                        return;
-                    }
-                    queue = self.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.threads -= 1;
+                queue.coming -= 1;
+                return;
+            }
+        };
+        while let Some(work) = self.next() {
+            let go_on = match work {
+                Work::Start(start) => self.run(start, &mut tools),
+                Work::Keep(key, n) => {
+                    let kept = self.dirs.keep(key, n);
+                    let mut queue = self.lock();
+                    if kept { queue.spares.push(n) } else { queue.soiled.push(key) }
+                    queue.coming += 1;
+                    true
+                }
+                Work::Clear(key) => {
+                    self.dirs.remove(key);
+                    self.lock().coming += 1;
+                    true
                 }
             };
-            match work {
-                Work::Remove(keys) => keys.into_iter().for_each(|key| self.remove(key)),
-                Work::Start(task, plan) => {
-                    let key = (task.number, task.index);
-                    let at = Instant::now();
-                    let told = match self.start(&task, &plan, pair, &mut buffers) {
-                        Ok(pid) => Told::Started { key, pid, plan, at, pair },
-                        Err(fault) => {
-                            self.lock().pairs.push(pair);
-                            Told::Failed(key, fault)
-                        }
-                    };
-                    let gone = self.told.blocking_send(told).is_err();
-                    self.lock().busy -= 1;
-                    if gone {
-                        return;
-                    }
-                }
+            if !go_on {
+                self.lock().threads -= 1;
+                return;
             }
         }
     }
 
-    fn remove(&self, key: Key) {
-        let spare = {
-            let mut queue = self.lock();
-            let n = queue.spares_made;
-            queue.spares_made = n.wrapping_add(1);
-            (queue.spares.len() < SPARE_DIRECTORIES_MAX).then_some(n)
-        };
-        match spare.filter(|n| self.dirs.keep(key, *n)) {
-            Some(n) => self.lock().spares.push(n),
-            None => self.dirs.remove(key),
+    /// The next work; None: this thread is not needed any more.
+    fn next(&self) -> Option<Work> {
+        let mut queue = self.lock();
+        queue.coming -= 1;
+        loop {
+            if let Some(work) = queue.take() {
+                return Some(work);
+            }
+            if queue.closed {
+                queue.threads -= 1;
+                return None;
+            }
+            queue.idle += 1;
+            let waited = self.more.wait_timeout(queue, Duration::from_millis(THREAD_IDLE_MS)).unwrap_or_else(PoisonError::into_inner);
+            queue = waited.0;
+            queue.idle -= 1;
+            if queue.called > 0 {
+                queue.called -= 1;
+            } else if waited.1.timed_out() && queue.threads > THREADS_KEPT {
+                queue.threads -= 1;
+                return None;
+            }
         }
     }
 
-    fn start(&self, task: &Task, plan: &Plan, pair: u32, b: &mut Buffers) -> Result<i32, Fault> {
-        let key = (task.number, task.index);
-        let spare = if plan.is_bare() { self.lock().spares.pop() } else { None };
-        let dir = match self.dirs.make(key, plan, spare) {
+    /// See a task through. False: nobody is there to be told.
+    fn run(&self, start: Start, tools: &mut Tools) -> bool {
+        let (key, pair, at) = ((start.task.number, start.task.index), start.pair, Instant::now());
+        let pid = match self.start(&start, tools) {
+            Ok(pid) => pid,
+            Err(fault) => {
+                let mut queue = self.lock();
+                queue.pairs.push(pair);
+                queue.coming += 1;
+                drop(queue);
+                let mut fault = Some(fault);
+                let heard = self.with(|exec| fault.take().into_iter().for_each(|f| exec.not_started(key, f)));
+                self.lock().busy -= 1;
+                return heard;
+            }
+        };
+        let plan = start.plan;
+        let heard = self.with(|exec| exec.started(key, pid, plan.clone(), at, pair));
+        self.lock().busy -= 1;
+        if !heard {
+            return false;
+        }
+        let is_ours = await_end(pid).is_ok();
+        let wall = at.elapsed();
+        // Its pid is its own until it is reaped, so that nobody signals another one in its place.
+        let (mut ended, mut rest) = (None, true);
+        if !self.with(|exec| (ended, rest) = exec.reap(pid)) {
+            return false;
+        }
+        if (rest || !is_ours) && lingers(pid, ended.as_mut()) {
+            self.lock().coming += 1;
+            return self.with(|exec| exec.watch(pid, ended.map(|e| (e, wall))));
+        }
+        let mut found = Some(report(&self.dirs, self.cgroup.as_ref(), key, Some(&plan), Some(pair), ended.map(|e| (e, wall))));
+        let mut queue = self.lock();
+        queue.pairs.push(pair);
+        queue.coming += 1;
+        drop(queue);
+        self.with(|exec| found.take().into_iter().for_each(|report| exec.finished(pid, report)))
+    }
+
+    /// The directory a task starts in.
+    fn directory(&self, start: &Start) -> io::Result<std::path::PathBuf> {
+        let key = (start.task.number, start.task.index);
+        if let Some(left) = start.left {
+            if self.dirs.give(left, key) {
+                return Ok(self.dirs.task(key));
+            }
+            self.lock().soiled.push(left);
+        }
+        match self.dirs.make(key, &start.plan, start.spare) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 self.dirs.remove(key);
-                self.dirs.make(key, plan, None)
+                self.dirs.make(key, &start.plan, None)
             }
             made => made,
-        };
-        let dir = dir.map_err(|e| Fault {
+        }
+    }
+
+    fn start(&self, start: &Start, tools: &mut Tools) -> Result<i32, Fault> {
+        let (task, plan) = (&start.task, &start.plan);
+        let key = (task.number, task.index);
+        let dir = self.directory(start).map_err(|e| Fault {
             kind: if plan.is_bare() { ReasonKind::StartFailed } else { ReasonKind::StageInFailed },
             text: format!("the task's directory can't be made: {e}"),
             exit: Exit::NotStarted,
         })?;
         let unusual = |e: io::Error| fault_of(&e, &plan.program(task.index));
-        plan.argv(task.index, &mut b.argv).map_err(unusual)?;
-        plan.env(task, &dir.to_string_lossy(), &mut b.env).map_err(unusual)?;
+        let Tools { spawner, argv, env } = tools;
+        plan.argv(task.index, argv).map_err(unusual)?;
+        plan.env(task, &dir.to_string_lossy(), env).map_err(unusual)?;
         let program = program(plan, task.index)?;
         let cwd = c_path(&dir).map_err(unusual)?;
-        let stream = |name| c_path(&self.dirs.stream(pair, name)).map_err(unusual);
+        let stream = |name| c_path(&self.dirs.stream(start.pair, name)).map_err(unusual);
         let (stdout, stderr) = (stream("stdout")?, stream("stderr")?);
-        let command = Command { program: &program, argv: &b.argv, env: &b.env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
+        let command = Command { program: &program, argv, env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
         let start = || {
             let mut tries = 0;
             loop {
-                match spawn(&command) {
+                match spawner.spawn(&command) {
                     // Its file is still open for writing in a process that another thread is just starting.
                     Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES_MAX => {
                         tries += 1;
@@ -239,10 +350,37 @@ impl Shared {
     }
 }
 
-#[derive(Default)]
-struct Buffers {
+/// Does the rest of a group, which was killed, live on for a while? What is reaped of it adds to its use.
+fn lingers(pid: i32, mut ended: Option<&mut Ended>) -> bool {
+    let mut pause_ms = 1;
+    loop {
+        while let Ok(Some(more)) = wait_group(pid) {
+            if let Some(ended) = &mut ended {
+                ended.cpu_us += more.cpu_us;
+            }
+        }
+        if !lives(pid) {
+            return false;
+        }
+        if pause_ms > LINGER_MS {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        pause_ms *= 2;
+    }
+}
+
+/// What a thread keeps from start to start.
+struct Tools {
+    spawner: Spawner,
     argv: CStrings,
     env: CStrings,
+}
+
+impl Tools {
+    fn new() -> io::Result<Self> {
+        Ok(Tools { spawner: Spawner::new()?, argv: CStrings::default(), env: CStrings::default() })
+    }
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {

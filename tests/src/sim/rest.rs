@@ -44,7 +44,7 @@ impl World {
         let view = core.job_view(no, false).map(|v| v.counts).unwrap_or_default();
         let mut waits = false;
         for phase in Phase::ALL.into_iter().filter(|p| !p.is_terminal() && job.count(*p) > 0) {
-            let reason = view.iter().find(|c| c.phase == phase as i32).and_then(|c| c.reason.clone()).and_then(|r| Reason::try_from(r).ok());
+            let reason = view.iter().find(|c| c.phase == phase as i32).and_then(|c| c.reason.clone()).map(Reason::from);
             let tasks = job.select(&job.all(), |c| c.phase() == Some(phase));
             let cancelled = job.want.tasks(WantValue::Cancel, &tasks);
             let held = job.want.tasks(WantValue::Hold, &tasks);

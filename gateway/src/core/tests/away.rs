@@ -1,5 +1,6 @@
 //! Children that are away, or come back with an old store.
 
+use intergrid_proto::limits::REDIAL_MAX_MS;
 use intergrid_proto::link::{Attempts, Down, Hello, Hop, Kind, Up};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, SiteId, TaskSet};
@@ -36,7 +37,7 @@ fn restart_alone(w: &mut World, g: SiteId, a: SiteId) {
 fn a_restarted_gateway_gives_its_agents_time_to_dial_again() {
     let (mut w, g, a, job) = site();
     restart_alone(&mut w, g, a);
-    w.pass(5_500);
+    w.pass(REDIAL_MAX_MS + 500);
     w.link(a, g);
     w.pass(130_000);
     w.check();
@@ -48,13 +49,13 @@ fn a_restarted_gateway_gives_its_agents_time_to_dial_again() {
 fn an_agent_that_does_not_come_back_is_given_up() {
     let (mut w, g, a, job) = site();
     restart_alone(&mut w, g, a);
-    w.pass(5_900);
+    w.pass(REDIAL_MAX_MS + 900);
     let away = w.sites[&g].core.away(a, Some(job)).unwrap();
-    assert_eq!("for 5 s: not back since this site started; 2 tasks there go elsewhere in 1 s unless it comes back", away.text());
+    assert_eq!("for 2 s: not back since this site started; 2 tasks there go elsewhere in 1 s unless it comes back", away.text());
     assert!(w.sites[&g].core.state().jobs[&job].downs.values().all(|d| d.fenced.is_empty()));
     w.pass(200);
     assert!(w.sites[&g].core.state().jobs[&job].downs.values().any(|d| !d.fenced.is_empty()));
-    assert_eq!("for 6 s: not back since this site started", w.sites[&g].core.away(a, Some(job)).unwrap().text());
+    assert_eq!("for 3 s: not back since this site started", w.sites[&g].core.away(a, Some(job)).unwrap().text());
 }
 
 #[test]

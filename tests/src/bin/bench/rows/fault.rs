@@ -135,11 +135,12 @@ fn elsewhere_hq(b: &Bench, program: &Path, n: u32, signal: Signal) -> Result<Vec
         let at = hq.workers.iter().position(|w| w.id() == parent_of(payload)).ok_or("no worker runs the task")?;
         let mut worker = hq.workers.remove(at);
         let began = Instant::now();
-        kill_process(Pid::from_child(&worker), signal).map_err(|e| e.to_string())?;
+        let sent = kill_process(Pid::from_child(&worker), signal).map_err(|e| e.to_string());
         let again = until_started(&marks, 2);
         times.push(began.elapsed().as_secs_f64());
         _ = worker.kill();
         _ = worker.wait();
+        sent?;
         kill_group(payload);
         to_the_end(hq.verb(&["job", "cancel", "all"]))?;
         kill_group(again?);
