@@ -4,12 +4,13 @@
 //! before it starts, and its end is durable before it is reported; so it can die at any moment and go on. It knows no other job than those placed here,
 //! and schedules nothing beyond its own slots.
 //!
-//! `core` decides, `shell` waits and acts, `exec` runs processes, `spool` and `state` are what is durable, `dial`, `fetch` and `upload` are the wire.
+//! `core` decides, `shell` waits and `desk` acts, `exec` runs processes, `spool` and `state` are what is durable, `dial`, `fetch` and `upload` are the wire.
 
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod core;
+mod desk;
 pub mod dial;
 pub mod exec;
 pub mod fetch;

@@ -30,6 +30,8 @@ pub const ADVERT_RENEW_MS: u64 = intergrid_proto::limits::CREDIT_MS / 3;
 pub const WINDOW_MEMORY_MS: u64 = 5_000;
 /// Time constant of the measured rate of ends.
 pub const RATE_WINDOW_MS: u64 = 500;
+/// Where all slots are freed more than once in this time, or a little more, their rate is believed at once.
+pub const RATE_SAMPLE_MS: u64 = 20;
 /// A store that was found to be old starts nothing before its gateway has said what it holds open; one that does not say so is not waited for longer.
 pub const OPEN_WAIT_MS: u64 = 2_000;
 /// Ends that are remembered should the gateway lose its store, and their tasks.

@@ -1,28 +1,27 @@
-//! The shell around the core: waits for what happens, steps the core, performs its actions, commits its records.
+//! The shell around the core: waits for what happens, steps the core, performs the actions that need the network, tells what is durable.
 //!
-//! One task, no lock. It waits for the spool's writer only before it tells anybody anything (the core sees to that), never with its hands full.
+//! One task. The desk's lock is never held while it waits. It waits for the spool's writer only before it tells anybody anything (the core sees to that),
+//! never with its hands full.
 
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use intergrid_proto::link::{Hop, Up};
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
-use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::AgentConfig;
-use crate::core::{Action, Core, Input};
+use crate::core::{Action, Input};
+use crate::desk::{Desk, SharedDesk};
 use crate::dial::{Said, random};
-use crate::exec::Executor;
 use crate::exec::dirs::Dirs;
-use crate::exec::worker::Told;
 use crate::fetch::Fetcher;
 use crate::limits::*;
 use crate::machine::Capacity;
 use crate::spool::{Order, Written};
-use crate::start::{Clock, start};
+use crate::start::start;
 use crate::upload;
 
 /// How the agent is run, beside its configuration.
@@ -53,13 +52,8 @@ pub(crate) struct Connection {
 pub(crate) struct Shell {
     pub config: AgentConfig,
     pub options: Options,
-    pub clock: Clock,
-    pub core: Core,
-    pub exec: Executor,
+    pub desk: Arc<SharedDesk>,
     pub dirs: Dirs,
-    pub orders: std_mpsc::Sender<Order>,
-    pub writing: bool,
-    pub spool_is_large: bool,
     pub connection: Option<Connection>,
     pub fetcher: Arc<Fetcher>,
     pub fetched: mpsc::Sender<(BlobHash, Result<(), String>)>,
@@ -68,17 +62,14 @@ pub(crate) struct Shell {
     pub me: Hop,
     /// In which interval the capacity was read last.
     pub capacity_read: u64,
-    pub tick_at: Instant,
 }
 
 /// Where news come from.
 pub(crate) struct Sources {
     pub written: mpsc::Receiver<Written>,
     pub said: mpsc::Receiver<Said>,
-    pub told: mpsc::Receiver<Told>,
     pub fetched: mpsc::Receiver<(BlobHash, Result<(), String>)>,
     pub uploaded: mpsc::Receiver<upload::Done>,
-    pub child: Signal,
     /// None: not tied to a parent.
     pub parent_gone: Option<oneshot::Receiver<()>>,
 }
@@ -87,38 +78,37 @@ pub(crate) struct Sources {
 pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Refusal> {
     let (mut shell, mut sources) = start(config, options)?;
     let mut shutdown = std::pin::pin!(shutdown);
+    let shared = shell.desk.clone();
     let end = loop {
-        if Instant::now() >= shell.tick_at {
-            shell.tick(&mut sources.told);
-        }
-        shell.perform();
-        shell.commit();
-        shell.tell();
-        if let Some(end) = shell.ended.take() {
-            break end;
-        }
-        let until = shell.wake();
-        let blocked = shell.blocked_on();
+        let (until, blocked) = {
+            let mut desk = shared.lock();
+            if Instant::now() >= desk.tick_at {
+                shell.tick(&mut desk);
+            }
+            shell.perform(&mut desk);
+            desk.commit();
+            shell.tell(&mut desk);
+            if let Some(end) = shell.ended.take() {
+                break end;
+            }
+            desk.asleep_until = desk.wake();
+            (desk.asleep_until, shell.blocked_on())
+        };
         tokio::select! {
             biased;
             () = &mut shutdown => break End::Stopped,
             () = gone(&mut sources.parent_gone) => break End::ParentGone,
-            _ = sources.child.recv() => shell.exec.reap(),
-            Some(told) = sources.told.recv() => {
-                shell.exec.told(told);
-                while let Ok(told) = sources.told.try_recv() {
-                    shell.exec.told(told);
-                }
-            }
-            Some(written) = sources.written.recv() => shell.written(written),
+            () = shared.call.notified() => {}
+            Some(written) = sources.written.recv() => shell.written(&mut shared.lock(), written),
             Some(said) = sources.said.recv() => {
-                shell.said(said);
+                let mut desk = shared.lock();
+                shell.said(&mut desk, said);
                 while let Ok(said) = sources.said.try_recv() {
-                    shell.said(said);
+                    shell.said(&mut desk, said);
                 }
             }
             Some((hash, result)) = sources.fetched.recv() => shell.fetched(hash, result),
-            Some((key, result)) = sources.uploaded.recv() => shell.step(Input::Uploaded(key, result)),
+            Some((key, result)) = sources.uploaded.recv() => shared.lock().step(Input::Uploaded(key, result)),
             () = room(blocked) => {}
             () = sleep_until(until) => {}
         }
@@ -143,26 +133,20 @@ async fn room(blocked: Option<mpsc::Sender<Up>>) {
 }
 
 impl Shell {
-    fn step(&mut self, input: Input) {
-        self.core.step(input, self.clock.now());
-    }
-
-    /// Do what the core wants, and tell it what came of it at once, until nothing is left to do.
-    fn perform(&mut self) {
+    /// All that is to be done now.
+    fn perform(&mut self, desk: &mut Desk) {
         loop {
-            let (actions, inputs) = (self.core.actions(), self.exec.inputs());
-            if actions.is_empty() && inputs.is_empty() {
+            desk.perform();
+            let left = std::mem::take(&mut desk.left);
+            if left.is_empty() {
                 return;
             }
-            actions.into_iter().for_each(|a| self.act(a));
-            inputs.into_iter().for_each(|i| self.step(i));
+            left.into_iter().for_each(|action| self.act(desk, action));
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn act(&mut self, desk: &mut Desk, action: Action) {
         match action {
-            Action::Start(task, plan) => self.exec.start(task, plan),
-            Action::Signal { key, kill } => self.exec.signal(key, kill),
             Action::Fetch(plan) => {
                 let (fetcher, fetched) = (self.fetcher.clone(), self.fetched.clone());
                 tokio::spawn(async move {
@@ -172,49 +156,26 @@ impl Shell {
             }
             // Its receiver lives as long as we do.
             Action::Upload { key, number, job, files } => _ = self.uploads.send(upload::Request { key, number, job, files }),
-            Action::Remove(keys) => self.exec.remove(keys),
-            Action::ReadTicks(list) => {
-                let input = self.exec.ticks(list);
-                self.step(input);
-            }
             Action::Reconnect(why) => {
                 tracing::warn!("{why}");
-                self.disconnect();
+                self.disconnect(desk);
             }
             Action::Refuse(refusal) => self.ended = Some(End::Refused(refusal)),
+            Action::Start(..) | Action::Signal { .. } | Action::Remove(_) | Action::ReadTicks(_) => {}
         }
     }
 
-    fn disconnect(&mut self) {
+    fn disconnect(&mut self, desk: &mut Desk) {
         if self.connection.take().is_some() {
-            self.step(Input::Disconnected);
+            desk.step(Input::Disconnected);
         }
     }
 
-    /// Hand the next batch to the writer, where it is free.
-    fn commit(&mut self) {
-        if self.writing {
-            return;
-        }
-        let now = self.clock.now();
-        let order = match self.spool_is_large {
-            true => Some(Order::Replace(self.core.cut_all(now))),
-            false => self.core.cut(now).map(Order::Append),
-        };
-        if let Some(order) = order {
-            self.writing = true;
-            self.spool_is_large = false;
-            if self.orders.send(order).is_err() {
-                self.ended = Some(End::Refused(Refusal::new(RefusalKind::Internal, "the spool's thread is gone")));
-            }
-        }
-    }
-
-    fn written(&mut self, written: Written) {
-        self.writing = false;
-        self.spool_is_large = written.large;
+    fn written(&mut self, desk: &mut Desk, written: Written) {
+        desk.writing = false;
+        desk.spool_is_large = written.large;
         match written.result {
-            Ok(()) => self.step(Input::Committed),
+            Ok(()) => desk.step(Input::Committed),
             Err(e) => {
                 let message = format!("state {}: can't write the spool: {e}", self.config.state.display());
                 let refusal = Refusal::new(RefusalKind::Internal, message).remedy("make room or mend the disk, then start again: tasks run on");
@@ -224,12 +185,12 @@ impl Shell {
     }
 
     /// Send as much as the connection takes.
-    fn tell(&mut self) {
+    fn tell(&mut self, desk: &mut Desk) {
         let Some(c) = &self.connection else { return };
         while c.up.capacity() > 0 {
-            let Some(up) = self.core.next_up(self.clock.now()) else { return };
+            let Some(up) = desk.core.next_up(desk.clock.now()) else { return };
             if c.up.try_send(up).is_err() {
-                return self.disconnect();
+                return self.disconnect(desk);
             }
         }
     }
@@ -238,29 +199,32 @@ impl Shell {
         self.connection.as_ref().filter(|c| c.up.capacity() == 0).map(|c| c.up.clone())
     }
 
-    fn said(&mut self, said: Said) {
+    fn said(&mut self, desk: &mut Desk, said: Said) {
         let current = self.connection.as_ref().map(|c| c.session);
         match said {
             Said::Connected { session, up, end } => {
-                self.disconnect();
+                self.disconnect(desk);
                 self.connection = Some(Connection { session, up, _end: end });
-                self.step(Input::Connected { fresh: random() });
-                self.tell();
+                desk.step(Input::Connected { fresh: random() });
+                self.tell(desk);
             }
             Said::Down(session, down) if current == Some(session) => {
-                self.step(Input::Down(down));
-                if self.core.is_attached() {
+                desk.step(Input::Down(down));
+                if desk.core.is_attached() {
                     self.ready();
                 }
             }
-            Said::Gone(session) if current == Some(session) => self.disconnect(),
+            Said::Gone(session) if current == Some(session) => self.disconnect(desk),
             Said::Down(..) | Said::Gone(_) => {}
         }
     }
 
     fn fetched(&mut self, hash: BlobHash, result: Result<(), String>) {
-        self.step(Input::Fetched(hash, result));
-        let in_use = self.core.blobs_in_use();
+        let in_use = {
+            let mut desk = self.desk.lock();
+            desk.step(Input::Fetched(hash, result));
+            desk.core.blobs_in_use()
+        };
         self.dirs.shrink(BLOB_CACHE_BYTES_MAX, |hash| in_use.iter().any(|b| b.to_string() == hash));
     }
 
@@ -275,76 +239,56 @@ impl Shell {
         }
     }
 
-    fn tick(&mut self, told: &mut mpsc::Receiver<Told>) {
-        if self.exec.is_quiet() {
-            // All children of ours are known now; another one was left behind by a task that had left its group.
-            while let Ok(told) = told.try_recv() {
-                self.exec.told(told);
-            }
-            self.exec.reap_strangers();
+    fn tick(&mut self, desk: &mut Desk) {
+        // Then all children of ours are known, and another one was left behind by a task that had left its group.
+        if desk.exec.is_quiet() {
+            desk.exec.reap_strangers();
         }
-        self.exec.poll();
-        self.exec.sample(std::time::Instant::now());
+        desk.exec.poll();
+        desk.exec.sample(std::time::Instant::now());
+        desk.exec.tidy();
         if self.config.slots.is_none() || self.config.memory.is_none() {
-            let now = self.clock.began.elapsed().as_millis() as u64 / CAPACITY_INTERVAL_MS;
+            let now = desk.clock.began.elapsed().as_millis() as u64 / CAPACITY_INTERVAL_MS;
             if now != self.capacity_read {
                 self.capacity_read = now;
-                self.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
+                desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
             }
         }
-        self.step(Input::Tick);
-        self.tick_at = Instant::now() + self.tick_interval();
-    }
-
-    fn tick_interval(&self) -> Duration {
-        Duration::from_millis(match self.exec.must_poll() {
-            true => POLL_INTERVAL_MS,
-            false if self.core.is_idle() => IDLE_TICK_MS,
-            false => TICK_MS,
-        })
-    }
-
-    /// When to look again though nothing happens.
-    fn wake(&mut self) -> Instant {
-        let now = Instant::now();
-        self.tick_at = self.tick_at.min(now + self.tick_interval());
-        let ms = self.clock.now();
-        let advert = self.core.advert_due_in(ms).filter(|ms| *ms > 0);
-        let pause = Some(self.core.pause_ms(ms)).filter(|ms| *ms > 0 && !self.writing);
-        advert.into_iter().chain(pause).fold(self.tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
+        desk.step(Input::Tick);
+        desk.tick_at = Instant::now() + desk.tick_interval();
     }
 
     /// Write down what is known; tasks run on, unless their parent is gone.
     async fn finish(mut self, end: End, sources: &mut Sources) -> Result<(), Refusal> {
         let until = Instant::now() + Duration::from_millis(DIE_WAIT_MS);
+        // Nothing new is started, and no batch is cut: only what is known is kept.
+        self.desk.lock().is_closed = true;
         match end {
             End::Refused(refusal) => return Err(refusal),
             End::Stopped => tracing::info!("stopping; tasks run on"),
             End::ParentGone => {
                 tracing::info!("the parent is gone; ending all tasks");
-                while !self.exec.kill_all() && Instant::now() < until {
-                    while let Ok(told) = sources.told.try_recv() {
-                        self.exec.told(told);
-                    }
+                while !self.desk.lock().exec.kill_all() && Instant::now() < until {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
         }
         loop {
-            self.exec.inputs().into_iter().for_each(|i| self.core.step(i, self.clock.now()));
-            // Nothing new is started: only what is known is kept.
-            self.core.actions();
-            if !self.writing {
-                let records = self.core.cut_all(self.clock.now());
-                self.writing = self.orders.send(Order::Replace(records)).is_ok();
-                let written = tokio::time::timeout_at(until, sources.written.recv()).await;
-                return match written {
-                    Ok(Some(Written { result: Ok(()), .. })) => Ok(()),
-                    _ => Err(Refusal::new(RefusalKind::Internal, "the spool could not be written at the end; what was told before is safe")),
-                };
-            }
-            match tokio::time::timeout_at(until, sources.written.recv()).await {
-                Ok(Some(written)) => self.written(written),
+            let writing = {
+                let mut desk = self.desk.lock();
+                desk.perform();
+                let last = !desk.writing;
+                if last {
+                    let now = desk.clock.now();
+                    let records = desk.core.cut_all(now);
+                    desk.writing = desk.orders.send(Order::Replace(records)).is_ok();
+                }
+                !last
+            };
+            let written = tokio::time::timeout_at(until, sources.written.recv()).await;
+            match written {
+                Ok(Some(written)) if writing => self.written(&mut self.desk.clone().lock(), written),
+                Ok(Some(Written { result: Ok(()), .. })) => return Ok(()),
                 _ => return Err(Refusal::new(RefusalKind::Internal, "the spool could not be written at the end; what was told before is safe")),
             }
         }

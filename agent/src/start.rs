@@ -1,17 +1,17 @@
 //! From a configuration to an agent that runs: everything that can refuse to be one is asked here, in order, before anything is changed.
 
-use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, OnceLock, Weak, mpsc as std_mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::net::identity::{CertRole, Identity};
 use intergrid_proto::{Refusal, RefusalKind};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::{AgentConfig, Executor as ExecutorKind};
 use crate::core::{Core, Input};
+use crate::desk::{Desk, SharedDesk};
 use crate::dial::{Dial, random};
 use crate::exec::Executor;
 use crate::exec::cgroup::Cgroup;
@@ -58,9 +58,11 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let capacity = Capacity::measure(config.slots, config.memory);
     let boot = machine::boot_id();
     let mut core = Core::new(state, me.clone(), machine::fingerprint(), boot.clone(), capacity, random(), clock.now())?;
-    let (told, told_source) = mpsc::channel(INPUT_QUEUE_MAX);
     let null = config.executor == ExecutorKind::Null;
-    let mut exec = Executor::new(dirs.clone(), cgroup, null, told).map_err(|e| broken("start the executor", e))?;
+    let way: Arc<OnceLock<Weak<SharedDesk>>> = Arc::default();
+    let inside = way.clone();
+    let door = Box::new(move |f: &mut dyn FnMut(&mut Executor)| inside.get().and_then(Weak::upgrade).map(|desk| desk.with(f)).is_some());
+    let mut exec = Executor::new(dirs.clone(), cgroup, null, door).map_err(|e| broken("start the executor", e))?;
     let claims = core.claimed();
     for (key, fate) in exec.adopt(&claims, &boot) {
         tracing::info!("task {}.{} was claimed before: {fate:?}", key.0, key.1);
@@ -90,31 +92,15 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
         }
         false => None,
     };
-    let child = signal(SignalKind::child()).map_err(|e| broken("listen for SIGCHLD", e))?;
     let fetcher = Fetcher::new(dial, dirs.clone());
     tracing::info!("agent {} ({}): {}", config.name, me.site, core.describe());
     let (connection, ended) = (None, None);
-    let (writing, spool_is_large) = (false, false);
-    let shell = Shell {
-        config,
-        options,
-        clock,
-        core,
-        exec,
-        dirs,
-        orders,
-        writing,
-        spool_is_large,
-        connection,
-        fetcher,
-        fetched,
-        uploads,
-        ended,
-        me,
-        capacity_read: 0,
-        tick_at: Instant::now(),
-    };
-    Ok((shell, Sources { written, said, told: told_source, fetched: fetched_source, uploaded, child, parent_gone }))
+    let (writing, spool_is_large, is_closed, now) = (false, false, false, Instant::now());
+    let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left: Vec::new(), asleep_until: now, tick_at: now, is_closed };
+    let desk = Arc::new(SharedDesk::new(desk));
+    let _ = way.set(Arc::downgrade(&desk));
+    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0 };
+    Ok((shell, Sources { written, said, fetched: fetched_source, uploaded, parent_gone }))
 }
 
 /// A thread that reads to the end of stdin, which the parent holds open as long as it lives.

@@ -161,3 +161,21 @@ async fn a_cancel_ends_the_group_even_one_that_ignores_it() {
     g.cancel(2, 0..1);
     assert_eq!(Exit::Signal(15), g.end(2, 0).await.exit_at(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_at_once_and_ends_are_seen_where_the_parent_ignores_them() {
+    let g = Gateway::new().await;
+    // What is ignored stays so over exec: a shell is the simplest way to have SIGCHLD ignored.
+    let mut agent = std::process::Command::new("sh");
+    agent.args(["-c", "trap '' CHLD; exec \"$0\" --config \"$1\" --die-with-parent"]).arg(pool::program()).arg(g.config("slots = 24"));
+    let mut agent = agent.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    g.attached().await;
+    let began = Instant::now();
+    g.place(1, 0..24, &sh("sleep 0.5; exit $((GRID_TASK_ID % 2))"));
+    for t in 0..24 {
+        assert_eq!(Exit::Code((t % 2) as u8), g.end(1, t).await.exit_at(0));
+    }
+    assert!(began.elapsed() < Duration::from_secs(8), "they run side by side: {:?}", began.elapsed());
+    agent.stdin.take();
+    agent.wait().unwrap();
+}

@@ -70,40 +70,48 @@ async fn kills_in_the_middle_start_nothing_twice_and_lose_nothing() {
     let log = g.dir.path().join("log");
     let spec = sh(&format!("echo $GRID_TASK_ID >> {}; sleep 0.01", log.display()));
     let mut agent = Agent::start(&config, false);
-    let (mut number, mut next, mut kills) = (0, 0, 0);
-    while next < 500 {
+    let (mut number, mut next, mut kills, mut again) = (0, 0, 0, 0);
+    let end = std::time::Instant::now() + 2 * pool::PATIENCE;
+    while ended(&g.lock()) < 500 {
+        assert!(std::time::Instant::now() < end, "{} of 500 have ended", ended(&g.lock()));
         g.attached().await;
-        // As much as the window takes.
-        let open = |k: &pool::Known| u64::from(next) - ended(k);
-        g.until("there is room", |k| k.shares.first().is_some_and(|s| s.window > open(k))).await;
-        let room = {
+        // As much as the window takes; what an agent has given back, because its predecessor's window was wider, goes first.
+        let range = {
             let k = g.lock();
-            k.shares.first().map_or(0, |s| s.window.saturating_sub(open(&k))) as u32
+            let back = k.returned();
+            let open = u64::from(next) - ended(&k) - (back.len() - again) as u64;
+            let room = k.shares.first().map_or(0, |s| s.window.saturating_sub(open)) as u32;
+            match back.get(again) {
+                Some(task) if room > 0 => *task..task + 1,
+                _ => next..(next + room).min(500),
+            }
         };
-        let to = (next + room).min(500);
-        if room == 0 || !g.lock().link_is_up() {
+        if range.is_empty() || !g.lock().link_is_up() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
             continue;
         }
         number += 1;
-        g.place(number, next..to, &spec);
-        let seen = g.until_or_gone(|k| k.accepted(number)).await;
-        next = if seen { to } else { next };
+        if range.start < next {
+            again += 1
+        } else {
+            next = range.end
+        }
+        g.place(number, range.clone(), &spec);
+        g.until("the placement is known", |k| k.accepted(number) || k.gave_back(number)).await;
         if kills < 12 && ended(&g.lock()) > 40 * kills {
             kills += 1;
             agent.kill();
             g.cut(false);
-            let highest = number;
             agent = Agent::start(&config, false);
             g.attached().await;
             // What it had not accepted is sent again, with the same number.
-            if !g.lock().accepted(highest) {
-                g.place(highest, to - room.min(to)..to, &spec);
+            let known = |k: &pool::Known| k.accepted(number) || k.gave_back(number);
+            if !known(&g.lock()) {
+                g.place(number, range, &spec);
             }
-            g.until("the last placement is known", |k| k.accepted(highest)).await;
-            next = to;
+            g.until("the last placement is known", known).await;
         }
     }
-    g.until("all have ended", |k| ended(k) == 500).await;
     let mut starts: BTreeMap<u32, u32> = BTreeMap::new();
     std::fs::read_to_string(&log).unwrap().lines().for_each(|l| *starts.entry(l.parse().unwrap()).or_default() += 1);
     assert!(starts.values().all(|n| *n == 1), "started twice: {:?}", starts.iter().filter(|(_, n)| **n > 1).collect::<Vec<_>>());

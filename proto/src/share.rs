@@ -166,10 +166,16 @@ pub fn divide_window(free: u64, receivers: &[(u64, u64, u64)]) -> Vec<u64> {
         let part = (*w - outstanding) % (*task).max(1);
         (*w, left) = (*w - part, left + part);
     }
-    for (i, (_, _, task)) in receivers.iter().enumerate() {
-        let task = (*task).max(1);
-        let more = (left / task).min(most(i).saturating_sub(window[i]) / task) * task;
-        (window[i], left) = (window[i] + more, left - more);
+    // One task for each that has none, then as many as are wanted.
+    for tasks_max in [1, u64::MAX] {
+        for (i, (outstanding, _, task)) in receivers.iter().enumerate() {
+            if tasks_max == 1 && window[i] > *outstanding {
+                continue;
+            }
+            let task = (*task).max(1);
+            let more = (left / task).min(most(i).saturating_sub(window[i]) / task).min(tasks_max) * task;
+            (window[i], left) = (window[i] + more, left - more);
+        }
     }
     let first = (0..window.len()).find(|i| receivers[*i].1 > 0).unwrap_or(0);
     if let Some(w) = window.get_mut(first) {
@@ -258,10 +264,11 @@ mod tests {
             let rs: Vec<_> = rs.into_iter().map(|(held, tasks, cost)| (held, tasks * cost, cost)).collect();
             let w = divide_window(free, &rs);
             prop_assert_eq!(w.iter().sum::<u64>(), rs.iter().map(|r| r.0).sum::<u64>() + free);
-            let idle: Vec<usize> = (0..rs.len()).filter(|i| rs[*i].1 > 0 && w[*i] < rs[*i].0 + rs[*i].2).collect();
-            // Nobody waits for a whole task's slots while parts of it lie with others.
-            let most = rs.iter().filter(|r| r.1 > 0).map(|r| r.2).max().unwrap_or(0);
-            prop_assert!(idle.is_empty() || free < most * rs.len() as u64, "{:?}: {:?}", rs, w);
+            let first = rs.iter().position(|r| r.1 > 0).unwrap_or(0);
+            let part = |i: usize| (w[i] - rs[i].0).checked_sub(rs[i].1).filter(|_| i == first).unwrap_or((w[i] - rs[i].0) % rs[i].2);
+            prop_assert!((0..rs.len()).all(|i| i == first || part(i) == 0), "{:?}: {:?}", rs, w);
+            // Nobody waits for what lies with the first and makes no task there.
+            prop_assert!((0..rs.len()).all(|i| w[i] >= rs[i].0 + rs[i].1 || part(first) < rs[i].2), "{:?}: {:?}", rs, w);
         }
 
         #[test]

@@ -133,11 +133,15 @@ impl Link {
         self.hold || now < self.hold_until_ms
     }
 
-    pub fn tick(&mut self, now: u64) {
+    /// Look at the rate of ends, on a machine of so many slots.
+    pub fn measure(&mut self, now: u64, slots: u64) {
         let dt = now.saturating_sub(self.rate_ms);
-        if dt >= TICK_MS {
+        // Every slot was freed more than once: no burst, tasks are that short, and the way to a window that keeps up with them is not to be long.
+        let is_fast = dt >= RATE_SAMPLE_MS && self.ended_slots > slots;
+        if dt >= TICK_MS || is_fast {
+            let seen = self.ended_slots as f64 * 1_000.0 / dt as f64;
             let weight = 1.0 - (-(dt as f64) / RATE_WINDOW_MS as f64).exp();
-            self.rate += weight * (self.ended_slots as f64 * 1_000.0 / dt as f64 - self.rate);
+            self.rate = if is_fast && seen > self.rate { seen } else { self.rate + weight * (seen - self.rate) };
             (self.ended_slots, self.rate_ms) = (0, now);
         }
     }

@@ -174,6 +174,7 @@ impl Core {
 
     pub(super) fn committed(&mut self) {
         self.link.committed();
+        self.link.measure(self.now, u64::from(self.capacity.slots));
         self.commit_ms = 0.8 * self.commit_ms + 0.2 * self.now.saturating_sub(self.cut_ms) as f64;
         for (number, tasks) in std::mem::take(&mut self.committing_claims) {
             for task in tasks.iter() {
@@ -355,7 +356,7 @@ impl Core {
         }
         kill.into_iter().for_each(|key| self.actions.push(Action::Signal { key, kill: true }));
         late.into_iter().for_each(|key| self.stop(key, Stop::Time));
-        self.link.tick(now);
+        self.link.measure(now, u64::from(self.capacity.slots));
         self.gather_hints();
     }
 

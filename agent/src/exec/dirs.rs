@@ -116,7 +116,8 @@ impl Dirs {
 
     /// A directory, its mode, and nothing in it.
     fn is_as_made(&self, name: &str) -> bool {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // To note when it was read would be a write.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOATIME;
         let Ok(dir) = openat(&*self.tasks_fd, name, flags, Mode::empty()) else { return false };
         let mut buffer = [MaybeUninit::uninit(); 512];
         let mut entries = RawDir::new(&dir, &mut buffer);

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod dirs;
 pub mod proc;
+mod queue;
 pub mod worker;
 
 use std::collections::{BTreeMap, HashMap};
@@ -269,14 +270,7 @@ impl Drop for Executor {
 }
 
 /// What is to be said of a task whose group is gone. Its streams move into its directory where they have something in them.
-fn report(
-    dirs: &Dirs,
-    cgroup: Option<&Cgroup>,
-    key: Key,
-    plan: Option<&Plan>,
-    pair: Option<u32>,
-    ended: Option<(sys::Ended, Duration)>,
-) -> Report {
+fn report(dirs: &Dirs, cgroup: Option<&Cgroup>, key: Key, plan: Option<&Plan>, pair: Option<u32>, ended: Option<(sys::Ended, Duration)>) -> Report {
     let used = cgroup.and_then(|c| c.leave(key));
     let mut report = Report { peak: used.map(|u| (u.peak_bytes, "cgroup")), oom: used.is_some_and(|u| u.oom), ..Report::unseen() };
     if let Some((ended, wall)) = ended {

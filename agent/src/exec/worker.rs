@@ -3,7 +3,6 @@
 //! As many threads as tasks run here, and one or two that wait or clear up: so who waits for a process's end is its own thread, the next task is
 //! started by the thread that has just seen one end, and no other thread has to wake for it. The core, which allows no more than its slots, bounds them.
 
-use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,82 +15,14 @@ use intergrid_proto::{Exit, ReasonKind};
 
 use super::cgroup::Cgroup;
 use super::dirs::Dirs;
+use super::queue::{Queue, Start, Work};
 use super::{Executor, lives, report};
 use crate::core::{Fault, Key};
-use crate::limits::{
-    BUSY_PAUSE_MS, BUSY_TRIES_MAX, LEFT_DIRECTORIES_MAX, LINGER_MS, SPARE_DIRECTORIES_MAX, TASK_THREAD_STACK_BYTES, THREAD_IDLE_MS, THREADS_KEPT,
-};
+use crate::limits::{BUSY_PAUSE_MS, BUSY_TRIES_MAX, LEFT_DIRECTORIES_MAX, LINGER_MS, TASK_THREAD_STACK_BYTES, THREAD_IDLE_MS, THREADS_KEPT};
 use crate::plan::{Plan, Task};
 
 /// How a thread comes to the executor: it is called with it, alone, and what follows is done at once. False: there is none any more.
 pub type Door = Box<dyn Fn(&mut dyn FnMut(&mut Executor)) -> bool + Send + Sync>;
-
-struct Start {
-    task: Task,
-    plan: Arc<Plan>,
-    /// Its streams' files.
-    pair: u32,
-    /// A directory that may be empty and its own, of a task that has ended; or one that was kept.
-    left: Option<Key>,
-    spare: Option<u32>,
-}
-
-enum Work {
-    Start(Start),
-    /// Keep this directory under this number, if that may be.
-    Keep(Key, u32),
-    Clear(Key),
-}
-
-#[derive(Default)]
-struct Queue {
-    starts: VecDeque<(Task, Arc<Plan>)>,
-    /// Directories of tasks whose ends are durable.
-    left: Vec<Key>,
-    /// Those of them that have something in them.
-    soiled: Vec<Key>,
-    closed: bool,
-    /// Starts that have been taken and not told of.
-    busy: usize,
-    threads: usize,
-    /// Threads that wait, how many of them are called, and how many will look for work before they wait.
-    idle: usize,
-    called: usize,
-    coming: usize,
-    /// Pairs of streams that no task writes to, and how many there are in all.
-    pairs: Vec<u32>,
-    pairs_made: u32,
-    /// Directories that were kept, and how many there have been.
-    spares: Vec<u32>,
-    spares_made: u32,
-}
-
-impl Queue {
-    fn take(&mut self) -> Option<Work> {
-        if let Some((task, plan)) = self.starts.pop_front() {
-            self.busy += 1;
-            let pair = self.pairs.pop().unwrap_or_else(|| {
-                self.pairs_made += 1;
-                self.pairs_made - 1
-            });
-            let left = if plan.is_bare() { self.left.pop() } else { None };
-            let spare = if plan.is_bare() && left.is_none() { self.spares.pop() } else { None };
-            return Some(Work::Start(Start { task, plan, pair, left, spare }));
-        }
-        if self.closed {
-            return None;
-        }
-        if let Some(key) = self.soiled.pop() {
-            return Some(Work::Clear(key));
-        }
-        let key = self.left.pop()?;
-        if self.spares.len() >= SPARE_DIRECTORIES_MAX {
-            return Some(Work::Clear(key));
-        }
-        self.spares_made = self.spares_made.wrapping_add(1);
-        Some(Work::Keep(key, self.spares_made))
-    }
-}
 
 struct Shared {
     queue: Mutex<Queue>,
@@ -211,7 +142,11 @@ impl Shared {
                 Work::Keep(key, n) => {
                     let kept = self.dirs.keep(key, n);
                     let mut queue = self.lock();
-                    if kept { queue.spares.push(n) } else { queue.soiled.push(key) }
+                    if kept {
+                        queue.spares.push(n)
+                    } else {
+                        queue.soiled.push(key)
+                    }
                     queue.coming += 1;
                     true
                 }
@@ -275,14 +210,15 @@ impl Shared {
         if !heard {
             return false;
         }
-        let is_ours = await_end(pid).is_ok();
+        // Where it is not ours to wait for, that shows when it is reaped.
+        let _ = await_end(pid);
         let wall = at.elapsed();
         // Its pid is its own until it is reaped, so that nobody signals another one in its place.
         let (mut ended, mut rest) = (None, true);
         if !self.with(|exec| (ended, rest) = exec.reap(pid)) {
             return false;
         }
-        if (rest || !is_ours) && lingers(pid, ended.as_mut()) {
+        if rest && lingers(pid, ended.as_mut()) {
             self.lock().coming += 1;
             return self.with(|exec| exec.watch(pid, ended.map(|e| (e, wall))));
         }
@@ -329,7 +265,7 @@ impl Shared {
         let stream = |name| c_path(&self.dirs.stream(start.pair, name)).map_err(unusual);
         let (stdout, stderr) = (stream("stdout")?, stream("stderr")?);
         let command = Command { program: &program, argv, env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
-        let start = || {
+        let mut start = || {
             let mut tries = 0;
             loop {
                 match spawner.spawn(&command) {

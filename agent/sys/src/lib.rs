@@ -139,7 +139,7 @@ unsafe fn follow(orders: &Orders<'_>) -> io::Error {
 #[derive(Debug)]
 pub struct Spawner {
     /// The child's, until exec. Kept, because to map and unmap one for each start costs as much as all else that the parent does.
-    stack: Vec<u128>,
+    stack: Box<[MaybeUninit<u128>]>,
     /// Signals to be set to their default.
     reset: Vec<c_int>,
     /// Bound to its thread, in which signals are blocked.
@@ -158,7 +158,7 @@ impl Spawner {
         // What is not default now, and what programs like ours may set later. (exec resets handlers, but what is ignored stays so.)
         let usual = [libc::SIGPIPE, libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
         let reset = (1..=libc::SIGRTMAX()).filter(|s| usual.contains(s) || !is_default(*s)).collect();
-        Ok(Spawner { stack: vec![0; SPAWN_STACK_BYTES / size_of::<u128>()], reset, _here: PhantomData })
+        Ok(Spawner { stack: Box::new_uninit_slice(SPAWN_STACK_BYTES / size_of::<u128>()), reset, _here: PhantomData })
     }
 
     /// Start it, with /dev/null as its stdin. Returns its pid, which is its process group too. An error is that of the first step that failed, exec among
@@ -221,11 +221,20 @@ pub fn await_end(pid: i32) -> io::Result<()> {
     }
 }
 
-/// Have ended children wait to be reaped, also where this process was started with SIGCHLD ignored.
+/// Have ended children wait to be reaped, also where this process was started with SIGCHLD ignored. A handler stays.
 pub fn keep_ended() -> io::Result<()> {
-    let default = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: reads an object of ours; zeroed is a valid sigaction, the default.
-    if unsafe { libc::sigaction(libc::SIGCHLD, default.as_ptr(), std::ptr::null_mut()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: writes to and reads from an object of ours; zeroed is a valid sigaction, the default.
+    let done = unsafe {
+        match libc::sigaction(libc::SIGCHLD, std::ptr::null(), action.as_mut_ptr()) {
+            0 if action.assume_init_ref().sa_sigaction == libc::SIG_IGN => {
+                action = MaybeUninit::zeroed();
+                libc::sigaction(libc::SIGCHLD, action.as_ptr(), std::ptr::null_mut())
+            }
+            done => done,
+        }
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How this child ended, where it has; reaps it. None: it still runs. Error: it is not (or no longer) a child of ours.

@@ -202,6 +202,15 @@ impl Known {
         self.events.iter().any(|e| e.of.number == number && e.what == EventKind::Accepted)
     }
 
+    pub fn gave_back(&self, number: u64) -> bool {
+        self.events.iter().any(|e| e.of.number == number && matches!(e.what, EventKind::Returned(_)))
+    }
+
+    /// All tasks that were given back, in order.
+    pub fn returned(&self) -> Vec<u32> {
+        self.events.iter().filter(|e| matches!(e.what, EventKind::Returned(_))).flat_map(|e| e.of.tasks.iter()).collect()
+    }
+
     pub fn ended(&self, phase: Phase) -> u64 {
         self.events.iter().filter(|e| matches!(&e.what, EventKind::Ended(x) if x.phase == phase)).map(|e| e.of.tasks.len()).sum()
     }
@@ -282,6 +291,8 @@ impl Gateway {
         let send = |down: Down| _ = link.try_send(Ok(pb::Down::from(down)));
         match up {
             Up::Hello(hello) => {
+                // Those of an agent that is no more.
+                k.shares.clear();
                 let answer = Hello {
                     hop: self.me.clone(),
                     incarnation: 42,

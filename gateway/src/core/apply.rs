@@ -174,6 +174,7 @@ impl State {
                     }
                     dirty.insert(RowKey::Child(id));
                 }
+                cursor.renewed_at = cursor.renewed_at.max(c.complete_from);
                 if c.issued > 0 {
                     (cursor.issued, self.next_number) = (cursor.issued.max(c.issued), self.next_number.max(c.issued));
                     dirty.extend([RowKey::Child(id), RowKey::Meta]);

@@ -284,7 +284,7 @@ pub struct Cursor {
     /// A child has seen placements of ours up to here: numbers go on behind it.
     #[prost(uint64, tag = "6")]
     pub issued: u64,
-    /// Of a parent's placements below this number we may have forgotten some.
+    /// Of a parent's placements below this number we may have forgotten some. Of a child: up to here they were sent to a store that is no more.
     #[prost(uint64, tag = "7")]
     pub complete_from: u64,
 }

@@ -259,6 +259,7 @@ impl Core {
     /// Load from a store; `fresh` is the incarnation to take where the store is new, or is found to be old (random, not 0).
     pub fn load(me: Hop, store: &dyn Store, policy: Box<dyn Policy>, now: Now, fresh: u64) -> Result<Core, StoreError> {
         let (state, dirty, next_change) = State::load(store)?;
+        let ended = state.ended;
         let mut core = Core {
             me,
             state,
@@ -269,7 +270,8 @@ impl Core {
             children: BTreeMap::new(),
             parents: BTreeMap::new(),
             ended_rate: 0.0,
-            ended_seen: (now.mono_ms, 0),
+            // What a load has counted did not end just now.
+            ended_seen: (now.mono_ms, ended),
             hints: BTreeMap::new(),
             batch: Batch::default(),
             batch_bytes: 0,

@@ -116,10 +116,13 @@ impl Core {
             return;
         }
         let known = self.children.get_mut(&child).map(|c| std::mem::take(&mut c.resync)).unwrap_or_default();
-        let same = self.state.cursors.get(&child).is_some_and(|c| c.incarnation == r.incarnation);
+        let cursor = self.state.cursors.get(&child).filter(|c| c.incarnation == r.incarnation);
+        let taken_after = cursor.map_or(u64::MAX, |c| c.renewed_at);
         let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
         for (number, job) in placed {
             let Some(j) = self.state.jobs.get(&job) else { continue };
+            // It is this store that was told of it.
+            let same = number > taken_after;
             // Of older incarnations the child's list of orphans says what it has.
             let Some(d) = j.downs.get(&number).filter(|_| number > self.state.former) else { continue };
             if !d.accepted {

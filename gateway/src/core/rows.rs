@@ -131,6 +131,8 @@ struct ChildRow {
     sequence: u64,
     #[prost(uint64, tag = "6")]
     issued: u64,
+    #[prost(uint64, tag = "7")]
+    renewed_at: u64,
 }
 
 /// One row of a job's history.
@@ -234,7 +236,8 @@ impl State {
             RowKey::Child(s) => {
                 let c = self.cursors.get(&s)?;
                 let (name, kind) = (c.name.clone(), c.kind);
-                ChildRow { seq: c.seq, name, kind, incarnation: c.incarnation, sequence: c.sequence, issued: c.issued }.encode_to_vec()
+                ChildRow { seq: c.seq, name, kind, incarnation: c.incarnation, sequence: c.sequence, issued: c.issued, renewed_at: c.renewed_at }
+                    .encode_to_vec()
             }
             RowKey::Drain(s) => {
                 let d = self.drains.get(&s)?;
@@ -334,7 +337,10 @@ impl State {
         scan(store, b'k', &mut bad, &mut |k, v| {
             let (id, r) = (SiteId::from_slice(k.get(1..)?)?, ChildRow::decode(v).ok()?);
             let (name, kind) = (r.name, r.kind);
-            s.cursors.insert(id, ChildCursor { seq: r.seq, name, kind, incarnation: r.incarnation, sequence: r.sequence, issued: r.issued });
+            s.cursors.insert(
+                id,
+                ChildCursor { seq: r.seq, name, kind, incarnation: r.incarnation, sequence: r.sequence, issued: r.issued, renewed_at: r.renewed_at },
+            );
             Some(())
         })?;
         scan(store, b'n', &mut bad, &mut |k, v| {

@@ -103,6 +103,11 @@ impl Core {
             let incarnation = hello.incarnation;
             self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, ..Default::default() }));
         } else if known != hello.incarnation && !planted(Plant::IncarnationIgnored) {
+            let (incarnation, issued) = (known, cursor.issued);
+            if issued > cursor.renewed_at {
+                let complete_from = issued;
+                self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, complete_from, ..Default::default() }));
+            }
             let sent: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
             sent.into_iter().filter(|(n, _)| *n > self.state.former).collect::<Vec<_>>().into_iter().for_each(|(n, j)| self.accepted(j, n));
         }

@@ -294,6 +294,8 @@ pub struct ChildCursor {
     pub sequence: u64,
     /// Highest placement number issued to it.
     pub issued: u64,
+    /// Placements up to this number were sent to a store of its that is no more.
+    pub renewed_at: u64,
 }
 
 /// All of it.

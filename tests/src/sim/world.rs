@@ -17,8 +17,8 @@ use intergrid_agent::core::Key;
 
 /// The wall clock at the start of a run, milliseconds since 1970.
 pub const BEGIN_UNIX_MS: u64 = 1_800_000_000_000;
-/// After the last fault, all must have come to rest within this.
-const REST_MS: u64 = 400_000;
+/// After the last fault, and after the last payload that ended, all must have come to rest within this.
+const REST_MS: u64 = 300_000;
 /// At least this long after the last fault it is looked at.
 const LOOK_MS: u64 = 2_000;
 /// More events than any run that comes to rest has.
@@ -162,7 +162,7 @@ impl World {
 
     /// Has all come to rest? If not, it has to within a while.
     fn look(&mut self) {
-        let late = self.now > self.scenario.calm_ms + REST_MS;
+        let late = self.now > self.scenario.calm_ms.max(self.oracle.exited_ms) + REST_MS;
         match self.unrest() {
             None => self.rested_ms = Some(self.now),
             Some((invariant, what)) if late => self.oracle.fail(invariant, what),

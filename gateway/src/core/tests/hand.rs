@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use intergrid_proto::link::{Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{
+    Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Resync, ResyncRange, Up, Want, WantValue,
+};
+use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
 
 use super::super::state::Spec;
@@ -239,4 +242,52 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
     assert_eq!(1, w.agents[&a].running().len(), "it runs on");
     assert_eq!(Ok(1), end(&mut w));
     assert_eq!((0, 1), (w.agents[&a].running().len(), w.count(g, 1, Phase::Cancelled)));
+}
+
+/// Seed 4740: a full state may be as of an event that was taken in before; and seeds 1367 and 1752: what is held there is in it, and what is not any more.
+#[test]
+fn a_full_state_moves_no_cursor_back_and_says_what_is_held() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let place = g.place(&mut w);
+    g.says(&mut w, &place, EventKind::Accepted);
+    g.says(&mut w, &place, EventKind::WantStored { version: 1 });
+    let full = |w: &mut World, phase| {
+        let of = Attempts { number: place.number, job: place.job, tasks: place.tasks.clone() };
+        let resync = Resync { incarnation: 3, sequence: 1, ranges: vec![ResyncRange { of, phase, ended: None }], last: true };
+        w.input(root, Input::ChildSays { child: g.me, message: Up::Resync(resync) });
+        (w.sites[&root].core.state().cursors[&g.me].sequence, w.count(root, place.job, Phase::Held))
+    };
+    assert_eq!((2, 1), full(&mut w, Phase::Held));
+    assert_eq!((2, 0), full(&mut w, Phase::Placed));
+}
+
+/// Seed 7071: that a machine's new store has said all that it knows does not make it the store that took what came before.
+#[test]
+fn a_second_full_state_of_a_new_store_gives_nothing_back() {
+    let mut w = World::new();
+    w.checkpoint = 1;
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let mut spec = JobSpec::new(["true"]);
+    spec.on_lost = OnLost::Wait;
+    w.submit_as(root, "user", "k", Arc::new(Spec { bytes: spec.encode(), parsed: spec }), 1);
+    let place = g.place(&mut w);
+    g.says(&mut w, &place, EventKind::Accepted);
+    let again = |w: &mut World| {
+        let hop = Hop { site: g.me, name: "g".into(), kind: Kind::Agent };
+        let Some(Up::Hello(hello)) = ChildEnd::new(hop, 4, 2, 8 << 30).attach().pop() else { panic!("a hello") };
+        w.input(root, Input::ChildUp { child: g.me, hello });
+        for _ in 0..2 {
+            let resync = Resync { incarnation: 4, sequence: 0, ranges: Vec::new(), last: true };
+            w.input(root, Input::ChildSays { child: g.me, message: Up::Resync(resync) });
+        }
+        w.count(root, place.job, Phase::Placed)
+    };
+    assert_eq!(1, again(&mut w), "it may have started");
+    w.restart(root);
+    assert_eq!(1, again(&mut w), "nor after a restart");
 }

@@ -1,7 +1,8 @@
 //! What parents and people are told: windows that never promise the same slot twice, and reasons that say what is so.
 
-use intergrid_proto::link::{Advert, Down, Hello, Hop, Kind, Up, WantValue};
-use intergrid_proto::{JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
+use intergrid_proto::link::{Advert, Down, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::spec::OnLost;
+use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
 
 use super::{Message, World, sleep, tower};
 use crate::backends::child_end::site_of;
@@ -129,4 +130,101 @@ fn failures_of_several_kinds_are_told_apart_and_known_by_their_exits_after_a_res
     w.restart(g);
     assert_eq!(vec!["1 of 2: exit 1", "1 of 2: exit 2"], why(&w, many).2);
     assert_eq!("exit 1", why(&w, one).1);
+}
+
+/// A placement of that parent's job 1.
+fn placement(number: u64, tasks: TaskSet, want: Want) -> Box<Place> {
+    let spec = sleep(3_600_000).encode();
+    let origin = Origin { site: site_of("top"), job: "1".into(), principal: "ann".into() };
+    let (spec_hash, route, share) = (BlobHash::of(&spec), vec![site_of("top")], "gem/x86_64-4c-8g".to_string());
+    let (job, attempts, hops_left, chain, array_size, known) = (1, 0, 8, Vec::new(), 8, Known::Nothing);
+    Box::new(Place { number, job, origin, spec_hash, spec, tasks, share, attempts, want, route, hops_left, chain, array_size, known })
+}
+
+/// What a site holds of that job.
+fn held(w: &World, site: SiteId) -> (u64, u64) {
+    w.sites[&site].core.state().jobs.values().fold((0, 0), |(open, held), j| (open + j.open(), held + j.count(Phase::Held)))
+}
+
+/// Seed 2028: a parent that decides something before it knows of a session says it first in it. Numbers are taken in order, so that an earlier placement,
+/// which is repeated after the hello, would never be looked at.
+#[test]
+fn nothing_counts_before_a_hello() {
+    let mut w = World::new();
+    let gem = w.site("gem");
+    w.agent("a", 4, gem);
+    w.pass(200);
+    let top = parent(&mut w, gem, "top");
+    ticks(&mut w, gem, 200);
+    let advert = told(&mut w, top).unwrap();
+    let place = |number, tasks| Place { share: advert.shares[0].key.clone(), ..*placement(number, tasks, Want::default()) };
+    let says = |w: &mut World, place| w.input(gem, Input::ParentSays { parent: top, message: Down::Place(Box::new(place)) });
+    w.input(gem, Input::ParentGone { parent: top });
+    w.input(gem, Input::ParentUp { parent: top, name: "top".into() });
+    says(&mut w, place(2, TaskSet::one(1)));
+    assert_eq!(0, w.sites[&gem].core.state().links[&top].seen, "not yet");
+    parent(&mut w, gem, "top");
+    ticks(&mut w, gem, 200);
+    says(&mut w, place(1, TaskSet::one(0)));
+    says(&mut w, place(2, TaskSet::one(1)));
+    assert_eq!((2, 0), held(&w, gem));
+}
+
+/// Seed 8817: the register of a placement is as good as one that comes by itself.
+#[test]
+fn a_release_that_comes_with_a_placement_releases_what_is_held() {
+    let mut w = World::new();
+    let gem = w.site("gem");
+    w.agent("a", 4, gem);
+    w.pass(200);
+    let top = parent(&mut w, gem, "top");
+    ticks(&mut w, gem, 200);
+    let advert = told(&mut w, top).unwrap();
+    let says = |w: &mut World, message| w.input(gem, Input::ParentSays { parent: top, message });
+    let mut hold = Want { job: 1, version: 1, ..Want::default() };
+    hold.set(WantValue::Hold, &TaskSet::range(0..8));
+    let place = |number, tasks, want| Down::Place(Box::new(Place { share: advert.shares[0].key.clone(), ..*placement(number, tasks, want) }));
+    says(&mut w, place(1, TaskSet::range(0..2), hold));
+    assert_eq!((2, 2), held(&w, gem));
+    says(&mut w, place(2, TaskSet::one(2), Want { job: 1, version: 2, ..Want::default() }));
+    assert_eq!((3, 0), held(&w, gem), "the register of the placement says so");
+}
+
+/// What has used up its attempts is held where its user can release it, with that reason, whatever comes back of other tasks.
+#[test]
+fn attempts_that_are_used_up_below_are_known_above() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 2);
+    let mut spec = sleep(3_000);
+    (spec.attempts_max, spec.disconnect_timeout_ms, spec.on_lost) = (1, 500, OnLost::Requeue);
+    let (job, _) = w.submit(sites[0], "k", spec, 2).unwrap();
+    w.pass(500);
+    let agents: Vec<SiteId> = w.agents.keys().copied().collect();
+    agents.iter().for_each(|a| w.cut(*a, sites[2]));
+    w.pass(1_500);
+    w.check();
+    assert_eq!(2, w.count(sites[0], job, Phase::Held));
+    assert_eq!(ReasonKind::AttemptsUsed, w.sites[&sites[0]].core.why_held(job).kind);
+    assert_eq!(0, held(&w, sites[1]).0 + held(&w, sites[2]).0, "nothing of it waits below");
+    agents.iter().for_each(|a| w.link(*a, sites[2]));
+    w.want(sites[0], job, WantValue::Run, None);
+    w.pass(60_000);
+    w.check();
+    assert_eq!(2, w.count(sites[0], job, Phase::Done));
+}
+
+/// What a load has counted did not end just now: it would promise a thousand slots that are not there.
+#[test]
+fn a_restart_promises_nothing_ahead() {
+    let mut w = World::new();
+    let gem = w.site("gem");
+    w.agent("a", 4, gem);
+    w.pass(200);
+    w.submit(gem, "k", JobSpec::new(["true"]), 300).unwrap();
+    w.pass(30_000);
+    w.restart(gem);
+    w.pass(400);
+    let top = parent(&mut w, gem, "top");
+    ticks(&mut w, gem, 200);
+    assert_eq!(4, window(&told(&mut w, top).unwrap()));
 }

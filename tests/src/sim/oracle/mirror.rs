@@ -225,7 +225,6 @@ impl Oracle {
     }
 
     fn end(&mut self, site: usize, e: change::TasksEnded) {
-        self.ended_ms[site] = self.now_ms;
         for (k, t) in change::tasks(&e.tasks).iter().enumerate() {
             let Some(c) = self.cell(site, e.job, t) else { continue };
             if !c.is_open() {

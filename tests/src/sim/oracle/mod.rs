@@ -36,6 +36,13 @@ pub type TaskKey = (SiteId, String, u32);
 /// What was told of a share: window, slots and memory of a machine.
 type Told = BTreeMap<String, (u64, u32, u64)>;
 
+/// Of a share that a child offers.
+struct Offer {
+    key: String,
+    window: u64,
+    machine_slots: u32,
+}
+
 #[derive(Default)]
 pub struct Oracle {
     pub now_ms: u64,
@@ -48,6 +55,8 @@ pub struct Oracle {
     pub mirrors: Vec<Mirror>,
     pub processes: BTreeMap<Uid, Process>,
     uids: Uid,
+    /// When a payload last ended.
+    pub exited_ms: u64,
     /// Attempts that were lost or fenced: each may be followed by one more start.
     excused: BTreeMap<TaskKey, u64>,
     /// Tasks that were claimed: whether they started may never be known.
@@ -62,10 +71,10 @@ pub struct Oracle {
     adverts: BTreeMap<(usize, SiteId), Told>,
     /// The one before it, and the latest's version, until that was seen.
     befores: BTreeMap<(usize, SiteId), (Told, u64)>,
-    /// What a child offers: window by share.
-    offers: BTreeMap<(usize, SiteId), Vec<(String, u64)>>,
-    /// When a task last ended at a site.
-    ended_ms: Vec<u64>,
+    /// What a child offers.
+    offers: BTreeMap<(usize, SiteId), Vec<Offer>>,
+    /// Tasks ended at a site since its start, and when the last of them did.
+    ended: Vec<(u64, u64)>,
     /// Placements that fitted what was advertised when they came: site, parent, number.
     fitting: BTreeSet<(usize, SiteId, u64)>,
     /// Open tasks that a full state has named so far: site and parent.
@@ -83,7 +92,7 @@ impl Oracle {
         let specs = spec_hashes.iter().copied().zip(s.specs.iter().cloned()).collect();
         let mirrors = ids.iter().map(|_| Mirror::default()).collect();
         let gateway_of = s.machines.iter().map(|m| m.gateway).collect();
-        Oracle { ids, index, gateway_of, specs, spec_hashes, ended_ms: vec![0; s.sites], mirrors, uids: 1_000, ..Oracle::default() }
+        Oracle { ids, index, gateway_of, specs, spec_hashes, ended: vec![(0, 0); s.sites], mirrors, uids: 1_000, ..Oracle::default() }
     }
 
     /// The first failure counts.
@@ -151,7 +160,6 @@ impl Oracle {
         self.adverts.retain(|(s, _), _| *s != site);
         self.befores.retain(|(s, _), _| *s != site);
         self.offers.retain(|(s, _), _| *s != site);
-        self.ended_ms[site] = self.now_ms;
         self.fitting.retain(|(s, ..)| *s != site);
         self.resyncs.retain(|(s, _), _| *s != site);
         let me = self.ids[site];

@@ -109,6 +109,7 @@ impl Oracle {
     }
 
     pub fn exited(&mut self, uid: Uid, exit: Exit) {
+        self.exited_ms = self.now_ms;
         if let Some(p) = self.processes.get_mut(&uid) {
             (p.alive, p.exit) = (false, Some(exit));
         }

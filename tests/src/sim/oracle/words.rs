@@ -1,6 +1,6 @@
 //! What passes between the parts: what is told, what is promised, and what is done about it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use intergrid_agent::core::Key;
 use intergrid_gateway::core::change::{self, Change, What};
@@ -8,10 +8,10 @@ use intergrid_gateway::core::state::State;
 use intergrid_gateway::core::{Action, Input, Output};
 use intergrid_proto::link::{Down, Event, EventKind, Place, Up, Want, WantValue};
 use intergrid_proto::share::cost;
-use intergrid_proto::{ReasonKind, SiteId, TaskSet};
+use intergrid_proto::{ReasonKind, Share, SiteId, TaskSet};
 use prost::Message;
 
-use super::{Oracle, Told};
+use super::{Offer, Oracle, Told};
 
 /// So long after the last end of a task nothing is promised ahead of what is free.
 const AHEAD_MS: u64 = 5_000;
@@ -37,7 +37,8 @@ impl Oracle {
             }
             Input::ChildUp { child, .. } | Input::ChildGone { child, .. } => _ = self.offers.remove(&(site, *child)),
             Input::ChildSays { child, message: Up::Advert(a) } => {
-                self.offers.insert((site, *child), a.shares.iter().map(|s| (s.key.clone(), s.window)).collect());
+                let offer = |s: &Share| Offer { key: s.key.clone(), window: s.window, machine_slots: s.machine_slots };
+                self.offers.insert((site, *child), a.shares.iter().map(offer).collect());
             }
             Input::ChildSays { message: Up::Resync(r), .. } => {
                 self.ends_resynced |= r.ranges.iter().any(|r| r.ended.is_some());
@@ -66,24 +67,21 @@ impl Oracle {
         all.filter_map(|t| t.get(key)).map(|t| t.0).max().unwrap_or(0)
     }
 
-    /// A parent has been promised more: all promises that are not used are covered by what is free, and by slots that are about to be.
-    fn must_have_room(&mut self, site: usize, state: &State) {
-        if self.now_ms < self.ended_ms[site] + AHEAD_MS {
+    /// Parents have been promised more of a share: all promises of it that are not used are covered by what is free, and by slots that are about to be.
+    fn must_have_room(&mut self, site: usize, state: &State, key: &str, machine_slots: u32) {
+        if self.now_ms < self.ended[site].1 + AHEAD_MS {
             return;
         }
-        let free = self.offers.iter().filter(|((s, _), _)| *s == site).flat_map(|((_, child), shares)| {
-            shares.iter().map(|(key, window)| window.saturating_sub(state.outstanding.get(&(*child, key.as_str().into())).copied().unwrap_or(0)))
-        });
-        let free: u64 = free.sum();
-        let parents: BTreeSet<SiteId> = self.adverts.keys().filter(|(s, _)| *s == site).map(|(_, p)| *p).collect();
-        let unused = |p: &SiteId| {
-            let latest = self.adverts.get(&(site, *p)).into_iter().flat_map(|t| t.keys());
-            let keys: BTreeSet<&String> = latest.chain(self.befores.get(&(site, *p)).into_iter().flat_map(|b| b.0.keys())).collect();
-            keys.into_iter().map(|k| self.told(site, *p, k).saturating_sub(held(state, *p, k))).sum::<u64>()
-        };
-        let promised: u64 = parents.iter().map(unused).sum();
+        // Machines of one kind are one share of their gateway; what sites below offer is passed on under its name.
+        let passed_on = key.split('/').next() != Some(&*format!("s{site}"));
+        let of = |child: &SiteId, o: &Offer| if passed_on { o.key == key } else { self.site(*child).is_none() && o.machine_slots == machine_slots };
+        let offers = self.offers.iter().filter(|((s, _), _)| *s == site).flat_map(|((_, child), all)| all.iter().map(move |o| (child, o)));
+        let used = |child: &SiteId, key: &str| state.outstanding.get(&(*child, key.into())).copied().unwrap_or(0);
+        let free: u64 = offers.filter(|(child, o)| of(child, o)).map(|(child, o)| o.window.saturating_sub(used(child, &o.key))).sum();
+        let parents: Vec<SiteId> = self.adverts.keys().filter(|(s, _)| *s == site).map(|(_, p)| *p).collect();
+        let promised: u64 = parents.iter().map(|p| self.told(site, *p, key).saturating_sub(held(state, *p, key))).sum();
         if promised > free {
-            self.fail("I16", format!("site {site} promises {promised} slots to {} parents, and {free} are free", parents.len()));
+            self.fail("I16", format!("site {site} promises {promised} slots of {key} to {} parents, and {free} are free", parents.len()));
         }
     }
 
@@ -96,14 +94,17 @@ impl Oracle {
                 _ => {}
             }
         }
-        let mut promised = false;
+        if self.ended[site].0 != state.ended {
+            self.ended[site] = (state.ended, self.now_ms);
+        }
+        let mut promised: BTreeMap<String, u32> = BTreeMap::new();
         for action in &output.actions {
             match action {
                 Action::ToParent(parent, Up::Advert(a)) => {
                     let told: Told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine_slots, s.machine_memory_bytes))).collect();
                     let more =
                         |(key, (window, ..)): (&String, &(u64, u32, u64))| *window > self.told(site, *parent, key).max(held(state, *parent, key));
-                    promised |= told.iter().any(more);
+                    promised.extend(told.iter().filter(|t| more(*t)).map(|(key, (_, slots, _))| (key.clone(), *slots)));
                     if let Some(last) = self.adverts.insert((site, *parent), told) {
                         self.befores.insert((site, *parent), (last, a.version));
                     }
@@ -121,9 +122,7 @@ impl Oracle {
                 _ => {}
             }
         }
-        if promised {
-            self.must_have_room(site, state);
-        }
+        promised.into_iter().for_each(|(key, slots)| self.must_have_room(site, state, &key, slots));
         if !output.batch.is_empty() || !output.actions.is_empty() {
             self.fitting.retain(|(s, ..)| *s != site);
         }
