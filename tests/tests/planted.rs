@@ -31,7 +31,7 @@ macro_rules! planted {
 planted! {
     planted_answer_before_commit: AnswerBeforeCommit breaks "I1";
     planted_acknowledgement_before_commit: AckBeforeCommit breaks "I1";
-    planted_no_fence: NoFence breaks "I2";
+    planted_no_fence: NoFence breaks "I2" | "I3";
     planted_late_submit_after_a_cancel: LateSubmit breaks "I14" | "L1";
     planted_placement_number_reused: NumberReused breaks "I10";
     planted_hop_limit_off: NoHopLimit breaks "I5";
@@ -40,7 +40,7 @@ planted! {
     planted_credit_not_returned: CreditKept breaks "L1" | "L2";
     planted_resync_skips_a_range: ResyncSkips breaks "I1";
     planted_usage_dropped: UsageDropped breaks "I11";
-    planted_incarnation_ignored: IncarnationIgnored breaks "L1";
+    planted_incarnation_ignored: IncarnationIgnored breaks "L1" | "I3";
     planted_stale_attempt_counts: StaleCounts breaks "I10";
     planted_less_admitted_than_advertised: AdmitsLess breaks "I16";
     planted_key_good_for_any_spec: AnySpec breaks "I4";

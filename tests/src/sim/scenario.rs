@@ -146,6 +146,8 @@ impl Scenario {
             92..98 => r.range(13, 31),
             _ => r.range(31, 61),
         } as usize;
+        // A link tells of `SHARES_MAX` classes of machines, and one more link would be one too many for the widest trees.
+        let sites = if benign { sites.min(20) } else { sites };
         // A few towers are higher than a job may climb.
         let tower = !benign && r.one_in(40);
         let (sites, depth_max) = if tower { (r.range(9, 12) as usize, 12) } else { (sites, r.range(1, 7)) };
