@@ -21,7 +21,11 @@ impl Core {
         let Some(p) = self.parents.get_mut(&parent).filter(|p| p.attached) else { return };
         p.resync_due = p.resync_told_ms > 0 && now.saturating_sub(p.resync_told_ms) < RESYNC_PAUSE_MS;
         if !p.resync_due {
-            (p.resync_told_ms, p.live) = (now, true);
+            p.resync_told_ms = now;
+            // What it gave back, or what an attempt used, is in no full state: events that wait to be sent go first.
+            if std::mem::replace(&mut p.live, true) {
+                self.flush_events();
+            }
             self.resync_parent(parent);
         }
     }

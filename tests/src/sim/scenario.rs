@@ -289,8 +289,8 @@ fn deeds(r: &mut Rng, sites: usize, span_ms: u64, benign: bool) -> (Vec<JobSpec>
         if r.one_in(6) {
             deeds.push((r.range(at, span_ms), Deed::Submit { site, key: submit, spec: spec_index, tasks, hold }));
         }
-        // A key that is used again for something else; not of a job that only its cancel ends.
-        if !long && r.one_in(8) {
+        // A key that is used again for something else; not of a job that only its cancel ends, nor where it is not to matter which of both comes first.
+        if !long && !benign && r.one_in(8) {
             let spec = spec_index.saturating_sub(usize::from(spec_index > 0 && !longs[spec_index - 1]));
             let other = if spec == spec_index { tasks + 1 } else { tasks };
             deeds.push((r.range(at, span_ms), Deed::Submit { site, key: submit, spec, tasks: other, hold }));

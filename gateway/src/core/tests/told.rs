@@ -136,7 +136,7 @@ fn failures_of_several_kinds_are_told_apart_and_known_by_their_exits_after_a_res
 fn placement(number: u64, tasks: TaskSet, want: Want) -> Box<Place> {
     let spec = sleep(3_600_000).encode();
     let origin = Origin { site: site_of("top"), job: "1".into(), principal: "ann".into() };
-    let (spec_hash, route, share) = (BlobHash::of(&spec), vec![site_of("top")], "gem/x86_64-4c-8g".to_string());
+    let (spec_hash, route, share) = (BlobHash::of(&spec), vec![site_of("top")], "none".to_string());
     let (job, attempts, hops_left, chain, array_size, known) = (1, 0, 8, Vec::new(), 8, Known::Nothing);
     Box::new(Place { number, job, origin, spec_hash, spec, tasks, share, attempts, want, route, hops_left, chain, array_size, known })
 }
@@ -227,4 +227,31 @@ fn a_restart_promises_nothing_ahead() {
     let top = parent(&mut w, gem, "top");
     ticks(&mut w, gem, 200);
     assert_eq!(4, window(&told(&mut w, top).unwrap()));
+}
+
+/// Seed 23676: what is given back in the turn in which a parent asks for the full state is no part of that, and has to be said before it.
+#[test]
+fn what_waits_to_be_said_goes_before_a_full_state() {
+    let mut w = World::new();
+    let gem = w.site("gem");
+    w.agent("a", 4, gem);
+    w.pass(200);
+    let top = parent(&mut w, gem, "top");
+    ticks(&mut w, gem, 200);
+    told(&mut w, top).unwrap();
+    // One turn: no share of this name is here.
+    let now = w.now;
+    let core = &mut w.sites.get_mut(&gem).unwrap().core;
+    core.step(Input::ParentSays { parent: top, message: Down::Place(placement(1, TaskSet::one(0), Want::default())) }, now);
+    core.step(Input::ParentSays { parent: top, message: Down::Resync }, now);
+    let said: Vec<&str> = core.turn(now).actions.iter().filter_map(said_up).collect();
+    assert_eq!(["events", "full state"], *said);
+}
+
+fn said_up(action: &crate::core::Action) -> Option<&'static str> {
+    match action {
+        crate::core::Action::ToParent(_, Up::Events(_)) => Some("events"),
+        crate::core::Action::ToParent(_, Up::Resync(_)) => Some("full state"),
+        _ => None,
+    }
 }
