@@ -77,7 +77,7 @@ fn logs_follow_tasks_to_their_end() {
     user.run(&["logs", &job]).refused(4, &["has not ended", "logs -f"]);
     let following = user.spawn(&["logs", "-f", &format!("{job}[0,2]")]);
     user.run(&["release", &format!("{job}[2]")]).well();
-    assert_eq!(0, user.wait(&format!("{job}[2]")));
+    following.until_out("[2] task 2\n");
     user.run(&["release", &format!("{job}[0]")]).well();
     assert_eq!("[2] task 2\n[0] task 0\n", following.end().well());
     // One that never starts has no output; nobody waits for it for ever.

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,16 +53,41 @@ impl Said {
 pub struct Running {
     child: Child,
     words: String,
-    out: JoinHandle<String>,
-    err: JoinHandle<String>,
+    out: Reader,
+    err: Reader,
 }
 
-fn reader(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// Reads to the end; what has come is there before.
+struct Reader {
+    come: Arc<Mutex<Vec<u8>>>,
+    thread: JoinHandle<()>,
+}
+
+impl Reader {
+    fn new(mut from: impl Read + Send + 'static) -> Reader {
+        let come = Arc::new(Mutex::new(Vec::new()));
+        let to = come.clone();
+        let thread = std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            loop {
+                match from.read(&mut bytes).unwrap() {
+                    0 => return,
+                    n => to.lock().unwrap().extend_from_slice(&bytes[..n]),
+                }
+            }
+        });
+        Reader { come, thread }
+    }
+
+    /// What has come until now.
+    fn so_far(&self) -> String {
+        String::from_utf8_lossy(&self.come.lock().unwrap()).into_owned()
+    }
+
+    fn end(self) -> String {
+        self.thread.join().unwrap();
+        String::from_utf8_lossy(&self.come.lock().unwrap()).into_owned()
+    }
 }
 
 impl Running {
@@ -69,7 +95,7 @@ impl Running {
     pub fn spawn(mut command: Command) -> Running {
         let words = format!("{command:?}");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (out, err) = (reader(child.stdout.take().unwrap()), reader(child.stderr.take().unwrap()));
+        let (out, err) = (Reader::new(child.stdout.take().unwrap()), Reader::new(child.stderr.take().unwrap()));
         Running { child, words, out, err }
     }
 
@@ -86,7 +112,16 @@ impl Running {
             }
             std::thread::sleep(LOOK_INTERVAL);
         };
-        Said { code: status.code().unwrap_or(-1), out: self.out.join().unwrap(), err: self.err.join().unwrap() }
+        Said { code: status.code().unwrap_or(-1), out: self.out.end(), err: self.err.end() }
+    }
+
+    /// Until this is on its stdout.
+    pub fn until_out(&self, text: &str) {
+        let deadline = Instant::now() + VERB_TIMEOUT;
+        while !self.out.so_far().contains(text) {
+            assert!(Instant::now() < deadline, "{} did not say {text:?} within {VERB_TIMEOUT:?}", self.words);
+            std::thread::sleep(LOOK_INTERVAL);
+        }
     }
 }
 
