@@ -97,6 +97,7 @@ impl Engine {
             core,
             backend,
             parents: engine.parents.clone(),
+            greeted: HashMap::new(),
             stats: engine.stats.clone(),
             watchers: engine.watchers.clone(),
             need_blob: Box::new(need_blob),
@@ -281,6 +282,8 @@ struct Shell {
     core: Core,
     backend: Arc<dyn Backend>,
     parents: Parents,
+    /// Sessions of parents that have had our hello.
+    greeted: HashMap<SiteId, u64>,
     stats: Arc<Stats>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     need_blob: Box<dyn Fn(SiteId, BlobHash) + Send + Sync>,
@@ -485,7 +488,14 @@ impl Shell {
                 Action::Wanted(token, answer) => _ = self.wants.remove(&token).map(|r| r.send(answer)),
                 Action::ToParent(parent, message) => {
                     let mut parents = lock(&self.parents);
-                    if let Some(Err(why)) = parents.get(&parent).map(|(_, l)| l.try_send(message)) {
+                    let Some((session, link)) = parents.get(&parent) else { continue };
+                    // What was said to an earlier session of his is not for this one, which begins with a hello.
+                    if matches!(message, Up::Hello(_)) {
+                        self.greeted.insert(parent, *session);
+                    } else if self.greeted.get(&parent) != Some(session) {
+                        continue;
+                    }
+                    if let Err(why) = link.try_send(message) {
                         // His link ends, and he gets what is due when he is back.
                         if why == queue::NotTaken::Full {
                             tracing::warn!(?parent, "link dropped: the parent does not read what it is told");
