@@ -34,6 +34,7 @@ pub fn number(v: f64) -> String {
         parts.join(",")
     };
     match v.abs() {
+        a if v >= 0.0 && a.fract() == 0.0 => grouped(v as u64),
         a if a >= 99.95 => grouped(v.round().max(0.0) as u64),
         a if a >= 9.995 => format!("{v:.1}"),
         a if a >= 0.0005 || a == 0.0 => format!("{v:.2}").trim_end_matches('0').trim_end_matches('.').to_string(),
