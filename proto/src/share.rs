@@ -141,10 +141,10 @@ pub fn class(key: &str) -> &str {
     key.rsplit_once('/').map_or(key, |(_, class)| class)
 }
 
-/// Divide what is free among receivers. `receivers`: (outstanding, wanted, of that the slots of one task) in slots, in a fixed order. Returns each one's window: what it has outstanding
-/// already plus its part of `free`. Max-min fair over the windows: who wants and has least is served first, nobody gets more than it wants; then the rest
-/// goes to the first that wants, or to the first of all, so that whoever comes first need not wait. Half a task's slots are of no use to anybody: such parts
-/// go together to the first of whose tasks they make a whole one.
+/// Divide what is free among receivers: (outstanding, wanted, of that the slots of one task), all in slots, in a fixed order. Returns each one's window: what
+/// it has outstanding already plus its part of `free`. Max-min fair over the windows: who wants and has least is served first, nobody gets more than it
+/// wants; then the rest goes to the first that wants, or to the first of all, so that whoever comes first need not wait. Half a task's slots are of no use
+/// to anybody: such parts go together to the first of whose tasks they make a whole one.
 ///
 /// Law: the windows sum to outstanding + free at most (exactly, where there is a receiver).
 pub fn divide_window(free: u64, receivers: &[(u64, u64, u64)]) -> Vec<u64> {
