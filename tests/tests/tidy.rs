@@ -13,14 +13,15 @@ const FILE_LINES_MAX: usize = 600;
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
     ("gateway", "intergrid-gateway", &["intergrid-proto"]),
+    ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-gateway", "intergrid-agent"]),
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
     ("agent/sys", "intergrid-agent-sys", &[]),
     ("agent", "intergrid-agent", &["intergrid-proto", "intergrid-agent-sys"]),
-    ("cli", "intergrid-cli", &["intergrid-proto", "intergrid-gateway", "intergrid-broker", "intergrid-agent"]),
+    ("cli", "intergrid-cli", &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent"]),
     (
         "tests",
         "intergrid-tests",
-        &["intergrid-proto", "intergrid-gateway", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys", "intergrid-cli"],
+        &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys", "intergrid-cli"],
     ),
 ];
 /// The one package that may use unsafe code.

@@ -1,0 +1,242 @@
+//! Commands, run as this process's own account or as another one: argument lists only, never a shell line, with a time-out and a bound on what they print.
+//!
+//! A command that does not end in time is killed with its process group, and what it did is unknown.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::limits::{COMMAND_OUTPUT_BYTES_MAX, COMMAND_TIMEOUT_MS, COMPLAINT_CHARS_MAX};
+
+/// Search path of programs whose configured name has no '/'.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Whom a command runs as.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Account {
+    /// Who this process is.
+    Own,
+    /// A local account, by `sudo -n -u`. Checked by [`Account::named`].
+    Named(String),
+}
+
+impl Account {
+    /// A portable account name: lower case letters, digits, `_`, `-`, not a digit or `-` first.
+    pub fn named(name: &str) -> Result<Account, String> {
+        let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b == b'_');
+        let good = first && name.len() <= 32 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'));
+        if good { Ok(Account::Named(name.to_string())) } else { Err(format!("{name:?} is not the name of an account")) }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Account::Own => "the gateway's own account",
+            Account::Named(name) => name,
+        })
+    }
+}
+
+/// A command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Call {
+    /// A path, or a name to be searched for.
+    pub program: OsString,
+    /// Its arguments, passed as they are.
+    pub args: Vec<OsString>,
+    /// Its environment beside PATH and LC_ALL=C; nothing else is passed on.
+    pub env: Vec<(String, OsString)>,
+    /// Its standard input.
+    pub stdin: Vec<u8>,
+    /// Then it is killed.
+    pub timeout_ms: u64,
+}
+
+impl Call {
+    /// With the usual time-out and an empty standard input.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Call { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), timeout_ms: COMMAND_TIMEOUT_MS }
+    }
+
+    /// One more argument.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// More arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// This on standard input.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+}
+
+/// A command that has ended by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Output {
+    /// None: killed by a signal.
+    pub code: Option<i32>,
+    /// As text; what is not UTF-8 is replaced.
+    pub stdout: String,
+    /// See `stdout`.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Exit code 0.
+    pub fn is_good(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// What it complained of, in one short line.
+    pub fn complaint(&self) -> String {
+        let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(COMPLAINT_CHARS_MAX).collect();
+        match (line.as_str(), self.code) {
+            ("", Some(code)) => format!("exit code {code}, without a word"),
+            ("", None) => "killed, without a word".to_string(),
+            (text, _) => text.to_string(),
+        }
+    }
+}
+
+/// Why a command's answer can't be had.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CallFailure {
+    /// It was never run: no such program, no process.
+    NotRun(String),
+    /// It was run, and said no.
+    Failed(String),
+    /// It was run, and what it did is not known: it took too long, was killed, or its answer can't be read.
+    Unknown(String),
+}
+
+impl fmt::Display for CallFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (CallFailure::NotRun(text) | CallFailure::Failed(text) | CallFailure::Unknown(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// Runs commands. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Hands;
+
+impl Hands {
+    /// Run a command to its end.
+    pub async fn run(&self, account: &Account, call: Call) -> Result<Output, CallFailure> {
+        let call = match account {
+            Account::Own => call,
+            Account::Named(name) => {
+                let Call { program, args, env, stdin, timeout_ms } = call;
+                let words = ["-n", "-u", name, "--", "env"].map(OsString::from).into_iter();
+                let env: Vec<OsString> = env.into_iter().map(|(n, v)| pair(&n, &v)).collect();
+                let args = words.chain(env).chain([program]).chain(args).collect();
+                Call { program: "sudo".into(), args, env: Vec::new(), stdin, timeout_ms }
+            }
+        };
+        run(call).await
+    }
+}
+
+fn pair(name: &str, value: &OsString) -> OsString {
+    let mut pair = OsString::from(name);
+    pair.push("=");
+    pair.push(value);
+    pair
+}
+
+async fn run(call: Call) -> Result<Output, CallFailure> {
+    let name = call.program.to_string_lossy().into_owned();
+    let mut command = Command::new(&call.program);
+    command.args(&call.args).env_clear().env("PATH", PATH).env("LC_ALL", "C").envs(call.env.iter().map(|(n, v)| (n, v)));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    let mut child = command.spawn().map_err(|e| CallFailure::NotRun(format!("{name} can't be run: {e}")))?;
+    let group = child.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // One that does not read to the end has its reasons; its exit says more.
+            let _ = stdin.write_all(&call.stdin).await;
+        }
+    };
+    let work = async { tokio::join!(write, read(stdout), read(stderr), child.wait()) };
+    let ended = timeout(Duration::from_millis(call.timeout_ms), work).await;
+    let (_, stdout, stderr, status) = match ended {
+        Ok(ended) => ended,
+        Err(_) => {
+            if let Some(group) = group {
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            }
+            return Err(CallFailure::Unknown(format!("{name} did not end within {} ms, and was killed", call.timeout_ms)));
+        }
+    };
+    let broken = |e: std::io::Error| CallFailure::Unknown(format!("{name}: its answer can't be read: {e}"));
+    let (stdout, stderr, status) = (stdout.map_err(broken)?, stderr.map_err(broken)?, status.map_err(broken)?);
+    Ok(Output { code: status.code(), stdout, stderr })
+}
+
+async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
+    let Some(from) = from else { return Ok(String::new()) };
+    let mut bytes = Vec::new();
+    from.take(COMMAND_OUTPUT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() > COMMAND_OUTPUT_BYTES_MAX {
+        return Err(std::io::Error::other(format!("more than {COMMAND_OUTPUT_BYTES_MAX} bytes")));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Call {
+        Call::new("sh").args(["-c", script])
+    }
+
+    #[tokio::test]
+    async fn a_command_says_how_it_ended_and_is_fed() {
+        let hands = Hands;
+        let out = hands.run(&Account::Own, sh("cat; echo oh >&2; exit 3").stdin("hi")).await.unwrap();
+        assert_eq!((Some(3), "hi", "oh\n", "oh"), (out.code, out.stdout.as_str(), out.stderr.as_str(), out.complaint().as_str()));
+        let out = hands.run(&Account::Own, sh("kill -9 $$")).await.unwrap();
+        assert_eq!((None, "killed, without a word"), (out.code, out.complaint().as_str()));
+        let out = hands.run(&Account::Own, Call::new("env")).await.unwrap();
+        assert_eq!(2, out.stdout.lines().count(), "{}", out.stdout);
+        assert!(matches!(hands.run(&Account::Own, Call::new("/nowhere/none")).await, Err(CallFailure::NotRun(_))));
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_killed_with_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("late");
+        let mut call = sh(&format!("(sleep 1; touch {}) & wait", file.display()));
+        call.timeout_ms = 200;
+        let began = std::time::Instant::now();
+        let failed = Hands.run(&Account::Own, call).await.unwrap_err();
+        assert!(matches!(&failed, CallFailure::Unknown(why) if why.contains("200 ms")), "{failed}");
+        assert!(began.elapsed() < Duration::from_millis(900));
+        tokio::time::sleep(Duration::from_millis(1_300)).await;
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn accounts_are_names_and_nothing_else() {
+        for bad in ["", "-u", "a b", "A", "1a", "a/b", "a;b", &"a".repeat(33)] {
+            assert!(Account::named(bad).is_err(), "{bad}");
+        }
+        assert!(["alice", "_grid", "grid-07"].iter().all(|good| Account::named(good).is_ok()));
+    }
+}
