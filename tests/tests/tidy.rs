@@ -14,6 +14,7 @@ const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
     ("gateway", "intergrid-gateway", &["intergrid-proto"]),
     ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-gateway", "intergrid-agent"]),
+    ("gateway/provision", "intergrid-provision", &["intergrid-proto"]),
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
     ("agent/sys", "intergrid-agent-sys", &[]),
     ("agent", "intergrid-agent", &["intergrid-proto", "intergrid-agent-sys"]),

@@ -1,0 +1,299 @@
+//! Budgets: a tree of caps, and what has been charged to each of its nodes.
+//!
+//! A machine is charged ahead for its lease, at the most that it can cost. What is charged to a node is therefore never less than what was spent, and a
+//! charge that would go above a cap of the node or of any node above it is refused before money is. Days and months are those of UTC; a charge that goes
+//! over midnight is charged to both days.
+
+use std::collections::BTreeMap;
+
+use time::OffsetDateTime;
+
+use crate::limits::DAYS_KEPT_MAX;
+use crate::market::Billing;
+use crate::money::{Money, Rate};
+
+const DAY_MS: u64 = 86_400_000;
+
+/// The caps of one node; None: no cap of this kind here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Caps {
+    /// What all machines together may cost in an hour.
+    pub hour: Option<Rate>,
+    /// What may be charged to one day.
+    pub day: Option<Money>,
+    /// What may be charged to one month.
+    pub month: Option<Money>,
+    /// What may be charged ever.
+    pub total: Option<Money>,
+}
+
+impl Caps {
+    fn any(&self) -> bool {
+        self.hour.is_some() || self.day.is_some() || self.month.is_some() || self.total.is_some()
+    }
+}
+
+/// A node of the tree.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Node {
+    /// `budget`, or an owner's name.
+    pub name: String,
+    /// Index of the node above; None: the root.
+    pub above: Option<usize>,
+    /// Its caps.
+    pub caps: Caps,
+    /// Rate of all machines that may exist.
+    rate: Rate,
+    /// Charged, by day (days since 1970).
+    days: BTreeMap<u64, Money>,
+    /// Charged to days that are no longer kept.
+    before: Money,
+}
+
+/// An amount that is charged, or given back.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Charge {
+    /// Added to the rate.
+    pub rate: Rate,
+    /// Added to days (days since 1970).
+    pub days: Vec<(u64, Money)>,
+}
+
+impl Charge {
+    /// A lease from one time to another (ms since 1970). An hour that is billed as a whole belongs to the day in which it begins.
+    pub fn lease(rate: Rate, billing: Billing, from_ms: u64, until_ms: u64) -> Vec<(u64, Money)> {
+        let mut days = Vec::new();
+        let mut at = from_ms;
+        while at < until_ms {
+            let day = at / DAY_MS;
+            let end = match billing {
+                Billing::Hour => (at + 3_600_000).min(until_ms),
+                Billing::Second { .. } => ((day + 1) * DAY_MS).min(until_ms),
+            };
+            days.push((day, rate.over(end - at)));
+            at = end;
+        }
+        days
+    }
+
+    /// All of it.
+    pub fn money(&self) -> Money {
+        self.days.iter().fold(Money(0), |sum, (_, m)| sum.plus(*m))
+    }
+}
+
+/// A cap that a charge would break.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Over {
+    /// Which: `budget rate`, `budget of the day`, ...; with the node's name where it is not the root.
+    pub limit: String,
+    /// In the catalogue's currency, as people write it: what would be charged, and the cap.
+    pub evidence: String,
+}
+
+/// The tree.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Budget {
+    nodes: Vec<Node>,
+}
+
+fn month(day: u64) -> (i32, u8) {
+    let at = i64::try_from(day.saturating_mul(86_400)).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
+    at.map_or((0, 0), |t| (t.year(), u8::from(t.month())))
+}
+
+impl Budget {
+    /// A tree of a root and owners directly or indirectly below it: name, name of the node above, caps. Errors: a name twice, or a node above that is not
+    /// there before it.
+    pub fn new(root: Caps, owners: &[(String, Option<String>, Caps)]) -> Result<Budget, String> {
+        let mut nodes = vec![Node { name: "budget".into(), caps: root, ..Node::default() }];
+        for (name, above, caps) in owners {
+            if nodes.iter().any(|n| n.name == *name) {
+                return Err(format!("budget of `{name}`: there are two"));
+            }
+            let above = match above {
+                None => 0,
+                Some(a) => {
+                    nodes.iter().position(|n| n.name == *a).ok_or(format!("budget of `{name}`: it is below `{a}`, and there is none before it"))?
+                }
+            };
+            nodes.push(Node { name: name.clone(), above: Some(above), caps: *caps, ..Node::default() });
+        }
+        Ok(Budget { nodes })
+    }
+
+    /// Keep what was charged, under new caps: by name; what was charged to an owner who is no longer named stays charged above him.
+    pub fn recapped(&self, mut caps: Budget) -> Budget {
+        for node in &mut caps.nodes {
+            if let Some(old) = self.nodes.iter().find(|n| n.name == node.name) {
+                (node.rate, node.days, node.before) = (old.rate, old.days.clone(), old.before);
+            }
+        }
+        caps
+    }
+
+    /// The node that pays for an owner: his own, or the root.
+    pub fn node_of(&self, owner: &str) -> usize {
+        self.nodes.iter().position(|n| n.name == owner).unwrap_or(0)
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    fn path(&self, node: usize) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(node.min(self.nodes.len().saturating_sub(1))), |n| self.nodes.get(*n).and_then(|n| n.above))
+    }
+
+    /// May this be charged to a node? Without a cap on the way to the root, nothing may.
+    pub fn allows(&self, node: usize, charge: &Charge) -> Result<(), Over> {
+        if !self.path(node).any(|n| self.nodes[n].caps.any()) {
+            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into() });
+        }
+        for at in self.path(node) {
+            self.nodes[at].allows(charge)?;
+        }
+        Ok(())
+    }
+
+    /// Charge it, to the node and all above it.
+    pub fn charge(&mut self, node: usize, charge: &Charge) {
+        let path: Vec<usize> = self.path(node).collect();
+        for at in path {
+            let node = &mut self.nodes[at];
+            node.rate = node.rate.plus(charge.rate);
+            for (day, money) in &charge.days {
+                let sum = node.days.entry(*day).or_default();
+                *sum = sum.plus(*money);
+            }
+            while node.days.len() > DAYS_KEPT_MAX {
+                node.before = node.before.plus(node.days.pop_first().map_or(Money(0), |(_, m)| m));
+            }
+        }
+    }
+
+    /// Give back what was charged and not used.
+    pub fn refund(&mut self, node: usize, charge: &Charge) {
+        let path: Vec<usize> = self.path(node).collect();
+        for at in path {
+            let node = &mut self.nodes[at];
+            node.rate = Rate(node.rate.0.saturating_sub(charge.rate.0));
+            for (day, money) in &charge.days {
+                match node.days.get_mut(day) {
+                    Some(sum) => *sum = sum.less(*money),
+                    None => node.before = node.before.less(*money),
+                }
+            }
+        }
+    }
+
+    /// How near a node's path is to its caps of the hour: the largest (used, cap).
+    pub fn rate_used(&self, node: usize) -> Option<(Rate, Rate)> {
+        let used = self.path(node).filter_map(|n| self.nodes[n].caps.hour.map(|cap| (self.nodes[n].rate, cap)));
+        used.max_by(|a, b| (u128::from(a.0.0) * u128::from(b.1.0)).cmp(&(u128::from(b.0.0) * u128::from(a.1.0))))
+    }
+}
+
+impl Node {
+    /// Rate of all machines that may exist.
+    pub fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// Charged to a day (days since 1970).
+    pub fn of_day(&self, day: u64) -> Money {
+        self.days.get(&day).copied().unwrap_or_default()
+    }
+
+    /// Charged to a day's month.
+    pub fn of_month(&self, day: u64) -> Money {
+        let this = month(day);
+        self.days.iter().filter(|(d, _)| month(**d) == this).fold(Money(0), |sum, (_, m)| sum.plus(*m))
+    }
+
+    /// Charged ever.
+    pub fn total(&self) -> Money {
+        self.days.values().fold(self.before, |sum, m| sum.plus(*m))
+    }
+
+    fn allows(&self, charge: &Charge) -> Result<(), Over> {
+        let over = |what: &str, would: String, cap: String| {
+            let of = if self.above.is_none() { String::new() } else { format!(" of {}", self.name) };
+            Err(Over { limit: format!("budget {what}{of}"), evidence: format!("{would} would be charged, the cap is {cap}") })
+        };
+        if let Some(cap) = self.caps.hour.filter(|cap| charge.rate.0 > 0 && self.rate.plus(charge.rate) > *cap) {
+            return over("rate", format!("{} per hour", self.rate.plus(charge.rate)), format!("{cap} per hour"));
+        }
+        let mut by_month: BTreeMap<(i32, u8), (u64, Money)> = BTreeMap::new();
+        let mut by_day: BTreeMap<u64, Money> = BTreeMap::new();
+        for (day, money) in &charge.days {
+            let sum = by_day.entry(*day).or_default();
+            *sum = sum.plus(*money);
+            let of_month = by_month.entry(month(*day)).or_insert((*day, Money(0)));
+            of_month.1 = of_month.1.plus(*money);
+        }
+        for (day, money) in by_day {
+            let would = self.of_day(day).plus(money);
+            if let Some(cap) = self.caps.day.filter(|cap| would > *cap) {
+                return over("of the day", would.to_string(), cap.to_string());
+            }
+        }
+        for (day, money) in by_month.values() {
+            let would = self.of_month(*day).plus(*money);
+            if let Some(cap) = self.caps.month.filter(|cap| would > *cap) {
+                return over("of the month", would.to_string(), cap.to_string());
+            }
+        }
+        let would = self.total().plus(charge.money());
+        match self.caps.total.filter(|cap| would > *cap) {
+            Some(cap) => over("in all", would.to_string(), cap.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caps(hour: u64, day: u64) -> Caps {
+        Caps { hour: Some(Rate(hour)), day: Some(Money(day)), ..Caps::default() }
+    }
+
+    #[test]
+    fn a_charge_counts_at_every_node_above() {
+        let owners = [("lab".into(), None, caps(50, 1_000)), ("alice".into(), Some("lab".into()), Caps::default())];
+        let mut budget = Budget::new(caps(100, 60), &owners).unwrap();
+        let alice = budget.node_of("alice");
+        let charge = Charge { rate: Rate(40), days: vec![(3, Money(40))] };
+        assert_eq!(Ok(()), budget.allows(alice, &charge));
+        budget.charge(alice, &charge);
+        assert_eq!("budget rate of lab", budget.allows(alice, &charge).unwrap_err().limit);
+        let cheap = Charge { rate: Rate(1), days: vec![(3, Money(21))] };
+        assert_eq!("budget of the day", budget.allows(alice, &cheap).unwrap_err().limit);
+        assert_eq!(Ok(()), budget.allows(alice, &Charge { days: vec![(4, Money(21))], ..cheap }));
+        budget.refund(alice, &charge);
+        assert!(budget.nodes().iter().all(|n| n.total() == Money(0) && n.rate() == Rate(0)));
+        assert_eq!("no budget", Budget::new(Caps::default(), &[]).unwrap().allows(0, &charge).unwrap_err().limit);
+    }
+
+    #[test]
+    fn a_lease_over_midnight_is_charged_to_both_days() {
+        let second = Billing::Second { min_s: 60 };
+        assert_eq!(vec![(0, Money(50)), (1, Money(150))], Charge::lease(Rate(100), second, DAY_MS - 1_800_000, DAY_MS + 5_400_000));
+        assert_eq!(vec![(0, Money(100))], Charge::lease(Rate(100), Billing::Hour, DAY_MS - 1_800_000, DAY_MS + 1_800_000));
+        assert_eq!((2024, 2), month(19_782));
+        assert_eq!((2024, 3), month(19_783));
+    }
+
+    #[test]
+    fn old_days_stay_charged() {
+        let mut budget = Budget::new(Caps { total: Some(Money(1_000)), ..Caps::default() }, &[]).unwrap();
+        for day in 0..200 {
+            budget.charge(0, &Charge { rate: Rate(0), days: vec![(day, Money(5))] });
+        }
+        assert_eq!(Money(1_000), budget.nodes()[0].total());
+        assert_eq!("budget in all", budget.allows(0, &Charge { rate: Rate(0), days: vec![(200, Money(1))] }).unwrap_err().limit);
+    }
+}

@@ -1,0 +1,492 @@
+//! The provisioner's state, what it is told, and what it wants done. Time is ms since 1970, and never goes back here: a clock that does is waited for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::budget::{Budget, Charge};
+use crate::limits::*;
+use crate::machine::{Machine, Stage, Why};
+use crate::market::{Billing, Catalogue, OfferKey, Price};
+use crate::pack::Demand;
+use crate::records::{Record, State, apply};
+use crate::round::Round;
+
+/// What the configuration says, beside the catalogue and the budget.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Slots of all machines, at most.
+    pub slots_max: u64,
+    /// Machines, at most.
+    pub machines_max: u32,
+    /// Machines on their way, at most.
+    pub booting_max: u32,
+    /// A machine without work for so long is drained (billed by the second) or marked (by the hour).
+    pub idle_ms: u64,
+    /// A machine whose agent does not come, or stays away, for so long is ended.
+    pub away_ms: u64,
+}
+
+/// What came of a call that launches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The provider's name for it.
+    Launched(String),
+    /// It is certain that nothing was launched.
+    Refused(Refused, String),
+    /// No answer, or one that says nothing: it may have been launched.
+    Unknown,
+}
+
+/// Why a launch was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// No capacity of this offer.
+    Capacity,
+    /// The account's limit for this type of machine.
+    Limit,
+    /// Nothing can be launched: credentials, a bad image, the configuration.
+    Provider,
+    /// Asked too often: nothing is wrong with it.
+    Throttled,
+    /// What the token launched is gone already.
+    TokenSpent,
+}
+
+/// A machine that bears our tag, as the provider lists it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The provider's name for it.
+    pub id: String,
+    /// The number in its tag; None: not readable.
+    pub number: Option<u64>,
+    /// How it is.
+    pub state: SeenState,
+}
+
+/// How a provider sees a machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SeenState {
+    /// It exists, and costs.
+    Exists,
+    /// It goes, and no longer costs.
+    Ending,
+    /// It is gone.
+    Ended,
+}
+
+/// What may happen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// Tasks that wait and have nowhere to go, all of them; those of another time are forgotten.
+    Demand(Vec<Demand>),
+    /// A launch call has ended.
+    Answered(u64, Outcome),
+    /// A terminate call has ended: how the machine is now, if that was said.
+    Terminated(u64, Option<SeenState>),
+    /// All machines that bear our tag, as of a look that began then; None: the look failed.
+    Listed(u64, Option<Vec<Seen>>),
+    /// Its agent is there.
+    Attached(u64),
+    /// Its agent is away.
+    Detached(u64),
+    /// Slots with work.
+    Busy(u64, u64),
+    /// It is drained: no work is there, and none will come.
+    Drained(u64),
+    /// The provider takes it back soon.
+    Interrupted(u64),
+    /// An administrator wants it ended.
+    End(u64),
+    /// Other prices, types or offers.
+    Catalogue(Catalogue),
+    /// Other caps.
+    Budget(Budget),
+    /// Other settings.
+    Settings(Settings),
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done, after the records of the same step are durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Launch a machine; the number is the idempotency token and the tag. An `Answered` follows, in bounded time.
+    Launch {
+        /// Its number.
+        number: u64,
+        /// What.
+        offer: OfferKey,
+        /// Its price, the bid among it.
+        price: Price,
+    },
+    /// End a machine. A `Terminated` follows.
+    Terminate {
+        /// Its number.
+        number: u64,
+        /// The provider's name for it.
+        id: String,
+    },
+    /// End a machine of ours that nobody knows. Nothing follows but the next look.
+    TerminateStranger(String),
+    /// Place no more work there; say `Drained` when none is left.
+    Drain(u64, Why),
+    /// Work may be placed there again.
+    Undrain(u64),
+    /// List all machines that bear our tag. A `Listed` follows, in bounded time.
+    Look,
+}
+
+/// The provisioner.
+#[derive(Clone, Debug)]
+pub struct Provisioner {
+    pub(crate) settings: Settings,
+    pub(crate) catalogue: Catalogue,
+    pub(crate) state: State,
+    pub(crate) now: u64,
+    /// Until when an offer is left alone, and how often in a row.
+    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32)>,
+    pub(crate) blocked: Option<(u64, String)>,
+    pub(crate) latest: Round,
+    strangers: BTreeMap<String, u32>,
+    looking: bool,
+    look_ms: u64,
+    records: Vec<Record>,
+    actions: Vec<Action>,
+}
+
+impl Provisioner {
+    /// A new one.
+    pub fn new(settings: Settings, catalogue: Catalogue, budget: Budget) -> Provisioner {
+        let state = State { budget, next: 1, ..State::default() };
+        Provisioner {
+            settings,
+            catalogue,
+            state,
+            now: 0,
+            back_off: BTreeMap::new(),
+            blocked: None,
+            latest: Round::default(),
+            strangers: BTreeMap::new(),
+            looking: false,
+            look_ms: 0,
+            records: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// One that goes on from what was committed. Every call that may have been made is taken to have been made.
+    pub fn resume(settings: Settings, catalogue: Catalogue, budget: Budget, records: impl IntoIterator<Item = Record>, now: u64) -> Provisioner {
+        let mut p = Provisioner::new(settings, catalogue, budget);
+        records.into_iter().for_each(|r| apply(&mut p.state, &r));
+        p.now = now;
+        for m in p.state.machines.values_mut() {
+            (m.called, m.calls) = (true, 1);
+            (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
+        }
+        p
+    }
+
+    /// Something happened.
+    pub fn step(&mut self, input: Input, now: u64) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Demand(demand) => self.round(demand),
+            Input::Answered(number, outcome) => self.answered(number, outcome),
+            Input::Terminated(number, state) => self.seen_as(number, state.unwrap_or(SeenState::Exists)),
+            Input::Listed(began_ms, seen) => self.listed(began_ms, seen),
+            Input::Attached(number) => self.with(number, |m, now| (m.attached, m.idle_ms, m.missed, m.word_ms) = (true, now, 0, now)),
+            Input::Detached(number) => self.with(number, |m, now| (m.attached, m.away_ms, m.word_ms) = (false, now, now)),
+            Input::Busy(number, slots) => self.with(number, |m, now| {
+                if slots == 0 && m.busy > 0 {
+                    m.idle_ms = now;
+                }
+                m.busy = slots;
+                m.marked &= slots == 0;
+            }),
+            Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
+            Input::Interrupted(number) => self.drain(number, Why::Interrupted),
+            Input::End(number) => self.end(number, Why::Ordered),
+            Input::Catalogue(catalogue) => {
+                self.catalogue = catalogue;
+                for m in self.state.machines.values_mut() {
+                    m.rate_max = m.rate_max.max(self.catalogue.price(&m.offer).map_or(m.price.ceiling, |p| p.rate));
+                }
+            }
+            Input::Budget(budget) => self.state.budget = self.state.budget.recapped(budget),
+            Input::Settings(settings) => self.settings = settings,
+            Input::Tick => {}
+        }
+        self.due();
+    }
+
+    /// What is to be committed, and what is to be done after that.
+    pub fn take(&mut self) -> (Vec<Record>, Vec<Action>) {
+        (std::mem::take(&mut self.records), std::mem::take(&mut self.actions))
+    }
+
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.state.machines.values()
+    }
+
+    /// All budgets.
+    pub fn budget(&self) -> &Budget {
+        &self.state.budget
+    }
+
+    /// What the latest round came to.
+    pub fn latest(&self) -> &Round {
+        &self.latest
+    }
+
+    pub(crate) fn record(&mut self, record: Record) {
+        apply(&mut self.state, &record);
+        self.records.push(record);
+    }
+
+    fn with(&mut self, number: u64, change: impl FnOnce(&mut Machine, u64)) {
+        let now = self.now;
+        if let Some(m) = self.state.machines.get_mut(&number) {
+            change(m, now);
+        }
+    }
+
+    fn drain(&mut self, number: u64, why: Why) {
+        let Some(m) = self.state.machines.get_mut(&number).filter(|m| m.may_exist() && m.draining != Some(why)) else { return };
+        m.draining = Some(why);
+        m.drained = false;
+        self.actions.push(Action::Drain(number, why));
+    }
+
+    pub(crate) fn undrain(&mut self, number: u64) {
+        let Some(m) = self.state.machines.get_mut(&number) else { return };
+        (m.draining, m.drained) = (None, false);
+        self.actions.push(Action::Undrain(number));
+    }
+
+    fn end(&mut self, number: u64, why: Why) {
+        if self.state.machines.get(&number).is_some_and(|m| m.may_exist() && m.ending.is_none()) {
+            self.record(Record::Ending { number, why });
+        }
+    }
+
+    fn gone(&mut self, number: u64, never: bool) {
+        let m = self.state.machines.get(&number);
+        if m.is_some_and(|m| m.may_exist()) {
+            self.record(Record::Gone { number, at_ms: self.now, never });
+        }
+    }
+
+    fn answered(&mut self, number: u64, outcome: Outcome) {
+        let now = self.now;
+        let Some(m) = self.state.machines.get_mut(&number).filter(|m| m.may_exist()) else {
+            // Its absence was believed, and yet it came.
+            if let Outcome::Launched(id) = outcome {
+                self.actions.push(Action::TerminateStranger(id));
+            }
+            return;
+        };
+        (m.in_flight, m.word_ms, m.missed) = (false, now, 0);
+        let offer = m.offer.clone();
+        match outcome {
+            Outcome::Launched(id) => self.named(number, id),
+            Outcome::Unknown => m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls),
+            // A call before this one may have launched it after all.
+            Outcome::Refused(Refused::Throttled, _) => m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls),
+            Outcome::Refused(Refused::TokenSpent, _) => self.gone(number, false),
+            Outcome::Refused(refused, text) => {
+                if m.calls > 1 || m.stage == Stage::Named {
+                    m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls);
+                    self.end(number, Why::Surplus);
+                } else {
+                    self.gone(number, true);
+                }
+                self.refused(&offer, refused, text);
+            }
+        }
+    }
+
+    fn named(&mut self, number: u64, id: String) {
+        let Some(m) = self.state.machines.get(&number) else { return };
+        if m.id.is_empty() {
+            self.record(Record::Named { number, id });
+            self.with(number, |m, now| m.away_ms = now);
+        } else if m.id != id {
+            self.actions.push(Action::TerminateStranger(id));
+        }
+    }
+
+    fn refused(&mut self, offer: &OfferKey, refused: Refused, text: String) {
+        let again = |(_, times): (u64, u32)| (self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times + 1), times + 1);
+        match refused {
+            Refused::Capacity => {
+                let next = again(self.back_off.get(offer).copied().unwrap_or_default());
+                self.back_off.insert(offer.clone(), next);
+            }
+            Refused::Limit => {
+                let of_type: Vec<OfferKey> =
+                    self.catalogue.offers.iter().map(|o| &o.key).filter(|k| k.machine == offer.machine && k.spot == offer.spot).cloned().collect();
+                let next = again(self.back_off.get(offer).copied().unwrap_or_default());
+                of_type.into_iter().for_each(|key| _ = self.back_off.insert(key, next));
+            }
+            Refused::Provider => self.blocked = Some((self.now + BLOCKED_MS, text)),
+            Refused::Throttled | Refused::TokenSpent => {}
+        }
+    }
+
+    /// The provider says how a machine is.
+    fn seen_as(&mut self, number: u64, state: SeenState) {
+        match state {
+            SeenState::Exists => self.with(number, |m, now| (m.missed, m.word_ms) = (0, now)),
+            // It costs no more; that its tasks have stopped is for the provider's end to say, and for the pool to wait for.
+            SeenState::Ending | SeenState::Ended => self.gone(number, false),
+        }
+    }
+
+    fn listed(&mut self, began_ms: u64, seen: Option<Vec<Seen>>) {
+        (self.looking, self.look_ms) = (false, self.now);
+        let Some(seen) = seen else { return };
+        let mut met = BTreeSet::new();
+        let mut strangers = BTreeMap::new();
+        for s in seen {
+            let m = s.number.and_then(|n| self.state.machines.get(&n)).filter(|m| m.may_exist());
+            match m {
+                Some(m) if m.id.is_empty() && s.state == SeenState::Exists => {
+                    let number = m.number;
+                    met.insert(number);
+                    self.back_off.remove(&self.state.machines[&number].offer.clone());
+                    self.named(number, s.id);
+                    self.seen_as(number, s.state);
+                }
+                Some(m) if m.id == s.id => {
+                    met.insert(m.number);
+                    self.seen_as(m.number, s.state);
+                }
+                _ if s.state == SeenState::Exists => {
+                    let looks = self.strangers.get(&s.id).copied().unwrap_or(0) + 1;
+                    if looks >= STRANGER_LOOKS {
+                        self.actions.push(Action::TerminateStranger(s.id.clone()));
+                    }
+                    strangers.insert(s.id, looks);
+                }
+                _ => {}
+            }
+        }
+        self.strangers = strangers;
+        let now = self.now;
+        let mut absent = Vec::new();
+        for m in self.state.machines.values_mut().filter(|m| m.may_exist() && !met.contains(&m.number)) {
+            // What is still asked for is not missed; nor is what was heard of after the look began.
+            let may_miss = m.called && !m.in_flight && !m.attached && m.word_ms <= began_ms && (m.stage == Stage::Named || m.ending.is_some());
+            m.missed = if may_miss { m.missed + 1 } else { 0 };
+            if m.missed >= ABSENT_LOOKS && now >= m.word_ms + ABSENT_MS {
+                absent.push(m.number);
+            }
+        }
+        absent.into_iter().for_each(|number| self.gone(number, false));
+    }
+
+    /// All that time makes due.
+    fn due(&mut self) {
+        let numbers: Vec<u64> = self.state.machines.keys().copied().collect();
+        let mut calls = self.state.machines.values().filter(|m| m.in_flight).count();
+        for number in numbers {
+            self.due_of(number);
+            let now = self.now;
+            let Some(m) = self.state.machines.get_mut(&number).filter(|m| m.may_exist()) else { continue };
+            match m.stage {
+                Stage::Asked if m.ending.is_some() && !m.called => self.gone(number, true),
+                Stage::Asked if m.ending.is_none() && !m.in_flight && now >= m.call_ms && calls < CALLS_MAX => {
+                    (m.called, m.in_flight, m.calls) = (true, true, m.calls + 1);
+                    let (offer, price) = (m.offer.clone(), m.price);
+                    calls += 1;
+                    self.actions.push(Action::Launch { number, offer, price });
+                }
+                Stage::Named if m.ending.is_some() && now >= m.terminate_ms => {
+                    m.terminate_ms = now + TERMINATE_AGAIN_MS;
+                    let id = m.id.clone();
+                    self.actions.push(Action::Terminate { number, id });
+                }
+                _ => {}
+            }
+        }
+        let certain =
+            self.strangers.is_empty() && self.state.machines.values().all(|m| m.stage == Stage::Ended || (m.attached && m.ending.is_none()));
+        if !self.looking && self.now >= self.look_ms + if certain { 2 * LOOK_MS } else { LOOK_MS } {
+            self.looking = true;
+            self.actions.push(Action::Look);
+        }
+    }
+
+    /// What is due of a machine: to be drained, to be ended, to be paid for.
+    fn due_of(&mut self, number: u64) {
+        let now = self.now;
+        let (idle_ms, away_ms) = (self.settings.idle_ms, self.settings.away_ms);
+        let Some(m) = self.state.machines.get_mut(&number) else { return };
+        if m.stage == Stage::Ended {
+            if now >= m.paid_ms {
+                self.record(Record::Forgotten { number });
+            }
+            return;
+        }
+        if m.ending.is_none() {
+            let is_idle = m.attached && m.busy == 0 && !m.wanted && now >= m.idle_ms + idle_ms;
+            let hourly = m.price.billing == Billing::Hour;
+            m.marked = is_idle && hourly;
+            if m.attached && m.drained {
+                let why = m.draining.unwrap_or(Why::Idle);
+                self.end(number, why);
+            } else if !m.attached && m.stage == Stage::Named && now >= m.away_ms + away_ms {
+                self.end(number, Why::Away);
+            } else if !m.attached && !m.wanted && m.useless >= SURPLUS_ROUNDS && !hourly && m.busy == 0 {
+                self.end(number, Why::Surplus);
+            } else if is_idle && !hourly && m.draining.is_none() {
+                self.drain(number, Why::Idle);
+            }
+        }
+        self.lease(number);
+    }
+
+    /// Pay for more of a machine's time, or let it go.
+    fn lease(&mut self, number: u64) {
+        let Some(m) = self.state.machines.get(&number) else { return };
+        let (now, paid_ms) = (self.now, m.paid_ms);
+        if m.ending.is_some() {
+            // It was told to go, and still costs.
+            if now >= paid_ms {
+                let step_ms = if m.price.billing == Billing::Hour { m.price.billing.next_ms() } else { OVERRUN_MS };
+                let (rate_max, steps) = (m.rate_max, (now - paid_ms) / step_ms + 1);
+                self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms: paid_ms + steps * step_ms });
+            }
+            return;
+        }
+        if now + LEASE_LEAD_MS < paid_ms {
+            return;
+        }
+        let let_go = m.attached && m.busy == 0 && !m.wanted && m.price.billing == Billing::Hour;
+        let next_ms = paid_ms.max(now) + m.price.billing.next_ms();
+        let node = self.state.budget.node_of(&m.owner);
+        let charge = Charge { days: m.charge(paid_ms, next_ms), ..Charge::default() };
+        let may_stay = !let_go && !matches!(m.draining, Some(Why::Interrupted)) && self.state.budget.allows(node, &charge).is_ok();
+        if may_stay {
+            let (rate_max, budget_drained) = (m.rate_max, m.draining == Some(Why::Budget));
+            self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms: next_ms });
+            let rate = self.catalogue.price(&self.state.machines[&number].offer).map(|p| p.rate);
+            self.with(number, |m, _| m.rate_max = rate.unwrap_or(m.price.ceiling).min(m.price.ceiling));
+            if budget_drained {
+                self.undrain(number);
+            }
+            return;
+        }
+        let why = if let_go { Why::Idle } else { m.draining.unwrap_or(Why::Budget) };
+        if now + STOP_LEAD_MS >= paid_ms {
+            self.end(number, why);
+        } else if m.draining.is_none() {
+            self.drain(number, why);
+        }
+    }
+}
+
+/// `min`, doubled with each time, up to `max`.
+fn back_off(min: u64, max: u64, times: u32) -> u64 {
+    min.checked_shl(times.saturating_sub(1)).unwrap_or(max).min(max)
+}

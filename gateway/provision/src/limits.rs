@@ -1,0 +1,44 @@
+//! Every bound of the provisioner, in one place.
+
+/// A lease of a machine that is billed by the second: so much is charged ahead.
+pub const LEASE_MS: u64 = 10 * 60_000;
+/// A machine that can't be paid for any longer, or is not wanted for another hour, takes no new work so long before its lease ends.
+pub const LEASE_LEAD_MS: u64 = 5 * 60_000;
+/// It is ended so long before its lease ends, whatever it does: a provider needs time to stop it.
+pub const STOP_LEAD_MS: u64 = 2 * 60_000;
+/// How far a lease that ran out is extended, when the machine has been told to end and has not.
+pub const OVERRUN_MS: u64 = 60_000;
+/// Launch calls in flight.
+pub const CALLS_MAX: usize = 8;
+/// Machines that one round may add.
+pub const ROUND_MACHINES_MAX: u32 = 100;
+/// A third of the need that is unmet is asked for in a round (glideinWMS, ramp_up_attenuation).
+pub const RAMP_ATTENUATION: u64 = 3;
+/// A soft limit is near at this part of its hard limit: four fifths.
+pub const NEAR: (u64, u64) = (4, 5);
+/// A call whose outcome is unknown is repeated after so long, with the same token, twice as long each time ...
+pub const REPEAT_MIN_MS: u64 = 2_000;
+/// ... up to this.
+pub const REPEAT_MAX_MS: u64 = 60_000;
+/// An offer is left alone for so long after the provider had no capacity, twice as long each time ...
+pub const BACK_OFF_MIN_MS: u64 = 60_000;
+/// ... up to this.
+pub const BACK_OFF_MAX_MS: u64 = 30 * 60_000;
+/// A provider that refuses for a reason that concerns all offers (credentials, a bad image) is left alone for so long.
+pub const BLOCKED_MS: u64 = 5 * 60_000;
+/// Looks that must all miss a machine before its absence is believed ...
+pub const ABSENT_LOOKS: u32 = 5;
+/// ... over at least so long, after the last word of it: listings lag behind.
+pub const ABSENT_MS: u64 = 5 * 60_000;
+/// Looks that must all see a machine that no intent knows before it is ended.
+pub const STRANGER_LOOKS: u32 = 2;
+/// Between two looks while anything is uncertain; the double while nothing is.
+pub const LOOK_MS: u64 = 30_000;
+/// A terminate call is repeated after so long.
+pub const TERMINATE_AGAIN_MS: u64 = 15_000;
+/// Rounds in which a booting machine must be of no use before it is given up.
+pub const SURPLUS_ROUNDS: u32 = 5;
+/// Days of which a budget keeps what was charged, one by one.
+pub const DAYS_KEPT_MAX: usize = 70;
+/// Reasons that are kept of one round.
+pub const UNMET_MAX: usize = 64;

@@ -1,0 +1,138 @@
+//! One machine, from the intent to rent it until its end is certain.
+
+use std::fmt;
+
+use crate::budget::Charge;
+use crate::market::{MachineType, OfferKey, Price};
+use crate::money::Rate;
+
+/// How far a machine has come, as far as is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// It is to be rented. The call has not been made, or is on its way, or nobody knows what came of it.
+    Asked,
+    /// The provider has named it.
+    Named,
+    /// It is gone, and its hour is still paid for.
+    Ended,
+}
+
+/// Why a machine is to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// Nothing to do.
+    Idle,
+    /// A cap forbids its next lease.
+    Budget,
+    /// Its agent did not come in time, or stayed away for too long.
+    Away,
+    /// The provider takes it back.
+    Interrupted,
+    /// What it was rented for has gone elsewhere before it was there.
+    Surplus,
+    /// Somebody said so.
+    Ordered,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Why::Idle => "it has nothing to do",
+            Why::Budget => "the budget does not pay for more of its time",
+            Why::Away => "its agent is away",
+            Why::Interrupted => "the provider takes it back",
+            Why::Surplus => "it was not there yet when its work was done elsewhere",
+            Why::Ordered => "an administrator ended it",
+        })
+    }
+}
+
+/// A machine. The first part is durable, the second is found again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Machine {
+    /// Of the intent: ascends, never given twice; the idempotency token and the tag of the launch.
+    pub number: u64,
+    /// What was rented.
+    pub offer: OfferKey,
+    /// Its size.
+    pub kind: MachineType,
+    /// Who pays: a node's name.
+    pub owner: String,
+    /// As of the launch.
+    pub price: Price,
+    /// How far it is.
+    pub stage: Stage,
+    /// The provider's name for it; empty: not known.
+    pub id: String,
+    /// It is to be ended now, whatever it does.
+    pub ending: Option<Why>,
+    /// When the intent was made: ms since 1970.
+    pub since_ms: u64,
+    /// Charged at the most it can cost from then (before: at the dearest that it did cost) ...
+    pub settled_ms: u64,
+    /// ... until then.
+    pub paid_ms: u64,
+
+    /// Was a call made, in this process or before it?
+    pub(crate) called: bool,
+    pub(crate) in_flight: bool,
+    pub(crate) calls: u32,
+    pub(crate) call_ms: u64,
+    pub(crate) attached: bool,
+    /// Waits for its agent since then.
+    pub(crate) away_ms: u64,
+    pub(crate) busy: u64,
+    pub(crate) idle_ms: u64,
+    /// Idle, and kept to the end of its hour only.
+    pub(crate) marked: bool,
+    pub(crate) draining: Option<Why>,
+    pub(crate) drained: bool,
+    /// The latest round had work for it.
+    pub(crate) wanted: bool,
+    /// Rounds that had none.
+    pub(crate) useless: u32,
+    pub(crate) missed: u32,
+    /// Of the provider, or of its agent.
+    pub(crate) word_ms: u64,
+    pub(crate) terminate_ms: u64,
+    /// The dearest since then.
+    pub(crate) rate_max: Rate,
+}
+
+impl Machine {
+    /// What is charged from one time to another, at the most it can cost.
+    pub(crate) fn charge(&self, from_ms: u64, until_ms: u64) -> Vec<(u64, crate::Money)> {
+        Charge::lease(self.price.ceiling, self.price.billing, from_ms, until_ms)
+    }
+
+    /// May it exist, and cost?
+    pub fn may_exist(&self) -> bool {
+        self.stage != Stage::Ended
+    }
+
+    /// Is it on its way?
+    pub fn is_booting(&self) -> bool {
+        self.may_exist() && self.ending.is_none() && !self.attached
+    }
+
+    /// Slots without work, now or when it is there.
+    pub(crate) fn free(&self) -> u64 {
+        let may_take = self.may_exist() && self.ending.is_none() && self.draining.is_none_or(|why| why == Why::Idle) && !self.drained;
+        if may_take { u64::from(self.kind.slots).saturating_sub(self.busy) } else { 0 }
+    }
+
+    /// In one clause, for people.
+    pub fn state(&self) -> String {
+        match (self.stage, self.ending.or(self.draining)) {
+            (Stage::Ended, _) => "ended; its hour is paid for".into(),
+            (Stage::Asked, None) if !self.called || self.in_flight => "asked for".into(),
+            (Stage::Asked, _) => "not known whether it exists".into(),
+            (_, Some(why)) if self.ending.is_some() => format!("ending: {why}"),
+            (_, Some(why)) => format!("takes no new work: {why}"),
+            (_, None) if !self.attached => "booting".into(),
+            (_, None) if self.marked => "idle, kept to the end of its hour".into(),
+            (_, None) if self.busy == 0 => "idle".into(),
+            (_, None) => "working".into(),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What can be rented: types of machines, where, how, and for how much. The catalogue may change while machines run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use intergrid_proto::share::{Shape, cost};
+
+use crate::limits::LEASE_MS;
+use crate::money::Rate;
+
+/// A type of machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MachineType {
+    /// Slots of one machine.
+    pub slots: u32,
+    /// Bytes of one machine.
+    pub memory_bytes: u64,
+    /// As `uname -m`.
+    pub architecture: String,
+    /// Machines of this type that may exist at a time, whatever the budget says; None: no such limit.
+    pub machines_max: Option<u32>,
+}
+
+impl MachineType {
+    /// Slots that a task takes here; None: it never fits.
+    pub fn cost(&self, shape: &Shape) -> Option<u64> {
+        let fits = shape.slots <= self.slots && shape.memory_bytes <= self.memory_bytes;
+        fits.then(|| cost(shape, self.slots, self.memory_bytes))
+    }
+}
+
+/// How time is billed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Billing {
+    /// By the second, and at least so many.
+    Second {
+        /// Seconds.
+        min_s: u32,
+    },
+    /// By the hour that has begun, counted from the launch.
+    Hour,
+}
+
+impl Billing {
+    /// What is charged ahead at a launch: milliseconds.
+    pub fn first_ms(self) -> u64 {
+        match self {
+            Billing::Second { min_s } => LEASE_MS.max(u64::from(min_s) * 1_000),
+            Billing::Hour => 3_600_000,
+        }
+    }
+
+    /// What is charged ahead each further time: milliseconds.
+    pub fn next_ms(self) -> u64 {
+        match self {
+            Billing::Second { .. } => LEASE_MS,
+            Billing::Hour => 3_600_000,
+        }
+    }
+}
+
+/// What an offer costs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Price {
+    /// Now.
+    pub rate: Rate,
+    /// The most that it can become: on demand the same, spot the bid.
+    pub ceiling: Rate,
+    /// How time is billed.
+    pub billing: Billing,
+}
+
+/// Names an offer.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct OfferKey {
+    /// Of machine.
+    pub machine: String,
+    /// Where; empty: the provider chooses.
+    pub zone: String,
+    /// May be taken away at short notice.
+    pub spot: bool,
+}
+
+impl fmt::Display for OfferKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spot = if self.spot { " (spot)" } else { "" };
+        match self.zone.as_str() {
+            "" => write!(f, "{}{spot}", self.machine),
+            zone => write!(f, "{} in {zone}{spot}", self.machine),
+        }
+    }
+}
+
+/// A type of machine at a price.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// Its name.
+    pub key: OfferKey,
+    /// None: not known, so it is not rented.
+    pub price: Option<Price>,
+}
+
+/// All that can be rented from one provider.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Catalogue {
+    /// ISO 4217; of all prices and caps.
+    pub currency: String,
+    /// By name.
+    pub types: BTreeMap<String, MachineType>,
+    /// In the order in which equal ones are preferred.
+    pub offers: Vec<Offer>,
+}
+
+impl Catalogue {
+    /// An offer's price now.
+    pub fn price(&self, key: &OfferKey) -> Option<Price> {
+        self.offers.iter().find(|o| o.key == *key).and_then(|o| o.price)
+    }
+}

@@ -1,0 +1,151 @@
+//! Packing tasks into machines: into those that are there or on their way first, then into new ones, the cheapest for what it takes.
+
+use intergrid_proto::share::Shape;
+
+use crate::market::{MachineType, OfferKey};
+use crate::money::Rate;
+
+/// Tasks of one shape and one owner that wait, and have nowhere to go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Demand {
+    /// What one of them needs.
+    pub shape: Shape,
+    /// How many.
+    pub tasks: u64,
+    /// Who pays.
+    pub owner: String,
+    /// The most that a slot may cost in an hour; None: whatever the budget allows.
+    pub slot_rate_max: Option<Rate>,
+}
+
+impl Demand {
+    /// Slots in all.
+    pub fn slots(&self) -> u64 {
+        self.tasks.saturating_mul(u64::from(self.shape.slots))
+    }
+}
+
+/// A machine that is there or on its way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Supply {
+    /// Its number.
+    pub machine: u64,
+    /// What it is.
+    pub kind: MachineType,
+    /// Slots without work.
+    pub free: u64,
+}
+
+/// Put demand into what is there, large tasks first. Returns the machines that got something; what is left stays in `demand`.
+pub fn into_supply(demand: &mut [Demand], supply: &[Supply]) -> Vec<u64> {
+    let order = large_first(demand);
+    let mut used = Vec::new();
+    for machine in supply {
+        let mut free = machine.free;
+        for at in &order {
+            let Some(cost) = machine.kind.cost(&demand[*at].shape) else { continue };
+            let tasks = demand[*at].tasks.min(free / cost);
+            demand[*at].tasks -= tasks;
+            free -= tasks * cost;
+        }
+        if free < machine.free {
+            used.push(machine.machine);
+        }
+    }
+    used
+}
+
+/// A machine's worth of tasks.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fill {
+    /// (index of the demand, tasks).
+    pub tasks: Vec<(usize, u64)>,
+    /// Slots that these tasks asked for.
+    pub slots: u64,
+}
+
+/// What of the demand would go into one new machine of a kind, at a rate; large tasks first. None: nothing.
+pub fn fill(demand: &[Demand], kind: &MachineType, rate: Rate) -> Option<Fill> {
+    let slot_rate = Rate(rate.0.div_ceil(u64::from(kind.slots.max(1))));
+    let (mut free, mut tasks, mut slots) = (u64::from(kind.slots), Vec::new(), 0);
+    for at in large_first(demand) {
+        let d = &demand[at];
+        let Some(cost) = kind.cost(&d.shape).filter(|_| d.slot_rate_max.is_none_or(|max| slot_rate <= max)) else { continue };
+        let n = d.tasks.min(free / cost);
+        if n > 0 {
+            free -= n * cost;
+            slots += n * u64::from(d.shape.slots);
+            tasks.push((at, n));
+        }
+    }
+    (slots > 0).then_some(Fill { tasks, slots })
+}
+
+/// Is the first cheaper for what it takes? Rates by slots that are really used; of equals, the one that takes more.
+pub fn is_better(a: (Rate, &Fill), b: (Rate, &Fill)) -> bool {
+    let (left, right) = (u128::from(a.0.0) * u128::from(b.1.slots), u128::from(b.0.0) * u128::from(a.1.slots));
+    left < right || (left == right && a.1.slots > b.1.slots)
+}
+
+/// Why no offer takes this demand, when none does for reasons that do not pass: shapes and prices.
+pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Rate>)]) -> Option<String> {
+    let shape = &demand.shape;
+    if !offers.iter().any(|(_, kind, _)| kind.cost(shape).is_some()) {
+        let largest = offers.iter().map(|(_, kind, _)| kind.slots).max().unwrap_or(0);
+        return Some(format!("{} slots and {} bytes on one machine fit no type; the largest has {largest} slots", shape.slots, shape.memory_bytes));
+    }
+    let max = demand.slot_rate_max?;
+    let cheap_enough = |rate: Rate, kind: &MachineType| Rate(rate.0.div_ceil(u64::from(kind.slots.max(1)))) <= max;
+    let any = offers.iter().any(|(_, kind, rate)| kind.cost(shape).is_some() && rate.is_some_and(|r| cheap_enough(r, kind)));
+    (!any).then(|| format!("no type costs at most {max} per slot and hour"))
+}
+
+fn large_first(demand: &[Demand]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..demand.len()).collect();
+    order.sort_by_key(|at| std::cmp::Reverse((demand[*at].shape.slots, demand[*at].shape.memory_bytes)));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(slots: u32, gib: u64, tasks: u64) -> Demand {
+        Demand { shape: Shape { slots, memory_bytes: gib << 30 }, tasks, owner: "alice".into(), slot_rate_max: None }
+    }
+
+    fn kind(slots: u32, gib: u64) -> MachineType {
+        MachineType { slots, memory_bytes: gib << 30, architecture: "x86_64".into(), machines_max: None }
+    }
+
+    #[test]
+    fn what_is_there_is_used_first() {
+        let mut d = vec![demand(1, 0, 5), demand(4, 0, 2)];
+        let supply = [Supply { machine: 1, kind: kind(8, 16), free: 6 }, Supply { machine: 2, kind: kind(8, 16), free: 0 }];
+        assert_eq!(vec![1], into_supply(&mut d, &supply));
+        assert_eq!([3, 1], [d[0].tasks, d[1].tasks]);
+    }
+
+    #[test]
+    fn the_cheapest_for_what_it_takes() {
+        let (small, large) = (kind(1, 2), kind(8, 16));
+        let one = [demand(1, 0, 1)];
+        let (a, b) = (fill(&one, &small, Rate(100)).unwrap(), fill(&one, &large, Rate(680)).unwrap());
+        assert!(is_better((Rate(100), &a), (Rate(680), &b)), "one task is cheapest on the small one");
+        let many = [demand(1, 0, 20)];
+        let (a, b) = (fill(&many, &small, Rate(100)).unwrap(), fill(&many, &large, Rate(680)).unwrap());
+        assert!(is_better((Rate(680), &b), (Rate(100), &a)), "many are on the large one");
+    }
+
+    #[test]
+    fn memory_counts() {
+        assert_eq!(2, fill(&[demand(1, 8, 20)], &kind(8, 16), Rate(1)).unwrap().slots);
+        assert_eq!(None, fill(&[demand(1, 17, 20)], &kind(8, 16), Rate(1)));
+        let key = OfferKey { machine: "m".into(), zone: String::new(), spot: false };
+        let large = kind(8, 16);
+        assert!(never_fits(&demand(9, 0, 1), &[(&key, &large, Some(Rate(8)))]).is_some());
+        let cheap = Demand { slot_rate_max: Some(Rate(1)), ..demand(1, 0, 1) };
+        assert_eq!(None, never_fits(&cheap, &[(&key, &large, Some(Rate(8)))]));
+        assert!(never_fits(&cheap, &[(&key, &large, Some(Rate(9)))]).is_some());
+    }
+}

@@ -1,0 +1,177 @@
+//! What of the provisioner is durable, as changes: live and in a replay, [`apply`] is the one way in which it changes.
+
+use std::collections::BTreeMap;
+
+use crate::budget::{Budget, Charge};
+use crate::machine::{Machine, Stage, Why};
+use crate::market::{Billing, MachineType, OfferKey, Price};
+use crate::money::{Money, Rate};
+
+/// A change. Times are ms since 1970.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    /// A machine is to be rented; it is charged until `paid_ms`.
+    Intended {
+        /// Its number.
+        number: u64,
+        /// What.
+        offer: OfferKey,
+        /// Its size.
+        kind: MachineType,
+        /// A node's name.
+        owner: String,
+        /// Now, at most, and how billed.
+        price: Price,
+        /// Now.
+        at_ms: u64,
+        /// Charged until then.
+        paid_ms: u64,
+    },
+    /// The provider has named it.
+    Named {
+        /// Which.
+        number: u64,
+        /// The provider's name for it.
+        id: String,
+    },
+    /// It is to be ended.
+    Ending {
+        /// Which.
+        number: u64,
+        /// Why.
+        why: Why,
+    },
+    /// More of its time is charged; until now it cost less than what was.
+    Leased {
+        /// Which.
+        number: u64,
+        /// Now.
+        at_ms: u64,
+        /// The dearest rate since the last such record.
+        rate_max: Rate,
+        /// Charged until then.
+        paid_ms: u64,
+    },
+    /// Its end is certain.
+    Gone {
+        /// Which.
+        number: u64,
+        /// Not billed from then on.
+        at_ms: u64,
+        /// It never was: nothing is billed.
+        never: bool,
+    },
+    /// Its paid hour is over, too.
+    Forgotten {
+        /// Which.
+        number: u64,
+    },
+}
+
+/// What is durable.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct State {
+    pub machines: BTreeMap<u64, Machine>,
+    pub budget: Budget,
+    /// The next machine's number.
+    pub next: u64,
+}
+
+/// Apply a change. One that concerns a machine that is not there changes nothing.
+pub(crate) fn apply(state: &mut State, record: &Record) {
+    let State { machines, budget, next } = state;
+    match record {
+        Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } => {
+            let machine = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
+            budget.charge(budget.node_of(owner), &Charge { rate: price.ceiling, days: machine.charge(*at_ms, *paid_ms) });
+            machines.insert(*number, machine);
+            *next = (*next).max(number + 1);
+        }
+        Record::Named { number, id } => {
+            if let Some(m) = machines.get_mut(number) {
+                (m.stage, m.id) = (Stage::Named, id.clone());
+            }
+        }
+        Record::Ending { number, why } => {
+            if let Some(m) = machines.get_mut(number) {
+                m.ending = Some(*why);
+            }
+        }
+        Record::Leased { number, at_ms, rate_max, paid_ms } => {
+            let Some(m) = machines.get_mut(number) else { return };
+            let node = budget.node_of(&m.owner);
+            budget.refund(node, &Charge { rate: Rate(0), days: unspent(m, *rate_max, *at_ms) });
+            budget.charge(node, &Charge { rate: Rate(0), days: m.charge(m.paid_ms, *paid_ms) });
+            (m.settled_ms, m.paid_ms) = (*at_ms, *paid_ms);
+        }
+        Record::Gone { number, at_ms, never } => {
+            let Some(m) = machines.get_mut(number) else { return };
+            let node = budget.node_of(&m.owner);
+            // A rate stays used while its hour is paid for: else machines that come and go would cost more than the cap in an hour.
+            let keeps_hour = m.price.billing == Billing::Hour && !never && m.paid_ms > *at_ms;
+            let rate = if keeps_hour { Rate(0) } else { m.price.ceiling };
+            let days = match m.price.billing {
+                _ if *never => m.charge(m.settled_ms, m.paid_ms),
+                Billing::Hour => Vec::new(),
+                Billing::Second { min_s } => {
+                    let billed_ms = (*at_ms).max(m.since_ms + u64::from(min_s) * 1_000).max(m.settled_ms);
+                    rounded_down(m.charge(billed_ms, m.paid_ms))
+                }
+            };
+            budget.refund(node, &Charge { rate, days });
+            m.stage = Stage::Ended;
+            if !keeps_hour {
+                machines.remove(number);
+            }
+        }
+        Record::Forgotten { number } => {
+            if let Some(m) = machines.remove(number) {
+                budget.refund(budget.node_of(&m.owner), &Charge { rate: m.price.ceiling, days: Vec::new() });
+            }
+        }
+    }
+}
+
+/// What was charged beyond the dearest rate, up to a time.
+fn unspent(m: &Machine, rate_max: Rate, until_ms: u64) -> Vec<(u64, Money)> {
+    let rest = Rate(m.price.ceiling.0.saturating_sub(rate_max.0));
+    rounded_down(Charge::lease(rest, m.price.billing, m.settled_ms, until_ms))
+}
+
+/// Parts were rounded up where they were charged: rounded down where they are given back, what stays is never less than what was spent.
+fn rounded_down(days: Vec<(u64, Money)>) -> Vec<(u64, Money)> {
+    days.into_iter().map(|(day, money)| (day, money.less(Money(1)))).collect()
+}
+
+fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price: Price, at_ms: u64, paid_ms: u64) -> Machine {
+    Machine {
+        number,
+        offer: offer.clone(),
+        kind: kind.clone(),
+        owner: owner.into(),
+        price,
+        stage: Stage::Asked,
+        id: String::new(),
+        ending: None,
+        since_ms: at_ms,
+        settled_ms: at_ms,
+        paid_ms,
+        called: false,
+        in_flight: false,
+        calls: 0,
+        call_ms: at_ms,
+        attached: false,
+        away_ms: at_ms,
+        busy: 0,
+        idle_ms: at_ms,
+        marked: false,
+        draining: None,
+        drained: false,
+        wanted: true,
+        useless: 0,
+        missed: 0,
+        word_ms: at_ms,
+        terminate_ms: 0,
+        rate_max: price.rate,
+    }
+}

@@ -1,0 +1,210 @@
+//! One round: demand against what is there, on its way, and for rent.
+
+use std::collections::BTreeMap;
+
+use crate::ask::{Ask, Curb, ask};
+use crate::budget::Charge;
+use crate::core::Provisioner;
+use crate::limits::{ROUND_MACHINES_MAX, UNMET_MAX};
+use crate::machine::Why;
+use crate::market::{MachineType, Offer, Price};
+use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
+use crate::records::Record;
+use crate::{OfferKey, Rate};
+
+/// Why demand is not met, and nothing (more) was rented for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnmetWhy {
+    /// Which limit, in the words of the configuration: `budget rate`, `slots`, `no fit`, `ramp-up`, ...
+    pub limit: String,
+    /// Numbers.
+    pub evidence: String,
+}
+
+/// Demand that is not met.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unmet {
+    /// What is left of it.
+    pub demand: Demand,
+    /// Why.
+    pub why: UnmetWhy,
+}
+
+/// What the latest round came to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Round {
+    /// Slots that were asked for, by owner, and what damped it.
+    pub asks: BTreeMap<String, Ask>,
+    /// Machines that it rented.
+    pub rented: Vec<u64>,
+    /// Demand that is left.
+    pub unmet: Vec<Unmet>,
+}
+
+/// What could be rented now, or why not.
+type Choice<'a> = (&'a OfferKey, &'a MachineType, Price);
+
+impl Provisioner {
+    /// Meet demand: with what is there, then with what is rented for it.
+    pub(crate) fn round(&mut self, mut demand: Vec<Demand>) {
+        demand.retain(|d| d.tasks > 0);
+        self.use_what_is_there(&mut demand);
+        let mut round = Round::default();
+        let mut by_owner: BTreeMap<String, Vec<Demand>> = BTreeMap::new();
+        demand.into_iter().filter(|d| d.tasks > 0).for_each(|d| by_owner.entry(d.owner.clone()).or_default().push(d));
+        for (owner, mut demand) in by_owner {
+            let asked = ask(demand.iter().map(Demand::slots).sum(), &self.curbs(&owner));
+            let why = self.rent(&owner, &mut demand, &asked, &mut round);
+            for d in demand.into_iter().filter(|d| d.tasks > 0) {
+                let why = self.never(&d).unwrap_or_else(|| why.clone());
+                round.unmet.push(Unmet { demand: d, why });
+            }
+            round.asks.insert(owner, asked);
+        }
+        round.unmet.truncate(UNMET_MAX);
+        self.latest = round;
+    }
+
+    /// What works or boots takes what it can; of what is idle, what goes last, last.
+    fn use_what_is_there(&mut self, demand: &mut [Demand]) {
+        let mut machines: Vec<_> = self.state.machines.values().filter(|m| m.free() > 0).collect();
+        machines.sort_by_key(|m| (m.draining.is_some(), !m.attached, m.busy == 0, m.number));
+        let supply: Vec<Supply> = machines.iter().map(|m| Supply { machine: m.number, kind: m.kind.clone(), free: m.free() }).collect();
+        let used = into_supply(demand, &supply);
+        for m in self.state.machines.values_mut() {
+            m.wanted = used.contains(&m.number);
+            m.useless = if m.wanted { 0 } else { m.useless.saturating_add(1) };
+            if m.wanted {
+                m.marked = false;
+            }
+        }
+        let again: Vec<u64> = self.state.machines.values().filter(|m| m.wanted && m.draining == Some(Why::Idle)).map(|m| m.number).collect();
+        again.into_iter().for_each(|number| self.undrain(number));
+    }
+
+    fn curbs(&self, owner: &str) -> Vec<Curb> {
+        let (slots, machines, booting) = self.in_use();
+        let s = &self.settings;
+        let mut curbs = vec![
+            Curb { name: "slots".into(), used: slots, max: s.slots_max },
+            Curb { name: "machines".into(), used: machines, max: u64::from(s.machines_max) },
+            Curb { name: "booting machines".into(), used: booting, max: u64::from(s.booting_max) },
+        ];
+        let budget = &self.state.budget;
+        curbs.extend(budget.rate_used(budget.node_of(owner)).map(|(used, cap)| Curb { name: "budget rate".into(), used: used.0, max: cap.0 }));
+        curbs
+    }
+
+    /// Slots, machines, machines that boot.
+    fn in_use(&self) -> (u64, u64, u64) {
+        let exist = self.state.machines.values().filter(|m| m.may_exist());
+        exist.fold((0, 0, 0), |(s, m, b), machine| (s + u64::from(machine.kind.slots), m + 1, b + u64::from(machine.is_booting())))
+    }
+
+    /// Rent for an owner, until what was asked for is there. Returns why no more was.
+    fn rent(&mut self, owner: &str, demand: &mut [Demand], asked: &Ask, round: &mut Round) -> UnmetWhy {
+        if let Some(hard) = &asked.hard {
+            let evidence = match hard.name.as_str() {
+                "budget rate" => format!("{} of {} per hour are used", Rate(hard.used), Rate(hard.max)),
+                _ => format!("{} of {} are used", hard.used, hard.max),
+            };
+            return UnmetWhy { limit: hard.name.clone(), evidence };
+        }
+        if let Some((_, text)) = self.blocked.as_ref().filter(|(until, _)| *until > self.now) {
+            return UnmetWhy { limit: "provider".into(), evidence: text.clone() };
+        }
+        let mut left = asked.amount;
+        while left > 0 {
+            if round.rented.len() as u32 >= ROUND_MACHINES_MAX {
+                return UnmetWhy { limit: "machines of one round".into(), evidence: format!("{ROUND_MACHINES_MAX} were rented") };
+            }
+            let (offer, kind, price, fill) = match self.choose(owner, demand) {
+                Ok((offer, kind, price, fill)) => (offer.clone(), kind.clone(), price, fill),
+                Err(why) => return why,
+            };
+            for (at, tasks) in &fill.tasks {
+                demand[*at].tasks -= tasks;
+            }
+            left = left.saturating_sub(fill.slots);
+            let number = self.state.next;
+            let paid_ms = self.now + price.billing.first_ms();
+            self.record(Record::Intended { number, offer, kind, owner: self.payer(owner), price, at_ms: self.now, paid_ms });
+            round.rented.push(number);
+        }
+        let near: Vec<&str> = asked.near.iter().map(|c| c.name.as_str()).collect();
+        let near = if near.is_empty() { String::new() } else { format!(", halved as it is near: {}", near.join(", ")) };
+        UnmetWhy { limit: "ramp-up".into(), evidence: format!("{} slots were asked for in this round, a third of what is unmet{near}", asked.amount) }
+    }
+
+    /// The cheapest offer for what it takes of the demand, that may be rented now; or what stands in the way of the cheapest that may not.
+    fn choose(&self, owner: &str, demand: &[Demand]) -> Result<(&OfferKey, &MachineType, Price, Fill), UnmetWhy> {
+        let mut best: Option<(Choice<'_>, Fill)> = None;
+        let mut in_the_way: Option<(Rate, Fill, UnmetWhy)> = None;
+        for offer in &self.catalogue.offers {
+            let Some(kind) = self.catalogue.types.get(&offer.key.machine) else { continue };
+            let rate = offer.price.map_or(Rate(u64::MAX), |p| p.ceiling);
+            let Some(fill) = fill(demand, kind, rate) else { continue };
+            match self.may_rent(owner, offer, kind) {
+                Ok(price) => {
+                    if best.as_ref().is_none_or(|((_, _, p), f)| is_better((rate, &fill), (p.ceiling, f))) {
+                        best = Some(((&offer.key, kind, price), fill));
+                    }
+                }
+                Err(why) => {
+                    if in_the_way.as_ref().is_none_or(|(r, f, _)| is_better((rate, &fill), (*r, f))) {
+                        in_the_way = Some((rate, fill, why));
+                    }
+                }
+            }
+        }
+        match (best, in_the_way) {
+            (Some(((key, kind, price), fill)), _) => Ok((key, kind, price, fill)),
+            (None, Some((.., why))) => Err(why),
+            (None, None) => Err(UnmetWhy { limit: "no fit".into(), evidence: "no type on offer takes any of it".into() }),
+        }
+    }
+
+    fn may_rent(&self, owner: &str, offer: &Offer, kind: &MachineType) -> Result<Price, UnmetWhy> {
+        let why = |limit: &str, evidence: String| Err(UnmetWhy { limit: limit.into(), evidence });
+        let Some(price) = offer.price else {
+            return why("price", format!("{}: its price is not known", offer.key));
+        };
+        if let Some((until, _)) = self.back_off.get(&offer.key).filter(|(until, _)| *until > self.now) {
+            return why("capacity", format!("{}: the provider had none; asked again in {} s", offer.key, (until - self.now).div_ceil(1_000)));
+        }
+        let exist = self.state.machines.values().filter(|m| m.may_exist());
+        let of_type = exist.filter(|m| m.offer.machine == offer.key.machine).count();
+        if let Some(max) = kind.machines_max.filter(|max| of_type >= *max as usize) {
+            return why("machines of a type", format!("{of_type} of {max} {} are there", offer.key.machine));
+        }
+        let (slots, machines, booting) = self.in_use();
+        let s = &self.settings;
+        if slots + u64::from(kind.slots) > s.slots_max {
+            return why("slots", format!("{slots} of {} are used, one {} has {}", s.slots_max, offer.key.machine, kind.slots));
+        }
+        if machines >= u64::from(s.machines_max) {
+            return why("machines", format!("{machines} of {} are there", s.machines_max));
+        }
+        if booting >= u64::from(s.booting_max) {
+            return why("booting machines", format!("{booting} of {} are booting", s.booting_max));
+        }
+        let days = Charge::lease(price.ceiling, price.billing, self.now, self.now + price.billing.first_ms());
+        let node = self.state.budget.node_of(owner);
+        match self.state.budget.allows(node, &Charge { rate: price.ceiling, days }) {
+            Ok(()) => Ok(price),
+            Err(over) => why(&over.limit, format!("{}: {} {}", offer.key, over.evidence, self.catalogue.currency)),
+        }
+    }
+
+    fn payer(&self, owner: &str) -> String {
+        let budget = &self.state.budget;
+        budget.nodes().get(budget.node_of(owner)).map_or_else(String::new, |n| n.name.clone())
+    }
+
+    fn never(&self, demand: &Demand) -> Option<UnmetWhy> {
+        let offers = self.catalogue.offers.iter();
+        let offers: Vec<_> =
+            offers.filter_map(|o| self.catalogue.types.get(&o.key.machine).map(|k| (&o.key, k, o.price.map(|p| p.ceiling)))).collect();
+        never_fits(demand, &offers).map(|evidence| UnmetWhy { limit: "no fit".into(), evidence })
+    }
+}

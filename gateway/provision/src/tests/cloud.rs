@@ -1,0 +1,297 @@
+//! A cloud that loses answers, acts late, launches twice, lists late and runs out of capacity, under a provisioner that is killed at any step. From one
+//! seed, one run.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// The longest time after which a call still has an effect.
+const LATE_MAX_MS: u64 = 60_000;
+/// The longest time for which a listing does not show a new machine.
+const LAG_MAX_MS: u64 = 60_000;
+
+/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Virtual {
+    number: u64,
+    rate: Rate,
+    billing: Billing,
+    since_ms: u64,
+    until_ms: Option<u64>,
+    visible_ms: u64,
+    /// One of two of one token, or for a machine that was given up: nobody's budget.
+    is_extra: bool,
+}
+
+enum Event {
+    Effect(u64, OfferKey),
+    Input(Input),
+}
+
+struct World {
+    random: Random,
+    now: u64,
+    faulty: bool,
+    p: Provisioner,
+    disk: Vec<Record>,
+    machines: BTreeMap<String, Virtual>,
+    launched: BTreeMap<u64, String>,
+    events: Vec<(u64, Event)>,
+    overrun: bool,
+    launches: u64,
+}
+
+fn world_catalogue() -> Catalogue {
+    let second = Billing::Second { min_s: 60 };
+    catalogue(
+        &[("small", 2), ("large", 8)],
+        vec![offer("small", "0.10", second), offer("large", "0.35", second), offer("large", "0.30", Billing::Hour)],
+    )
+}
+
+fn world_budget() -> Budget {
+    let money = |s: &str| Some(s.parse().unwrap());
+    let caps = Caps { hour: Some("3".parse().unwrap()), day: money("6"), month: money("20"), total: money("30") };
+    let alice = Caps { hour: Some("2".parse().unwrap()), ..Caps::default() };
+    Budget::new(caps, &[("alice".into(), None, alice)]).unwrap()
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut catalogue = world_catalogue();
+        // Two offers of one key can't be told apart: the hourly one is a zone of its own.
+        catalogue.offers[2].key.zone = "b".into();
+        let p = Provisioner::new(settings(), catalogue, world_budget());
+        let machines = BTreeMap::new();
+        let (launched, events) = (BTreeMap::new(), Vec::new());
+        World { random: Random(seed), now: TEN, faulty: true, p, disk: vec![], machines, launched, events, overrun: false, launches: 0 }
+    }
+
+    fn fault(&mut self, percent: u64) -> bool {
+        self.random.chance(percent) && self.faulty
+    }
+
+    fn step(&mut self, input: Input) {
+        self.p.step(input, self.now);
+        // Killed before the commit, after it, or after some of the actions.
+        let crash = self.fault(1).then(|| self.random.below(4));
+        let (records, actions) = self.p.take();
+        if crash == Some(0) {
+            return self.restart();
+        }
+        self.overrun |= records.iter().any(|r| self.is_overrun(r));
+        self.disk.extend(records);
+        self.check();
+        for action in actions {
+            if crash.is_some() && self.random.chance(50) {
+                return self.restart();
+            }
+            self.act(action);
+        }
+        if crash.is_some() {
+            self.restart();
+        }
+    }
+
+    /// A lease of a machine that was told to end.
+    fn is_overrun(&self, record: &Record) -> bool {
+        matches!(record, Record::Leased { number, .. } if self.p.machines().any(|m| m.number == *number && m.ending.is_some()))
+    }
+
+    fn restart(&mut self) {
+        // Answers to a dead process reach nobody; effects of its calls come.
+        self.events.retain(|(_, e)| matches!(e, Event::Effect(..)));
+        let catalogue = self.p.catalogue.clone();
+        self.p = Provisioner::resume(settings(), catalogue, world_budget(), self.disk.clone(), self.now);
+        let up: Vec<u64> = self.machines.values().filter(|m| m.until_ms.is_none() && !m.is_extra).map(|m| m.number).collect();
+        up.into_iter().for_each(|number| self.after(2_000, Event::Input(Input::Attached(number))));
+    }
+
+    fn after(&mut self, ms: u64, event: Event) {
+        self.events.push((self.now + ms, event));
+    }
+
+    fn act(&mut self, action: Action) {
+        let soon = 100 + self.random.below(3_000);
+        match action {
+            Action::Launch { number, offer, .. } => {
+                let refused = |kind| Event::Input(Input::Answered(number, Outcome::Refused(kind, "no".into())));
+                match self.random.below(if self.faulty { 12 } else { 1 }) {
+                    // Lost before it had an effect.
+                    1 => self.after(30_000, Event::Input(Input::Answered(number, Outcome::Unknown))),
+                    2 => self.after(soon, refused(Refused::Capacity)),
+                    3 => self.after(soon, refused(Refused::Throttled)),
+                    // 500 after success, or success long after the time-out.
+                    4 | 5 => {
+                        let late = self.random.below(LATE_MAX_MS);
+                        self.after(late, Event::Effect(number, offer));
+                        self.after(30_000.min(late + 1), Event::Input(Input::Answered(number, Outcome::Unknown)));
+                    }
+                    _ => {
+                        self.effect(number, &offer);
+                        let id = self.launched[&number].clone();
+                        let spent = self.machines[&id].until_ms.is_some();
+                        let outcome = if spent { Outcome::Refused(Refused::TokenSpent, "gone".into()) } else { Outcome::Launched(id) };
+                        self.after(soon, Event::Input(Input::Answered(number, outcome)));
+                    }
+                }
+            }
+            Action::Terminate { number, id } => {
+                if self.fault(30) {
+                    return;
+                }
+                self.terminate(&id);
+                if !self.fault(30) {
+                    self.after(soon, Event::Input(Input::Terminated(number, Some(SeenState::Ending))));
+                }
+            }
+            Action::TerminateStranger(id) => self.terminate(&id),
+            Action::Drain(number, _) => self.after(soon, Event::Input(Input::Drained(number))),
+            Action::Undrain(_) => {}
+            Action::Look => {
+                let seen: Vec<Seen> = self.machines.iter().filter(|(_, m)| m.visible_ms <= self.now).map(|(id, m)| self.seen(id, m)).collect();
+                let began = self.now;
+                let failed = self.fault(20);
+                self.after(soon, Event::Input(Input::Listed(began, (!failed).then_some(seen))));
+            }
+        }
+    }
+
+    fn seen(&self, id: &str, m: &Virtual) -> Seen {
+        let state = if m.until_ms.is_some() { SeenState::Ended } else { SeenState::Exists };
+        Seen { id: id.to_string(), number: Some(m.number), state }
+    }
+
+    fn terminate(&mut self, id: &str) {
+        let now = self.now;
+        if let Some(m) = self.machines.get_mut(id) {
+            m.until_ms.get_or_insert(now);
+        }
+    }
+
+    /// A launch call takes effect: once for each token, unless the cloud forgets.
+    fn effect(&mut self, number: u64, offer: &OfferKey) {
+        let again = self.launched.contains_key(&number);
+        if again && !self.fault(10) {
+            return;
+        }
+        // Which of two is known, and which is the stranger, is a matter of which is seen first.
+        self.machines.values_mut().filter(|m| m.number == number).for_each(|m| m.is_extra = true);
+        let given_up = !self.p.machines().any(|m| m.number == number && m.may_exist());
+        let price = self.p.catalogue.price(offer).unwrap();
+        let id = format!("i-{}", self.machines.len());
+        let visible_ms = self.now + if self.faulty { self.random.below(LAG_MAX_MS) } else { 0 };
+        let (rate, billing, since_ms) = (price.rate, price.billing, self.now);
+        let machine = Virtual { number, rate, billing, since_ms, until_ms: None, visible_ms, is_extra: again || given_up };
+        self.machines.insert(id.clone(), machine);
+        self.launches += 1;
+        if !again {
+            self.launched.insert(number, id);
+            let boot = 20_000 + self.random.below(60_000);
+            if !self.fault(10) {
+                self.after(boot, Event::Input(Input::Attached(number)));
+            }
+        }
+    }
+
+    fn check(&self) {
+        for node in self.p.budget().nodes() {
+            let day = self.now / 86_400_000;
+            let caps = node.caps;
+            assert!(self.overrun || caps.hour.is_none_or(|cap| node.rate() <= cap), "rate of {}", node.name);
+            for day in [day, day + 1] {
+                assert!(self.overrun || caps.day.is_none_or(|cap| node.of_day(day) <= cap), "day of {}", node.name);
+                assert!(self.overrun || caps.month.is_none_or(|cap| node.of_month(day) <= cap), "month of {}", node.name);
+            }
+            assert!(self.overrun || caps.total.is_none_or(|cap| node.total() <= cap), "total of {}", node.name);
+        }
+        for (id, m) in self.machines.iter().filter(|(_, m)| m.until_ms.is_none() && !m.is_extra) {
+            assert!(self.p.machines().any(|k| k.number == m.number && k.may_exist()), "{id} exists and is not charged");
+        }
+        // Spent by what is somebody's, as the cloud bills it.
+        let mine = self.machines.values().filter(|m| !m.is_extra);
+        let spent: u128 = mine.map(|m| u128::from(self.bill(m).0)).sum();
+        assert!(spent <= u128::from(self.p.budget().nodes()[0].total().0), "spent {spent} of {}", self.p.budget().nodes()[0].total());
+    }
+
+    fn bill(&self, m: &Virtual) -> Money {
+        let ms = m.until_ms.unwrap_or(self.now) - m.since_ms;
+        match m.billing {
+            Billing::Hour => Money(m.rate.0 * ms.div_ceil(3_600_000)),
+            Billing::Second { min_s } => m.rate.over(ms.max(u64::from(min_s) * 1_000)),
+        }
+    }
+
+    fn run(&mut self, seconds: u64, max_tasks: u64) {
+        let end = self.now + seconds * 1_000;
+        while self.now < end {
+            let due = self.events.iter().map(|(at, _)| *at).min().unwrap_or(u64::MAX).min(self.now + 5_000);
+            self.now = due.max(self.now + 1);
+            let now = self.now;
+            let (ready, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.events).into_iter().partition(|(at, _)| *at <= now);
+            self.events = later;
+            for (_, event) in ready {
+                match event {
+                    Event::Effect(number, offer) => self.effect(number, &offer),
+                    Event::Input(Input::Attached(number)) if self.launched.get(&number).is_none_or(|id| self.machines[id].until_ms.is_some()) => {}
+                    Event::Input(input) => self.step(input),
+                }
+            }
+            if self.random.chance(40) {
+                let tasks = if max_tasks == 0 { 0 } else { self.random.below(max_tasks) };
+                let slots = [1, 2, 8][self.random.below(3) as usize];
+                let owner = ["alice", "bob"][self.random.below(2) as usize];
+                let mut wanted = demand(slots, tasks);
+                wanted[0].owner = owner.into();
+                self.step(Input::Demand(wanted));
+            }
+            let numbers: Vec<u64> = self.p.machines().map(|m| m.number).collect();
+            if let Some(number) = numbers.get(self.random.below(numbers.len().max(1) as u64) as usize).copied().filter(|_| self.random.chance(30)) {
+                let slots = if max_tasks == 0 { 0 } else { self.random.below(3) };
+                let input = if self.fault(3) { Input::Detached(number) } else { Input::Busy(number, slots) };
+                self.step(input);
+            }
+            self.step(Input::Tick);
+        }
+    }
+}
+
+#[test]
+fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
+    let mut launches = 0;
+    for seed in 0..60 {
+        let run = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed);
+            world.run(3 * 3_600, 40);
+            world.faulty = false;
+            world.run(4 * 3_600, 0);
+            let left: Vec<_> = world.machines.iter().filter(|(_, m)| m.until_ms.is_none()).collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+            let known: Vec<String> = world.p.machines().map(|m| format!("{} {}", m.number, m.state())).collect();
+            assert!(known.is_empty(), "still charged: {known:?}");
+            assert!(world.p.budget().nodes().iter().all(|n| n.rate() == Rate(0)));
+            world.launches
+        });
+        launches += run.unwrap_or_else(|_| panic!("seed {seed}"));
+    }
+    assert!(launches > 1_000, "the test does nothing: {launches} launches");
+}

@@ -1,0 +1,170 @@
+//! What users were promised, in numbers.
+
+use super::*;
+
+const HOUR: Billing = Billing::Hour;
+const SECOND: Billing = Billing::Second { min_s: 60 };
+
+/// Launches all that is asked for, and attaches it.
+fn launch(p: &mut Provisioner, now: u64) -> Vec<u64> {
+    let mut all = Vec::new();
+    loop {
+        let launches: Vec<u64> =
+            p.take().1.into_iter().filter_map(|a| if let Action::Launch { number, .. } = a { Some(number) } else { None }).collect();
+        if launches.is_empty() {
+            return all;
+        }
+        for number in launches {
+            p.step(Input::Answered(number, Outcome::Launched(format!("i-{number}"))), now);
+            p.step(Input::Attached(number), now);
+            all.push(number);
+        }
+    }
+}
+
+fn ends(p: &mut Provisioner) -> Vec<u64> {
+    let actions = p.take().1.into_iter();
+    actions.filter_map(|a| if let Action::Terminate { number, .. } = a { Some(number) } else { None }).collect()
+}
+
+#[test]
+fn ten_an_hour_buys_fourteen_machines() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", HOUR)]), per_hour("10"));
+    p.step(Input::Demand(demand(8, 200)), TEN);
+    assert_eq!(14, p.latest().rented.len());
+    assert_eq!("budget rate", p.latest().unmet[0].why.limit);
+    assert_eq!("c1.xlarge: 10.20 per hour would be charged, the cap is 10.00 per hour USD", p.latest().unmet[0].why.evidence);
+    p.step(Input::Demand(demand(8, 200)), TEN + MINUTE);
+    assert_eq!((0, 186), (p.latest().rented.len(), p.latest().unmet[0].demand.tasks), "those that boot are counted");
+    assert_eq!(14, launch(&mut p, TEN + MINUTE).len());
+    assert_eq!("9.52", p.budget().nodes()[0].rate().to_string());
+}
+
+#[test]
+fn an_hourly_machine_goes_at_the_end_of_its_hour() {
+    let started = || {
+        let mut p = Provisioner::new(settings(), catalogue(&[("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", HOUR)]), per_hour("10"));
+        p.step(Input::Demand(demand(8, 1)), TEN);
+        assert_eq!(vec![1], launch(&mut p, TEN));
+        p.step(Input::Busy(1, 8), TEN);
+        p.step(Input::Demand(vec![]), TEN);
+        p.step(Input::Busy(1, 0), TEN + 20 * MINUTE);
+        p
+    };
+    let run = |p: &mut Provisioner, from: u64, to: u64| {
+        (from..=to).find(|m| {
+            p.step(Input::Demand(vec![]), TEN + m * MINUTE);
+            !ends(p).is_empty()
+        })
+    };
+
+    let mut idle = started();
+    assert_eq!(None, run(&mut idle, 21, 50), "alive at 10:50");
+    assert_eq!("idle, kept to the end of its hour", idle.machines().next().unwrap().state());
+    assert_eq!(Some(58), run(&mut idle, 51, 60), "gone before 11:00");
+
+    let mut again = started();
+    run(&mut again, 21, 40);
+    again.step(Input::Busy(1, 8), TEN + 40 * MINUTE);
+    assert_eq!("working", again.machines().next().unwrap().state());
+    assert_eq!(None, run(&mut again, 41, 110), "its second hour is paid for");
+    again.step(Input::Busy(1, 0), TEN + 110 * MINUTE);
+    assert_eq!(Some(118), run(&mut again, 111, 120));
+
+    let mut drained = started();
+    run(&mut drained, 21, 54);
+    drained.step(Input::Demand(vec![]), TEN + 55 * MINUTE);
+    assert_eq!(vec![Action::Drain(1, Why::Idle)], drained.take().1.into_iter().filter(|a| *a != Action::Look).collect::<Vec<_>>());
+    drained.step(Input::Drained(1), TEN + 55 * MINUTE);
+    assert_eq!(vec![1], ends(&mut drained), "as soon as nothing more can be placed there");
+    drained.step(Input::Terminated(1, Some(SeenState::Ending)), TEN + 55 * MINUTE);
+    assert_eq!("0.68", drained.budget().nodes()[0].rate().to_string(), "its hour counts to its end");
+    drained.step(Input::Tick, TEN + 60 * MINUTE);
+    assert_eq!((0, "0.00".into()), (drained.machines().count(), drained.budget().nodes()[0].rate().to_string()));
+    assert_eq!("0.68", drained.budget().nodes()[0].total().to_string());
+}
+
+#[test]
+fn a_machine_by_the_second_goes_when_it_is_idle() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", SECOND)]), per_hour("10"));
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    launch(&mut p, TEN);
+    p.step(Input::Demand(vec![]), TEN + MINUTE);
+    p.step(Input::Tick, TEN + 4 * MINUTE);
+    assert!(!p.take().1.iter().any(|a| matches!(a, Action::Drain(..))));
+    p.step(Input::Tick, TEN + 5 * MINUTE);
+    assert!(p.take().1.contains(&Action::Drain(1, Why::Idle)));
+    p.step(Input::Demand(demand(1, 1)), TEN + 5 * MINUTE);
+    assert!(p.take().1.contains(&Action::Undrain(1)), "work that comes in time keeps it");
+    p.step(Input::Demand(vec![]), TEN + 6 * MINUTE);
+    p.step(Input::Drained(1), TEN + 6 * MINUTE);
+    assert_eq!(vec![1], ends(&mut p));
+    p.step(Input::Terminated(1, Some(SeenState::Ended)), TEN + 6 * MINUTE);
+    let total = p.budget().nodes()[0].total();
+    assert!((60_000..=60_010).contains(&total.0), "six minutes at 0.60: {total}");
+}
+
+#[test]
+fn a_day_s_cap_ends_what_runs_before_it_is_broken() {
+    let caps = Caps { day: Some("0.25".parse().unwrap()), ..Caps::default() };
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", SECOND)]), Budget::new(caps, &[]).unwrap());
+    p.step(Input::Demand(demand(2, 4)), TEN);
+    assert_eq!(2, p.latest().rented.len(), "0.10 is charged ahead for each");
+    assert_eq!(2, launch(&mut p, TEN).len());
+    let mut ended = BTreeMap::new();
+    for s in 0..3_600 {
+        let now = TEN + s * 1_000;
+        for number in [1, 2] {
+            p.step(Input::Busy(number, 2), now);
+        }
+        for number in ends(&mut p) {
+            ended.insert(number, s / 60);
+            p.step(Input::Terminated(number, Some(SeenState::Ending)), now);
+        }
+        assert!(p.budget().nodes()[0].total() <= "0.25".parse().unwrap());
+    }
+    assert_eq!(BTreeMap::from([(1, 8), (2, 8)]), ended, "two minutes before what is paid for is over");
+    p.step(Input::Demand(demand(2, 4)), TEN + 70 * MINUTE);
+    assert_eq!("budget of the day", p.latest().unmet[0].why.limit);
+}
+
+#[test]
+fn an_unknown_price_is_not_paid() {
+    let offers = vec![Offer { price: None, ..offer("m", "1", SECOND) }];
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], offers), per_hour("10"));
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    assert_eq!((0, "price"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "1", SECOND)]), Budget::new(Caps::default(), &[]).unwrap());
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    assert_eq!((0, "no budget"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+}
+
+#[test]
+fn no_capacity_sends_it_elsewhere() {
+    let offers = vec![offer("cheap", "0.10", SECOND), offer("dear", "0.20", SECOND)];
+    let mut p = Provisioner::new(settings(), catalogue(&[("cheap", 2), ("dear", 2)], offers), per_hour("10"));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    p.step(Input::Answered(1, Outcome::Refused(Refused::Capacity, "InsufficientInstanceCapacity".into())), TEN);
+    assert_eq!((0, Money(0)), (p.machines().count(), p.budget().nodes()[0].total()), "what never was costs nothing");
+    p.step(Input::Demand(demand(2, 1)), TEN + 1_000);
+    assert_eq!("dear", p.machines().next().unwrap().offer.machine);
+    p.step(Input::Answered(2, Outcome::Refused(Refused::Provider, "AuthFailure".into())), TEN + 2_000);
+    p.step(Input::Demand(demand(2, 1)), TEN + 3_000);
+    assert_eq!(("provider", "AuthFailure"), (p.latest().unmet[0].why.limit.as_str(), p.latest().unmet[0].why.evidence.as_str()));
+    p.step(Input::Demand(demand(2, 1)), TEN + 30 * MINUTE);
+    assert_eq!("cheap", p.machines().next().unwrap().offer.machine);
+}
+
+#[test]
+fn limits_are_named() {
+    let tight = Settings { slots_max: 10, ..settings() };
+    let mut p = Provisioner::new(tight, catalogue(&[("m", 4)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    p.step(Input::Demand(demand(4, 30)), TEN);
+    assert_eq!((2, "slots"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+    p.step(Input::Demand([demand(5, 1), demand(4, 4)].concat()), TEN);
+    let why: Vec<&str> = p.latest().unmet.iter().map(|u| u.why.limit.as_str()).collect();
+    assert_eq!(vec!["no fit", "slots"], why);
+    p.step(Input::Settings(Settings { machines_max: 2, ..settings() }), TEN);
+    p.step(Input::Demand(demand(4, 30)), TEN);
+    assert_eq!(Some("machines"), p.latest().asks["alice"].hard.as_ref().map(|c| c.name.as_str()));
+}
