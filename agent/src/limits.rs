@@ -34,6 +34,8 @@ pub const RATE_WINDOW_MS: u64 = 500;
 pub const RATE_SAMPLE_MS: u64 = 20;
 /// A store that was found to be old starts nothing before its gateway has said what it holds open; one that does not say so is not waited for longer.
 pub const OPEN_WAIT_MS: u64 = 2_000;
+/// Tasks for which no slot came free in this time go back to the gateway, where they can still go anywhere. It does the same to its parents.
+pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
 /// Ends that are remembered should the gateway lose its store, and their tasks.
 pub const ENDS_KEPT_MAX: usize = 512;
 /// See [`ENDS_KEPT_MAX`].

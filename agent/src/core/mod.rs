@@ -103,6 +103,8 @@ pub struct Core {
     plans: BTreeMap<BlobHash, Staged>,
     lives: BTreeMap<Key, Live>,
     ready: VecDeque<Key>,
+    /// Nothing waited for a slot then, or one was found.
+    moved_ms: u64,
     /// Cost of what runs, of what is claimed and does not run yet, of all that is open, of what waits for its upload.
     used: u64,
     ahead: u64,
@@ -143,6 +145,7 @@ impl Core {
             plans: BTreeMap::new(),
             lives: BTreeMap::new(),
             ready: VecDeque::new(),
+            moved_ms: now,
             used: 0,
             ahead: 0,
             outstanding: 0,

@@ -1,5 +1,6 @@
 //! Tasks here: claimed in order of placement, started while there are slots, watched, ended.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::convert::{ended_in, tasks_out};
@@ -120,6 +121,7 @@ impl Core {
             self.ready.pop_front();
             self.ahead = self.ahead.saturating_sub(cost);
             self.used += cost;
+            self.moved_ms = self.now;
             self.start(key);
         }
         if self.link.waits_for_open(self.now) {
@@ -358,6 +360,34 @@ impl Core {
         late.into_iter().for_each(|key| self.stop(key, Stop::Time));
         self.link.measure(now, u64::from(self.capacity.slots));
         self.gather_hints();
+        self.give_back_what_lingers();
+    }
+
+    /// What came in the expectation of short tasks, and found long ones.
+    fn give_back_what_lingers(&mut self) {
+        let waits = !self.ready.is_empty() || !self.runnable.is_empty();
+        if !waits || self.used == 0 || !self.is_attached() || self.link.waits_for_open(self.now) {
+            self.moved_ms = self.now;
+        }
+        if self.now < self.moved_ms + GIVE_BACK_AFTER_MS {
+            return;
+        }
+        self.moved_ms = self.now;
+        self.link.rate = 0.0;
+        self.link.advert_dirty = true;
+        let mut waiting: BTreeMap<u64, TaskSet> = BTreeMap::new();
+        for number in &self.runnable {
+            waiting.insert(*number, self.opens.get(number).map_or_else(TaskSet::new, |o| o.waiting.clone()));
+        }
+        self.ready.iter().for_each(|(number, task)| waiting.entry(*number).or_default().insert(*task..*task + 1));
+        let text = format!("no slot came free here within {} s", GIVE_BACK_AFTER_MS / 1_000);
+        for (number, tasks) in waiting {
+            let taken = self.take_unstarted(number, &tasks, false);
+            if !taken.is_empty() {
+                self.give_back(number, taken, Reason::new(ReasonKind::OverCredit, text.clone()));
+            }
+            self.queue(number);
+        }
     }
 
     /// The wish for one task.

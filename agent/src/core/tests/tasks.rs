@@ -73,6 +73,25 @@ fn slots_bound_what_runs_and_memory_counts_as_slots() {
 }
 
 #[test]
+fn what_finds_no_slot_goes_back() {
+    let mut a = Agent::attached(4);
+    // Short tasks widen the window: the gateway may place ahead.
+    a.core.link.rate = 2_000.0;
+    a.core.commit_ms = 20.0;
+    a.down(place(1, 0..20));
+    assert_eq!((4, vec![]), (a.running().len(), a.returns()));
+    a.pass(1_900);
+    a.input(Input::Tick);
+    assert_eq!(0, a.returns().len(), "a slot may come free yet");
+    a.pass(200);
+    a.input(Input::Tick);
+    assert_eq!(vec![(1, TaskSet::range(4..20), ReasonKind::OverCredit)], a.returns());
+    assert_eq!((4, 4), (a.running().len(), a.core.window()), "what runs, runs on, and the window is what is there");
+    a.exit((1, 0), Exit::Code(0));
+    assert_eq!(3, a.running().len());
+}
+
+#[test]
 fn beyond_the_window_comes_back_in_part() {
     let mut a = Agent::attached(4);
     a.down(place(1, 0..6));
