@@ -47,6 +47,8 @@ pub struct SiteConfig {
     pub limits: LimitsConfig,
     /// Where Prometheus is answered; absent: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// Where an OpenTelemetry collector listens, on this machine; absent: nowhere.
+    pub traces: Option<SocketAddr>,
 }
 
 /// `gateway.toml`.
@@ -241,6 +243,7 @@ struct File {
     metrics: Option<Spanned<SocketAddr>>,
     #[serde(default)]
     metrics_beyond_loopback: bool,
+    traces: Option<Spanned<SocketAddr>>,
     agents: Option<Spanned<Agents>>,
     #[serde(default)]
     child: Vec<Spanned<ChildConfig>>,
@@ -292,9 +295,15 @@ impl File {
             let remedy = "write 127.0.0.1 and a port, or add `metrics_beyond_loopback = true` if your network keeps strangers out";
             return Err(source.refuse(m.span(), &what).remedy(remedy));
         }
+        if let Some(t) = self.traces.as_ref().filter(|t| !t.get_ref().ip().is_loopback()) {
+            let what = format!("traces to {}, which is not this machine: they would go there unprotected", t.get_ref());
+            let remedy = "run a collector on this machine, write its 127.0.0.1 and port, and let it pass them on under TLS";
+            return Err(source.refuse(t.span(), &what).remedy(remedy));
+        }
         let metrics = self.metrics.map(Spanned::into_inner);
+        let traces = self.traces.map(Spanned::into_inner);
         let File { name, listen, state, identity, trust, parent, limits, .. } = self;
-        let mut site = SiteConfig { name, listen, state, identity, trust, parent, limits, metrics };
+        let mut site = SiteConfig { name, listen, state, identity, trust, parent, limits, metrics, traces };
         source.resolve(&mut site.state);
         source.resolve(&mut site.identity);
         site.trust.iter_mut().map(|t| &mut t.ca).chain(site.parent.as_mut().map(|p| &mut p.ca)).for_each(|path| source.resolve(path));

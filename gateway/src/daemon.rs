@@ -27,6 +27,7 @@ use crate::service::callers::Guarded;
 use crate::staging::Staging;
 use crate::store::StoreError;
 use crate::store::sled::SledStore;
+use crate::traces::Traces;
 
 /// Messages of children that may wait for the engine.
 const CHILD_MESSAGES_MAX: usize = 4_096;
@@ -200,7 +201,9 @@ impl Running {
         let (listener, endpoint) = daemon_files::bind(&site.listen, &site.state).await?;
         let (sink, said) = mpsc::channel(CHILD_MESSAGES_MAX);
         let (down, from) = (backend.clone(), staging.clone());
-        let (engine, failed) = Engine::start(core, Box::new(store), backend.clone(), said, move |child, hash| from.need(down.clone(), child, hash));
+        let traces = site.traces.map(|collector| Traces::new(collector, &me)).transpose()?;
+        let need = move |child, hash| from.need(down.clone(), child, hash);
+        let (engine, failed) = Engine::start(core, Box::new(store), backend.clone(), said, need, traces);
         staging.connect(engine.clone());
         _ = cell.set(engine.clone());
         backend.clone().start(me.clone(), sink);

@@ -20,6 +20,7 @@ use crate::core::{Action, Core, Input, Now, Output, Submission};
 use crate::metrics::Stats;
 use crate::queue;
 use crate::store::{Batch, Reader, Store, StoreError};
+use crate::traces::Traces;
 
 /// Commands that may wait for the engine.
 const COMMANDS_MAX: usize = 8_192;
@@ -81,6 +82,7 @@ impl Engine {
         backend: Arc<dyn Backend>,
         children: mpsc::Receiver<(SiteId, FromChild)>,
         need_blob: impl Fn(SiteId, BlobHash) + Send + Sync + 'static,
+        traces: Option<Traces>,
     ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (said, parents) = mpsc::channel(PARENT_INPUTS_MAX);
@@ -98,6 +100,7 @@ impl Engine {
             backend,
             parents: engine.parents.clone(),
             greeted: HashMap::new(),
+            traces,
             stats: engine.stats.clone(),
             watchers: engine.watchers.clone(),
             need_blob: Box::new(need_blob),
@@ -280,6 +283,7 @@ impl<T> Heard<T> {
 
 struct Shell {
     core: Core,
+    traces: Option<Traces>,
     backend: Arc<dyn Backend>,
     parents: Parents,
     /// Sessions of parents that have had our hello.
@@ -467,13 +471,16 @@ impl Shell {
         self.core.step(input, now);
     }
 
-    fn log(&self, job: u64, step: Step) {
+    fn log(&mut self, job: u64, step: Step) {
+        if let Some(traces) = &mut self.traces {
+            traces.step(job, &step, || self.core.line(job, step));
+        }
         let placed = matches!(step, Step::Placed { .. });
         // Placements are many: who wants to see them asks for debug.
         if placed && !tracing::enabled!(tracing::Level::DEBUG) || !tracing::enabled!(tracing::Level::INFO) {
             return;
         }
-        let Some(Line { job, origin, principal, trace, what }) = self.core.line(job, step) else { return };
+        let Some(Line { job, origin, principal, trace, what, .. }) = self.core.line(job, step) else { return };
         match placed {
             true => tracing::debug!(%job, %origin, %principal, %trace, "{what}"),
             false => tracing::info!(%job, %origin, %principal, %trace, "{what}"),

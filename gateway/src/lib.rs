@@ -21,3 +21,4 @@ pub mod queue;
 pub mod service;
 pub mod staging;
 pub mod store;
+pub mod traces;

@@ -102,6 +102,7 @@ impl Grid {
             parent: None,
             limits: LimitsConfig { store_free_min_bytes: 1 << 20, ..LimitsConfig::default() },
             metrics: None,
+            traces: None,
         }
     }
 

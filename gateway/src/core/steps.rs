@@ -34,6 +34,14 @@ pub struct Line {
     pub principal: String,
     /// The trace that it belongs to; empty: none.
     pub trace: String,
+    /// As the client or the client's program gave it; empty: none.
+    pub trace_parent: String,
+    /// Where it was submitted.
+    pub origin_site: SiteId,
+    /// The parent that it came from; None: a user of this site.
+    pub from: Option<SiteId>,
+    /// Has a task failed here?
+    pub failed: bool,
     /// What happened.
     pub what: String,
 }
@@ -77,7 +85,10 @@ impl Core {
             }
         };
         let (origin, principal) = (j.origin.job.clone(), j.origin.principal.clone());
-        Some(Line { job: JobNo(job).id(), origin, principal, trace: trace_id(&j.spec.parsed.trace_parent).to_string(), what })
+        let trace_parent = j.spec.parsed.trace_parent.clone();
+        let trace = trace_id(&trace_parent).to_string();
+        let (origin_site, from, failed) = (j.origin.site, j.parent, j.count(Phase::Failed) > 0);
+        Some(Line { job: JobNo(job).id(), origin, principal, trace, trace_parent, origin_site, from, failed, what })
     }
 }
 

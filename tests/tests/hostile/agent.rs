@@ -78,8 +78,15 @@ async fn what_it_is_not_it_cannot_say() {
         child.ends().await;
     }
     // Twice at once: the second is refused, the first goes on.
-    let first = Child::attach(&agent, me.clone()).await.unwrap();
-    first.greets().await;
+    let first = until("the first to be answered", async || {
+        let mut first = Child::attach(&agent, me.clone()).await.unwrap();
+        first.greets().await;
+        match first.hear.message().await {
+            Ok(Some(_)) => Ok(first),
+            other => Err(other),
+        }
+    })
+    .await;
     until("the second to be refused", async || {
         let mut second = Child::attach(&agent, me.clone()).await.unwrap();
         second.greets().await;

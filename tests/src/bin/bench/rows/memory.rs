@@ -144,6 +144,7 @@ fn fragmented(b: &mut Bench, n: u64, r: u32) -> Result<()> {
         parent: None,
         limits: LimitsConfig { store_free_min_bytes: 1 << 20, ..LimitsConfig::default() },
         metrics: None,
+        traces: None,
     };
     let gateway = runtime.block_on(try_gateway(config, fake.clone())).map_err(|r| r.to_string())?;
     tree.stands_for(GATEWAY, &gateway.endpoint)?;
