@@ -1,11 +1,12 @@
 //! What the end-to-end tests share: [`grid`] makes real sites in this process, over loopback TCP and mTLS, and clients that call them; [`logs`] keeps
 //! what they log. They hold no assertions of their own but time-outs: what is right, each test says itself. [`sim`] is a world of its own: cores in virtual
-//! time, from a seed.
+//! time, from a seed. [`slurm`] is a real cluster.
 
 pub mod client;
 pub mod grid;
 pub mod logs;
 pub mod sim;
+pub mod slurm;
 
 use std::time::Duration;
 

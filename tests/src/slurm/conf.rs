@@ -1,0 +1,120 @@
+//! What a test cluster is configured to be, as files.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::process::Command;
+
+use super::ended;
+
+/// What can be chosen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// n1, n2, ...; at least two.
+    pub machines: usize,
+    /// Of each.
+    pub cpus: u32,
+    /// Of each.
+    pub memory_mib: u32,
+    /// More lines of `slurm.conf`; they come last.
+    pub more: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { machines: 4, cpus: 4, memory_mib: 4_000, more: String::new() }
+    }
+}
+
+/// Our completion program, as sites install it.
+const JOBCOMP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/slurm/jobcomp");
+
+impl Options {
+    /// All that the daemons read, in this directory.
+    pub(super) fn write(&self, dir: &Path, ports: Vec<u16>) {
+        for (name, owner) in [("munge", Some("munge")), ("state", Some("slurm")), ("log", Some("slurm")), ("spool", None), ("jobcomp", None)] {
+            make_dir(&dir.join(name), owner);
+        }
+        make_dir(&dir.join("jobcomp/records"), Some("slurm"));
+        fs::copy(JOBCOMP, dir.join("jobcomp/jobcomp")).expect("deploy/slurm/jobcomp");
+        let key = dir.join("munge/key");
+        fs::write(&key, rand_key()).expect("a key");
+        fs::set_permissions(&key, Permissions::from_mode(0o400)).expect("permissions");
+        own(&key, "munge");
+        let machine_ports: Vec<String> = ports[2..].iter().map(u16::to_string).collect();
+        let text = self.text(dir, ports[0], ports[1], &machine_ports);
+        fs::write(dir.join("slurm.conf"), text).expect("slurm.conf");
+    }
+
+    /// Without systemd, cgroups and accounting; quick to schedule, and quick to notice what is lost.
+    fn text(&self, dir: &Path, controller: u16, machine: u16, ports: &[String]) -> String {
+        let Options { machines, cpus, memory_mib, more } = self;
+        let (dir, ports) = (dir.display(), ports.join(","));
+        let half = machines / 2;
+        format!(
+            "\
+ClusterName=intergrid-test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={machine}
+SlurmUser=slurm
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge/socket
+CredType=cred/munge
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool/%n
+SlurmctldPidFile={dir}/state/pid
+SlurmdPidFile={dir}/spool/%n.pid
+SlurmctldLogFile={dir}/log/slurmctld.log
+SlurmdLogFile={dir}/spool/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=100
+ReturnToService=2
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=5
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/script
+JobCompLoc={dir}/jobcomp/jobcomp
+MinJobAge=60
+MaxArraySize=2001
+MailProg=/bin/true
+KillWait=2
+SlurmdTimeout=10
+SlurmctldTimeout=10
+NodeName=n[1-{machines}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports}] CPUs={cpus} RealMemory={memory_mib}
+PartitionName=batch Nodes=n[1-{machines}] Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=short Nodes=n[1-{half}] MaxTime=10 State=UP
+{more}
+"
+        )
+    }
+}
+
+fn make_dir(path: &Path, owner: Option<&str>) {
+    fs::create_dir_all(path).expect("a directory");
+    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("permissions");
+    owner.into_iter().for_each(|owner| own(path, owner));
+}
+
+fn own(path: &Path, account: &str) {
+    let number = |option: &str| -> u32 {
+        let output = ended(Command::new("id").args([option, account]), "");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.trim().parse().unwrap_or_else(|_| panic!("no account {account}: install munge and slurm-wlm with `tests/run --prepare`"))
+    };
+    chown(path, Some(number("-u")), Some(number("-g"))).expect("an owner");
+}
+
+/// Nobody else's munge key.
+fn rand_key() -> Vec<u8> {
+    use std::io::Read;
+    let mut key = vec![0; 64];
+    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut key)).expect("random bytes");
+    key
+}
