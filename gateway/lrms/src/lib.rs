@@ -7,7 +7,9 @@
 //! system first; a task ends only on evidence (its exit record, the LRMS's record, or a claim that we hold ourselves); what is not in the queue is unknown.
 
 pub mod command;
+pub mod doctor;
 pub mod limits;
 pub mod lrms;
+pub mod slurm;
 
 pub use lrms::Lrms;

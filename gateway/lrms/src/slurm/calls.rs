@@ -1,0 +1,139 @@
+//! The argument lists of Slurm's commands. Nothing that a user wrote is in them.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use crate::command::Call;
+use crate::lrms::{LrmsId, Submission};
+
+/// What squeue prints of a task; the name comes last, as a user may have put anything into it.
+const ENTRY_FIELDS: &str = "jobid:|,arrayjobid:|,arraytaskid:|,state:|,exit_code:|,numcpus:|,nodelist:|,restartcnt:|,partition:|,reason:|,name:";
+/// Jobs that one scancel is told of; one more is another command.
+pub const CANCEL_JOBS_MAX: usize = 200;
+/// Jobs that one sacct is asked for.
+pub const BOOKS_JOBS_MAX: usize = 500;
+
+/// `sbatch`: always an array, so that each task is named alike; the script is its input.
+pub fn sbatch(call: Call, s: &Submission) -> Call {
+    let mut args: Vec<OsString> =
+        ["--parsable", "--no-requeue", "--nodes=1", "--ntasks=1", "--input=/dev/null", "--output=/dev/null", "--error=/dev/null"]
+            .map(OsString::from)
+            .into();
+    let mut option = |name: &str, value: &dyn std::fmt::Display| args.push(format!("--{name}={value}").into());
+    option("job-name", &s.tag);
+    option("partition", &s.queue);
+    option("array", &format_args!("1-{}", s.tasks.max(1)));
+    option("cpus-per-task", &s.slots.max(1));
+    if s.memory_bytes > 0 {
+        option("mem", &format_args!("{}M", s.memory_bytes.div_ceil(1 << 20)));
+    }
+    if let Some(ms) = s.time_limit_ms {
+        option("time", &ms.div_ceil(60_000).max(1));
+    }
+    let mut directory = OsString::from("--chdir=");
+    directory.push(&s.directory);
+    args.push(directory);
+    call.args(args).stdin(s.script.as_bytes())
+}
+
+/// `squeue` of all tasks of all accounts, those that are over included. Each record ends with `mark`, which nobody else knows: a name may have a newline and
+/// whatever looks like a record. It is passed in the environment, where other accounts can't read it.
+pub fn squeue(mut call: Call, mark: &str) -> Call {
+    call.env.push(("SQUEUE_FORMAT2".into(), format!("{ENTRY_FIELDS}{mark}").into()));
+    call.args(["--noheader", "--array", "--states=all"])
+}
+
+/// Numbers of the jobs with exactly this name.
+pub fn squeue_named(call: Call, tag: &str) -> Call {
+    call.args(["--noheader", "--states=all", "--format=%F"]).arg(format!("--name={tag}"))
+}
+
+/// One line for each machine of each partition.
+pub fn sinfo(call: Call) -> Call {
+    call.args(["--noheader", "--Node", "--format=%R|%a|%l|%T|%C|%m|%N"])
+}
+
+/// The configuration of the controller.
+pub fn show_config(call: Call) -> Call {
+    call.args(["show", "config"])
+}
+
+/// Tasks of at most [`CANCEL_JOBS_MAX`] jobs.
+pub fn scancel(call: Call, tasks: &[(LrmsId, Vec<u32>)], kill: bool) -> Call {
+    let call = if kill { call.args(["--full", "--signal=KILL"]) } else { call };
+    call.args(tasks.iter().filter(|(_, positions)| !positions.is_empty()).map(|(id, positions)| format!("{id}_[{}]", ranges(positions))))
+}
+
+/// Steps too: peak memory is theirs.
+pub fn sacct(call: Call, ids: &[LrmsId]) -> Call {
+    let ids: Vec<String> = ids.iter().map(LrmsId::to_string).collect();
+    call.args(["--noheader", "--parsable2", "--allusers", "--starttime=1970-01-02", "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS"])
+        .arg(format!("--jobs={}", ids.join(",")))
+}
+
+/// Numbers of the jobs with exactly this name.
+pub fn sacct_named(call: Call, tag: &str) -> Call {
+    call.args(["--noheader", "--parsable2", "--allusers", "--allocations", "--starttime=1970-01-02", "--format=JobID"]).arg(format!("--name={tag}"))
+}
+
+/// `1-3,7`
+pub fn ranges(positions: &[u32]) -> String {
+    let mut sorted = positions.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut out = String::new();
+    let mut rest = sorted.as_slice();
+    while let [first, ..] = rest {
+        let n = rest.iter().zip(*first..=u32::MAX).take_while(|(p, expected)| **p == *expected).count();
+        let comma = if out.is_empty() { "" } else { "," };
+        let _ = match n {
+            1 => write!(out, "{comma}{first}"),
+            _ => write!(out, "{comma}{first}-{}", rest[n - 1]),
+        };
+        rest = &rest[n..];
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Account;
+
+    fn words(call: &Call) -> String {
+        call.args.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_submission_is_asked_for_in_slurms_terms() {
+        let submission = Submission {
+            tag: "ig-7-1".into(),
+            account: Account::Own,
+            queue: "batch".into(),
+            tasks: 20,
+            slots: 4,
+            memory_bytes: (1 << 30) + 1,
+            time_limit_ms: Some(60_001),
+            directory: "/shared/a b".into(),
+            script: "#!/bin/sh\n".into(),
+        };
+        let call = sbatch(Call::new("sbatch"), &submission);
+        let all = words(&call);
+        for part in ["--job-name=ig-7-1", "--array=1-20", "--cpus-per-task=4", "--mem=1025M", "--time=2", "--no-requeue", "--chdir=/shared/a b"] {
+            assert!(all.contains(part), "{part}: {all}");
+        }
+        assert_eq!(b"#!/bin/sh\n".to_vec(), call.stdin);
+        let plain = Submission { tasks: 1, memory_bytes: 0, time_limit_ms: None, ..submission };
+        let all = words(&sbatch(Call::new("sbatch"), &plain));
+        assert!(all.contains("--array=1-1") && !all.contains("--mem") && !all.contains("--time"), "{all}");
+    }
+
+    #[test]
+    fn many_tasks_are_few_words() {
+        assert_eq!("1-3,7", ranges(&[7, 1, 2, 3, 3]));
+        assert_eq!("", ranges(&[]));
+        assert_eq!(format!("{}", u32::MAX), ranges(&[u32::MAX]));
+        let call = scancel(Call::new("scancel"), &[(LrmsId(20), vec![4, 5]), (LrmsId(21), vec![1]), (LrmsId(22), vec![])], true);
+        assert_eq!("--full --signal=KILL 20_[4-5] 21_[1]", words(&call));
+    }
+}

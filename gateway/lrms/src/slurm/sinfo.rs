@@ -1,0 +1,137 @@
+//! What sinfo and `scontrol show config` print, read. Pure; any text is taken.
+
+use std::collections::BTreeMap;
+
+use crate::lrms::Queue;
+
+/// Partitions, in the order of their names. A machine of several partitions counts in each.
+pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>, String> {
+    let mut queues: BTreeMap<&str, Queue> = BTreeMap::new();
+    for line in text.lines().filter(|l| !l.trim().is_empty()) {
+        let unreadable = || format!("sinfo: {:?} is not a line of it", line.chars().take(80).collect::<String>());
+        let fields: Vec<&str> = line.split('|').collect();
+        let [name, available, time, state, cpus, memory, _machine] = fields[..] else { return Err(unreadable()) };
+        let cpus: Vec<u32> = cpus.split('/').map(|n| n.parse().map_err(|_| unreadable())).collect::<Result<_, _>>()?;
+        let [allocated, idle, _other, total] = cpus[..] else { return Err(unreadable()) };
+        // `4000+` where machines of one line differ.
+        let memory_mib: u64 = memory.trim_end_matches('+').parse().map_err(|_| unreadable())?;
+        let queue = queues.entry(name).or_insert_with(|| Queue {
+            name: name.to_string(),
+            waiting: waiting.get(name).copied().unwrap_or(0),
+            time_max_ms: duration_ms(time),
+            closed: (available != "up").then(|| format!("the partition is {available}")),
+            ..Queue::default()
+        });
+        queue.machine_slots = queue.machine_slots.max(total);
+        queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory_mib.saturating_mul(1 << 20));
+        if is_usable(state) {
+            queue.machines += 1;
+            queue.slots_total += u64::from(allocated) + u64::from(idle);
+            queue.slots_free += u64::from(idle);
+            queue.largest_free = queue.largest_free.max(idle);
+        }
+    }
+    Ok(queues.into_values().collect())
+}
+
+/// Could Slurm start work there, now or when what runs has ended? `*` at the end: it does not answer.
+fn is_usable(state: &str) -> bool {
+    let word = state.trim_end_matches(['~', '#', '!', '%', '$', '@', '^', '-']);
+    matches!(word, "idle" | "allocated" | "mixed" | "completing" | "planned")
+}
+
+/// `days-hours:minutes:seconds`; None: not limited, or not told.
+pub fn duration_ms(text: &str) -> Option<u64> {
+    let (days, rest) = match text.split_once('-') {
+        Some((days, rest)) => (days.parse::<u64>().ok()?, rest),
+        None => (0, text),
+    };
+    let mut seconds = 0u64;
+    for part in rest.split(':') {
+        seconds = seconds.checked_mul(60)?.checked_add(part.parse().ok()?)?;
+    }
+    days.checked_mul(86_400)?.checked_add(seconds)?.checked_mul(1_000)
+}
+
+/// `scontrol show config`: keys and values.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Controller(BTreeMap<String, String>);
+
+impl Controller {
+    /// Lines without a `=` are headings.
+    pub fn parse(text: &str) -> Self {
+        let pair = |line: &str| line.split_once('=').map(|(key, value)| (key.trim().to_string(), value.trim().to_string()));
+        Controller(text.lines().filter_map(pair).collect())
+    }
+
+    /// A value; None where it is absent or `(null)`.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str).filter(|v| !v.is_empty() && *v != "(null)")
+    }
+
+    /// A whole number; what follows it is its unit.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        self.get(key)?.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Positions of one array: 1 to this.
+    pub fn array_tasks_max(&self) -> Option<u32> {
+        let size = self.number("MaxArraySize")?.checked_sub(1)?;
+        let jobs = self.number("MaxJobCount").unwrap_or(u64::MAX);
+        u32::try_from(size.min(jobs)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of Slurm 22.05.8.
+    const SINFO: &str = include_str!("recorded/sinfo.txt");
+    const CONFIG: &str = include_str!("recorded/config.txt");
+
+    #[test]
+    fn recorded_partitions_are_read() {
+        let queues = queues(SINFO, &BTreeMap::from([("batch".to_string(), 7)])).unwrap();
+        assert_eq!(vec!["batch", "short"], queues.iter().map(|q| q.name.as_str()).collect::<Vec<_>>());
+        let (batch, short) = (&queues[0], &queues[1]);
+        // Of four machines one is drained and one does not answer.
+        assert_eq!((2, 8, 5, 4, 7), (batch.machines, batch.slots_total, batch.slots_free, batch.largest_free, batch.waiting));
+        assert_eq!((4, 4_000 << 20, Some(86_400_000), &None), (batch.machine_slots, batch.machine_memory_bytes, batch.time_max_ms, &batch.closed));
+        assert_eq!((Some(600_000), Some("the partition is down"), 0), (short.time_max_ms, short.closed.as_deref(), short.waiting));
+    }
+
+    #[test]
+    fn a_recorded_configuration_is_read() {
+        let config = Controller::parse(CONFIG);
+        assert_eq!((Some(1_000), Some("22.05.8"), Some(60)), (config.array_tasks_max(), config.get("SLURM_VERSION"), config.number("MinJobAge")));
+        assert_eq!(None, config.get("AccountingStorageBackupHost"));
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, ms) in [
+            ("10:00", Some(600_000)),
+            ("1-00:00:00", Some(86_400_000)),
+            ("2-01:00:01", Some(176_401_000)),
+            ("30", Some(30_000)),
+            ("infinite", None),
+            ("n/a", None),
+            ("", None),
+            ("99999999999999999-0", None),
+        ] {
+            assert_eq!(ms, duration_ms(text), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-z/*:\n-]{0,200}") {
+            for text in [&text, &more] {
+                let _ = (queues(text, &BTreeMap::new()), duration_ms(text), Controller::parse(text).array_tasks_max());
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What squeue prints, read. Pure; any text is taken, and what does not parse is an error, never a guess.
+
+use std::collections::BTreeMap;
+
+use super::words;
+use crate::lrms::{Entry, LrmsId, State};
+
+/// Fields of a record before the name.
+const FIELDS: usize = 10;
+
+/// One look at the queue.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Look {
+    /// Tasks whose job's name begins with the prefix.
+    pub entries: Vec<Entry>,
+    /// Tasks that wait, of everybody, by partition.
+    pub waiting: BTreeMap<String, u64>,
+}
+
+/// Records that end with `mark` each. A name is what stands between the last field and the mark, newlines and bars included.
+pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
+    let mut look = Look::default();
+    let mut parts = text.split(mark).peekable();
+    while let Some(part) = parts.next() {
+        let record = part.strip_prefix('\n').unwrap_or(part);
+        if parts.peek().is_none() {
+            return match record.trim().is_empty() {
+                true => Ok(look),
+                false => Err(format!("squeue: its answer is cut off in {:?}", short(record))),
+            };
+        }
+        let fields: Vec<&str> = record.splitn(FIELDS + 1, '|').collect();
+        let unreadable = || format!("squeue: {:?} is not a record", short(record));
+        let [job, array, task, state, status, cpus, machines, restarts, partitions, reason, name] = fields[..] else { return Err(unreadable()) };
+        let state = words::state(state, reason, status.parse().ok(), restarts.parse().unwrap_or(0));
+        if matches!(state, State::Pending(..)) {
+            for partition in partitions.split(',') {
+                *look.waiting.entry(partition.to_string()).or_default() += 1;
+            }
+        }
+        if !name.starts_with(prefix) {
+            continue;
+        }
+        let id = if array.is_empty() { job } else { array };
+        look.entries.push(Entry {
+            id: LrmsId(id.parse().map_err(|_| unreadable())?),
+            position: position(task).ok_or_else(unreadable)?,
+            tag: name.to_string(),
+            state,
+            slots: cpus.parse().map_err(|_| unreadable())?,
+            machine: machines.to_string(),
+            restarts: restarts.parse().map_err(|_| unreadable())?,
+        });
+    }
+    Ok(look)
+}
+
+/// Numbers of jobs, one a line; an array with several lines counts once.
+pub fn ids(text: &str) -> Result<Vec<LrmsId>, String> {
+    let mut ids = Vec::new();
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let number = line.split(['_', '.']).next().unwrap_or(line);
+        let id = LrmsId(number.parse().map_err(|_| format!("{:?} is not the number of a job", short(line)))?);
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// What `sbatch --parsable` answers: the number, and perhaps the cluster.
+pub fn submitted(text: &str) -> Option<LrmsId> {
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty());
+    let line = lines.next()?;
+    let number = line.split(';').next()?.trim();
+    let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (plain && lines.next().is_none()).then(|| number.parse().ok().filter(|n| *n > 0).map(LrmsId))?
+}
+
+/// 1 for a job that is no array.
+pub fn position(task: &str) -> Option<u32> {
+    match task {
+        "N/A" | "" => Some(1),
+        task => task.parse().ok().map(|n| if n == words::NO_TASK { 1 } else { n }),
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use intergrid_proto::Exit;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lrms::{How, Wait};
+
+    /// Of Slurm 22.05.8.
+    const RECORDED: &str = include_str!("recorded/squeue.txt");
+    const MARK: &str = "Znonce";
+
+    #[test]
+    fn a_recorded_queue_is_read() {
+        let look = look(RECORDED, MARK, "ig-").unwrap();
+        let of = |id, position| look.entries.iter().find(|e| e.id == LrmsId(id) && e.position == position).unwrap();
+        assert_eq!(6, look.entries.len());
+        assert!(matches!(&of(20, 1).state, State::Ended(over) if over.how == How::Removed));
+        assert_eq!((State::Running, "n1"), (of(20, 3).state.clone(), of(20, 3).machine.as_str()));
+        assert_eq!((State::Pending(Wait::Requeued, "BeginTime".into()), 1), (of(21, 1).state.clone(), of(21, 1).restarts));
+        assert_eq!(State::Suspended, of(22, 1).state);
+        assert!(matches!(&of(27, 1).state, State::Ended(over) if over.exit == Some(Exit::Code(7))));
+        assert_eq!(Some(&3), look.waiting.get("batch"));
+        assert_eq!(Some(&1), look.waiting.get("short"));
+    }
+
+    #[test]
+    fn a_name_is_no_record() {
+        let forged = "99|20|1|FAILED|256|1|n1|0|batch|None|ig-1";
+        let text = format!("1|1|N/A|RUNNING|0|1|n1|0|batch|None|a|b\n{forged}\n{MARK}\n2|2|N/A|RUNNING|0|1|n1|0|batch|None|ig-2{MARK}\n");
+        let entries = look(&text, MARK, "ig-").unwrap().entries;
+        assert_eq!(vec![LrmsId(2)], entries.iter().map(|e| e.id).collect::<Vec<_>>());
+        assert!(look(&text[..text.len() - 3], MARK, "ig-").is_err(), "cut off");
+        assert!(look("slurm_load_jobs error: no", MARK, "ig-").is_err());
+        assert_eq!(Ok(Look::default()), look("", MARK, "ig-"));
+    }
+
+    #[test]
+    fn answers_are_numbers_and_nothing_else() {
+        assert_eq!(Some(LrmsId(17)), submitted("17\n"));
+        assert_eq!(Some(LrmsId(17)), submitted("17;cluster\n"));
+        for bad in ["", "\n", "Submitted batch job 17", "17 18", "17\n18\n", "-1", "0", "99999999999999999999999"] {
+            assert_eq!(None, submitted(bad), "{bad:?}");
+        }
+        assert_eq!(Ok(vec![LrmsId(7), LrmsId(9)]), ids("7\n7\n9_3\n"));
+        assert!(ids("seven").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_\n]{0,200}") {
+            for text in [&text, &more, &format!("{more}{MARK}\n{text}")] {
+                let _ = (look(text, MARK, "ig-"), ids(text), submitted(text), position(text));
+            }
+        }
+
+        #[test]
+        fn any_name_leaves_the_others_alone(name in "(?s).{0,60}") {
+            prop_assume!(!name.contains(MARK) && !name.starts_with("ig-"));
+            let text = format!("1|1|N/A|PENDING|0|1||0|batch|None|{name}{MARK}\n2|2|4|RUNNING|0|2|n1|0|batch|None|ig-2{MARK}\n");
+            let seen = look(&text, MARK, "ig-").unwrap();
+            prop_assert_eq!(1, seen.entries.len());
+            prop_assert_eq!((LrmsId(2), 4, 2), (seen.entries[0].id, seen.entries[0].position, seen.entries[0].slots));
+            prop_assert_eq!(Some(&1), seen.waiting.get("batch"));
+        }
+    }
+}
