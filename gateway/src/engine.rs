@@ -63,7 +63,7 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     /// What parents say has a queue of its own, so that it does not stand in the way of users.
     said: mpsc::Sender<Command>,
-    reader: Arc<dyn Reader>,
+    reader: Arc<dyn Reader + Send + Sync>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     parents: Parents,
     stats: Arc<Stats>,
@@ -109,6 +109,8 @@ impl Engine {
             orders: HashMap::new(),
             tokens: 0,
             after: Vec::new(),
+            reader: engine.reader.clone(),
+            fault: None,
             start: Instant::now(),
         };
         let task = tokio::spawn(shell.run(store, inbox, parents, children));
@@ -126,7 +128,7 @@ impl Engine {
     }
 
     /// Rows, as committed.
-    pub fn reader(&self) -> Arc<dyn Reader> {
+    pub fn reader(&self) -> Arc<dyn Reader + Send + Sync> {
         self.reader.clone()
     }
 
@@ -296,6 +298,9 @@ struct Shell {
     orders: HashMap<u64, Reply<Done>>,
     tokens: u64,
     after: Vec<After>,
+    reader: Arc<dyn Reader + Send + Sync>,
+    /// The store can't be read: the engine ends.
+    fault: Option<StoreError>,
     start: Instant,
 }
 
@@ -396,6 +401,9 @@ impl Shell {
             for command in commands.drain(..) {
                 self.command(command);
             }
+            if let Some(e) = self.fault.take() {
+                return Err(e);
+            }
             self.stats.waiting([inbox.len(), parents.len(), children.len()]);
             if in_flight.is_none() {
                 taken = 0;
@@ -426,7 +434,14 @@ impl Shell {
                 Input::ChildGone { child, why, silent_ms }
             }
         };
-        self.core.step(input, now);
+        self.step(input, now);
+    }
+
+    fn step(&mut self, input: Input, now: Now) {
+        match self.core.recall(&input, &*self.reader) {
+            Ok(()) => self.core.step(input, now),
+            Err(e) => self.fault = Some(e),
+        }
     }
 
     fn command(&mut self, command: Command) {
@@ -468,7 +483,7 @@ impl Shell {
                 Input::ParentGone { parent }
             }
         };
-        self.core.step(input, now);
+        self.step(input, now);
     }
 
     fn log(&mut self, job: u64, step: Step) {

@@ -102,6 +102,22 @@ impl JobNo {
     }
 }
 
+impl JobNo {
+    /// All up to `last` whose [`id`](Self::id) begins so, in no order. Nothing, as a beginning, is none's.
+    pub fn beginning(prefix: &str, last: u64) -> impl Iterator<Item = JobNo> + '_ {
+        let digit = |c: u8| DIGITS.iter().position(|d| *d == c).map(|d| d as u64);
+        let (first, rest) = prefix.as_bytes().split_at(prefix.len().min(6));
+        let spread = first.iter().try_fold(0, |n, c| Some(n << 5 | digit(*c)?)).filter(|_| !first.is_empty());
+        let free = ID_BITS - 5 * first.len() as u32;
+        let inverse = (0..6).fold(SPREAD, |x, _| x.wrapping_mul(2u64.wrapping_sub(SPREAD.wrapping_mul(x))));
+        let low = move |k: u64| (spread.unwrap_or(0) << free | k).wrapping_mul(inverse) & ((1 << ID_BITS) - 1);
+        let lows = if spread.is_some() { 0..1u64 << free } else { 0..0 };
+        let high = (last >> ID_BITS) + 1;
+        lows.flat_map(move |k| (0..high).map(move |h| JobNo(h << ID_BITS | low(k))))
+            .filter(move |n| n.0 <= last && (rest.is_empty() || n.id().starts_with(prefix)))
+    }
+}
+
 impl fmt::Display for JobNo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.id())
@@ -114,6 +130,15 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn those_that_begin_so_are_found(last in 1u64..5_000, letters in 1usize..7, of in 1u64..5_000) {
+            let prefix = &JobNo(of).id()[..letters];
+            let mut found: Vec<u64> = JobNo::beginning(prefix, last).map(|n| n.0).filter(|n| *n > 0).collect();
+            found.sort_unstable();
+            let all: Vec<u64> = (1..=last).filter(|n| JobNo(*n).id().starts_with(prefix)).collect();
+            prop_assert_eq!(found, all);
+        }
+
         #[test]
         fn job_ids_differ(a in 0u64..1 << 40, b in 0u64..1 << 40) {
             prop_assert_eq!(a == b, JobNo(a).id() == JobNo(b).id());

@@ -17,6 +17,8 @@ mod environment;
 mod jobs;
 #[path = "cli/orders.rs"]
 mod orders;
+#[path = "cli/past.rs"]
+mod past;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/staging.rs"]

@@ -44,6 +44,7 @@ impl Core {
             true => u64::MAX,
             false => self.state.links.get(&parent).map_or(0, |l| l.complete_from),
         };
+        complete_from = complete_from.max(self.parents.get(&parent).filter(|p| p.left_out > 0).map_or(0, |p| p.left_out + 1));
         let told = self.state.jobs.values().rev().filter(|j| j.parent == Some(parent) && j.ups.values().any(|e| e.incarnation != now));
         for j in told {
             if j.open() == 0 && (!asked || j.ended_ms < since || orphans.len() > ORPHANS_MAX) {

@@ -4,10 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use intergrid_proto::link::Origin;
 use intergrid_proto::{BlobHash, Phase, SiteId, TaskSet};
 
-use super::cells::Cells;
 use super::change::{self, What};
 use super::planted::{Plant, planted};
 use super::state::*;
@@ -88,6 +86,8 @@ impl State {
                         dirty.insert(RowKey::Job(w.job));
                     }
                     Some(_) => {}
+                    // It is past: its row has this.
+                    None if w.job != 0 => {}
                     None => {
                         let id = change::site(&w.parent);
                         let link = self.links.entry(id).or_default();
@@ -114,14 +114,15 @@ impl State {
                 let phase = Phase::from_number(e.phase).unwrap_or(Phase::Failed);
                 self.leave_down(seq, e.job, e.number, &tasks, false, dirty, live);
                 let exit = |k: usize| intergrid_proto::link::at(&e.exit, k).unwrap_or(1025) as u16;
-                let f = |c: &mut Cell, k: usize| (c.exit, c.attempts) = (exit(k), e.attempts.min(255) as u8);
+                // Where it was is in the history. Ends that are alike take the room of one.
+                let f = |c: &mut Cell, k: usize| (c.exit, c.attempts, c.down) = (exit(k), e.attempts.min(255) as u8, 0);
                 self.set_cells(seq, e.job, &tasks, CellChange { phase, f: &f, uniform: e.exit.len() <= 1 }, dirty, live);
                 self.leave_up(seq, e.job, &tasks, dirty, live);
                 if let Some(job) = self.jobs.get_mut(&e.job).filter(|j| seq > j.seq) {
                     job.seq = seq;
                     job.ended_ms = job.ended_ms.max(e.at_ms);
                     if let Some(child) = SiteId::from_slice(&e.child) {
-                        *job.ended_at.entry(child).or_default() += tasks.len();
+                        *job.ended_at.get_or_default(child) += tasks.len();
                     }
                     dirty.insert(RowKey::Job(e.job));
                 }
@@ -251,49 +252,9 @@ impl State {
         if self.jobs.contains_key(&j.job) {
             return;
         }
-        let origin = j.origin.clone().unwrap_or_default();
-        let parent = SiteId::from_slice(&j.parent);
-        let blank = |at: u32| Chunk { seq: 0, cells: Cells::same(Cell::default(), (j.size - at * CHUNK_TASKS).min(CHUNK_TASKS)) };
-        let job = Job {
-            no: j.job,
-            seq,
-            parent,
-            parent_job: j.parent_job,
-            parent_incarnation: j.parent_incarnation,
-            key: j.key.clone(),
-            owner: change::site(&j.owner),
-            owner_name: j.owner_name.clone(),
-            origin: Origin { site: change::site(&origin.site), job: origin.job, principal: origin.principal },
-            spec_hash: hash,
-            spec,
-            size: j.size,
-            created_ms: j.created_ms,
-            ended_ms: 0,
-            route: j.route.iter().map(|s| change::site(s)).collect(),
-            hops_left: j.hops_left,
-            chain: j.chain.clone(),
-            want: Default::default(),
-            want_version: 0,
-            next_up: 0,
-            ups: Default::default(),
-            downs: Default::default(),
-            chunks: (0..j.size.div_ceil(CHUNK_TASKS)).map(blank).collect(),
-            at_once: None,
-            ended_at: Default::default(),
-            counts: {
-                let mut counts = [0; 11];
-                counts[0] = u64::from(j.size);
-                counts
-            },
-            queued: TaskSet::new(),
-            unsure: false,
-            moved_ms: 0,
-            notes: 0,
-            last_return: None,
-            failures: Vec::new(),
-        };
+        let job = Job::new(seq, j, hash, spec);
         self.index(&job);
-        self.jobs.insert(j.job, job);
+        self.jobs.insert(j.job, Box::new(job));
         dirty.insert(RowKey::Job(j.job));
     }
 
@@ -319,27 +280,8 @@ impl State {
             0 => (job.parent_incarnation, job.parent_job),
             i => (i, t.parent_job),
         };
-        let same = |e: &UpEntry| e.number == t.number && e.incarnation == incarnation;
-        let up = match job.ups.iter_mut().next_back() {
-            Some((ord, e)) if same(e) => {
-                if seq > e.seq {
-                    (e.seq, e.open) = (seq, e.open + tasks.len());
-                }
-                *ord
-            }
-            _ => match job.ups.iter().find(|(_, e)| same(e)) {
-                Some((ord, _)) => *ord,
-                None => {
-                    let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
-                    job.next_up = ord + 1;
-                    job.ups.insert(
-                        ord,
-                        UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() },
-                    );
-                    ord
-                }
-            },
-        };
+        let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() };
+        let up = enter_up(job, entry);
         dirty.insert(RowKey::Up(t.job, up));
         dirty.insert(RowKey::Job(t.job));
         if live && let Some(parent) = job.parent {
@@ -353,29 +295,8 @@ impl State {
     fn apply_adopted(&mut self, seq: u64, t: &change::TasksAdded, dirty: &mut Dirty, live: bool) {
         let (share, tasks) = (self.intern(&t.share), change::tasks(&t.tasks));
         let Some(job) = self.jobs.get_mut(&t.job) else { return };
-        let ord = match job.ups.iter_mut().find(|(_, e)| e.number == t.number && e.incarnation == t.incarnation) {
-            Some((ord, e)) => {
-                if seq > e.seq {
-                    (e.seq, e.open) = (seq, e.open + t.open);
-                }
-                *ord
-            }
-            None => {
-                let ord = job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1));
-                job.next_up = ord + 1;
-                let entry = UpEntry {
-                    seq,
-                    number: t.number,
-                    share: share.clone(),
-                    incarnation: t.incarnation,
-                    job: t.parent_job,
-                    cost: t.cost,
-                    open: t.open,
-                };
-                job.ups.insert(ord, entry);
-                ord
-            }
-        };
+        let (number, incarnation, of) = (t.number, t.incarnation, t.parent_job);
+        let ord = enter_up(job, UpEntry { seq, number, share: share.clone(), incarnation, job: of, cost: t.cost, open: t.open });
         let mut left = None;
         if let Some(e) = job.ups.get_mut(&t.from).filter(|e| seq > e.seq) {
             (e.seq, e.open) = (seq, e.open.saturating_sub(t.open));
@@ -430,7 +351,7 @@ impl State {
         };
         job.downs.entry(p.number).or_insert(entry);
         // From here on this child has had the job: late word of it is taken.
-        job.ended_at.entry(child).or_default();
+        job.ended_at.get_or_default(child);
         dirty.insert(RowKey::Job(p.job));
         dirty.insert(RowKey::Down(p.job, p.number));
         self.placed_on.entry(child).or_default().insert(p.number, p.job);
@@ -532,6 +453,23 @@ impl State {
         }
         self.requeue_index(job_no);
     }
+}
+
+/// A parent's placement, which may be known already: open tasks more. Its place in the job.
+fn enter_up(job: &mut Job, new: UpEntry) -> u32 {
+    let same = |(_, e): &(&u32, &UpEntry)| (e.number, e.incarnation) == (new.number, new.incarnation);
+    // Mostly it is the last.
+    let known = job.ups.iter().rev().find(same).map(|(ord, _)| *ord);
+    let ord = known.unwrap_or_else(|| job.next_up.max(job.ups.keys().next_back().map_or(0, |k| k + 1)));
+    match job.ups.get_mut(&ord) {
+        Some(e) if new.seq > e.seq => (e.seq, e.open) = (new.seq, e.open + new.open),
+        Some(_) => {}
+        None => {
+            job.next_up = ord + 1;
+            job.ups.insert(ord, new);
+        }
+    }
+    ord
 }
 
 /// An exit is that of an end.

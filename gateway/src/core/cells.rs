@@ -1,16 +1,23 @@
 //! The cells of a chunk of an array: runs of equal ones while they are few, else one each. Tasks are placed and end in ranges, so most chunks are a
-//! handful of runs at any time, and what is done to a range costs its runs, not its tasks.
+//! handful of runs at any time, and what is done to a range costs its runs, not its tasks. A chunk without order at rest, such as the ends of tasks that take
+//! their own time, has few kinds of cells: one byte each says which, until the next change.
+
+use std::collections::HashMap;
 
 use super::state::Cell;
 
 /// More runs than this take more than a quarter of what the cells themselves would: 24 bytes each, against 16 for each of 4,096 cells.
 const RUNS_MAX: usize = 512;
+/// Of a run.
+const RUN_BYTES: usize = std::mem::size_of::<(u32, Cell)>();
 
 /// Cells of a chunk.
 #[derive(Clone, Debug)]
 pub enum Cells {
     /// (end, cell), ascending; no two neighbours are equal; the last ends the chunk.
     Runs(Vec<(u32, Cell)>),
+    /// The kinds that there are, and which of them each cell is.
+    Kinds(Box<[Cell]>, Box<[u8]>),
     /// In any order.
     Each(Box<[Cell]>),
 }
@@ -35,6 +42,7 @@ impl Cells {
     pub fn get(&self, i: u32) -> Cell {
         match self {
             Cells::Runs(runs) => runs.get(runs.partition_point(|(end, _)| *end <= i)).map(|r| r.1).unwrap_or_default(),
+            Cells::Kinds(kinds, of) => of.get(i as usize).map(|k| kinds[usize::from(*k)]).unwrap_or_default(),
             Cells::Each(cells) => cells.get(i as usize).copied().unwrap_or_default(),
         }
     }
@@ -52,6 +60,14 @@ impl Cells {
                     from = *to;
                 }
             }
+            Cells::Kinds(kinds, of) => {
+                let mut from = start;
+                for run in of.get(start as usize..(end as usize).min(of.len())).unwrap_or_default().chunk_by(|a, b| a == b) {
+                    let to = from + run.len() as u32;
+                    each(from, to, kinds[usize::from(run[0])]);
+                    from = to;
+                }
+            }
             Cells::Each(cells) => {
                 let mut from = start;
                 for run in cells.get(start as usize..(end as usize).min(cells.len())).unwrap_or_default().chunk_by(|a, b| a == b) {
@@ -66,6 +82,12 @@ impl Cells {
     /// Change a range, each cell alike: `change` is given every run of it, once, and how long it is.
     pub fn change(&mut self, start: u32, end: u32, mut change: impl FnMut(&mut Cell, u32)) {
         let Cells::Runs(old) = self else { return self.change_each(start, end, |c, _| change(c, 1)) };
+        if let [(len, cell)] = &mut old[..]
+            && start == 0
+            && end >= *len
+        {
+            return change(cell, *len);
+        }
         let mut runs: Vec<(u32, Cell)> = Vec::with_capacity(old.len() + 2);
         let mut push = |end: u32, cell: Cell| match runs.last_mut() {
             Some((e, last)) if *last == cell => *e = end,
@@ -102,18 +124,27 @@ impl Cells {
     }
 
     fn spread(&mut self) {
-        if let Cells::Runs(runs) = self {
-            let mut cells = Vec::with_capacity(runs.last().map_or(0, |r| r.0 as usize));
-            runs.iter().for_each(|(end, c)| cells.resize(*end as usize, *c));
-            *self = Cells::Each(cells.into());
+        match self {
+            Cells::Runs(runs) => {
+                let mut cells = Vec::with_capacity(runs.last().map_or(0, |r| r.0 as usize));
+                runs.iter().for_each(|(end, c)| cells.resize(*end as usize, *c));
+                *self = Cells::Each(cells.into());
+            }
+            Cells::Kinds(kinds, of) => *self = Cells::Each(of.iter().map(|k| kinds[usize::from(*k)]).collect()),
+            Cells::Each(_) => {}
         }
     }
 
     /// Take less memory, where that is much less.
     pub fn compact(&mut self) {
-        if let Cells::Each(cells) = self
-            && cells.chunk_by(|a, b| a == b).take(RUNS_MAX / 2 + 1).count() <= RUNS_MAX / 2
-        {
+        let cells = match self {
+            Cells::Runs(runs) => return runs.shrink_to_fit(),
+            Cells::Kinds(..) => return,
+            Cells::Each(cells) => cells,
+        };
+        // Beyond so many runs one byte for each cell is less.
+        let runs_max = (cells.len() / RUN_BYTES).min(RUNS_MAX / 2);
+        if cells.chunk_by(|a, b| a == b).take(runs_max + 1).count() <= runs_max {
             let mut runs = Vec::new();
             let mut end = 0;
             for run in cells.chunk_by(|a, b| a == b) {
@@ -121,8 +152,29 @@ impl Cells {
                 runs.push((end, run[0]));
             }
             *self = Cells::Runs(runs);
+        } else if let Some(kinds) = kinds(cells) {
+            *self = kinds;
         }
     }
+}
+
+/// The different ones and which each is; None where a byte can't say it.
+fn kinds(cells: &[Cell]) -> Option<Cells> {
+    let (mut kinds, mut of) = (Vec::new(), Vec::with_capacity(cells.len()));
+    let mut known: HashMap<Cell, u8> = HashMap::new();
+    for cell in cells {
+        let kind = match known.get(cell) {
+            Some(kind) => *kind,
+            None => {
+                let kind = u8::try_from(kinds.len()).ok()?;
+                known.insert(*cell, kind);
+                kinds.push(*cell);
+                kind
+            }
+        };
+        of.push(kind);
+    }
+    Some(Cells::Kinds(kinds.into(), of.into()))
 }
 
 #[cfg(test)]
@@ -135,14 +187,15 @@ mod tests {
         fn runs_are_what_the_cells_would_be(
             len in 1u32..700,
             steps in proptest::collection::vec((0u32..700, 0u32..700, 0u8..3, any::<bool>(), any::<bool>()), 0..40),
+            exits in prop_oneof![1u32..9, 200u32..700],
         ) {
             let mut cells = Cells::same(Cell::default(), len);
             let mut plain = vec![Cell::default(); len as usize];
             for (a, b, phase, each, compact) in steps {
                 let (a, b) = (a.min(b).min(len), a.max(b).min(len));
                 if each {
-                    cells.change_each(a, b, |c, i| (c.phase, c.exit) = (phase, i as u16));
-                    (a..b).for_each(|i| (plain[i as usize].phase, plain[i as usize].exit) = (phase, i as u16));
+                    cells.change_each(a, b, |c, i| (c.phase, c.exit) = (phase, (i % exits) as u16));
+                    (a..b).for_each(|i| (plain[i as usize].phase, plain[i as usize].exit) = (phase, (i % exits) as u16));
                 } else {
                     let mut n = 0;
                     cells.change(a, b, |c, len| {

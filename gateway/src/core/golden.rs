@@ -12,7 +12,7 @@ use super::state::State;
 use super::tests::{World, sleep, tower};
 use super::{Core, Now};
 use crate::store::mem::MemDisk;
-use crate::store::{Batch, Store};
+use crate::store::{Batch, Reader, Store};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/core-v1.txt");
 /// With what a recovery adds: names of older incarnations, adoption, doubt.

@@ -80,6 +80,14 @@ pub const ORPHANS_ENDED_MS: u64 = 7 * 86_400_000;
 pub const INCARNATIONS_KEPT_MAX: usize = 64;
 /// Of one message.
 pub const ORPHANS_PER_MESSAGE_MAX: usize = 256;
+/// A user's job of which nothing is open leaves memory after this.
+pub const AWAY_AFTER_MS: u64 = 1_000;
+/// A parent's, which may bring more tasks of it.
+pub const AWAY_PLACED_AFTER_MS: u64 = 10_000;
+/// One that is over and can't leave yet is looked at again after this.
+pub const AWAY_RETRY_MS: u64 = 1_000;
+/// Rows written with one commit for jobs that leave.
+pub const AWAY_ROWS_PER_COMMIT: usize = 512;
 /// Who may be told to take no new work, at one site.
 pub const DRAINS_MAX: usize = 4_096;
 /// A parent's job that has had nothing open for so long has ended here, as far as the log goes.

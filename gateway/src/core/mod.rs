@@ -10,6 +10,7 @@
 mod adopt;
 pub mod advert;
 pub mod apply;
+pub mod archive;
 pub mod away;
 mod cells;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
@@ -28,6 +29,7 @@ mod recover;
 mod resync;
 pub mod rows;
 pub mod schedule;
+mod small;
 mod south;
 #[allow(missing_docs)] // Entities: their fields are named by the records.
 pub mod state;
@@ -197,6 +199,8 @@ struct Parent {
     resent_from_ms: u64,
     /// It has said all that it holds open here, or was not asked.
     confirmed: bool,
+    /// The highest of its placements of which it can't be told any more: their jobs ended too long ago.
+    left_out: u64,
     /// When it was last told its full state, 0: never; and whether that is due.
     resync_told_ms: u64,
     resync_due: bool,
@@ -223,6 +227,11 @@ pub struct Core {
     actions: Vec<Action>,
     changed: BTreeSet<u64>,
     wants_due: BTreeSet<u64>,
+    /// Jobs that may be over, and when they are to be put away; how long after that is, of users' and of parents' jobs.
+    leave_due: BTreeSet<(u64, u64)>,
+    away_after_ms: (u64, u64),
+    /// A spec that was fetched for the next input.
+    recalled: Option<Arc<Spec>>,
     /// Parents' jobs with nothing open, since when: for the log.
     ending: BTreeMap<u64, u64>,
     schedule_due: bool,
@@ -279,6 +288,9 @@ impl Core {
             actions: Vec::new(),
             changed: BTreeSet::new(),
             wants_due: BTreeSet::new(),
+            leave_due: BTreeSet::new(),
+            away_after_ms: (AWAY_AFTER_MS, AWAY_PLACED_AFTER_MS),
+            recalled: None,
             ending: BTreeMap::new(),
             schedule_due: true,
             advert_due: true,
@@ -296,6 +308,7 @@ impl Core {
             missed: BTreeSet::new(),
         };
         core.be_careful();
+        core.changed = core.state.jobs.values().filter(|j| j.open() == 0).map(|j| j.no).collect();
         if core.state.incarnation == 0 {
             core.fresh = None;
             core.record(What::Born(change::Born { incarnation: fresh.max(1), ..Default::default() }));
@@ -353,6 +366,8 @@ impl Core {
     /// End of a turn: place what can be placed, tell parents, checkpoint; then what is to be committed and done.
     pub fn turn(&mut self, now: Now) -> Output {
         self.now = now;
+        self.recalled = None;
+        self.state.forget_left();
         if std::mem::take(&mut self.schedule_due) {
             self.schedule();
         }
@@ -364,7 +379,10 @@ impl Core {
         self.flush_adverts();
         self.flush_demand();
         self.write_checkpoint();
-        for job in std::mem::take(&mut self.changed) {
+        let changed = std::mem::take(&mut self.changed);
+        changed.iter().for_each(|job| self.may_leave(*job));
+        self.put_away();
+        for job in changed {
             self.actions.push(Action::Changed(job));
         }
         let actions = std::mem::take(&mut self.actions);

@@ -155,6 +155,7 @@ impl Core {
             resent: None,
             resent_from_ms: self.now.mono_ms,
             confirmed: false,
+            left_out: 0,
             resync_told_ms,
             resync_due: false,
         };

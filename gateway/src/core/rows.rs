@@ -4,15 +4,16 @@
 use std::sync::Arc;
 
 use intergrid_proto::link::Origin;
-use intergrid_proto::{BlobHash, JobSpec, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, SiteId, TaskSet, pb};
 use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
 
 use super::apply::{Dirty, RowKey};
+use super::archive;
 use super::cells::Cells;
 use super::change::{self, Change};
 use super::state::*;
-use crate::store::{Store, StoreError};
+use crate::store::{Reader, Store, StoreError};
 
 #[derive(Clone, PartialEq, Message)]
 struct MetaRow {
@@ -52,6 +53,21 @@ struct JobRow {
     ended_at: Vec<change::Cursor>,
     #[prost(uint32, optional, tag = "8")]
     at_once: Option<u32>,
+    /// Of a past job: how many tasks of each phase, why they failed, how many notes its history has.
+    #[prost(uint64, repeated, tag = "9")]
+    counts: Vec<u64>,
+    #[prost(message, repeated, tag = "10")]
+    failures: Vec<FailureRow>,
+    #[prost(uint64, tag = "11")]
+    notes: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct FailureRow {
+    #[prost(message, optional, tag = "1")]
+    reason: Option<pb::Reason>,
+    #[prost(uint64, tag = "2")]
+    tasks: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -150,7 +166,8 @@ pub fn spec_key(hash: BlobHash) -> Vec<u8> {
     key(b's', &[&hash.0])
 }
 
-fn key(table: u8, parts: &[&[u8]]) -> Vec<u8> {
+/// A table's letter, and what follows.
+pub fn key(table: u8, parts: &[&[u8]]) -> Vec<u8> {
     std::iter::once(table).chain(parts.iter().flat_map(|p| p.iter().copied())).collect()
 }
 
@@ -188,30 +205,7 @@ impl State {
                 let (recovering, former, doubt_from, past) = (self.recovering, self.former, self.doubt_from, self.past.clone());
                 MetaRow { incarnation, next_job, next_number, next_change, recovering, former, doubt_from, past }.encode_to_vec()
             }
-            RowKey::Job(j) => {
-                let j = self.jobs.get(&j)?;
-                let new = change::JobNew {
-                    job: j.no,
-                    parent: j.parent.map(|p| p.0.to_vec()).unwrap_or_default(),
-                    parent_job: j.parent_job,
-                    key: j.key.clone(),
-                    owner: j.owner.0.to_vec(),
-                    owner_name: j.owner_name.clone(),
-                    origin: Some(origin_out(&j.origin)),
-                    spec_hash: j.spec_hash.0.to_vec(),
-                    size: j.size,
-                    created_ms: j.created_ms,
-                    route: j.route.iter().map(|s| s.0.to_vec()).collect(),
-                    hops_left: j.hops_left,
-                    chain: j.chain.clone(),
-                    parent_incarnation: j.parent_incarnation,
-                };
-                let want = Some(j.want.clone().into());
-                let ended_at =
-                    j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n, ..Default::default() }).collect();
-                let (want_version, next_up, at_once) = (j.want_version, j.next_up, j.at_once);
-                JobRow { new: Some(new), seq: j.seq, ended_ms: j.ended_ms, want, want_version, next_up, ended_at, at_once }.encode_to_vec()
-            }
+            RowKey::Job(j) => header(self.jobs.get(&j)?).encode_to_vec(),
             RowKey::Chunk(j, k) => encode_chunk(self.jobs.get(&j)?.chunks.get(k as usize)?, self.jobs.get(&j)?.size - k * CHUNK_TASKS),
             RowKey::Up(j, k) => {
                 let job = self.jobs.get(&j)?;
@@ -263,46 +257,24 @@ impl State {
                 Err(_) => bad = Some("the meta row".into()),
             }
         }
-        // Specs stay alive through `specs` until the jobs hold them.
+        // Live jobs alone: what is past stays where it is. Specs stay alive through `specs` until the jobs hold them.
         let mut specs = Vec::new();
-        store.scan(b"s", &mut |k, v| {
-            if let (Some(hash), Ok(parsed)) = (BlobHash::from_slice(&k[1..]), JobSpec::decode(v)) {
-                let spec = Arc::new(Spec { bytes: v.to_vec(), parsed });
-                s.specs.insert(hash, Arc::downgrade(&spec));
-                specs.push(spec);
-            }
-            true
-        })?;
-        let mut scratch = Dirty::new();
+        let mut live = Vec::new();
         scan(store, b'j', &mut bad, &mut |_, v| {
-            let row = JobRow::decode(v).ok()?;
-            let new = row.new?;
-            s.apply(row.seq, &change::What::Job(new.clone()), &mut scratch, false);
-            let job = s.jobs.get_mut(&new.job)?;
-            (job.seq, job.ended_ms, job.want_version, job.next_up) = (row.seq, row.ended_ms, row.want_version, row.next_up);
-            job.want = change::want(&row.want);
-            job.at_once = row.at_once;
-            job.ended_at = row.ended_at.iter().map(|c| (change::site(&c.peer), c.number)).collect();
+            live.push(JobRow::decode(v).ok().filter(|r| r.new.is_some())?);
             Some(())
         })?;
-        scan(store, b'c', &mut bad, &mut |k, v| {
-            let (job, at) = (number(k.get(1..9)?)?, number(k.get(9..13)?)? as u32);
-            // A row of a job that is gone is of no use, and no fault.
-            if let Some(j) = s.jobs.get_mut(&job) {
-                let len = j.size.checked_sub(at * CHUNK_TASKS)?.min(CHUNK_TASKS);
-                *j.chunks.get_mut(at as usize)? = decode_chunk(v, len)?;
-            }
-            Some(())
-        })?;
-        scan(store, b'u', &mut bad, &mut |k, v| {
-            let (job, at, r) = (number(k.get(1..9)?)?, number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
-            let share = s.intern(&r.share);
-            if let Some(j) = s.jobs.get_mut(&job) {
-                let (incarnation, job) = if r.incarnation == 0 { (j.parent_incarnation, j.parent_job) } else { (r.incarnation, r.job) };
-                j.ups.insert(at, UpEntry { seq: r.seq, number: r.number, share, incarnation, job, cost: r.cost, open: r.open });
-            }
-            Some(())
-        })?;
+        for row in live {
+            let spec = s.spec_of(store, hash_of(&row), &mut specs)?;
+            let Some(mut job) = spec.and_then(|spec| job_of(&row, spec)) else {
+                bad = Some("the spec of a job".into());
+                break;
+            };
+            fill(store, &mut job, &mut |share| s.intern(share))?;
+            s.next_job = s.next_job.max(job.no);
+            s.index(&job);
+            s.jobs.insert(job.no, Box::new(job));
+        }
         scan(store, b'd', &mut bad, &mut |k, v| {
             let (job, at, r) = (number(k.get(1..9)?)?, number(k.get(9..17)?)?, DownRow::decode(v).ok()?);
             let share = s.intern(&r.share);
@@ -349,19 +321,156 @@ impl State {
             Some(())
         })?;
         let mut dirty = Dirty::new();
+        let mut failed = Ok(());
         store.changes(0, &mut |seq, bytes| {
             match Change::decode(bytes).ok().and_then(|c| c.what) {
+                Some(change::What::Job(new)) if !s.jobs.contains_key(&new.job) => {
+                    s.next_job = s.next_job.max(new.job);
+                    // Was it put away since?
+                    match archive::is_past(store, new.job) {
+                        Ok(true) => {}
+                        Ok(false) => {
+                            let spec = BlobHash::from_slice(&new.spec_hash).map(|hash| s.spec_of(store, hash, &mut specs));
+                            failed = spec.unwrap_or(Ok(None)).map(|_| ());
+                            s.apply(seq, &change::What::Job(new), &mut dirty, false);
+                        }
+                        Err(e) => failed = Err(e),
+                    }
+                }
                 Some(what) => s.apply(seq, &what, &mut dirty, false),
                 None => bad = Some(format!("change {seq}")),
             }
             next = next.max(seq + 1);
-            bad.is_none()
+            bad.is_none() && failed.is_ok()
         })?;
+        failed?;
         if let Some(what) = bad {
             return Err(StoreError::Damaged { path: "(open)".into(), what });
         }
         s.derive();
         Ok((s, dirty, next))
+    }
+}
+
+/// The header of a job.
+fn header(j: &Job) -> JobRow {
+    let new = change::JobNew {
+        job: j.no,
+        parent: j.parent.map(|p| p.0.to_vec()).unwrap_or_default(),
+        parent_job: j.parent_job,
+        key: j.key.to_string(),
+        owner: j.owner.0.to_vec(),
+        owner_name: j.owner_name.clone(),
+        origin: Some(origin_out(&j.origin)),
+        spec_hash: j.spec_hash.0.to_vec(),
+        size: j.size,
+        created_ms: j.created_ms,
+        route: j.route.iter().map(|s| s.0.to_vec()).collect(),
+        hops_left: j.hops_left,
+        chain: j.chain.clone(),
+        parent_incarnation: j.parent_incarnation,
+    };
+    let ended_at = j.ended_at.iter().map(|(s, n)| change::Cursor { peer: s.0.to_vec(), incarnation: 0, number: *n, ..Default::default() }).collect();
+    JobRow {
+        new: Some(new),
+        seq: j.seq,
+        ended_ms: j.ended_ms,
+        want: Some(j.want.clone().into()),
+        want_version: j.want_version,
+        next_up: j.next_up,
+        ended_at,
+        at_once: j.at_once,
+        ..JobRow::default()
+    }
+}
+
+/// The header of a job that is past: with what is derived, for people.
+pub fn past_row(j: &Job) -> Vec<u8> {
+    let failures = j.failures.iter().map(|(r, n)| FailureRow { reason: Some(r.clone().into()), tasks: *n }).collect();
+    JobRow { counts: j.counts.to_vec(), failures, notes: j.notes, ..header(j) }.encode_to_vec()
+}
+
+fn hash_of(row: &JobRow) -> BlobHash {
+    row.new.as_ref().and_then(|n| BlobHash::from_slice(&n.spec_hash)).unwrap_or(BlobHash([0; 32]))
+}
+
+/// A job by its header; its chunks are blank.
+fn job_of(row: &JobRow, spec: Arc<Spec>) -> Option<Job> {
+    let mut job = Job::new(row.seq, row.new.as_ref()?, hash_of(row), spec);
+    (job.ended_ms, job.want_version, job.next_up) = (row.ended_ms, row.want_version, row.next_up);
+    (job.want, job.at_once, job.notes) = (change::want(&row.want), row.at_once, row.notes);
+    job.ended_at = row.ended_at.iter().map(|c| (change::site(&c.peer), c.number)).collect();
+    job.failures = row.failures.iter().filter_map(|f| Some((f.reason.clone()?.into(), f.tasks))).collect();
+    for (of, n) in job.counts.iter_mut().zip(&row.counts) {
+        *of = *n;
+    }
+    Some(job)
+}
+
+/// Its parents' placements and chunks, from rows of their own.
+fn fill(store: &dyn Reader, job: &mut Job, intern: &mut dyn FnMut(&str) -> Arc<str>) -> Result<(), StoreError> {
+    let mut bad = None;
+    let mut rows = |table: u8, f: &mut Take<'_>| {
+        store.scan(&key(table, &[&job.no.to_be_bytes()]), &mut |k, v| {
+            if f(k, v).is_none() {
+                bad = Some(format!("row {k:02x?}"));
+            }
+            bad.is_none()
+        })
+    };
+    let (mut ups, mut chunks) = (Vec::new(), Vec::new());
+    rows(b'u', &mut |k, v| {
+        let (at, r) = (number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
+        let (incarnation, of) = if r.incarnation == 0 { (job.parent_incarnation, job.parent_job) } else { (r.incarnation, r.job) };
+        ups.push((at, UpEntry { seq: r.seq, number: r.number, share: intern(&r.share), incarnation, job: of, cost: r.cost, open: r.open }));
+        Some(())
+    })?;
+    rows(b'c', &mut |k, v| {
+        let at = number(k.get(9..13)?)? as u32;
+        let len = job.size.checked_sub(at.checked_mul(CHUNK_TASKS)?)?.min(CHUNK_TASKS);
+        chunks.push((at, decode_chunk(v, len)?));
+        Some(())
+    })?;
+    for (at, chunk) in chunks {
+        match job.chunks.get_mut(at as usize) {
+            Some(c) => *c = chunk,
+            None => bad = Some(format!("chunk {at} of job {}", job.no)),
+        }
+    }
+    job.ups = ups.into_iter().collect();
+    match bad {
+        Some(what) => Err(StoreError::Damaged { path: "(open)".into(), what }),
+        None => Ok(()),
+    }
+}
+
+/// Where a spec is read from.
+type SpecOf<'a> = dyn FnMut(BlobHash) -> Result<Option<Arc<Spec>>, StoreError> + 'a;
+
+/// A past job from its header; `whole`: with its cells.
+pub fn read_job(store: &dyn Reader, bytes: &[u8], whole: bool, spec: &mut SpecOf<'_>) -> Result<Job, StoreError> {
+    let damaged = |what: &str| StoreError::Damaged { path: "(open)".into(), what: format!("{what} of a past job") };
+    let row = JobRow::decode(bytes).map_err(|_| damaged("the header"))?;
+    let spec = spec(hash_of(&row))?.ok_or_else(|| damaged("the spec"))?;
+    let mut job = job_of(&row, spec).ok_or_else(|| damaged("the header"))?;
+    if whole {
+        fill(store, &mut job, &mut |share| share.into())?;
+    }
+    Ok(job)
+}
+
+impl State {
+    /// A spec that jobs have, read where none of them is in memory yet.
+    fn spec_of(&mut self, store: &dyn Reader, hash: BlobHash, alive: &mut Vec<Arc<Spec>>) -> Result<Option<Arc<Spec>>, StoreError> {
+        if let Some(spec) = self.specs.get(&hash).and_then(|s| s.upgrade()) {
+            return Ok(Some(spec));
+        }
+        let spec = archive::spec(store, hash)?;
+        if let Some(spec) = &spec {
+            self.specs.insert(hash, Arc::downgrade(spec));
+            alive.push(spec.clone());
+        }
+        Ok(spec)
     }
 }
 
@@ -377,7 +486,8 @@ fn scan(store: &dyn Store, table: u8, bad: &mut Option<String>, f: &mut Take<'_>
     })
 }
 
-fn number(bytes: &[u8]) -> Option<u64> {
+/// A big-endian number.
+pub fn number(bytes: &[u8]) -> Option<u64> {
     bytes.len().le(&8).then(|| bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
 }
 

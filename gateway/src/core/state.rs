@@ -11,6 +11,7 @@ use intergrid_proto::link::{Event, Former, Origin, Want};
 use intergrid_proto::{BlobHash, JobSpec, Phase, Shape, SiteId, TaskSet, pb};
 
 use super::cells::Cells;
+use super::small::Small;
 
 /// Tasks of a chunk.
 pub const CHUNK_TASKS: u32 = 4_096;
@@ -22,7 +23,7 @@ pub const EXIT_DOUBTFUL: u16 = 1_026;
 pub const EXIT_FORGOTTEN: u16 = 1_027;
 
 /// One task: 16 bytes, so that a million fit in 16 MB.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Cell {
     /// A `Phase`, or 0: not here.
     pub phase: u8,
@@ -31,7 +32,7 @@ pub struct Cell {
     pub exit: u16,
     /// Which of the job's parent placements; 0: a user's submission.
     pub up: u32,
-    /// Our current placement; 0: none. Kept after the end.
+    /// Our current placement; 0: none.
     pub down: u64,
 }
 
@@ -121,7 +122,7 @@ pub struct Job {
     pub parent_job: u64,
     /// Of the parent's store when it placed this: orphaned where that store is no more.
     pub parent_incarnation: u64,
-    pub key: String,
+    pub key: Arc<str>,
     pub owner: SiteId,
     pub owner_name: String,
     pub origin: Origin,
@@ -138,13 +139,13 @@ pub struct Job {
     /// Our own version of it, for our children.
     pub want_version: u64,
     pub next_up: u32,
-    pub ups: BTreeMap<u32, UpEntry>,
+    pub ups: Small<u32, UpEntry>,
     pub downs: BTreeMap<u64, DownEntry>,
     pub chunks: Vec<Chunk>,
     /// Tasks at a time, where that was changed after the submission; 0: not limited.
     pub at_once: Option<u32>,
     /// Tasks ended, by every child that has had any.
-    pub ended_at: BTreeMap<SiteId, u64>,
+    pub ended_at: Small<SiteId, u64>,
     // Derived.
     pub counts: [u64; 11],
     pub queued: TaskSet,
@@ -156,11 +157,64 @@ pub struct Job {
     pub notes: u64,
     /// The last reason why tasks came back, for people.
     pub last_return: Option<(u64, intergrid_proto::Reason)>,
-    /// Why tasks failed, and how many of each: since this process started, the rarer ones beyond `FAILURES_MAX` under the last.
+    /// Why tasks failed, and how many of each: since it was loaded, the rarer ones beyond `FAILURES_MAX` under the last.
     pub failures: Vec<(intergrid_proto::Reason, u64)>,
+    /// Since when nothing of it is open, and the last event for its parent as of then.
+    pub over_ms: u64,
+    pub told: u64,
+    /// It is to be put away when that is due.
+    pub leaves: bool,
 }
 
 impl Job {
+    /// As it is recorded; none of its tasks is here.
+    pub fn new(seq: u64, j: &super::change::JobNew, hash: BlobHash, spec: Arc<Spec>) -> Job {
+        let site = super::change::site;
+        let origin = j.origin.clone().unwrap_or_default();
+        let blank = |at: u32| Chunk { seq: 0, cells: Cells::same(Cell::default(), (j.size - at * CHUNK_TASKS).min(CHUNK_TASKS)) };
+        Job {
+            no: j.job,
+            seq,
+            parent: SiteId::from_slice(&j.parent),
+            parent_job: j.parent_job,
+            parent_incarnation: j.parent_incarnation,
+            key: j.key.as_str().into(),
+            owner: site(&j.owner),
+            owner_name: j.owner_name.clone(),
+            origin: Origin { site: site(&origin.site), job: origin.job, principal: origin.principal },
+            spec_hash: hash,
+            spec,
+            size: j.size,
+            created_ms: j.created_ms,
+            ended_ms: 0,
+            route: j.route.iter().map(|s| site(s)).collect(),
+            hops_left: j.hops_left,
+            chain: j.chain.clone(),
+            want: Default::default(),
+            want_version: 0,
+            next_up: 0,
+            ups: Default::default(),
+            downs: Default::default(),
+            chunks: (0..j.size.div_ceil(CHUNK_TASKS)).map(blank).collect(),
+            at_once: None,
+            ended_at: Default::default(),
+            counts: {
+                let mut counts = [0; 11];
+                counts[0] = u64::from(j.size);
+                counts
+            },
+            queued: TaskSet::new(),
+            unsure: false,
+            moved_ms: 0,
+            notes: 0,
+            last_return: None,
+            failures: Vec::new(),
+            over_ms: 0,
+            told: 0,
+            leaves: false,
+        }
+    }
+
     pub fn shape(&self) -> &Shape {
         &self.spec.parsed.shape
     }
@@ -314,13 +368,15 @@ pub struct State {
     pub past: Vec<u64>,
     pub next_job: u64,
     pub next_number: u64,
-    pub jobs: BTreeMap<u64, Job>,
+    pub jobs: BTreeMap<u64, Box<Job>>,
+    /// Put away with the batch that is under way: not yet to be read from the store.
+    pub leaving: BTreeMap<u64, Box<Job>>,
     pub links: BTreeMap<SiteId, Link>,
     pub cursors: BTreeMap<SiteId, ChildCursor>,
     /// Who takes no new work: this site, children.
     pub drains: BTreeMap<SiteId, Drain>,
     // Derived.
-    pub by_key: HashMap<(SiteId, String), u64>,
+    pub by_key: HashMap<(SiteId, Arc<str>), u64>,
     pub by_parent: HashMap<(SiteId, u64, u64), u64>,
     /// Jobs that serve a parent's job by adoption.
     pub adopted: HashMap<(SiteId, u64, u64), BTreeSet<u64>>,

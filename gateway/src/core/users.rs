@@ -16,7 +16,7 @@ impl Core {
     pub(super) fn submit(&mut self, submission: Submission) -> Result<(u64, bool), Refusal> {
         let Submission { owner, owner_name, key, spec, tasks, hold, chain } = submission;
         let hash = BlobHash::of(&spec.bytes);
-        if let Some(job) = self.state.by_key.get(&(owner, key.clone())).and_then(|n| self.state.jobs.get(n)) {
+        if let Some(job) = self.state.by_key.get(&(owner, key.as_str().into())).and_then(|n| self.state.jobs.get(n)) {
             // Each try of one submission may be of a trace of its own.
             let same = job.spec_hash == hash || without_trace(&job.spec.bytes) == without_trace(&spec.bytes);
             if (same && job.size == tasks) || planted(Plant::AnySpec) {

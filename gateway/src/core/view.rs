@@ -4,46 +4,34 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::share::totals;
-use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
+use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
 use super::Core;
 use super::state::Job;
 
 impl Core {
-    /// Find a user's job by id, unique prefix or `last`. `all`: not only the caller's.
-    pub fn find(&self, id: &str, caller: SiteId, all: bool) -> Result<u64, Refusal> {
-        let mine = |j: &&Job| all || (j.parent.is_none() && j.owner == caller);
+    /// Users' jobs in memory that a name may mean, at most two: an id, a prefix of one, or `last`. `all`: not only the caller's.
+    pub fn find(&self, id: &str, caller: SiteId, all: bool) -> Vec<u64> {
+        let jobs = || self.state.jobs.values().map(|j| &**j);
         if id == "last" {
-            let none = || Refusal::new(RefusalKind::NotFound, "you have no job here").remedy("submit one");
-            return self.state.jobs.values().rev().filter(|j| j.parent.is_none() && j.owner == caller).map(|j| j.no).next().ok_or_else(none);
+            return jobs().rev().find(|j| is_of(j, caller, false)).map(|j| j.no).into_iter().collect();
         }
-        if let Some(j) = JobNo::parse(id).and_then(|n| self.state.jobs.get(&n.0)).filter(mine) {
-            return Ok(j.no);
+        if let Some(j) = JobNo::parse(id).and_then(|n| self.state.jobs.get(&n.0)).filter(|j| is_of(j, caller, all)) {
+            return vec![j.no];
         }
-        let mut hits = self.state.jobs.values().filter(mine).filter(|j| !id.is_empty() && JobNo(j.no).id().starts_with(id));
-        match (hits.next(), hits.next()) {
-            (Some(j), None) => Ok(j.no),
-            (Some(a), Some(b)) => {
-                let message = format!("{id:?} is not unique: {} and {} begin with it", JobNo(a.no), JobNo(b.no));
-                Err(Refusal::new(RefusalKind::Conflict, message).remedy("write more letters"))
-            }
-            (None, _) => Err(Refusal::new(RefusalKind::NotFound, format!("no job {id:?} of yours here")).remedy("`grid ls` lists them")),
-        }
+        jobs().filter(|j| is_of(j, caller, all) && !id.is_empty() && JobNo(j.no).id().starts_with(id)).map(|j| j.no).take(2).collect()
     }
 
-    /// Find the job that a parent placed.
-    pub fn find_placed(&self, parent: SiteId, job: u64) -> Result<u64, Refusal> {
+    /// Find the job that a parent placed, and under which of its incarnations it is looked for.
+    pub fn find_placed(&self, parent: SiteId, job: u64) -> (Option<u64>, u64) {
         let incarnation = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
-        let unknown = || Refusal::new(RefusalKind::NotFound, format!("you placed no job {job} here"));
-        self.state.jobs_of(parent, incarnation, job).first().copied().ok_or_else(unknown)
+        (self.state.jobs_of(parent, incarnation, job).first().copied(), incarnation)
     }
 
-    /// So many jobs of a caller (`all`: of everybody) below this number, newest first; and below which the next ones are, where there may be more.
-    pub fn list(&self, caller: SiteId, all: bool, below: u64, limit: usize) -> (Vec<pb::JobView>, Option<u64>) {
-        let mine = |j: &&Job| all || (j.parent.is_none() && j.owner == caller);
-        let found: Vec<&Job> = self.state.jobs.range(..below).map(|(_, j)| j).rev().filter(mine).take(limit).collect();
-        let next = found.last().filter(|_| found.len() == limit).map(|j| j.no);
-        (found.into_iter().map(|j| self.view(j, false)).collect(), next)
+    /// So many jobs of a caller (`all`: of everybody) in memory below this number, newest first.
+    pub fn list(&self, caller: SiteId, all: bool, below: u64, limit: usize) -> Vec<(u64, pb::JobView)> {
+        let found = self.state.jobs.range(..below).map(|(_, j)| j).rev().filter(|j| is_of(j, caller, all)).take(limit);
+        found.map(|j| (j.no, self.view(j, false))).collect()
     }
 
     /// Is this placement the current one of this task, on this child?
@@ -66,11 +54,6 @@ impl Core {
     /// Is this parent's link up?
     pub fn has_parent(&self, parent: SiteId) -> bool {
         self.parents.get(&parent).is_some_and(|p| p.attached)
-    }
-
-    /// One job; None: unknown.
-    pub fn job_view(&self, job: u64, whole: bool) -> Option<pb::JobView> {
-        self.state.jobs.get(&job).map(|j| self.view(j, whole))
     }
 
     fn counts(&self, j: &Job) -> Vec<pb::PhaseCount> {
@@ -98,7 +81,13 @@ impl Core {
         Some(Reason::new(ReasonKind::ContactLost, text).aged(away.for_ms))
     }
 
-    fn view(&self, j: &Job, whole: bool) -> pb::JobView {
+    /// One job in memory; None: there is none.
+    pub fn job_view(&self, job: u64, whole: bool) -> Option<pb::JobView> {
+        self.state.jobs.get(&job).map(|j| self.view(j, whole))
+    }
+
+    /// One job, in memory or past.
+    pub fn view(&self, j: &Job, whole: bool) -> pb::JobView {
         let open = j.open();
         let mut sites: std::collections::BTreeMap<SiteId, (u64, u64)> = j.ended_at.iter().map(|(s, n)| (*s, (0, *n))).collect();
         for d in j.downs.values() {
@@ -116,7 +105,7 @@ impl Core {
                 .into_iter()
                 .map(|(s, (active, ended))| pb::SiteCount { site: s.0.to_vec(), name: self.child_name(s), active, ended })
                 .collect(),
-            key: j.key.clone(),
+            key: j.key.to_string(),
             spec_hash: j.spec_hash.0.to_vec(),
             spec: if whole { j.spec.bytes.clone() } else { Vec::new() },
             ended_age_ms: if open == 0 { self.now.unix_ms.saturating_sub(j.ended_ms).max(1) } else { 0 },
@@ -133,8 +122,8 @@ impl Core {
     }
 
     /// Why tasks of a job wait or failed, as far as this site knows; and the children that know more.
-    pub fn explanation(&self, job: u64, tasks: Option<&TaskSet>) -> Option<(pb::Explanation, Vec<Hop>)> {
-        let j = self.state.jobs.get(&job)?;
+    pub fn explanation(&self, j: &Job, tasks: Option<&TaskSet>) -> (pb::Explanation, Vec<Hop>) {
+        let job = j.no;
         let all = j.all();
         let concerned = tasks.unwrap_or(&all);
         let mut reasons = Vec::new();
@@ -167,7 +156,7 @@ impl Core {
             reasons: reasons.into_iter().map(Into::into).collect(),
             ..Default::default()
         };
-        Some((explanation, children.into_iter().map(|c| self.child_hop(c)).collect()))
+        (explanation, children.into_iter().map(|c| self.child_hop(c)).collect())
     }
 
     /// This site, and its children with how they are: asked for more where they are attached. Agents are told in full from what they last said.
@@ -221,8 +210,13 @@ impl Core {
     }
 }
 
-/// Why tasks of a job failed, the most frequent first. What failed before this process started is known by its exit alone.
-fn why_failed(j: &Job) -> Option<Reason> {
+/// May this caller see it? His own, as a user, or all.
+pub fn is_of(j: &Job, caller: SiteId, all: bool) -> bool {
+    all || (j.parent.is_none() && j.owner == caller)
+}
+
+/// Why tasks of a job failed, and how many of each. What failed before the job was loaded is known by its exit alone.
+pub fn failures(j: &Job) -> Vec<(Reason, u64)> {
     let mut known = j.failures.clone();
     let total = j.count(Phase::Failed);
     let rest = total.saturating_sub(known.iter().map(|(_, n)| n).sum());
@@ -235,6 +229,12 @@ fn why_failed(j: &Job) -> Option<Reason> {
     } else if rest > 0 {
         known.push((Reason::new(ReasonKind::ExitUnknown, "failed earlier").remedy("see `grid history`"), rest));
     }
+    known
+}
+
+/// Why tasks of a job failed, the most frequent first.
+fn why_failed(j: &Job) -> Option<Reason> {
+    let (mut known, total) = (failures(j), j.count(Phase::Failed));
     known.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     match known.len() {
         0 => None,

@@ -103,8 +103,8 @@ impl Source {
         let mut t = Text::default();
         t.gauge("intergrid_build_info", "Always 1; the labels say which program this is.");
         t.sample(&[("version", env!("CARGO_PKG_VERSION")), ("site", &me.name), ("kind", me.kind.name())], 1);
-        t.gauge("intergrid_jobs", "Jobs that are known here.").sample(&[], g.jobs);
-        t.gauge("intergrid_tasks", "Tasks of these jobs that are here, by phase.");
+        t.gauge("intergrid_jobs", "Jobs that are open here, or ended some seconds ago.").sample(&[], g.jobs);
+        t.gauge("intergrid_tasks", "Tasks of these jobs, by phase.");
         g.tasks.iter().for_each(|(phase, n)| t.sample(&[("phase", phase)], *n));
         t.gauge("intergrid_tasks_fenced", "Attempts that no longer count and have not been seen to stop.").sample(&[], g.fenced);
         t.counter("intergrid_tasks_ended_total", "Tasks that have ended here since this process started.").sample(&[], g.ended);

@@ -5,6 +5,7 @@ mod answers;
 pub mod callers;
 mod link;
 mod orders;
+mod past;
 mod some;
 mod tree;
 
@@ -88,23 +89,6 @@ impl Service {
         Guarded::new(sized(MESSAGE_BYTES_MAX), sized(CALL_BYTES_MAX), self.callers.clone())
     }
 
-    /// The job that a caller names: his own, any for an admin, or one that a parent has placed.
-    pub(crate) async fn find(&self, peer: &Peer, job: Option<pb::JobRef>) -> Result<u64, Refusal> {
-        use pb::job_ref::What;
-        let (id, admin) = (peer.id, peer.roles.contains(&Role::Admin));
-        match job.and_then(|j| j.what) {
-            Some(What::Id(name)) => {
-                peer.require_any(&[Role::User, Role::Admin])?;
-                self.engine.read(move |core| core.find(&name, id, admin)).await?
-            }
-            Some(What::Placed(number)) => {
-                peer.require(Role::Delegate)?;
-                self.engine.read(move |core| core.find_placed(id, number)).await?
-            }
-            None => Err(Refusal::invalid("job: name one by its id, a prefix of it, or \"last\"")),
-        }
-    }
-
     async fn submit_one(&self, peer: &Peer, r: pb::SubmitRequest) -> Result<pb::SubmitReply, Refusal> {
         if r.key.is_empty() || r.key.len() > NAME_BYTES_MAX || r.key.chars().any(char::is_control) {
             return Err(Refusal::invalid(format!("key: has to have 1 to {NAME_BYTES_MAX} bytes without control characters")));
@@ -132,15 +116,14 @@ impl Service {
 
     /// As a whole, or of some of its tasks.
     async fn view(&self, job: u64, whole: bool, only: Option<TaskSet>) -> Result<pb::JobView, Refusal> {
-        let gone = || Refusal::new(RefusalKind::NotFound, "the job is gone");
-        self.engine.read(move |core| core.job_view(job, whole).map(|view| some::narrowed(core, job, view, only.as_ref()))).await?.ok_or_else(gone)
+        self.of_job(job, whole || only.is_some(), move |core, j| some::narrowed(j, core.view(j, whole), only.as_ref())).await
     }
 
     /// The tasks that a caller names, all of which the job must have.
     async fn some_of(&self, job: u64, tasks: Option<pb::Tasks>) -> Result<Option<TaskSet>, Refusal> {
         let Some(tasks) = tasks.map(|t| convert::tasks_in(Some(t))).transpose()? else { return Ok(None) };
         let end = tasks.end();
-        self.engine.read(move |core| some::check(core, job, end)).await??;
+        self.of_job(job, false, move |_, j| some::check(j, end)).await??;
         Ok(Some(tasks))
     }
 }
@@ -228,7 +211,7 @@ impl pb::grid_server::Grid for Service {
         // In pages, so that others come in between.
         while jobs.len() < limit {
             let n = (limit - jobs.len()).min(LIST_PAGE);
-            let (page, next) = self.engine.read(move |core| core.list(id, admin, below, n)).await?;
+            let (page, next) = self.page(id, admin, below, n).await?;
             jobs.extend(page);
             match next {
                 Some(next) => below = next,

@@ -6,12 +6,11 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
 use intergrid_proto::{JobNo, Phase, Refusal, RefusalKind, TaskSet, pb};
 
-use crate::core::Core;
 use crate::core::state::{Cell, Job};
 
 /// Tasks end before `end`: does the job have them all?
-pub(super) fn check(core: &Core, job: u64, end: u32) -> Result<(), Refusal> {
-    let size = core.state().jobs.get(&job).map_or(0, |j| j.size);
+pub(super) fn check(j: &Job, end: u32) -> Result<(), Refusal> {
+    let (job, size) = (j.no, j.size);
     if end <= size {
         return Ok(());
     }
@@ -20,9 +19,9 @@ pub(super) fn check(core: &Core, job: u64, end: u32) -> Result<(), Refusal> {
 }
 
 /// A view whose counts, ranges and end are those of some tasks.
-pub(super) fn narrowed(core: &Core, job: u64, view: pb::JobView, only: Option<&TaskSet>) -> pb::JobView {
-    let (Some(only), Some(j)) = (only, core.state().jobs.get(&job)) else { return view };
-    let counts = counts(core, job, view.counts, Some(only));
+pub(super) fn narrowed(j: &Job, view: pb::JobView, only: Option<&TaskSet>) -> pb::JobView {
+    let Some(only) = only else { return view };
+    let counts = counts(j, view.counts, Some(only));
     let open = counts.iter().any(|c| Phase::from_number(c.phase).is_some_and(|p| !p.is_terminal()));
     let ranges = if view.ranges.is_empty() { Vec::new() } else { ranges(j, only) };
     let ended_age_ms = if open { 0 } else { view.ended_age_ms.max(1) };
@@ -30,8 +29,8 @@ pub(super) fn narrowed(core: &Core, job: u64, view: pb::JobView, only: Option<&T
 }
 
 /// Counts of some tasks, with the reasons of all.
-pub(super) fn counts(core: &Core, job: u64, of_all: Vec<pb::PhaseCount>, only: Option<&TaskSet>) -> Vec<pb::PhaseCount> {
-    let (Some(only), Some(j)) = (only, core.state().jobs.get(&job)) else { return of_all };
+pub(super) fn counts(j: &Job, of_all: Vec<pb::PhaseCount>, only: Option<&TaskSet>) -> Vec<pb::PhaseCount> {
+    let Some(only) = only else { return of_all };
     let mut found = BTreeMap::<i32, u64>::new();
     j.each_run(only, |range, cell| *found.entry(cell.phase.into()).or_default() += range.len() as u64);
     let narrow = |c: pb::PhaseCount| found.get(&c.phase).map(|n| pb::PhaseCount { tasks: *n, ..c });

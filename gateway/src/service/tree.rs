@@ -32,14 +32,13 @@ fn less(deadline: Duration) -> Duration {
 impl Service {
     pub(super) async fn explain_tree(&self, job: u64, tasks: Option<TaskSet>, deadline: Duration) -> Result<pb::Explanation, Refusal> {
         let asked = tasks.clone();
-        let found = self.engine.read(move |core| {
-            let (mut own, children) = core.explanation(job, asked.as_ref())?;
-            own.counts = some::counts(core, job, own.counts, asked.as_ref());
+        let found = self.of_job(job, true, move |core, j| {
+            let (mut own, children) = core.explanation(j, asked.as_ref());
+            own.counts = some::counts(j, own.counts, asked.as_ref());
             let children: Vec<_> = children.into_iter().map(|c| (core.away(c.site, Some(job)), c)).collect();
-            Some((own, children))
+            (own, children)
         });
-        let found = found.await?;
-        let (mut own, children) = found.ok_or_else(|| Refusal::new(RefusalKind::NotFound, "the job is gone"))?;
+        let (mut own, children) = found.await?;
         let left = less(deadline);
         let causes = self.causes();
         let answers = children.into_iter().map(|(away, child)| {
@@ -120,7 +119,7 @@ impl Service {
 
     /// An output, from where its task ended last.
     pub(super) async fn output_of(&self, job: u64, task: u32, name: String) -> Result<Content, Refusal> {
-        let phase = self.engine.read(move |core| core.state().jobs.get(&job).and_then(|j| j.cell(task).phase())).await?;
+        let phase = self.of_job(job, true, move |_, j| j.cell(task).phase()).await?;
         let not_found = |text: String| Refusal::new(RefusalKind::NotFound, text);
         match phase {
             None => return Err(not_found(format!("the job has no task {task}"))),

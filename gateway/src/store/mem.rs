@@ -124,14 +124,6 @@ impl Store for MemStore {
         Ok(())
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Reader::get(&self.disk, key)
-    }
-
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        Reader::scan(&self.disk, prefix, visit)
-    }
-
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError> {
         let mut next = Some(from);
         while let Some(at) = next {
@@ -142,8 +134,18 @@ impl Store for MemStore {
         Ok(())
     }
 
-    fn reader(&self) -> Box<dyn Reader> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         Box::new(self.disk.clone())
+    }
+}
+
+impl Reader for MemStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.disk.get(key)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        self.disk.scan_from(prefix, from, visit)
     }
 }
 
@@ -152,8 +154,8 @@ impl Reader for MemDisk {
         Ok(self.state().rows.get(key).cloned())
     }
 
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        let mut from = Bound::Included(prefix.to_vec());
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        let mut from = Bound::Included(from.max(prefix).to_vec());
         loop {
             let found = self.state().rows.range((from, Bound::Unbounded)).next().map(|(k, v)| (k.clone(), v.clone()));
             match found {

@@ -116,23 +116,23 @@ pub enum StoreError {
 }
 
 /// What is durable at a site. Used by one store thread.
-pub trait Store: Send {
+pub trait Store: Reader + Send {
     /// All of it, durably, or nothing. After any error but `Refused` the store takes no further batch: the process must end and recover.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
-    /// One row.
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-    /// Rows whose key begins so, ascending. The visitor says whether to go on.
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError>;
     /// Changes from this number on, ascending.
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError>;
-    /// A handle for reading rows (`get`, `scan`) from other threads while this one commits.
-    fn reader(&self) -> Box<dyn Reader>;
+    /// A handle for reading rows from other threads while this one commits.
+    fn reader(&self) -> Box<dyn Reader + Send + Sync>;
 }
 
-/// Reads rows beside the store thread. One row is always whole; two rows may be from either side of a batch.
-pub trait Reader: Send + Sync {
+/// Reads rows, also beside the store thread. One row is always whole; two rows may be from either side of a batch.
+pub trait Reader {
     /// One row.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-    /// As [`Store::scan`].
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError>;
+    /// Rows whose key begins so, ascending, from this key on. The visitor says whether to go on.
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError>;
+    /// All of them.
+    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        self.scan_from(prefix, prefix, visit)
+    }
 }

@@ -4,8 +4,9 @@
 //! steps when they have become many or a segment of the log is full, and until then the log has them. So whatever sled has, a row is there only after its
 //! batch is durable, and a restart puts the rows of the log on top again, in order: the last value of each key wins, whatever sled kept.
 //!
-//! In the directory: `lock`, `format` (`intergrid store 2`), `log/` and `sled/`. A `format` that this program doesn't know is refused before anything else is
-//! opened. Format 1 had changes in sled; they are copied into a log once. A new store begins as an empty one of format 1.
+//! In the directory: `lock`, `format` (`intergrid store 3`), `log/` and `sled/`. A `format` that this program doesn't know is refused before anything else is
+//! opened. Format 1 had changes in sled; they are copied into a log once. Format 2 had no tables of past jobs, which a program that knows it would not see.
+//! A new store begins as an empty one of format 1.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,8 +23,8 @@ use super::table::{Row, Rows, Table};
 use super::{Batch, Reader, Store, StoreError};
 
 /// The format that this program writes.
-pub const FORMAT: u32 = 2;
-/// The one before it, which is migrated.
+pub const FORMAT: u32 = 3;
+/// The first one, which is migrated.
 const FORMAT_1: u32 = 1;
 /// What a `format` file begins with.
 const FORMAT_WORDS: &str = "intergrid store ";
@@ -115,6 +116,8 @@ impl SledStore {
                 migrate(&table, &dir.join("log.new"), &path)?;
                 std::fs::rename(dir.join("log.new"), &home).and_then(|()| sync_dir(dir)).map_err(io)?;
             }
+        }
+        if format < FORMAT {
             write_format(dir, FORMAT).map_err(io)?;
         }
         table.drop_old()?;
@@ -204,20 +207,22 @@ impl Store for SledStore {
         self.write(batch).inspect_err(|_| self.failed = true)
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Reader::get(&self.shared, key)
-    }
-
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        Reader::scan(&self.shared, prefix, visit)
-    }
-
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError> {
         self.log.changes(from, visit)
     }
 
-    fn reader(&self) -> Box<dyn Reader> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         Box::new(self.shared.clone())
+    }
+}
+
+impl Reader for SledStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.shared.get(key)
+    }
+
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        self.shared.scan_from(prefix, from, visit)
     }
 }
 
@@ -227,16 +232,17 @@ impl Reader for Shared {
         found.map_or_else(|| self.table.get(key), |value| Ok(value.map(|v| v.to_vec())))
     }
 
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        let from = from.max(prefix);
         // All of them before the table is looked at: what leaves memory meanwhile might be behind a cursor there.
         let recent: Vec<Row> = {
             let recent = self.recent.read().unwrap_or_else(PoisonError::into_inner);
-            let from = recent.rows.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded));
-            from.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
+            let rows = recent.rows.range::<[u8], _>((Bound::Included(from), Bound::Unbounded));
+            rows.take_while(|(key, _)| key.starts_with(prefix)).map(|(key, value)| (key.clone(), value.clone())).collect()
         };
         let mut recent = recent.into_iter().peekable();
         let mut go_on = true;
-        self.table.scan(prefix, &mut |key, value| {
+        self.table.scan(prefix, from, &mut |key, value| {
             while go_on && let Some((first, other)) = recent.next_if(|(k, _)| k.as_slice() < key) {
                 go_on = other.is_none_or(|v| visit(&first, &v));
             }

@@ -169,10 +169,13 @@ impl Rows {
         Err(self.damaged(&format!("row {:?}", String::from_utf8_lossy(&key[1..]))))
     }
 
-    /// Rows whose key begins so, ascending. The visitor says whether to go on.
-    pub fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        for entry in self.db.scan_prefix([b"r", prefix].concat()) {
+    /// Rows whose key begins so, ascending, from this key on. The visitor says whether to go on.
+    pub fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        for entry in self.db.range([b"r", from].concat()..) {
             let (key, head) = entry.map_err(|e| self.error(e))?;
+            if key.first() != Some(&b'r') || !key[1..].starts_with(prefix) {
+                break;
+            }
             let value = match self.value(&head)? {
                 Some(value) => Some(value),
                 None => self.get(&key[1..])?,

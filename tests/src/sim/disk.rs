@@ -37,20 +37,6 @@ impl Store for Disk {
         Ok(())
     }
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.rows.get(key).cloned())
-    }
-
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        let from = (Bound::Included(prefix.to_vec()), Bound::Unbounded);
-        for (key, value) in self.rows.range(from).take_while(|(k, _)| k.starts_with(prefix)) {
-            if !visit(key, value) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError> {
         for (number, bytes) in self.changes.range(from..) {
             if !visit(*number, bytes) {
@@ -60,17 +46,23 @@ impl Store for Disk {
         Ok(())
     }
 
-    fn reader(&self) -> Box<dyn Reader> {
+    fn reader(&self) -> Box<dyn Reader + Send + Sync> {
         Box::new(self.clone())
     }
 }
 
 impl Reader for Disk {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Store::get(self, key)
+        Ok(self.rows.get(key).cloned())
     }
 
-    fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        Store::scan(self, prefix, visit)
+    fn scan_from(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
+        let from = (Bound::Included(from.max(prefix)), Bound::Unbounded);
+        for (key, value) in self.rows.range::<[u8], _>(from).take_while(|(k, _)| k.starts_with(prefix)) {
+            if !visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
     }
 }

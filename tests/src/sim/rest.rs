@@ -40,7 +40,11 @@ impl World {
     /// Have all tasks of a user's job ended? Ok(true): some wait, and rightly so.
     fn job_rests(&self, site: usize, no: u64) -> Result<bool, String> {
         let Some(core) = &self.sites[site].core else { return Err(format!("site {site} is down")) };
-        let Some(job) = core.state().jobs.get(&no) else { return Err(format!("site {site} has no job {no}")) };
+        let Some(job) = core.state().jobs.get(&no) else {
+            // Past is what has ended.
+            let open = self.sites[site].job(no, |j| j.open());
+            return if open == Some(0) { Ok(false) } else { Err(format!("site {site} has no job {no}, or a past one with open tasks: {open:?}")) };
+        };
         let view = core.job_view(no, false).map(|v| v.counts).unwrap_or_default();
         let mut waits = false;
         for phase in Phase::ALL.into_iter().filter(|p| !p.is_terminal() && job.count(*p) > 0) {
@@ -100,8 +104,7 @@ impl World {
             if let Some((no, number)) = state.jobs.values().find_map(|j| Some((j.no, downs(j)?))) {
                 return Some(format!("site {i}: placement {number} of job {no} stays: {:?}", state.jobs[&no].downs[&number]));
             }
-            let open = |j: &&intergrid_gateway::core::state::Job| j.open() > 0;
-            if let Some(j) = state.jobs.values().find(open) {
+            if let Some(j) = state.jobs.values().find(|j| j.open() > 0) {
                 return Some(format!("site {i}: job {} has {} open tasks, and its user's has none", j.no, j.open()));
             }
             let all: u64 = state.held_for.values().chain(state.outstanding.values()).sum();

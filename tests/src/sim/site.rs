@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use intergrid_broker::policy::Spread;
 use intergrid_gateway::backends::child_end::site_of;
 use intergrid_gateway::core::schedule::{FirstFit, Policy};
-use intergrid_gateway::core::{Action, Core, Input, Now, Output};
+use intergrid_gateway::core::state::Job;
+use intergrid_gateway::core::{Action, Core, Input, Now, Output, archive};
 use intergrid_gateway::store::Store;
 use intergrid_proto::link::{Hop, Kind};
 
@@ -37,6 +38,8 @@ pub struct Site {
     strike: Option<(Point, u64)>,
     leaf_site: bool,
     checkpoint: u64,
+    /// Jobs that are over leave memory after this.
+    away_ms: u64,
     rng: Rng,
 }
 
@@ -62,7 +65,17 @@ impl Site {
             strike: None,
             leaf_site,
             checkpoint: s.checkpoint,
+            away_ms: [0, 50, 300, 2_000][(s.seed % 4) as usize],
             rng,
+        }
+    }
+
+    /// A job, in memory or past.
+    pub fn job<T>(&self, no: u64, look: impl FnOnce(&Job) -> T) -> Option<T> {
+        let state = self.core.as_ref()?.state();
+        match state.jobs.get(&no).or_else(|| state.leaving.get(&no)) {
+            Some(j) => Some(look(j)),
+            None => archive::read(&self.disk, no, true).ok().flatten().map(|j| look(&j)),
         }
     }
 
@@ -88,7 +101,8 @@ impl World {
         match Core::load(s.hop.clone(), &s.disk, policy, s.now(ms), fresh) {
             Ok(mut core) => {
                 core.checkpoint_every(s.checkpoint);
-                self.oracle.loaded(site, core.state());
+                core.put_away_after(s.away_ms, s.away_ms);
+                self.oracle.loaded(site, core.state(), &s.disk);
                 s.core = Some(core);
             }
             Err(e) => return self.oracle.fail("I18", format!("site {site} can't read its own store: {e}")),
@@ -133,6 +147,9 @@ impl World {
         let now = s.now(ms);
         let Some(core) = &mut s.core else { return };
         for input in s.inbox.drain(..) {
+            if let Err(e) = core.recall(&input, &s.disk) {
+                self.oracle.fail("I18", format!("site {site} can't read a job that it has put away: {e}"));
+            }
             self.oracle.stepping(site, core.state(), &input);
             core.step(input, now);
         }

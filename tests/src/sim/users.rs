@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use intergrid_gateway::core::state::Spec;
+use intergrid_gateway::core::state::{Job, Spec};
 use intergrid_gateway::core::{Input, Submission};
 use intergrid_proto::link::WantValue;
 use intergrid_proto::{Refusal, TaskSet};
@@ -86,8 +86,8 @@ impl World {
         let mut out = std::collections::BTreeMap::new();
         for (i, (_, deed)) in self.scenario.deeds.iter().enumerate() {
             let (Deed::Submit { site, .. }, Some(Ok(job))) = (deed, &self.users[i].answer) else { continue };
-            let Some(j) = self.sites[*site].core.as_ref().and_then(|c| c.state().jobs.get(job)) else { continue };
-            out.extend((0..j.size).map(|t| ((i, t), (j.cell(t).phase, j.cell(t).exit))));
+            let cells = |j: &Job| (0..j.size).map(|t| ((i, t), (j.cell(t).phase, j.cell(t).exit))).collect::<Vec<_>>();
+            out.extend(self.sites[*site].job(*job, cells).into_iter().flatten());
         }
         out
     }

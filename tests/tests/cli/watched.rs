@@ -11,13 +11,13 @@ use super::tree::{Tree, binary, until};
 use super::user::{Running, grid};
 
 /// Where this part says that its numbers are.
-fn metrics_at(tree: &Tree, name: &str) -> String {
+pub fn metrics_at(tree: &Tree, name: &str) -> String {
     let log = tree.log(name);
     let (_, rest) = log.rsplit_once("metrics at http://").unwrap_or_else(|| panic!("no metrics in {log}"));
     rest.split('/').next().unwrap().to_string()
 }
 
-fn get(at: &str, request: &str) -> (String, String) {
+pub fn get(at: &str, request: &str) -> (String, String) {
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
@@ -28,7 +28,7 @@ fn get(at: &str, request: &str) -> (String, String) {
 }
 
 /// The value of a sample; every line is looked at.
-fn value(page: &str, sample: &str) -> Option<f64> {
+pub fn value(page: &str, sample: &str) -> Option<f64> {
     let mut found = None;
     for line in page.lines() {
         if let Some(comment) = line.strip_prefix("# ") {

@@ -78,7 +78,7 @@ fn a_person_is_told_what_becomes_of_tasks_that_are_out_of_sight() {
     assert_eq!("for 4 s: cut; 3 tasks there go elsewhere in 26 s unless it comes back", text(Some(again)));
     assert_eq!("for 4 s: cut; 1 task there stays unknown until it is back", text(Some(wait)));
     assert!(text(None).ends_with("unless it comes back, 1 task there stays unknown until it is back"));
-    let (explained, _) = w.sites[&root].core.explanation(again, None).unwrap();
+    let (explained, _) = w.explanation(root, again);
     let said = &explained.reasons.last().unwrap().text;
     assert_eq!("g: cut; 3 tasks there go elsewhere in 26 s unless it comes back; the phase is the last known", said);
     let (_, children) = w.sites[&root].core.host();

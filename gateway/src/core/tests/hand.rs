@@ -12,7 +12,7 @@ use super::super::state::Spec;
 use super::super::{Input, rows};
 use super::{Message, World, tower};
 use crate::backends::child_end::{ChildEnd, site_of};
-use crate::store::Store;
+use crate::store::Reader;
 
 /// A gateway acted out by hand, with room for two.
 struct Hand {

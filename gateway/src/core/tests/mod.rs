@@ -1,5 +1,6 @@
 //! The core alone, driven by hand: towers of cores over perfect children, messages passed by hand, restarts from a store that keeps what was committed.
 
+mod archive;
 mod away;
 mod hand;
 mod orders;
@@ -188,7 +189,7 @@ fn what_never_fits_says_so_from_the_top() {
     spec.shape.slots = 3;
     let (job, _) = w.submit(sites[0], "k", spec, 1).unwrap();
     w.pass(1_000);
-    let (e, _) = w.sites[&sites[0]].core.explanation(job, None).unwrap();
+    let (e, _) = w.explanation(sites[0], job);
     assert_eq!("no-fit", intergrid_proto::ReasonKind::from_number(e.reasons[0].kind).word(), "{e:?}");
 }
 

@@ -7,7 +7,7 @@ use super::{World, sleep, tower};
 use crate::backends::child_end::site_of;
 use crate::core::Input;
 use crate::core::orders::{Done, Order};
-use crate::store::Store;
+use crate::store::Reader;
 
 fn order(w: &mut World, site: SiteId, order: Order) -> Result<Done, intergrid_proto::Refusal> {
     w.token += 1;
@@ -22,7 +22,7 @@ fn drain(w: &mut World, at: SiteId, site: &str) -> Done {
 }
 
 fn why(w: &World, site: SiteId, job: u64) -> (ReasonKind, String) {
-    let (e, _) = w.sites[&site].core.explanation(job, None).unwrap();
+    let (e, _) = w.explanation(site, job);
     (ReasonKind::from_number(e.reasons[0].kind), format!("{:?}", e.reasons))
 }
 
@@ -150,7 +150,7 @@ fn a_drained_site_gives_back_what_has_not_started_and_says_why_at_the_top() {
     w.pass(2_000);
     let (kind, text) = why(&w, root, job);
     assert!(kind == ReasonKind::Draining && text.contains("g1 takes no new work: new kernel") && text.contains("g2 takes no new work"), "{text}");
-    let (e, _) = w.sites[&root].core.explanation(job, None).unwrap();
+    let (e, _) = w.explanation(root, job);
     let since: Vec<u64> = e.reasons[0].because.iter().map(|b| b.age_ms).collect();
     assert!(since.iter().all(|age| (1_900..7_000).contains(age)), "since when: {since:?}");
     // A job of its own waits there, with the reason.

@@ -9,9 +9,9 @@ use intergrid_proto::{JobSpec, Phase, SiteId, TaskSet};
 use crate::backends::child_end::{ChildEnd, site_of};
 use crate::core::schedule::FirstFit;
 use crate::core::state::Spec;
-use crate::core::{Action, Core, Input, Now, Submission, limits, rows};
-use crate::store::Store;
+use crate::core::{Action, Core, Input, Now, Submission, archive, limits, rows};
 use crate::store::mem::MemDisk;
+use crate::store::{Reader, Store};
 
 /// A site of the world: a core and its disk.
 pub(in crate::core) struct Site {
@@ -36,6 +36,8 @@ pub(in crate::core) struct World {
     pub(in crate::core) token: u64,
     /// Changes between checkpoints.
     pub(in crate::core) checkpoint: u64,
+    /// Jobs leave memory so long after their end: users', parents'.
+    pub(in crate::core) away: (u64, u64),
     /// Many inputs a turn, as under load, instead of one.
     pub(in crate::core) batched: bool,
     pub(in crate::core) due: std::collections::BTreeSet<SiteId>,
@@ -53,14 +55,23 @@ pub(in crate::core) enum Message {
     Down(Down),
 }
 
+/// What a site has written.
+pub(in crate::core) fn own_disk(w: &World, site: SiteId) -> &MemDisk {
+    &w.sites[&site].disk
+}
+
 pub(in crate::core) fn open(hop: &Hop, disk: &MemDisk, now: Now, checkpoint: u64) -> Core {
     let store = disk.open().unwrap();
     // Not the incarnation of an earlier life.
     let fresh = 7 + hop.name.len() as u64 + now.mono_ms * 1_000;
     let mut core = Core::load(hop.clone(), &store, Box::new(FirstFit), now, fresh).unwrap();
     core.checkpoint_changes = checkpoint;
+    // Tests look at jobs that are over.
+    core.put_away_after(NEVER_MS, NEVER_MS);
     core
 }
+
+const NEVER_MS: u64 = 1 << 40;
 
 impl World {
     pub(in crate::core) fn new() -> Self {
@@ -78,6 +89,7 @@ impl World {
             cut: Vec::new(),
             token: 0,
             checkpoint: limits::CHECKPOINT_CHANGES,
+            away: (NEVER_MS, NEVER_MS),
             batched: false,
             due: Default::default(),
             left: Vec::new(),
@@ -133,6 +145,9 @@ impl World {
     pub(in crate::core) fn input(&mut self, site: SiteId, input: Input) {
         let now = self.now;
         let Some(s) = self.sites.get_mut(&site) else { return };
+        let (own, placed) = self.away;
+        s.core.put_away_after(own, placed);
+        s.core.recall(&input, &s.disk).unwrap();
         s.core.step(input, now);
         if self.batched {
             self.due.insert(site);
@@ -304,8 +319,15 @@ impl World {
         tasks
     }
 
+    pub(in crate::core) fn explanation(&self, site: SiteId, job: u64) -> (intergrid_proto::pb::Explanation, Vec<Hop>) {
+        let core = &self.sites[&site].core;
+        core.explanation(&core.state().jobs[&job], None)
+    }
+
     pub(in crate::core) fn count(&self, site: SiteId, job: u64, phase: Phase) -> u64 {
-        self.sites[&site].core.state().jobs[&job].count(phase)
+        let s = &self.sites[&site];
+        let past = || archive::read(&s.disk, job, true).unwrap().expect("a job").count(phase);
+        s.core.state().jobs.get(&job).map_or_else(past, |j| j.count(phase))
     }
 
     pub(in crate::core) fn check(&self) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use intergrid_gateway::core::archive;
 use intergrid_gateway::core::change::{self, Change, What};
 use intergrid_gateway::core::state::{EXIT_DOUBTFUL, State};
 use intergrid_gateway::store::Batch;
@@ -10,6 +11,7 @@ use intergrid_proto::link::{Want, at};
 use intergrid_proto::{BlobHash, Exit, Phase, SiteId, TaskSet, pb};
 use prost::Message;
 
+use super::super::disk::Disk;
 use super::{Oracle, TaskKey};
 
 /// A task.
@@ -302,21 +304,29 @@ impl Oracle {
     }
 
     /// After a restart: neither less nor more than was committed.
-    pub fn loaded(&mut self, site: usize, state: &State) {
+    pub fn loaded(&mut self, site: usize, state: &State, disk: &Disk) {
         let mirror = &self.mirrors[site];
         let mut wrong = None;
-        if state.jobs.keys().ne(mirror.jobs.keys()) {
-            wrong = Some(format!("jobs {:?} instead of {:?}", state.jobs.keys(), mirror.jobs.keys()));
+        if let Some(no) = state.jobs.keys().find(|no| !mirror.jobs.contains_key(no)) {
+            wrong = Some(format!("job {no}, which was never committed"));
         }
         for (no, job) in &mirror.jobs {
-            let Some(found) = state.jobs.get(no) else { continue };
+            // What is not loaded is past.
+            let past = if state.jobs.contains_key(no) { None } else { archive::read(disk, *no, true).ok().flatten() };
+            let Some(found) = state.jobs.get(no).map(|j| &**j).or(past.as_ref()) else {
+                wrong = Some(format!("job {no} is missing"));
+                continue;
+            };
+            if past.as_ref().is_some_and(|j| j.open() > 0) || archive::is_past(disk, *no).ok() != Some(past.is_some()) {
+                wrong = Some(format!("job {no} is past and has open tasks, or is past and loaded"));
+            }
             for (t, c) in job.cells.iter().enumerate() {
                 let f = found.cell(t as u32);
                 let up = found.ups.get(&f.up).map_or(0, |u| u.number);
                 // Hints are not durable, and may be in a row.
                 let phase = |p: u8| if (Phase::StagingIn as u8..=Phase::StagingOut as u8).contains(&p) { Phase::Placed as u8 } else { p };
                 let is = Cell { phase: phase(f.phase), attempts: f.attempts, exit: f.exit, up, down: f.down };
-                let same = (is.phase, is.attempts, is.down) == (c.phase, c.attempts, c.down);
+                let same = (is.phase, is.attempts) == (c.phase, c.attempts) && (c.is_terminal() || is.down == c.down);
                 let same = same && (c.phase == 0 || job.parent.is_none() || is.up == c.up) && (!c.is_terminal() || is.exit == c.exit);
                 if !same {
                     wrong = Some(format!("task {t} of job {no} is {is:?} instead of {c:?}"));

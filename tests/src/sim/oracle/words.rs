@@ -165,7 +165,7 @@ impl Oracle {
         let named = self.resyncs.remove(&(site, parent)).unwrap_or_default();
         let incarnation = state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
         for j in state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == incarnation) {
-            for (ord, up) in &j.ups {
+            for (ord, up) in j.ups.iter() {
                 let open: TaskSet = j.select(&j.all(), |c| c.up == *ord && c.phase().is_some_and(|p| !p.is_terminal()));
                 let missing = named.get(&up.number).map_or(open.clone(), |n| open.subtract(n));
                 let missing = fresh.iter().filter(|(number, _)| *number == up.number).fold(missing, |m, (_, tasks)| m.subtract(tasks));
