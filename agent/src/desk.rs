@@ -91,6 +91,8 @@ impl Desk {
                 let input = self.exec.ticks(list);
                 self.step(input);
             }
+            // Nothing of this machine waits elsewhere.
+            Action::Withdraw(_) => {}
             Action::Fetch(_) | Action::Upload { .. } | Action::Reconnect(_) | Action::Refuse(_) => self.left.push(action),
         }
     }

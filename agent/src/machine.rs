@@ -13,6 +13,32 @@ pub struct Capacity {
     pub architecture: String,
 }
 
+/// What a queue of several machines offers, as somebody outside counts it; with it, the [`Capacity`] is that of the largest machine, and what is accepted
+/// is handed on at once: who starts it has a queue of his own.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Offer {
+    /// Key of the share.
+    pub key: String,
+    /// Slots of all machines.
+    pub slots_total: u64,
+    /// Machines.
+    pub machines: u32,
+    /// Slots that are ours or nobody's: what may be in use by us.
+    pub room: u64,
+    /// Slots that may wait there beyond the room.
+    pub ahead: u64,
+    /// Most free slots on one machine.
+    pub largest_free: u32,
+    /// Never more than this, whatever hides a turnaround.
+    pub window_max: u64,
+    /// Tasks of others that wait there.
+    pub waiting: u64,
+    /// From the end of a task to the start of the next, about: hidden by placing ahead.
+    pub turnaround_ms: u64,
+    /// Takes no new work: why.
+    pub closed: Option<String>,
+}
+
 impl Capacity {
     /// As measured now; what is configured wins.
     pub fn measure(slots: Option<u32>, memory_bytes: Option<u64>) -> Self {

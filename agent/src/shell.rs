@@ -161,7 +161,7 @@ impl Shell {
                 self.disconnect(desk);
             }
             Action::Refuse(refusal) => self.ended = Some(End::Refused(refusal)),
-            Action::Start(..) | Action::Signal { .. } | Action::Remove(_) | Action::ReadTicks(_) => {}
+            Action::Start(..) | Action::Signal { .. } | Action::Withdraw(_) | Action::Remove(_) | Action::ReadTicks(_) => {}
         }
     }
 

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending, Stop> {
     let runtime = match &cli.command {
         Command::DemoTile(tile) => return demo::tile::run(tile),
+        Command::LrmsHand(args) => return roles::hand(args),
         command if command.is_site() => tokio::runtime::Builder::new_multi_thread().enable_all().build(),
         _ => tokio::runtime::Builder::new_current_thread().enable_all().build(),
     };

@@ -9,11 +9,11 @@ use intergrid_proto::net::Identity;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::RoleArgs;
+use crate::args::{HandArgs, RoleArgs};
 use crate::env::Environment;
 use crate::log;
 use crate::out::Out;
-use crate::stop::{Ending, Result};
+use crate::stop::{Ending, Result, local};
 
 /// One domain's machines as one resource.
 pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
@@ -23,7 +23,17 @@ pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Re
         return good(out, &args.config);
     }
     log::init(environment)?;
-    intergrid_gateway::daemon::run(config, options(args)).await?;
+    match config.lrms.clone() {
+        None => intergrid_gateway::daemon::run(config, options(args)).await?,
+        Some(lrms) => intergrid_lrms::daemon::run(config, lrms, options(args)).await?,
+    }
+    Ok(Ending::Well)
+}
+
+/// A gateway's hand in an account's directory, until standard input ends.
+pub fn hand(args: &HandArgs) -> Result<Ending> {
+    let served = intergrid_lrms::hand::serve(&args.base, std::io::stdin().lock(), std::io::stdout().lock());
+    served.map_err(|e| local(format!("{}: {e}", args.base.display())))?;
     Ok(Ending::Well)
 }
 

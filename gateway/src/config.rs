@@ -19,6 +19,11 @@ use toml::Spanned;
 
 use crate::blobs::BlobLimits;
 
+#[path = "config_lrms.rs"]
+mod lrms;
+
+pub use lrms::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits, MapRule};
+
 /// All inputs of a site together, unless it says otherwise.
 const BLOBS_BYTES_MAX_DEFAULT: u64 = 100 << 30;
 /// The disk keeps so much free, unless the site says otherwise.
@@ -58,6 +63,8 @@ pub struct GatewayConfig {
     pub site: SiteConfig,
     /// Where its agents come from.
     pub agents: AgentsConfig,
+    /// A local resource manager in place of agents.
+    pub lrms: Option<LrmsConfig>,
 }
 
 /// `broker.toml`.
@@ -159,11 +166,12 @@ impl GatewayConfig {
         if let Some(child) = file.child.first() {
             return Err(source.refuse(child.span(), "`child` belongs to a broker's configuration"));
         }
+        let lrms = file.lrms(&source)?;
         let mut agents = file.agents(&source)?;
         if let AgentsConfig::Process { program: Some(program), .. } = &mut agents {
             source.resolve(program);
         }
-        Ok(GatewayConfig { site: file.site(&source)?, agents })
+        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms })
     }
 
     /// What it names is there and fits.
@@ -183,6 +191,9 @@ impl BrokerConfig {
         let file: File = source.parse()?;
         if let Some(agents) = &file.agents {
             return Err(source.refuse(agents.span(), "`agents` belongs to a gateway's configuration"));
+        }
+        if let Some(lrms) = file.slurm.as_ref().or(file.gridengine.as_ref()) {
+            return Err(source.refuse(lrms.span(), "a local resource manager belongs to a gateway's configuration"));
         }
         let mut children: Vec<ChildConfig> = Vec::new();
         for child in &file.child {
@@ -245,6 +256,10 @@ struct File {
     metrics_beyond_loopback: bool,
     traces: Option<Spanned<SocketAddr>>,
     agents: Option<Spanned<Agents>>,
+    slurm: Option<Spanned<lrms::Section>>,
+    gridengine: Option<Spanned<lrms::Section>>,
+    #[serde(default)]
+    map: Vec<Spanned<MapRule>>,
     #[serde(default)]
     child: Vec<Spanned<ChildConfig>>,
 }
@@ -270,6 +285,22 @@ enum Provider {
 }
 
 impl File {
+    fn lrms(&self, source: &Source) -> Result<Option<LrmsConfig>, Refusal> {
+        let (kind, section) = match (&self.slurm, &self.gridengine) {
+            (Some(_), Some(both)) => return Err(source.refuse(both.span(), "[slurm] and [gridengine] in one gateway; give each one of its own")),
+            (Some(slurm), None) => (LrmsKind::Slurm, slurm),
+            (None, Some(gridengine)) => (LrmsKind::GridEngine, gridengine),
+            (None, None) => match self.map.first() {
+                Some(rule) => return Err(source.refuse(rule.span(), "a [[map]] without [slurm] or [gridengine]: agents have no accounts")),
+                None => return Ok(None),
+            },
+        };
+        if let Some(agents) = &self.agents {
+            return Err(source.refuse(agents.span(), "[agents] beside a local resource manager; give each a gateway of its own"));
+        }
+        lrms::read(kind, section, &self.map, source).map(Some)
+    }
+
     fn agents(&self, source: &Source) -> Result<AgentsConfig, Refusal> {
         let Some(spanned) = &self.agents else { return Ok(AgentsConfig::Static) };
         let a = spanned.get_ref();

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use crate::ids::SiteId;
 use crate::limits::LOOKAHEAD_SLOTS_MAX;
 
+/// Key of the share of an agent, which is one machine.
+pub const MACHINE: &str = "machine";
+
 /// What one task needs of one machine: the autocluster's key. Tasks of one shape are matched once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Shape {

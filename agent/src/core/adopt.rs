@@ -9,7 +9,7 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Former, Orphan, Orphans, Place};
 use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
-use super::{Action, Core, Key, Stage};
+use super::{Action, Core, Key, Stage, Stop};
 use crate::limits::ORPHANS_PER_MESSAGE_MAX;
 use crate::past::Name;
 use crate::spool::record::{Adopted, Counters, What};
@@ -74,6 +74,7 @@ impl Core {
         };
         let orphans: Vec<(u64, TaskSet)> = self.state.placements.iter().map(orphans).filter(|(_, t)| !t.is_empty()).collect();
         for (number, tasks) in orphans {
+            self.withdraw(number, &tasks, Stop::Hold);
             let frozen = self.take_unstarted(number, &tasks, true);
             if let Some(open) = self.opens.get_mut(&number) {
                 open.held = open.held.union(&frozen);
@@ -88,7 +89,7 @@ impl Core {
         let mut orphans = Vec::new();
         let mut tell = |name: &Name, former, tasks, phase| {
             let (origin, spec_hash, array_size) = (name.origin.clone(), name.spec, name.array_size);
-            orphans.push(Orphan { former, origin, spec_hash, array_size, tasks, phase, share: "machine".into(), cost: name.cost.max(1) });
+            orphans.push(Orphan { former, origin, spec_hash, array_size, tasks, phase, share: self.share_key().into(), cost: name.cost.max(1) });
         };
         for (number, p) in &self.state.placements {
             for n in self.names(*number, &p.open).into_iter().filter(|n| n.is_orphan) {

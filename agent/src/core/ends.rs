@@ -48,7 +48,7 @@ impl Ends {
 impl Report {
     /// Of a task whose process is gone and was not ours to wait for.
     pub fn unseen() -> Report {
-        Report { exit: Exit::Unknown, wall_ms: None, cpu_us: None, peak: None, oom: false, files: Vec::new(), missing: Vec::new() }
+        Report { exit: Exit::Unknown, wall_ms: None, cpu_us: None, peak: None, oom: false, files: Vec::new(), missing: Vec::new(), ended_by: None }
     }
 }
 
@@ -63,10 +63,14 @@ fn verdict(stop: Option<Stop>, r: &Report, memory_bytes: u64, time_ms: Option<u6
         Some(Stop::Time) => return failed(K::TimeLimit, format!("it ran longer than its limit of {}", format_duration(time_ms.unwrap_or_default()))),
         Some(Stop::Memory(used)) => return failed(K::MemoryLimit, format!("it used {}, its limit is {}", human(used), human(memory_bytes))),
         // A payload that got over the loss of one of its processes has ended well.
-        None if r.oom && r.exit != Exit::Code(0) => {
+        Some(Stop::Hold | Stop::Return) | None if r.ended_by.is_some() => {
+            let (kind, text) = r.ended_by.clone().unwrap_or((K::ExitUnknown, String::new()));
+            return failed(kind, text);
+        }
+        Some(Stop::Hold | Stop::Return) | None if r.oom && r.exit != Exit::Code(0) => {
             return failed(K::MemoryLimit, format!("the kernel stopped it at its limit of {}", human(memory_bytes)));
         }
-        None => {}
+        Some(Stop::Hold | Stop::Return) | None => {}
     }
     match r.exit {
         Exit::Code(0) => match r.missing.first() {

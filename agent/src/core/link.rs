@@ -294,6 +294,7 @@ impl Core {
             for ((_, task), live) in self.lives.range((*number, 0)..=(*number, u32::MAX)) {
                 let phase = match live.stage {
                     Stage::Claiming | Stage::Ready | Stage::Starting => continue,
+                    Stage::Running(_) if live.suspended => Phase::Suspended,
                     Stage::Running(_) => Phase::Running,
                     Stage::Uploading => Phase::StagingOut,
                 };

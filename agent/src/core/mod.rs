@@ -22,7 +22,7 @@ use intergrid_proto::share::{Shape, cost};
 use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
 
 use crate::limits::*;
-use crate::machine::Capacity;
+use crate::machine::{Capacity, Offer};
 use crate::plan::Plan;
 use crate::spool::record::{Counters, Record, What};
 use crate::state::State;
@@ -52,6 +52,9 @@ enum Stop {
     Fenced,
     Time,
     Memory(u64),
+    /// Handed on, and wanted back unless it has started: to wait here, or to be given back.
+    Hold,
+    Return,
 }
 
 /// A claimed task.
@@ -67,6 +70,7 @@ struct Live {
     /// Pid record and hint are made.
     settled: bool,
     hinted: bool,
+    suspended: bool,
 }
 
 /// What is volatile of a placement.
@@ -95,6 +99,7 @@ pub struct Core {
     me: Hop,
     boot: Vec<u8>,
     capacity: Capacity,
+    offer: Option<Offer>,
     fit_version: u64,
     now: u64,
     opens: BTreeMap<u64, Open>,
@@ -138,6 +143,7 @@ impl Core {
             me,
             boot,
             capacity,
+            offer: None,
             fit_version: 1,
             now,
             opens: BTreeMap::new(),
@@ -200,6 +206,9 @@ impl Core {
             Input::Fetched(hash, result) => self.fetched(hash, result),
             Input::Uploaded(key, result) => self.uploaded(key, result),
             Input::Capacity(capacity) => self.set_capacity(capacity),
+            Input::Offer(offer) => self.set_offer(offer),
+            Input::NeverStarted(key, reason) => self.never_started(key, reason),
+            Input::Suspended(key, suspended) => self.suspended(key, suspended),
             Input::Tick => self.tick(),
         }
         self.schedule();
@@ -253,6 +262,21 @@ impl Core {
     /// Process groups that live, by task.
     pub fn running(&self) -> impl Iterator<Item = (Key, i32)> {
         self.lives.iter().filter_map(|(k, l)| if let Stage::Running(pid) = l.stage { Some((*k, pid)) } else { None })
+    }
+
+    /// For whom a placement's tasks run.
+    pub fn principal(&self, number: u64) -> Option<&str> {
+        self.state.placements.get(&number).map(|p| p.name.origin.principal.as_str())
+    }
+
+    /// The open tasks that the gateway calls by this job, by placement.
+    pub fn tasks_of(&self, job: u64) -> Vec<(u64, TaskSet)> {
+        self.named(job)
+    }
+
+    /// The plan of a placement that is open.
+    pub fn plan(&self, number: u64) -> Option<Arc<Plan>> {
+        self.opens.get(&number).map(|o| o.plan.clone())
     }
 
     /// A durable change that somebody waits for.

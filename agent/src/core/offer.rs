@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::{ADVERT_INTERVAL_MS, CREDIT_MS, LOOKAHEAD_SLOTS_MAX};
 use intergrid_proto::link::{Advert, Attempts, Hint};
-use intergrid_proto::share::{Share, lookahead};
+use intergrid_proto::share::{MACHINE, Share, lookahead};
 use intergrid_proto::{Phase, TaskSet};
 
 use super::link::Standing;
 use super::{Core, Stage};
 use crate::limits::*;
+use crate::machine::Offer;
 
 impl Core {
     /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
@@ -17,15 +18,40 @@ impl Core {
         // A start and an end wait for two syncs each: the one on its way, and their own.
         let syncs_ms = 4.0 * self.commit_ms + if self.link.rate < PACED_RATE_MIN { 0.0 } else { 2.0 * PACE_MS as f64 };
         let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
-        u64::from(self.capacity.slots) + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX)
+        let (slots, round_trip_s) = match &self.offer {
+            None => (u64::from(self.capacity.slots), round_trip_s),
+            Some(o) if o.closed.is_some() => return 0,
+            Some(o) => (o.room + o.ahead, round_trip_s + o.turnaround_ms as f64 / 1_000.0),
+        };
+        let window = slots + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX);
+        self.offer.as_ref().map_or(window, |o| window.min(o.window_max))
     }
 
-    /// What this machine offers now.
+    /// Slots that can be in use at a time.
+    pub(super) fn slots(&self) -> u64 {
+        self.offer.as_ref().map_or(u64::from(self.capacity.slots), |o| o.room)
+    }
+
+    /// Key of our one share.
+    pub(super) fn share_key(&self) -> &str {
+        self.offer.as_ref().map_or(MACHINE, |o| &o.key)
+    }
+
+    pub(super) fn set_offer(&mut self, offer: Offer) {
+        if self.offer.as_ref() != Some(&offer) {
+            self.offer = Some(offer);
+            self.link.advert_dirty = true;
+        }
+    }
+
+    /// What this machine, or queue of machines, offers now.
     pub(super) fn share(&self) -> Share {
         let slots = self.capacity.slots;
-        let free = u64::from(slots).saturating_sub(self.outstanding.saturating_sub(self.uploading));
+        let free = self.slots().saturating_sub(self.outstanding.saturating_sub(self.uploading));
+        let offer = self.offer.as_ref();
+        let closed = offer.and_then(|o| o.closed.clone());
         Share {
-            key: "machine".into(),
+            key: self.share_key().into(),
             origin: self.me.site,
             origin_name: self.me.name.clone(),
             path: vec![self.me.site],
@@ -33,13 +59,15 @@ impl Core {
             machine_slots: slots,
             machine_memory_bytes: self.capacity.memory_bytes,
             architecture: self.capacity.architecture.clone(),
-            slots_total: u64::from(slots),
-            machines: 1,
+            slots_total: offer.map_or(u64::from(slots), |o| o.slots_total),
+            machines: offer.map_or(1, |o| o.machines),
             slots_free: free,
-            largest_free: u32::try_from(free).unwrap_or(slots),
+            largest_free: u32::try_from(free).unwrap_or(slots).min(offer.map_or(u32::MAX, |o| o.largest_free)),
             window: self.window(),
             credit_ms: CREDIT_MS,
-            waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum(),
+            waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum::<u64>() + offer.map_or(0, |o| o.waiting),
+            draining: closed.is_some(),
+            draining_reason: closed.unwrap_or_default(),
             ..Share::default()
         }
     }
@@ -73,6 +101,7 @@ impl Core {
         for ((number, task), live) in self.lives.iter_mut().filter(|(_, l)| !l.hinted && self.now >= l.since_ms + SETTLED_MS) {
             let phase = match live.stage {
                 Stage::Claiming | Stage::Ready | Stage::Starting => continue,
+                Stage::Running(_) if live.suspended => Phase::Suspended,
                 Stage::Running(_) => Phase::Running,
                 Stage::Uploading => Phase::StagingOut,
             };

@@ -73,6 +73,7 @@ impl Core {
             deadline_ms: time_limit.map(|t| since_ms + t),
             settled: true,
             hinted: false,
+            suspended: false,
         };
         if let Some(e) = claim.exited {
             self.uploading += open.cost;
@@ -84,6 +85,10 @@ impl Core {
             Fate::Alive { pid } => {
                 self.used += open.cost;
                 self.lives.insert(key, live(Stage::Running(pid), claim.started.map_or(now, |s| s.at_ms)));
+            }
+            Fate::Handed => {
+                self.used += open.cost;
+                self.lives.insert(key, live(Stage::Starting, now));
             }
             Fate::NeverStarted => {
                 let task = TaskSet::one(key.1);
@@ -106,7 +111,8 @@ impl Core {
 
     /// Start what may start, and claim what comes next.
     pub(super) fn schedule(&mut self) {
-        let slots = u64::from(self.capacity.slots);
+        // What goes to a queue waits there.
+        let slots = if self.offer.is_some() { u64::MAX } else { u64::from(self.capacity.slots) };
         while let Some(key) = self.ready.front().copied() {
             let Some(live) = self.lives.get(&key).filter(|l| l.stage == Stage::Ready) else {
                 self.ready.pop_front();
@@ -115,7 +121,7 @@ impl Core {
             debug_assert!(live.stop.is_none());
             let Some(cost) = self.opens.get(&key.0).map(|o| o.cost) else { break };
             // A task that is dearer than a machine that has shrunk runs alone.
-            if self.used > 0 && self.used + cost > slots {
+            if self.used > 0 && self.used.saturating_add(cost) > slots {
                 break;
             }
             self.ready.pop_front();
@@ -127,7 +133,8 @@ impl Core {
         if self.link.waits_for_open(self.now) {
             return;
         }
-        let ahead_max = slots.saturating_sub(self.used) + lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
+        let hidden = lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
+        let ahead_max = slots.saturating_sub(self.used).saturating_add(hidden);
         while self.ahead < ahead_max {
             let Some(number) = self.runnable.first().copied() else { return };
             let Some(open) = self.opens.get_mut(&number) else {
@@ -140,8 +147,16 @@ impl Core {
             }
             self.ahead += tasks.len() * open.cost;
             for task in tasks.iter() {
-                let live =
-                    Live { stage: Stage::Claiming, stop: None, kill_ms: None, since_ms: self.now, deadline_ms: None, settled: false, hinted: false };
+                let live = Live {
+                    stage: Stage::Claiming,
+                    stop: None,
+                    kill_ms: None,
+                    since_ms: self.now,
+                    deadline_ms: None,
+                    settled: false,
+                    hinted: false,
+                    suspended: false,
+                };
                 self.lives.insert((number, task), live);
             }
             let claims = self.claims.entry(number).or_default();
@@ -176,7 +191,7 @@ impl Core {
 
     pub(super) fn committed(&mut self) {
         self.link.committed();
-        self.link.measure(self.now, u64::from(self.capacity.slots));
+        self.link.measure(self.now, self.slots());
         self.commit_ms = 0.8 * self.commit_ms + 0.2 * self.now.saturating_sub(self.cut_ms) as f64;
         for (number, tasks) in std::mem::take(&mut self.committing_claims) {
             for task in tasks.iter() {
@@ -198,7 +213,8 @@ impl Core {
         live.stage = Stage::Running(pid);
         live.since_ms = self.now;
         live.deadline_ms = limit.map(|t| self.now + t);
-        if let Some(stop) = live.stop.take() {
+        // What was wanted back has started: then it runs.
+        if let Some(stop) = live.stop.take().filter(|s| !matches!(s, Stop::Hold | Stop::Return)) {
             self.stop(key, stop);
         }
     }
@@ -211,7 +227,7 @@ impl Core {
         let (phase, reason) = match live.stop {
             Some(Stop::Cancel) => (Phase::Cancelled, Reason::new(ReasonKind::CancelledByUser, "cancelled before it started")),
             Some(Stop::Fenced) => (Phase::Cancelled, Reason::new(ReasonKind::Fenced, "the attempt no longer counts")),
-            Some(Stop::Time | Stop::Memory(_)) | None => (Phase::Failed, Reason::new(fault.kind, fault.text)),
+            Some(Stop::Time | Stop::Memory(_) | Stop::Hold | Stop::Return) | None => (Phase::Failed, Reason::new(fault.kind, fault.text)),
         };
         let ended = Ended { exit: vec![fault.exit.to_number()], age_ms: vec![self.now], ..Ended::not_started(phase, reason, attempts + 1) };
         self.end(key, job, &ended);
@@ -286,6 +302,54 @@ impl Core {
         }
     }
 
+    /// A task that was handed on has not started and never will: what is wished of it is done here.
+    pub(super) fn never_started(&mut self, key: Key, reason: Reason) {
+        let Some(live) = self.lives.remove(&key) else { return };
+        let Some(open) = self.opens.get_mut(&key.0) else { return };
+        self.used = self.used.saturating_sub(open.cost);
+        let task = TaskSet::one(key.1);
+        match live.stop {
+            Some(Stop::Cancel) => {
+                self.end_unstarted(key.0, &task, Phase::Cancelled, &Reason::new(ReasonKind::CancelledByUser, "cancelled before it started"));
+            }
+            Some(Stop::Fenced) => {
+                let reason = Reason::new(ReasonKind::Fenced, "the attempt no longer counts; it had not started");
+                self.end_unstarted(key.0, &task, Phase::Cancelled, &reason);
+            }
+            Some(Stop::Hold) => {
+                open.held = open.held.union(&task);
+                self.record(What::Unclaimed(Claimed { number: key.0, tasks: Some(tasks_out(&task)), boot: Vec::new() }));
+            }
+            Some(Stop::Return) => self.give_back(key.0, task, Reason::new(ReasonKind::AskedBack, "given back before it started")),
+            Some(Stop::Time | Stop::Memory(_)) | None => self.give_back(key.0, task, reason),
+        }
+        self.removals.push(key);
+        if let Some(p) = self.state.placements.get(&key.0) {
+            // The wish may have changed while it was on its way back.
+            self.obey(p.job);
+        }
+        self.flush_ends();
+    }
+
+    pub(super) fn suspended(&mut self, key: Key, suspended: bool) {
+        if let Some(live) = self.lives.get_mut(&key).filter(|l| l.suspended != suspended) {
+            (live.suspended, live.hinted) = (suspended, false);
+        }
+    }
+
+    /// Want tasks back that were handed on, to wait here or to be given back; what no longer is to come back, is left where it is.
+    pub(super) fn withdraw(&mut self, number: u64, tasks: &TaskSet, why: Stop) {
+        if self.offer.is_none() {
+            return;
+        }
+        for ((_, task), live) in self.lives.range_mut((number, 0)..=(number, u32::MAX)) {
+            if live.stage == Stage::Starting && live.stop.is_none() && tasks.contains(*task) {
+                live.stop = Some(why);
+                self.actions.push(Action::Withdraw((number, *task)));
+            }
+        }
+    }
+
     /// Begin to stop a task that has been handed to the executor.
     pub(super) fn stop(&mut self, key: Key, why: Stop) {
         let Some(live) = self.lives.get_mut(&key) else { return };
@@ -300,7 +364,13 @@ impl Core {
                 self.actions.push(Action::Signal { key, kill });
             }
             // Signalled as soon as its process is known.
-            Stage::Starting => live.stop = live.stop.or(Some(why)),
+            Stage::Starting => {
+                let asked = live.stop.is_some();
+                live.stop = live.stop.filter(|s| !matches!(s, Stop::Hold | Stop::Return)).or(Some(why));
+                if self.offer.is_some() && !asked {
+                    self.actions.push(Action::Withdraw(key));
+                }
+            }
             Stage::Claiming | Stage::Ready | Stage::Uploading => {}
         }
     }
@@ -358,7 +428,7 @@ impl Core {
         }
         kill.into_iter().for_each(|key| self.actions.push(Action::Signal { key, kill: true }));
         late.into_iter().for_each(|key| self.stop(key, Stop::Time));
-        self.link.measure(now, u64::from(self.capacity.slots));
+        self.link.measure(now, self.slots());
         self.gather_hints();
         self.give_back_what_lingers();
     }

@@ -36,6 +36,7 @@ impl Core {
         let (cancel, back, hold) = (want.tasks(WantValue::Cancel, all), want.tasks(WantValue::Return, all), want.tasks(WantValue::Hold, all));
 
         let held = self.take_unstarted(number, &hold, true);
+        self.withdraw(number, &hold, Stop::Hold);
         if let Some(open) = self.opens.get_mut(&number) {
             // Released ones wait again; held ones don't.
             let released = open.held.intersect(all).subtract(&hold);
@@ -46,6 +47,7 @@ impl Core {
         self.end_unstarted(number, &cancelled, Phase::Cancelled, &Reason::new(ReasonKind::CancelledByUser, "cancelled before it started"));
         let running: Vec<u32> = self.lives.range((number, 0)..=(number, u32::MAX)).map(|((_, t), _)| *t).filter(|t| cancel.contains(*t)).collect();
         running.into_iter().for_each(|t| self.stop((number, t), Stop::Cancel));
+        self.withdraw(number, &back, Stop::Return);
         let returned = self.take_unstarted(number, &back, false);
         if !returned.is_empty() {
             self.give_back(number, returned, Reason::new(ReasonKind::AskedBack, "given back before it started"));

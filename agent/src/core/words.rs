@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use intergrid_proto::link::Down;
-use intergrid_proto::{BlobHash, Exit, ReasonKind, Refusal};
+use intergrid_proto::{BlobHash, Exit, Reason, ReasonKind, Refusal};
 
-use crate::machine::Capacity;
+use crate::machine::{Capacity, Offer};
 use crate::plan::{Plan, Task};
 
 /// A task of a placement.
@@ -41,6 +41,12 @@ pub enum Input {
     Uploaded(Key, Result<(), String>),
     /// Cores and memory, read again.
     Capacity(Capacity),
+    /// What a queue of several machines offers, looked at again.
+    Offer(Offer),
+    /// A task that was handed on was never started, and never will be: it goes back, unless it was being stopped.
+    NeverStarted(Key, Reason),
+    /// A task that runs is suspended, or goes on.
+    Suspended(Key, bool),
     /// Time has passed.
     Tick,
 }
@@ -73,6 +79,8 @@ pub struct Report {
     pub files: Vec<String>,
     /// Declared outputs that are not there.
     pub missing: Vec<String>,
+    /// Who ended it, where that was somebody else: then an exit code of 0 is none.
+    pub ended_by: Option<(ReasonKind, String)>,
 }
 
 /// What is to be done now.
@@ -87,6 +95,8 @@ pub enum Action {
         /// SIGKILL.
         kill: bool,
     },
+    /// Take back a task that was handed on, if it has not started; the answer is `Input::NeverStarted`, or it starts.
+    Withdraw(Key),
     /// Bring the content of a spec.
     Fetch(Arc<Plan>),
     /// Send a task's outputs.
@@ -120,6 +130,8 @@ pub enum Fate {
     },
     /// It never started: same boot, no directory, no process.
     NeverStarted,
+    /// It was handed on; whether it has started is being looked at.
+    Handed,
     /// It ended unseen.
     Gone,
 }

@@ -91,6 +91,9 @@ pub enum Command {
     Man(ManArgs),
     #[command(hide = true)]
     DemoTile(TileArgs),
+    // What a gateway runs by sudo, as the account that a task runs as.
+    #[command(hide = true)]
+    LrmsHand(HandArgs),
 }
 
 impl Command {

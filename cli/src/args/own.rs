@@ -34,6 +34,12 @@ pub struct TileArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct HandArgs {
+    /// The account's directory.
+    pub base: PathBuf,
+}
+
+#[derive(Args, Debug)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub struct InitArgs {
     #[command(subcommand)]

@@ -97,6 +97,7 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
         }
         Command::Demo(args) => crate::demo::run(args, out).await,
         Command::DemoTile(args) => crate::demo::tile::run(&args),
+        Command::LrmsHand(args) => crate::roles::hand(&args),
         Command::Completion(args) => crate::help::completion(args.shell, out),
         Command::Man(args) => crate::help::man(&args.dir, out),
         Command::Init(args) => crate::init::run(args, endpoint, &environment, out),

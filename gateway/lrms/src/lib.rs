@@ -6,10 +6,24 @@
 //! Invariants: a payload starts at most once per claim, whatever the LRMS does, because the wrapper script takes an exclusive claim on the shared file
 //! system first; a task ends only on evidence (its exit record, the LRMS's record, or a claim that we hold ourselves); what is not in the queue is unknown.
 
+pub mod accounts;
+pub mod books;
+pub mod child;
 pub mod command;
+pub mod daemon;
 pub mod doctor;
+pub mod driver;
+pub mod hand;
 pub mod limits;
+pub mod log;
 pub mod lrms;
+pub mod pool;
+pub mod script;
 pub mod slurm;
+#[cfg(test)]
+mod tests;
+pub mod verdict;
 
+pub use driver::Parts;
 pub use lrms::Lrms;
+pub use pool::LrmsPool;

@@ -14,3 +14,52 @@ pub const DOCTOR_TASK_MS: u64 = 120_000;
 pub const DOCTOR_LOOK_MS: u64 = 300;
 /// Clocks may differ by so much; a file may take so long to be seen on another machine.
 pub const DOCTOR_CLOCK_MS_MAX: u64 = 10_000;
+/// What a hand is asked has an answer by then, or the shared file system is away.
+pub const HAND_TIMEOUT_MS: u64 = 30_000;
+/// A question to a hand, or its answer.
+pub const HAND_FRAME_BYTES_MAX: usize = 64 << 20;
+/// A claim or an exit record.
+pub const RECORD_BYTES_MAX: u64 = 4_096;
+/// stdout and stderr of a task: what is longer is cut, and says so.
+pub const STREAM_BYTES_MAX: u64 = intergrid_agent::limits::STREAM_BYTES_MAX;
+/// Submissions that are under way at once.
+pub const SUBMISSIONS_AT_ONCE_MAX: usize = 8;
+/// Claims and exit records are looked for this often while anything is open.
+pub const LOOK_INTERVAL_MS: u64 = 250;
+/// The LRMS is asked for all tasks of ours this often while anything is open: never more than one query a second.
+pub const SURVEY_INTERVAL_MS: u64 = 1_000;
+/// The LRMS is asked for its queues this often while anything is open, and where nothing is.
+pub const QUEUES_INTERVAL_MS: u64 = 2_000;
+/// See [`QUEUES_INTERVAL_MS`].
+pub const QUEUES_IDLE_INTERVAL_MS: u64 = 10_000;
+/// After this without an answer about its queues, nothing new is taken.
+pub const QUEUES_OLD_MS: u64 = 30_000;
+/// A task that the LRMS says is over may still have an exit record on its way through the shared file system: so long it is waited for.
+pub const RECORD_GRACE_MS: u64 = 3_000;
+/// A payload that was sent SIGTERM by somebody else has ended: so long the LRMS's word on why is waited for.
+pub const VERDICT_WAIT_MS: u64 = 15_000;
+/// A task that was started, is not in the queue, and of which neither its own record nor the books say anything: after so long, during which the LRMS
+/// answered, it is over and its exit unknown.
+pub const MISSING_MS: u64 = 120_000;
+/// A submission whose answer was lost is looked for by its tag this often.
+pub const FIND_INTERVAL_MS: u64 = 2_000;
+/// When the LRMS has answered so long after it that there is none, it is taken back.
+pub const FIND_MS: u64 = 10_000;
+/// The LRMS enforces a time limit so much later than we do, so that our word comes first.
+pub const TIME_LIMIT_SLACK_MS: u64 = 30_000;
+/// From the end of a task to the start of the next in its place, about.
+pub const TURNAROUND_MS: u64 = 2_000;
+/// A link that was dropped comes back after this.
+pub const COMES_BACK_MS: u64 = 50;
+/// Messages for one child that wait.
+pub const CHILD_QUEUE_MAX: usize = 8_192;
+/// Tasks whose outputs are being brought in at once.
+pub const UPLOADS_AT_ONCE_MAX: usize = 4;
+/// A file that can't be brought in is tried so often.
+pub const UPLOAD_TRIES_MAX: u32 = 3;
+/// Removing tasks from the LRMS is tried so often.
+pub const CANCEL_TRIES_MAX: u32 = 5;
+/// Content that does not come is asked for so often.
+pub const FETCH_TRIES_MAX: u32 = 3;
+/// Records of ended jobs are asked for, for so many jobs at once.
+pub const RECORDS_JOBS_MAX: usize = 500;

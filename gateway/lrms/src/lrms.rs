@@ -102,7 +102,7 @@ pub enum State {
 }
 
 /// Why a task waits in the LRMS.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Wait {
     /// Its turn will come: others are before it, or what it needs is taken.
     Turn,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
-use intergrid_proto::share::{cost, divide_window, lookahead};
+use intergrid_proto::share::{MACHINE, class, cost, divide_window, lookahead};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
@@ -42,11 +42,15 @@ impl Core {
                 share.path.push(self.me.site);
                 share.age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
                 if c.hop.kind == Kind::Agent {
-                    share.key = format!("{}/{}", self.me.name, machine_class(s));
+                    // An agent is a machine, one of a kind; a queue of many machines has a name, and says itself what is free.
+                    let is_machine = class(&s.key) == MACHINE;
+                    share.key = format!("{}/{}", self.me.name, if is_machine { machine_class(s) } else { s.key.clone() });
                     (share.origin, share.origin_name, share.path) = (self.me.site, self.me.name.clone(), vec![self.me.site]);
-                    share.slots_free = s.slots_total.min(s.window).saturating_sub(used);
-                    share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX);
-                    share.machines = 1;
+                    if is_machine {
+                        share.slots_free = s.slots_total.min(s.window).saturating_sub(used);
+                        share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX);
+                        share.machines = 1;
+                    }
                 }
                 if share.draining {
                     (share.slots_free, share.largest_free) = (0, 0);

@@ -258,7 +258,7 @@ impl World {
                 self.leaf_step(leaf, Input::Disconnected);
             }
             Action::Refuse(refusal) => self.oracle.fail("L1", format!("leaf {leaf} gives up: {refusal}")),
-            Action::Fetch(_) | Action::Upload { .. } => {}
+            Action::Withdraw(_) | Action::Fetch(_) | Action::Upload { .. } => {}
         }
     }
 

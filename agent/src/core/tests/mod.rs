@@ -10,6 +10,7 @@ use crate::state::State;
 
 mod adopt;
 mod link;
+mod queue;
 mod tasks;
 
 const GATEWAY: SiteId = SiteId([9; 16]);
@@ -29,6 +30,9 @@ struct Agent {
     fetches: usize,
     uploads: Vec<Key>,
     other: Vec<Action>,
+    /// What is started waits in a queue.
+    queues: bool,
+    queued: Vec<Key>,
 }
 
 fn capacity(slots: u32) -> Capacity {
@@ -46,8 +50,8 @@ impl Agent {
     }
 
     fn with(core: Core) -> Self {
-        let (disk, sent, running, signals, uploads, other) = Default::default();
-        let mut a = Agent { core, now: 1_000, disk, sent, running, signals, fetches: 0, uploads, other };
+        let (disk, sent, running, signals, uploads, other, queues, queued) = Default::default();
+        let mut a = Agent { core, now: 1_000, disk, sent, running, signals, fetches: 0, uploads, other, queues, queued };
         a.settle();
         a
     }
@@ -96,6 +100,7 @@ impl Agent {
         loop {
             for action in self.core.actions() {
                 match action {
+                    Action::Start(task, _) if self.queues => self.queued.push((task.number, task.index)),
                     Action::Start(task, _) => {
                         let key = (task.number, task.index);
                         let pid = 100 + self.running.len() as i32;

@@ -1,0 +1,128 @@
+//! Tasks that are handed on to a queue of somebody else's, and what comes back from it.
+
+use super::*;
+use crate::machine::Offer;
+
+fn offer(room: u64) -> Offer {
+    Offer { key: "batch".into(), slots_total: 40, machines: 5, room, ahead: 2, largest_free: 3, window_max: u64::MAX, ..Offer::default() }
+}
+
+/// A queue of machines with 8 slots each.
+fn queue(room: u64) -> Agent {
+    let mut a = Agent::new(8);
+    a.queues = true;
+    a.input(Input::Offer(offer(room)));
+    a.attach(0, 0);
+    a
+}
+
+fn withdrawn(a: &mut Agent) -> Vec<Key> {
+    let all = std::mem::take(&mut a.other);
+    all.into_iter().filter_map(|x| if let Action::Withdraw(key) = x { Some(key) } else { None }).collect()
+}
+
+fn never(a: &mut Agent, task: u32, kind: ReasonKind) {
+    a.input(Input::NeverStarted((1, task), intergrid_proto::Reason::new(kind, "x")));
+}
+
+fn hinted(a: &Agent) -> Vec<(Phase, TaskSet)> {
+    a.sent
+        .iter()
+        .filter_map(|u| if let Up::Hints(h) = u { Some(h.iter().map(|h| (h.phase, h.of.tasks.clone())).collect::<Vec<_>>()) } else { None })
+        .flatten()
+        .collect()
+}
+
+#[test]
+fn several_machines_are_one_share_and_what_is_accepted_is_handed_on() {
+    let mut a = queue(20);
+    let share = a.core.share();
+    assert_eq!(
+        ("batch", 8, 40, 5, 20, 3, 22),
+        (share.key.as_str(), share.machine_slots, share.slots_total, share.machines, share.slots_free, share.largest_free, share.window)
+    );
+    a.down(place(1, 0..22));
+    assert_eq!((22, 0), (a.queued.len(), a.core.share().slots_free));
+    // Somebody else takes slots: what was accepted stays where it is, and nothing more comes.
+    a.input(Input::Offer(offer(5)));
+    assert_eq!((7, vec![]), (a.core.share().window, a.returns()));
+    a.input(Input::Offer(Offer { closed: Some("drained".into()), ..offer(5) }));
+    let share = a.core.share();
+    assert_eq!((0, true, "drained"), (share.window, share.draining, share.draining_reason.as_str()));
+    let capped = Offer { window_max: 6, ..offer(20) };
+    a.input(Input::Offer(capped));
+    assert_eq!(6, a.core.share().window);
+}
+
+#[test]
+fn what_waits_there_is_taken_back_as_it_is_wished() {
+    let mut a = queue(20);
+    a.down(place(1, 0..6));
+    a.down(want(1, 1, WantValue::Return, 0..1));
+    a.down(want(1, 2, WantValue::Cancel, 1..2));
+    a.down(want(1, 3, WantValue::Hold, 2..3));
+    // A later register names only its own tasks: 0 and 1 are on their way back all the same.
+    assert_eq!(vec![(1, 0), (1, 1), (1, 2)], withdrawn(&mut a));
+    (0..3).for_each(|t| never(&mut a, t, ReasonKind::AllBusy));
+    assert_eq!(vec![(1, TaskSet::one(0), ReasonKind::AskedBack)], a.returns());
+    let ends = a.ends();
+    assert_eq!((TaskSet::one(1), Phase::Cancelled, 0), (ends[0].1.clone(), ends[0].2.phase, ends[0].2.attempts));
+    assert_eq!(6, a.queued.len(), "the one on hold waits here");
+    a.down(want(1, 4, WantValue::Run, 2..3));
+    assert_eq!(Some(&(1, 2)), a.queued.last());
+    // Refused by the queue: its reason goes up with it.
+    never(&mut a, 3, ReasonKind::OverLimit);
+    assert_eq!(Some(&(1, TaskSet::one(3), ReasonKind::OverLimit)), a.returns().last());
+}
+
+#[test]
+fn what_has_started_before_it_could_be_taken_back_runs() {
+    let mut a = queue(20);
+    a.down(place(1, 0..2));
+    a.down(want(1, 1, WantValue::Return, 0..1));
+    a.input(Input::Started((1, 0), 0));
+    assert_eq!((vec![(1, 0)], vec![]), (withdrawn(&mut a), a.returns()));
+    a.pass(300);
+    assert_eq!(vec![(Phase::Running, TaskSet::one(0))], hinted(&a));
+    a.input(Input::Suspended((1, 0), true));
+    a.pass(100);
+    assert_eq!(Some(&(Phase::Suspended, TaskSet::one(0))), hinted(&a).last());
+    a.down(want(1, 2, WantValue::Cancel, 0..2));
+    assert_eq!((vec![((1, 0), false)], vec![(1, 1)]), (a.signals.clone(), withdrawn(&mut a)));
+    // Once more wanted back, but stopped in the end.
+    a.down(want(1, 3, WantValue::Return, 0..1));
+    a.input(Input::Exited((1, 0), Report { exit: Exit::Signal(15), ..Report::unseen() }));
+    assert_eq!((Phase::Cancelled, 1), (a.ends()[0].2.phase, a.ends()[0].2.attempts));
+}
+
+#[test]
+fn who_ended_it_is_heard_before_an_exit_of_0() {
+    let mut a = queue(20);
+    a.down(place(1, 0..2));
+    for (task, kind) in [(0, ReasonKind::TimeLimit), (1, ReasonKind::ExitUnknown)] {
+        a.input(Input::Started((1, task), 0));
+        let report = Report { exit: Exit::Code(0), ended_by: Some((kind, "by others".into())), ..Report::unseen() };
+        a.input(Input::Exited((1, task), report));
+    }
+    let ends: Vec<_> = a.ends().into_iter().map(|(_, t, e)| (t, e.phase, e.reason.map(|r| r.kind), e.lost)).collect();
+    let failed = |t, kind, lost| (TaskSet::one(t), Phase::Failed, Some(kind), lost);
+    assert_eq!(2, ends.len());
+    assert!(ends.contains(&failed(0, ReasonKind::TimeLimit, false)) && ends.contains(&failed(1, ReasonKind::ExitUnknown, true)), "{ends:?}");
+}
+
+#[test]
+fn after_a_restart_what_was_handed_on_still_is() {
+    let mut a = queue(20);
+    a.down(place(1, 0..3));
+    a.queued.clear();
+    a.restart(8, |(_, t)| if t == 2 { Fate::NeverStarted } else { Fate::Handed });
+    a.input(Input::Offer(offer(20)));
+    a.attach(5, 1);
+    a.input(Input::Tick);
+    assert_eq!(vec![(1, 2)], a.queued, "only what was never handed on is started now");
+    never(&mut a, 0, ReasonKind::StartFailed);
+    a.input(Input::Started((1, 1), 0));
+    a.input(Input::Exited((1, 1), Report { exit: Exit::Code(0), ..Report::unseen() }));
+    assert_eq!(Some(&(1, TaskSet::one(0), ReasonKind::StartFailed)), a.returns().last());
+    assert_eq!(Phase::Done, a.ends().last().unwrap().2.phase);
+}

@@ -1,0 +1,49 @@
+//! A gateway over a local resource manager, as a process.
+
+use std::sync::Arc;
+
+use intergrid_gateway::config::{GatewayConfig, LrmsConfig, LrmsKind};
+use intergrid_gateway::core::schedule::FirstFit;
+use intergrid_gateway::daemon::{self, Built, DaemonOptions};
+use intergrid_proto::Refusal;
+use intergrid_proto::link::Kind;
+
+use crate::slurm::{Books, Slurm, SlurmConfig};
+use crate::{Lrms, LrmsPool, Parts};
+
+/// Serve until it is asked to end. Tasks in the LRMS go on, and are found again.
+pub async fn run(config: GatewayConfig, lrms: LrmsConfig, options: DaemonOptions) -> Result<(), Refusal> {
+    let (site, spoken) = (config.site, spoken_to(&lrms)?);
+    daemon::run_site(Kind::Gateway, site.clone(), options, move |parts| build((lrms, spoken), site.state, parts)).await
+}
+
+/// Who speaks to it.
+fn spoken_to(config: &LrmsConfig) -> Result<Arc<dyn Lrms>, Refusal> {
+    match config.kind {
+        LrmsKind::Slurm => {
+            let books = match &config.records {
+                Some(dir) => Books::Files(dir.clone()),
+                None if config.accounting => Books::Sacct,
+                None => Books::None,
+            };
+            Ok(Arc::new(Slurm::new(SlurmConfig { commands: config.commands.clone(), conf: config.conf.clone(), books })))
+        }
+        LrmsKind::GridEngine => Err(Refusal::invalid("[gridengine]: this version does not speak to Grid Engine").remedy("use a later version")),
+    }
+}
+
+/// The backend of a gateway whose state is there.
+pub fn build((config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts: &daemon::Parts) -> Result<Built, Refusal> {
+    let program = std::env::current_exe().map_err(|e| Refusal::invalid(format!("this program can't find itself: {e}")))?;
+    let backend = LrmsPool::open(Parts {
+        lrms,
+        config,
+        site: parts.me.site,
+        state: state.join("lrms"),
+        program,
+        blobs: parts.blobs.clone(),
+        outputs: parts.outputs.clone(),
+        above: parts.above.clone(),
+    })?;
+    Ok(Built { backend, policy: Box::new(FirstFit), pool: None, children: None })
+}

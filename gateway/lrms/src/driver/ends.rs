@@ -1,0 +1,138 @@
+//! Content in, outputs out, and what is left behind.
+
+use std::sync::Arc;
+
+use intergrid_agent::core::{Input, Key};
+use intergrid_agent::plan::Plan;
+use intergrid_gateway::durable::blocking;
+use intergrid_gateway::outputs::OutputStore;
+use intergrid_proto::BlobHash;
+
+use super::{Driver, pause};
+use crate::books::Place;
+use crate::command::Account;
+use crate::hand::Hand;
+use crate::hand::files::{Answer, Ask};
+use crate::limits::*;
+use crate::log::Note;
+
+impl Driver {
+    /// Bring the content of a spec to this site.
+    pub fn fetch(self: &Arc<Self>, queue: &str, plan: Arc<Plan>) {
+        let (driver, queue) = (self.clone(), queue.to_string());
+        tokio::spawn(async move {
+            let mut result = Ok(());
+            for (file, _) in plan.files() {
+                for n in 1..=FETCH_TRIES_MAX {
+                    result = if driver.blobs.has(file.hash) { Ok(()) } else { driver.above.need_blob(file.hash).await };
+                    if result.is_ok() || n == FETCH_TRIES_MAX {
+                        break;
+                    }
+                    pause(FIND_INTERVAL_MS).await;
+                }
+                if let Err(e) = result {
+                    let why = format!("input {:?}: {e}", file.name);
+                    return driver.tell_queue(&queue, Input::Fetched(plan.hash, Err(why)));
+                }
+            }
+            driver.tell_queue(&queue, Input::Fetched(plan.hash, Ok(())));
+        });
+    }
+
+    /// Bring a task's outputs to this site.
+    pub fn upload(self: &Arc<Self>, queue: &str, key: Key, number: u64, job: u64, files: Vec<String>) {
+        let (driver, queue) = (self.clone(), queue.to_string());
+        tokio::spawn(async move {
+            let result = driver.bring(&queue, key, number, job, &files).await;
+            driver.tell_queue(&queue, Input::Uploaded(key, result));
+        });
+    }
+
+    async fn bring(&self, queue: &str, key: Key, number: u64, job: u64, files: &[String]) -> Result<(), String> {
+        let _turn = self.uploads.acquire().await.map_err(|e| e.to_string())?;
+        let (place, child) = {
+            let inner = self.lock();
+            (inner.books.place(queue, key).cloned(), inner.children.get(queue).map(|(id, _)| *id))
+        };
+        let (Some(place), Some(child)) = (place, child) else { return Err("where it ran is not known any more".into()) };
+        let Some((account, _)) = self.whose(&place.0) else { return Err("where it ran is not known any more".into()) };
+        // What a fenced attempt has made must not replace what its successor makes.
+        if self.above.counts(child, job, number, key.1).await.is_none() {
+            return Ok(());
+        }
+        let hand = self.hand(&account);
+        for name in files {
+            for n in 1..=UPLOAD_TRIES_MAX {
+                match self.bring_one(&hand, &place, job, key.1, name).await {
+                    Ok(()) => break,
+                    Err(why) if n == UPLOAD_TRIES_MAX => return Err(format!("{name}: {why}")),
+                    Err(_) => pause(FIND_INTERVAL_MS).await,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn bring_one(&self, hand: &Hand, place: &Place, job: u64, task: u32, name: &str) -> Result<(), String> {
+        let (Answer::Head(hash, size), _) = hand.ask(Ask::Head(place.clone(), name.into()), Vec::new()).await? else {
+            return Err("an answer to another question".into());
+        };
+        let hash = blake3::Hash::from_hex(hash).map_err(|e| e.to_string())?;
+        let (outputs, name) = (self.outputs.clone(), name.to_string());
+        let begin = {
+            let (outputs, name) = (outputs.clone(), name.clone());
+            move || OutputStore::writer(&outputs, job, task, &name, BlobHash(*hash.as_bytes()), size)
+        };
+        let mut writer = blocking(begin).await.map_err(|e| e.to_string())?;
+        let mut offset = 0;
+        while offset < size {
+            let (_, part) = hand.ask(Ask::Part(place.clone(), name.clone(), offset), Vec::new()).await?;
+            if part.is_empty() {
+                return Err("it has become shorter".into());
+            }
+            offset += part.len() as u64;
+            writer = blocking(move || writer.write(&part).map(|()| writer)).await.map_err(|e| e.to_string())?;
+        }
+        let received = blocking(move || writer.verify()).await.map_err(|e| e.to_string())?;
+        outputs.settle(received).await.map_err(|e| e.to_string())
+    }
+
+    /// Remove what tasks have left, the last of a submission with all of it.
+    pub fn clear(self: &Arc<Self>, queue: &str, keys: Vec<Key>) {
+        let (places, gone, accounts) = {
+            let mut inner = self.lock();
+            let tag = |k: &Key| inner.books.place(queue, *k).map(|p| p.0.clone());
+            let tags: std::collections::BTreeSet<String> = keys.iter().filter_map(tag).collect();
+            let accounts: std::collections::BTreeMap<String, Account> =
+                tags.iter().filter_map(|t| Some((t.clone(), super::account(&inner.books.sub(t)?.intent)))).collect();
+            let (places, gone) = inner.books.forget(queue, &keys);
+            gone.iter().for_each(|i| _ = inner.plans.remove(&i.tag));
+            (places, gone, accounts)
+        };
+        if places.is_empty() && gone.is_empty() {
+            return;
+        }
+        let driver = self.clone();
+        tokio::spawn(async move {
+            let mut by_account: std::collections::BTreeMap<Account, Vec<Place>> = std::collections::BTreeMap::new();
+            for place in places {
+                if let Some(account) = accounts.get(&place.0) {
+                    by_account.entry(account.clone()).or_default().push(place);
+                }
+            }
+            for (account, places) in by_account {
+                if let Err(why) = driver.hand(&account).ask(Ask::Clear(places), Vec::new()).await {
+                    tracing::debug!("what tasks have left can't be removed yet: {why}");
+                }
+            }
+            for intent in gone {
+                let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
+                let removed = driver.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await;
+                if let Err(why) = removed {
+                    tracing::warn!("submission {} is over and can't be removed: {why}", intent.tag);
+                }
+                driver.note(&Note::Over(intent.tag));
+            }
+        });
+    }
+}

@@ -1,0 +1,305 @@
+//! Giving tasks to the LRMS, and taking them back.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Arc, PoisonError};
+
+use intergrid_agent::core::{Input, Key};
+use intergrid_agent::plan::{Plan, Task};
+use intergrid_proto::limits::BLOB_PART_BYTES;
+use intergrid_proto::units::format_duration;
+use intergrid_proto::{Reason, ReasonKind};
+
+use super::{Driver, Inner, account, pause};
+use crate::books::{Intent, Place, Step};
+use crate::command::Account;
+use crate::hand::Hand;
+use crate::hand::files::{Answer, Ask};
+use crate::limits::*;
+use crate::log::Note;
+use crate::lrms::{Refused, Submission, SubmitFailure};
+use crate::script;
+
+/// A task to be started.
+pub struct Start {
+    /// Which.
+    pub task: Task,
+    /// What.
+    pub plan: Arc<Plan>,
+    /// For whom.
+    pub principal: String,
+}
+
+impl Driver {
+    /// Start tasks: those of one placement go down together.
+    pub fn start(self: &Arc<Self>, queue: &str, starts: Vec<Start>) {
+        let mut by_placement: BTreeMap<u64, Vec<Start>> = BTreeMap::new();
+        starts.into_iter().for_each(|s| by_placement.entry(s.task.number).or_default().push(s));
+        for (number, mut starts) in by_placement {
+            starts.sort_by_key(|s| s.task.index);
+            let Some(Start { task, plan, principal }) =
+                starts.first().map(|s| Start { task: s.task.clone(), plan: s.plan.clone(), principal: s.principal.clone() })
+            else {
+                continue;
+            };
+            let mut inner = self.lock();
+            let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
+            let slots = plan.spec.shape.slots;
+            let taken = inner.account(&principal).and_then(|a| self.allowed(&inner, queue, &principal, &plan, starts.len()).map(|n| (a, n)));
+            let (account, allowed, why) = match taken {
+                Ok((account, n)) => {
+                    (account, n, Reason::new(ReasonKind::OverLimit, format!("this site's limit for {} is reached", principal.escape_default())))
+                }
+                Err(reason) => (Account::Own, 0, *reason),
+            };
+            let beyond = starts.split_off(allowed);
+            let mut begun = Vec::new();
+            for chunk in starts.chunks(size) {
+                let intent = Intent {
+                    tag: self.tag(),
+                    queue: queue.to_string(),
+                    account: if let Account::Named(name) = &account { Some(name.clone()) } else { None },
+                    principal: principal.clone(),
+                    number,
+                    tasks: chunk.iter().map(|s| s.task.index).collect(),
+                    slots,
+                };
+                inner.books.add(intent.clone(), Step::Sending, self.clock.now());
+                inner.plans.insert(intent.tag.clone(), plan.clone());
+                begun.push(intent);
+            }
+            drop(inner);
+            for s in beyond {
+                self.tell_queue(queue, Input::NeverStarted((number, s.task.index), why.clone()));
+            }
+            for intent in begun {
+                let (driver, task, plan) = (self.clone(), task.clone(), plan.clone());
+                tokio::spawn(async move { driver.submit(intent, task, plan).await });
+            }
+        }
+    }
+
+    /// How many of so many tasks this site lets a principal have now; an error where it lets none.
+    fn allowed(&self, inner: &Inner, queue: &str, principal: &str, plan: &Plan, wanted: usize) -> Result<usize, Box<Reason>> {
+        let l = &self.config.limits;
+        let max = inner.queues.iter().find(|q| q.name == queue).and_then(|q| q.time_max_ms).into_iter().chain(l.time_max_ms).min();
+        if let (Some(asked), Some(max)) = (plan.spec.time_limit_ms, max)
+            && asked > max
+        {
+            let text = format!("asks for {}, {queue} allows {}", format_duration(asked), format_duration(max));
+            return Err(Box::new(Reason::new(ReasonKind::OverLimit, text).remedy("ask for less time")));
+        }
+        let [(his_tasks, his_slots), (tasks, slots)] = inner.books.load(principal);
+        let each = u64::from(plan.spec.shape.slots).max(1);
+        let bounds = [
+            (l.tasks_per_principal_max, his_tasks, 1, "tasks of one principal"),
+            (l.slots_per_principal_max, his_slots, each, "slots of one principal"),
+            (l.tasks_max, tasks, 1, "tasks"),
+            (l.slots_max, slots, each, "slots"),
+        ];
+        let mut allowed = wanted as u64;
+        for (max, used, each, what) in bounds {
+            let Some(max) = max else { continue };
+            let left = max.saturating_sub(used) / each;
+            if left == 0 {
+                return Err(Box::new(Reason::new(ReasonKind::OverLimit, format!("this site allows {max} {what}, and {used} are in use"))));
+            }
+            allowed = allowed.min(left);
+        }
+        Ok(usize::try_from(allowed).unwrap_or(wanted).min(wanted))
+    }
+
+    async fn submit(self: Arc<Self>, intent: Intent, task: Task, plan: Arc<Plan>) {
+        let Ok(_turn) = self.turns.acquire().await else { return };
+        let whose = account(&intent);
+        let hand = self.hand(&whose);
+        if let Err(why) = self.prepare(&hand, &intent, &task, &plan).await {
+            // The LRMS has never heard of it.
+            return self.back(&intent, &Reason::new(ReasonKind::StartFailed, why)).await;
+        }
+        let limits = &self.config.limits;
+        let submission = Submission {
+            tag: intent.tag.clone(),
+            account: whose,
+            queue: intent.queue.clone(),
+            tasks: u32::try_from(intent.tasks.len()).unwrap_or(u32::MAX),
+            slots: plan.spec.shape.slots,
+            memory_bytes: plan.spec.shape.memory_bytes,
+            time_limit_ms: plan.spec.time_limit_ms.map(|t| t + TIME_LIMIT_SLACK_MS).or(limits.time_max_ms),
+            directory: hand.base().join(&intent.tag),
+            script: script::script(hand.base(), &intent.tag, intent.tasks.first().copied().unwrap_or(0), &plan),
+        };
+        let said = self.lrms.submit(&submission).await;
+        let name = self.lrms.name();
+        match said {
+            Ok(id) => {
+                self.note(&Note::Sent(intent.tag.clone(), id.0));
+                let stopped = {
+                    let mut inner = self.lock();
+                    inner.books.sent(&intent.tag, id);
+                    let sub = inner.books.sub_mut(&intent.tag);
+                    sub.map_or(Vec::new(), |s| {
+                        s.sent_ms = self.clock.now();
+                        s.tasks.iter().filter(|(_, w)| w.over || w.stopped).map(|(p, _)| (intent.tag.clone(), *p)).collect()
+                    })
+                };
+                self.cancel(stopped, false).await;
+            }
+            Err(SubmitFailure::Refused(kind, why)) => {
+                let (kind, remedy) = match kind {
+                    Refused::Later => (ReasonKind::AllBusy, ""),
+                    Refused::Never => (ReasonKind::NoFit, "ask for less, or offer another queue"),
+                    Refused::NotAuthorised => (ReasonKind::NotAuthorised, "ask the site's administrator to let the account use the queue"),
+                    Refused::NoQueue => (ReasonKind::NoResource, "the site's administrator must correct the configuration"),
+                };
+                self.back(&intent, &Reason::new(kind, format!("{name} refused it: {why}")).remedy(remedy)).await;
+            }
+            Err(SubmitFailure::Unknown(why)) => {
+                tracing::warn!(tag = %intent.tag, "the answer to a submission is lost: {why}; looking for it");
+                if let Some(sub) = self.lock().books.sub_mut(&intent.tag).filter(|s| s.step == Step::Sending) {
+                    sub.step = Step::Lost(self.clock.now());
+                }
+            }
+        }
+    }
+
+    /// The intent on disk, the directories and files there: then it may be given to the LRMS.
+    async fn prepare(self: &Arc<Self>, hand: &Arc<Hand>, intent: &Intent, task: &Task, plan: &Arc<Plan>) -> Result<(), String> {
+        let (driver, begun) = (self.clone(), intent.clone());
+        let write = move || driver.log.lock().unwrap_or_else(PoisonError::into_inner).begin(begun);
+        let written = tokio::task::spawn_blocking(write).await.map_err(|e| e.to_string())?;
+        written.map_err(|e| format!("the log of submissions can't be written: {e}"))?;
+        let done = |ask, data| async { hand.ask(ask, data).await.map(drop) };
+        done(Ask::Open, Vec::new()).await?;
+        done(Ask::Prepare(intent.tag.clone(), u32::try_from(intent.tasks.len()).unwrap_or(0)), Vec::new()).await?;
+        for (name, bytes) in script::files(plan, task, &intent.tasks) {
+            done(Ask::Put(intent.tag.clone(), name, 0o600, 0), bytes).await?;
+        }
+        for (file, executable) in plan.files() {
+            let path = self.blobs.path(file.hash);
+            let (name, mode) = (format!("in/{}", file.name), if executable { 0o700 } else { 0o600 });
+            let mut from = std::fs::File::open(&path).map_err(|e| format!("input {:?}: {e}", file.name))?;
+            let mut offset = 0;
+            loop {
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut part = Vec::new();
+                    from.by_ref().take(BLOB_PART_BYTES as u64).read_to_end(&mut part).map(|_| (from, part))
+                });
+                let part;
+                (from, part) = read.await.map_err(|e| e.to_string())?.map_err(|e| format!("input {:?}: {e}", file.name))?;
+                let n = part.len() as u64;
+                if n > 0 || offset == 0 {
+                    done(Ask::Put(intent.tag.clone(), name.clone(), mode, offset), part).await?;
+                }
+                if n < BLOB_PART_BYTES as u64 {
+                    break;
+                }
+                offset += n;
+            }
+        }
+        Ok(())
+    }
+
+    /// A submission that the LRMS does not have: its tasks go back.
+    async fn back(&self, intent: &Intent, reason: &Reason) {
+        for position in (1..).take(intent.tasks.len()) {
+            self.end(&(intent.tag.clone(), position), |key| Input::NeverStarted(key, reason.clone()));
+        }
+    }
+
+    /// Tell a task's core how it is over, once.
+    pub(super) fn end(&self, place: &Place, input: impl FnOnce(Key) -> Input) {
+        let first = self.lock().books.over(place);
+        if first {
+            self.tell(place, input);
+        }
+    }
+
+    /// Take tasks back unless they have started.
+    pub fn withdraw(self: &Arc<Self>, queue: &str, keys: Vec<Key>) {
+        let places: Vec<Place> = {
+            let inner = self.lock();
+            keys.iter().filter_map(|k| inner.books.place(queue, *k).cloned()).collect()
+        };
+        let driver = self.clone();
+        tokio::spawn(async move {
+            let reason = Reason::new(ReasonKind::AskedBack, "taken back before it started");
+            driver.take_back(places, |_| Some(reason.clone())).await;
+        });
+    }
+
+    /// Take the claims of tasks, so that they never start; those that have not, go back for this reason, or (None) are left to the caller, who gets them.
+    pub(super) async fn take_back(self: &Arc<Self>, places: Vec<Place>, reason: impl Fn(&Place) -> Option<Reason>) -> Vec<Place> {
+        let mut by_account: BTreeMap<Account, Vec<Place>> = BTreeMap::new();
+        for place in places {
+            if let Some((account, _)) = self.whose(&place.0) {
+                by_account.entry(account).or_default().push(place);
+            }
+        }
+        let mut left = Vec::new();
+        for (account, places) in by_account {
+            let hand = self.hand(&account);
+            let won = loop {
+                match hand.ask(Ask::Claim(places.clone()), Vec::new()).await {
+                    Ok((Answer::Won(won), _)) => break won,
+                    Ok(_) => break Vec::new(),
+                    Err(why) => {
+                        tracing::warn!("tasks can't be taken back: {why}; trying on");
+                        pause(FIND_INTERVAL_MS).await;
+                    }
+                }
+            };
+            let won: Vec<Place> = places.into_iter().zip(won).filter(|(_, won)| *won).map(|(place, _)| place).collect();
+            let mut gone = Vec::new();
+            for place in &won {
+                match reason(place) {
+                    Some(reason) => self.end(place, |key| Input::NeverStarted(key, reason)),
+                    None => gone.push(place.clone()),
+                }
+            }
+            left.extend(gone);
+            self.cancel(won, false).await;
+        }
+        left
+    }
+
+    /// Stop tasks that run.
+    pub fn signal(self: &Arc<Self>, queue: &str, keys: Vec<Key>, kill: bool) {
+        let places: Vec<Place> = {
+            let mut inner = self.lock();
+            let places: Vec<Place> = keys.iter().filter_map(|k| inner.books.place(queue, *k).cloned()).collect();
+            places.iter().for_each(|p| inner.books.watch(p).into_iter().for_each(|w| w.stopped = true));
+            places
+        };
+        let driver = self.clone();
+        tokio::spawn(async move { driver.cancel(places, kill).await });
+    }
+
+    /// Remove tasks from the LRMS; where it does not answer, again, for a while.
+    pub(super) async fn cancel(&self, places: Vec<Place>, kill: bool) {
+        let mut by_account: BTreeMap<Account, BTreeMap<crate::lrms::LrmsId, Vec<u32>>> = BTreeMap::new();
+        for (tag, position) in places {
+            let Some((account, ids)) = self.whose(&tag) else { continue };
+            ids.into_iter().for_each(|id| by_account.entry(account.clone()).or_default().entry(id).or_default().push(position));
+        }
+        for (account, jobs) in by_account {
+            let jobs: Vec<_> = jobs.into_iter().collect();
+            for n in 1..=CANCEL_TRIES_MAX {
+                match self.lrms.cancel(&account, &jobs, kill).await {
+                    Ok(()) => break,
+                    Err(why) => tracing::warn!("tasks can't be removed from {}: {why} (try {n} of {CANCEL_TRIES_MAX})", self.lrms.name()),
+                }
+                pause(FIND_INTERVAL_MS).await;
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn account(&mut self, principal: &str) -> Result<Account, Box<Reason>> {
+        let books = &self.books;
+        let in_use = |p: &str| books.subs().any(|s| s.intent.principal == p);
+        let refused = |why| Box::new(Reason::new(ReasonKind::NotAuthorised, why).remedy("the site's administrator adds a [[map]] rule"));
+        self.accounts.of(principal, in_use).map_err(refused)
+    }
+}

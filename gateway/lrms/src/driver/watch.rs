@@ -1,0 +1,375 @@
+//! Looking after what was given to the LRMS: its claims and records on the shared file system, often; the LRMS's queue, at most once a second; its books,
+//! for what is in neither.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use intergrid_agent::core::{Fault, Input};
+use intergrid_agent::machine::{Capacity, Offer};
+use intergrid_proto::spec::substitute;
+use intergrid_proto::{Exit, Reason, ReasonKind};
+
+use super::{Driver, account, pause};
+use crate::books::{Found, Place, Seen, Step};
+use crate::command::Account;
+use crate::hand::files::{Answer, Ask};
+use crate::limits::*;
+use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
+use crate::script::ExitRecord;
+use crate::verdict::{NOT_HERE, Verdict, verdict};
+
+impl Driver {
+    /// Claims and exit records, while anything is open.
+    pub(super) async fn watch_records(self: Arc<Self>) {
+        let mut told = BTreeSet::new();
+        loop {
+            pause(LOOK_INTERVAL_MS).await;
+            let accounts: BTreeSet<Account> = {
+                let inner = self.lock();
+                inner.books.subs().filter(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over)).map(|s| account(&s.intent)).collect()
+            };
+            for account in accounts {
+                match self.look(&account).await {
+                    Ok(()) => _ = told.remove(&account),
+                    Err(why) if told.insert(account.clone()) => tracing::warn!("{why}; trying on"),
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    async fn look(self: &Arc<Self>, whose: &Account) -> Result<(), String> {
+        let hand = self.hand(whose);
+        let (Answer::Names(names), _) = hand.ask(Ask::Look, Vec::new()).await? else { return Ok(()) };
+        let name = if let Account::Named(name) = whose { Some(name.as_str()) } else { None };
+        let found = self.lock().books.looked(name, &names, self.clock.now());
+        let mut records = Vec::new();
+        for f in found {
+            match f {
+                Found::Started(place) => self.tell(&place, |key| Input::Started(key, 0)),
+                Found::Record(place) => records.push(place),
+            }
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let files = records.iter().map(|(tag, position)| format!("{tag}.{position}.x")).collect();
+        let texts = match hand.ask(Ask::Read(files), Vec::new()).await {
+            Ok((Answer::Texts(texts), _)) => texts,
+            other => {
+                records.iter().for_each(|p| self.free(p));
+                return other.map(drop);
+            }
+        };
+        for (place, text) in records.into_iter().zip(texts) {
+            let Some(record) = text.as_deref().and_then(ExitRecord::parse) else {
+                tracing::warn!("the exit record of {}.{} can't be read", place.0, place.1);
+                self.free(&place);
+                continue;
+            };
+            self.ended(&place, Some(&record), None).await;
+        }
+        Ok(())
+    }
+
+    fn free(&self, place: &Place) {
+        if let Some(watch) = self.lock().books.watch(place) {
+            watch.busy = false;
+        }
+    }
+
+    /// A task that has started is over: tell its core, with what it has made. Where somebody else may have ended it, the LRMS is heard first.
+    async fn ended(self: &Arc<Self>, place: &Place, record: Option<&ExitRecord>, said: Option<(Over, String)>) {
+        let (waits, over, plan, index) = {
+            let mut inner = self.lock();
+            let now = self.clock.now();
+            let plan = inner.plans.get(&place.0).cloned();
+            let index = inner.books.key(place).map_or(0, |k| k.1);
+            let Some(watch) = inner.books.watch(place) else { return };
+            let over = said.or_else(|| watch.verdict.clone());
+            let late = watch.record_ms.is_some_and(|t| now >= t + VERDICT_WAIT_MS);
+            let waits = record.is_some_and(|r| r.was_asked) && !watch.stopped && over.is_none() && !late;
+            watch.busy = !waits;
+            (waits, over, plan, index)
+        };
+        if waits {
+            return;
+        }
+        let mut report = match verdict(record, over.as_ref().map(|(o, w)| (o, w.as_str())), self.lrms.name()) {
+            Verdict::Exited(report) => report,
+            Verdict::NotStarted(fault) => return self.end(place, |key| Input::NotStarted(key, fault)),
+        };
+        let wanted: Vec<String> = plan.iter().flat_map(|p| &p.spec.outputs).map(|o| substitute(o, index)).collect();
+        let Some((whose, _)) = self.whose(&place.0) else { return };
+        match self.hand(&whose).ask(Ask::Made(place.clone(), wanted), Vec::new()).await {
+            Ok((Answer::Made(files, missing), _)) => (report.files, report.missing) = (files, missing),
+            Ok(_) => {}
+            Err(why) => {
+                tracing::warn!("what {}.{} has made can't be looked at: {why}; trying on", place.0, place.1);
+                return self.free(place);
+            }
+        }
+        self.end(place, |key| Input::Exited(key, report));
+    }
+
+    /// The LRMS's queue and books, while anything is open.
+    pub(super) async fn watch_lrms(self: Arc<Self>) {
+        let (mut silent, mut found_ms) = (false, 0);
+        loop {
+            pause(SURVEY_INTERVAL_MS).await;
+            let open = self.lock().books.subs().any(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over));
+            if !open {
+                continue;
+            }
+            let asked = self.clock.now();
+            match self.lrms.entries(&self.prefix).await {
+                Ok(entries) => {
+                    silent = false;
+                    let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
+                    self.act_on(seen).await;
+                    self.decide().await;
+                    if self.clock.now() >= found_ms + FIND_INTERVAL_MS {
+                        found_ms = self.clock.now();
+                        self.find_lost().await;
+                    }
+                }
+                Err(why) if !silent => {
+                    silent = true;
+                    tracing::warn!("{} does not answer: {why}; trying on, what it has is not forgotten", self.lrms.name());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn act_on(self: &Arc<Self>, seen: Vec<Seen>) {
+        let mut hopeless: BTreeMap<Place, (Wait, String)> = BTreeMap::new();
+        for s in seen {
+            match s {
+                Seen::Suspended(place, suspended) => self.tell(&place, |key| Input::Suspended(key, suspended)),
+                Seen::Hopeless(place, wait, why) => _ = hopeless.insert(place, (wait, why)),
+            }
+        }
+        if hopeless.is_empty() {
+            return;
+        }
+        let name = self.lrms.name();
+        // What is broken there is a fault of the task; what can't be had there may be had elsewhere.
+        let reason = |place: &Place| {
+            let (wait, why) = hopeless.get(place)?;
+            let text = format!("{name} says that it will never start there: {why}");
+            (*wait == Wait::Never).then(|| Reason::new(ReasonKind::NoFit, text))
+        };
+        for place in self.take_back(hopeless.keys().cloned().collect(), reason).await {
+            let why = hopeless.get(&place).map_or("", |(_, why)| why);
+            let fault = Fault { kind: ReasonKind::StartFailed, text: format!("{name} could not start it: {why}"), exit: Exit::NotStarted };
+            self.end(&place, |key| Input::NotStarted(key, fault));
+        }
+    }
+
+    /// Tasks that are not alive in the LRMS: by its books, or by the claim that we can take.
+    async fn decide(self: &Arc<Self>) {
+        let (due, ids) = {
+            let inner = self.lock();
+            let due = inner.books.due(self.clock.now());
+            let ids: BTreeSet<LrmsId> = due.iter().filter_map(|p| inner.books.sub(&p.0)).flat_map(|s| s.ids.iter().copied()).collect();
+            (due, ids)
+        };
+        if due.is_empty() {
+            return;
+        }
+        let ids: Vec<LrmsId> = ids.into_iter().take(RECORDS_JOBS_MAX).collect();
+        let records: Vec<Record> = self.lrms.records(&ids).await.unwrap_or_else(|why| {
+            tracing::debug!("the books of {}: {why}", self.lrms.name());
+            Vec::new()
+        });
+        let mut by_place: BTreeMap<Place, Record> = BTreeMap::new();
+        for r in records {
+            let ours = |s: &&crate::books::Sub| s.ids.contains(&r.id) && (r.tag.is_empty() || r.tag == s.intent.tag);
+            let tag = self.lock().books.subs().find(ours).map(|s| s.intent.tag.clone());
+            if let Some(tag) = tag {
+                by_place.insert((tag, r.position), r);
+            }
+        }
+        let now = self.clock.now();
+        let (mut unstarted, mut ended) = (Vec::new(), Vec::new());
+        for place in due {
+            let record = by_place.get(&place);
+            let mut inner = self.lock();
+            let Some(watch) = inner.books.watch(&place) else { continue };
+            if let Some(r) = record {
+                watch.verdict = Some((r.over.clone(), r.words.clone()));
+            }
+            match (watch.started, watch.record_ms.is_some()) {
+                // Its own record is read by the next look.
+                (_, true) => {}
+                (true, false) if watch.verdict.is_some() => ended.push((place.clone(), watch.verdict.clone())),
+                (true, false) if watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => ended.push((place.clone(), None)),
+                (true, false) => {}
+                (false, false) => unstarted.push(place.clone()),
+            }
+        }
+        for (place, said) in ended {
+            self.ended(&place, None, said).await;
+        }
+        if !unstarted.is_empty() {
+            self.never_started(unstarted).await;
+        }
+    }
+
+    async fn never_started(self: &Arc<Self>, places: Vec<Place>) {
+        let name = self.lrms.name();
+        let said: BTreeMap<Place, (Over, String)> = {
+            let mut inner = self.lock();
+            places.iter().filter_map(|p| Some((p.clone(), inner.books.watch(p)?.verdict.clone()?))).collect()
+        };
+        let reason = |place: &Place| {
+            let words = said.get(place).map_or("", |(_, words)| words.as_str());
+            match said.get(place).map(|(over, _)| (over.how, over.exit)) {
+                Some((How::Removed, _)) => None,
+                Some((_, Some(NOT_HERE))) => {
+                    let text = format!("the machine that {name} chose does not have the shared directory");
+                    Some(Reason::new(ReasonKind::StartFailed, text).remedy("the site's administrator makes `directory` one that all machines share"))
+                }
+                Some(_) => Some(Reason::new(ReasonKind::StartFailed, format!("{name} ended it before it started {words}"))),
+                None => Some(Reason::new(ReasonKind::StartFailed, format!("it is gone from {name}, and had not started"))),
+            }
+        };
+        for place in self.take_back(places, reason).await {
+            let text = format!("somebody removed it from {name} before it started");
+            self.end(&place, |key| Input::NotStarted(key, Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted }));
+        }
+    }
+
+    /// Submissions whose answer was lost.
+    async fn find_lost(self: &Arc<Self>) {
+        let lost: Vec<(String, u64, usize)> = {
+            let inner = self.lock();
+            let lost =
+                |s: &crate::books::Sub| if let Step::Lost(since) = s.step { Some((s.intent.tag.clone(), since, s.intent.tasks.len())) } else { None };
+            inner.books.subs().filter_map(lost).collect()
+        };
+        for (tag, since, tasks) in lost {
+            match self.lrms.find(&tag).await {
+                Ok(ids) if !ids.is_empty() => ids.into_iter().for_each(|id| self.lock().books.sent(&tag, id)),
+                Ok(_) if self.clock.now() >= since + FIND_MS => {
+                    tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
+                    let places = (1..).take(tasks).map(|position| (tag.clone(), position)).collect();
+                    let text = format!("its submission was lost, and {} does not have it", self.lrms.name());
+                    self.take_back(places, |_| Some(Reason::new(ReasonKind::StartFailed, text.clone()))).await;
+                    // What has started all the same has a claim, and is seen by that.
+                    if let Some(sub) = self.lock().books.sub_mut(&tag) {
+                        sub.step = Step::Sent;
+                    }
+                }
+                Ok(_) => {}
+                Err(why) => tracing::debug!(%tag, "looking for it: {why}"),
+            }
+        }
+    }
+
+    /// What the queues offer.
+    pub(super) async fn watch_queues(self: Arc<Self>) {
+        let mut heard = self.clock.now();
+        loop {
+            if self.lock().tasks_max.is_none()
+                && let Ok(n) = self.lrms.tasks_max().await
+            {
+                self.lock().tasks_max = Some(n);
+            }
+            match self.lrms.queues().await {
+                Ok(queues) => {
+                    heard = self.clock.now();
+                    self.lock().queues = queues;
+                    self.config.queues.iter().for_each(|name| self.offer(name));
+                }
+                Err(why) if self.clock.now() >= heard + QUEUES_OLD_MS => {
+                    let closed = format!("{} does not answer: {why}", self.lrms.name());
+                    for name in &self.config.queues {
+                        self.tell_queue(name, Input::Offer(Offer { key: name.clone(), closed: Some(closed.clone()), ..Offer::default() }));
+                    }
+                }
+                Err(why) => tracing::debug!("the queues of {}: {why}", self.lrms.name()),
+            }
+            let idle = self.lock().books.is_idle();
+            pause(if idle { QUEUES_IDLE_INTERVAL_MS } else { QUEUES_INTERVAL_MS }).await;
+        }
+    }
+
+    fn offer(&self, name: &str) {
+        let (queue, ours) = {
+            let inner = self.lock();
+            (inner.queues.iter().find(|q| q.name == name).cloned(), inner.books.occupied(name))
+        };
+        match queue {
+            Some(queue) => {
+                let architecture = if queue.architecture.is_empty() { std::env::consts::ARCH.to_string() } else { queue.architecture.clone() };
+                let capacity = Capacity { slots: queue.machine_slots, memory_bytes: queue.machine_memory_bytes, architecture };
+                self.tell_queue(name, Input::Capacity(capacity));
+                self.tell_queue(name, Input::Offer(offer(&queue, ours, &self.config.limits)));
+            }
+            None => {
+                let closed = Some(format!("{} has no queue {name:?}", self.lrms.name()));
+                self.tell_queue(name, Input::Offer(Offer { key: name.to_string(), closed, ..Offer::default() }));
+            }
+        }
+    }
+
+    /// The queues as the LRMS told of them last.
+    pub fn queues(&self) -> Vec<Queue> {
+        self.lock().queues.clone()
+    }
+
+    /// Why tasks of a queue wait: how many, by the LRMS's own word.
+    pub fn waits(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> BTreeMap<(Wait, String), u64> {
+        let mut out = BTreeMap::new();
+        for sub in self.lock().books.subs().filter(|s| s.intent.queue == queue) {
+            for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && !w.started) {
+                let Some(index) = sub.intent.tasks.get(*position as usize - 1) else { continue };
+                if let (Some(crate::lrms::State::Pending(wait, why)), true) = (&watch.entry, is_asked(sub.intent.number, *index)) {
+                    *out.entry((*wait, why.clone())).or_default() += 1;
+                }
+            }
+        }
+        out
+    }
+}
+
+/// What is offered of a queue in which our tasks occupy so many slots.
+fn offer(queue: &Queue, ours: u64, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
+    let ceiling = queue.slots_total * u64::from(limits.ceiling_percent) / 100;
+    let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
+    let most = ceiling.min(limits.slots_max.unwrap_or(u64::MAX));
+    let room = (ours + queue.slots_free).min(most);
+    Offer {
+        key: queue.name.clone(),
+        slots_total: queue.slots_total.min(most),
+        machines: queue.machines,
+        room,
+        ahead: limits.waiting_max,
+        largest_free: queue.largest_free,
+        // Beyond a ceiling nothing may even wait: it would be started.
+        window_max: if bounded { most } else { u64::MAX },
+        waiting: queue.waiting,
+        turnaround_ms: TURNAROUND_MS,
+        closed: queue.closed.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ceiling_bounds_what_runs_and_what_waits() {
+        let queue = Queue { name: "q".into(), slots_total: 100, slots_free: 60, ..Queue::default() };
+        let mut limits = intergrid_gateway::config::LrmsLimits::default();
+        let all = offer(&queue, 15, &limits);
+        assert_eq!((75, 4, u64::MAX, 100), (all.room, all.ahead, all.window_max, all.slots_total));
+        limits.ceiling_percent = 20;
+        let part = offer(&queue, 15, &limits);
+        assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
+        limits.slots_max = Some(7);
+        assert_eq!((7, 7), (offer(&queue, 0, &limits).room, offer(&queue, 0, &limits).window_max));
+    }
+}

@@ -1,0 +1,314 @@
+//! What is done in an account's directory on the shared file system, by that account: the hand's own work, the same in this process and in one that runs as
+//! somebody else. Blocking; decides nothing.
+//!
+//! Layout, all below the account's directory, which is its alone (0700):
+//!
+//! ```text
+//! run/<tag>.<position>.c      the claim, created exclusively: by the task's script, or by us to keep it from ever starting
+//! run/<tag>.<position>.x      the exit record, renamed into place
+//! <tag>/a, e, in/<file>       arguments, environment, inputs; a.<position> and e.<position> where they are a task's own
+//! <tag>/<position>/w          the task's working directory; stdout and stderr beside it
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use intergrid_proto::limits::BLOB_PART_BYTES;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{RECORD_BYTES_MAX, STREAM_BYTES_MAX};
+
+/// Room for the line that says that a stream was cut.
+const CUT_NOTE_BYTES: u64 = 128;
+const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+
+/// A task of a submission: its tag and position.
+pub type Place = (String, u32);
+
+/// What is asked of a hand.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Make the account's directory, where it is not there, and look whether it is good.
+    Open,
+    /// Make a submission's directories.
+    Prepare(String, u32),
+    /// Write a part of a file of a submission: its name, mode, and offset.
+    Put(String, String, u32, u64),
+    /// The names of all claims and exit records.
+    Look,
+    /// Claims or exit records, whole.
+    Read(Vec<String>),
+    /// Take these claims, so that the tasks never start.
+    Claim(Vec<Place>),
+    /// Which files a task has made: its streams where there is something in them, and these.
+    Made(Place, Vec<String>),
+    /// Hash and size of one.
+    Head(Place, String),
+    /// A part of one, from this offset.
+    Part(Place, String, u64),
+    /// Remove what tasks have left, but for their claims.
+    Clear(Vec<Place>),
+    /// Remove a submission with all of it.
+    Remove(String, u32),
+}
+
+/// What a hand answers; bytes come beside it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Done; a part's bytes are beside it.
+    Done,
+    /// Names.
+    Names(Vec<String>),
+    /// One for each asked for; None: not there.
+    Texts(Vec<Option<String>>),
+    /// For each: was it ours to take?
+    Won(Vec<bool>),
+    /// There, and not there.
+    Made(Vec<String>, Vec<String>),
+    /// Hash in hex, and size.
+    Head(String, u64),
+}
+
+fn bad(what: impl Into<String>) -> io::Error {
+    io::Error::other(what.into())
+}
+
+/// A submission's directory. The tag can't lead anywhere else.
+fn within(base: &Path, tag: &str) -> io::Result<PathBuf> {
+    let good = !tag.is_empty() && tag.len() <= 40 && tag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') && tag != "run";
+    if good { Ok(base.join(tag)) } else { Err(bad(format!("{tag:?} is not a submission's tag"))) }
+}
+
+fn in_run(base: &Path, (tag, position): &Place, kind: &str) -> io::Result<PathBuf> {
+    within(base, tag)?;
+    Ok(base.join("run").join(format!("{tag}.{position}.{kind}")))
+}
+
+/// A file that a task has made: `stdout`, `stderr` or `out/<name>`.
+fn made(base: &Path, (tag, position): &Place, name: &str) -> io::Result<PathBuf> {
+    let dir = within(base, tag)?.join(position.to_string());
+    match name.strip_prefix("out/") {
+        Some(file) => {
+            intergrid_proto::spec::check_file_name("output", file).map_err(|e| bad(e.message))?;
+            Ok(dir.join("w").join(file))
+        }
+        None if matches!(name, "stdout" | "stderr") => Ok(dir.join(name)),
+        None => Err(bad(format!("{name:?} is not an output"))),
+    }
+}
+
+fn directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Do one thing. `base` is the account's directory.
+pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)> {
+    let done = Ok((Answer::Done, Vec::new()));
+    match ask {
+        Ask::Open => open(base).and(done),
+        Ask::Prepare(tag, positions) => {
+            let dir = within(base, &tag)?;
+            directory(&dir)?;
+            for position in 1..=positions {
+                let task = dir.join(position.to_string());
+                directory(&task)?;
+                directory(&task.join("w"))?;
+            }
+            done
+        }
+        Ask::Put(tag, name, mode, offset) => {
+            let file = match name.strip_prefix("in/") {
+                Some(file) => {
+                    intergrid_proto::spec::check_file_name("input", file).map_err(|e| bad(e.message))?;
+                    directory(&within(base, &tag)?.join("in"))?;
+                    within(base, &tag)?.join("in").join(file)
+                }
+                None if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') && name.starts_with(|c: char| c.is_ascii_alphabetic()) => {
+                    within(base, &tag)?.join(&name)
+                }
+                None => return Err(bad(format!("{name:?} is not a submission's file"))),
+            };
+            let mut options = OpenOptions::new();
+            options.create(true).write(true).truncate(offset == 0).mode(mode & 0o777).custom_flags(O_NOFOLLOW);
+            let mut out = options.open(file)?;
+            out.seek(SeekFrom::Start(offset))?;
+            out.write_all(data)?;
+            done
+        }
+        Ask::Look => {
+            let names = fs::read_dir(base.join("run"))?.map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()));
+            Ok((Answer::Names(names.collect::<io::Result<_>>()?), Vec::new()))
+        }
+        Ask::Read(names) => {
+            let text = |name: &String| -> io::Result<Option<String>> {
+                if name.contains('/') || name.starts_with('.') {
+                    return Err(bad(format!("{name:?} is neither a claim nor a record")));
+                }
+                match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(base.join("run").join(name)) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(e),
+                    Ok(file) => {
+                        let mut bytes = Vec::new();
+                        file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
+                        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+                    }
+                }
+            };
+            Ok((Answer::Texts(names.iter().map(text).collect::<io::Result<_>>()?), Vec::new()))
+        }
+        Ask::Claim(places) => {
+            let take = |place: &Place| -> io::Result<bool> {
+                match OpenOptions::new().create_new(true).write(true).mode(0o600).open(in_run(base, place, "c")?) {
+                    Ok(mut file) => {
+                        file.write_all(WITHDRAWN.as_bytes())?;
+                        file.sync_all()?;
+                        Ok(true)
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        // Ours from before a restart: still nobody has started it.
+                        Ok(fs::read_to_string(in_run(base, place, "c")?)? == WITHDRAWN)
+                    }
+                    Err(e) => Err(e),
+                }
+            };
+            let won = places.iter().map(take).collect::<io::Result<_>>()?;
+            File::open(base.join("run"))?.sync_all()?;
+            Ok((Answer::Won(won), Vec::new()))
+        }
+        Ask::Made(place, wanted) => {
+            let (mut there, mut missing) = (Vec::new(), Vec::new());
+            for name in ["stdout", "stderr"] {
+                let path = made(base, &place, name)?;
+                if fs::symlink_metadata(&path).is_ok_and(|m| m.is_file() && m.len() > 0) {
+                    cut(&path)?;
+                    there.push(name.to_string());
+                }
+            }
+            for name in wanted {
+                // A link could lead anywhere: only what the task itself made is sent.
+                let is_there = fs::symlink_metadata(made(base, &place, &format!("out/{name}"))?).is_ok_and(|m| m.is_file());
+                if is_there { there.push(format!("out/{name}")) } else { missing.push(name) }
+            }
+            Ok((Answer::Made(there, missing), Vec::new()))
+        }
+        Ask::Head(place, name) => {
+            let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(made(base, &place, &name)?)?;
+            let (mut hasher, mut buffer, mut size) = (blake3::Hasher::new(), vec![0; BLOB_PART_BYTES], 0);
+            loop {
+                let n = file.read(&mut buffer)?;
+                if n == 0 {
+                    break;
+                }
+                hasher.update(&buffer[..n]);
+                size += n as u64;
+            }
+            Ok((Answer::Head(hasher.finalize().to_hex().to_string(), size), Vec::new()))
+        }
+        Ask::Part(place, name, offset) => {
+            let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(made(base, &place, &name)?)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::new();
+            file.take(BLOB_PART_BYTES as u64).read_to_end(&mut bytes)?;
+            Ok((Answer::Done, bytes))
+        }
+        Ask::Clear(places) => {
+            for place in &places {
+                gone(fs::remove_dir_all(within(base, &place.0)?.join(place.1.to_string())))?;
+            }
+            done
+        }
+        Ask::Remove(tag, positions) => {
+            gone(fs::remove_dir_all(within(base, &tag)?))?;
+            for position in 1..=positions {
+                for kind in ["c", "n", "x"] {
+                    gone(fs::remove_file(in_run(base, &(tag.clone(), position), kind)?))?;
+                }
+            }
+            done
+        }
+    }
+}
+
+/// What a claim of ours says.
+pub const WITHDRAWN: &str = "withdrawn\n";
+
+/// The account's directory is there, a directory, and the account's alone.
+fn open(base: &Path) -> io::Result<()> {
+    if !base.is_absolute() || base.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
+        return Err(bad("it is not an absolute path without `..`"));
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(base)?;
+    let (found, me) = (fs::symlink_metadata(base)?, rustix::process::geteuid().as_raw());
+    if !found.is_dir() || found.uid() != me || found.mode() & 0o077 != 0 {
+        return Err(bad(format!(
+            "it must be a directory of uid {me} alone (mode 0700), and has uid {} and mode {:o}",
+            found.uid(),
+            found.mode() & 0o7777
+        )));
+    }
+    directory(&base.join("run"))
+}
+
+/// A stream that is too long is cut, and says so.
+fn cut(path: &Path) -> io::Result<()> {
+    let size = fs::symlink_metadata(path)?.len();
+    if size > STREAM_BYTES_MAX + CUT_NOTE_BYTES {
+        let mut file = OpenOptions::new().append(true).custom_flags(O_NOFOLLOW).open(path)?;
+        file.set_len(STREAM_BYTES_MAX)?;
+        file.write_all(format!("\n[intergrid: cut after {STREAM_BYTES_MAX} of {size} bytes]\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_taken_once_and_names_lead_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("a");
+        let ask = |ask, data: &[u8]| serve(&base, ask, data);
+        ask(Ask::Open, b"").unwrap();
+        ask(Ask::Prepare("t-1".into(), 2), b"").unwrap();
+        fs::write(base.join("run/t-1.2.c"), "77 n1 5\n").unwrap();
+        let both = || vec![("t-1".to_string(), 1), ("t-1".to_string(), 2)];
+        for _ in 0..2 {
+            assert_eq!(Answer::Won(vec![true, false]), ask(Ask::Claim(both()), b"").unwrap().0);
+        }
+        ask(Ask::Put("t-1".into(), "a.2".into(), 0o600, 0), b"x").unwrap();
+        for (tag, name) in [("../t", "a"), ("run", "a"), ("t-1", "../a"), ("t-1", "in/../a"), ("t-1", "in/.."), ("t-1", ".a")] {
+            assert!(ask(Ask::Put(tag.into(), name.into(), 0o600, 0), b"x").is_err(), "{tag} {name}");
+        }
+        assert!(ask(Ask::Read(vec!["../t-1/a.2".into()]), b"").is_err());
+        let place = ("t-1".to_string(), 1);
+        fs::write(base.join("t-1/1/stdout"), vec![b'x'; STREAM_BYTES_MAX as usize + 1_000]).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", base.join("t-1/1/w/link")).unwrap();
+        fs::write(base.join("t-1/1/w/o"), "hello").unwrap();
+        let made = ask(Ask::Made(place.clone(), vec!["o".into(), "link".into()]), b"").unwrap().0;
+        assert_eq!(Answer::Made(vec!["stdout".into(), "out/o".into()], vec!["link".into()]), made);
+        assert!(fs::metadata(base.join("t-1/1/stdout")).unwrap().len() < STREAM_BYTES_MAX + CUT_NOTE_BYTES);
+        assert!(ask(Ask::Head(place.clone(), "out/link".into()), b"").is_err());
+        let head = Answer::Head(blake3::hash(b"hello").to_hex().to_string(), 5);
+        assert_eq!(
+            (head, b"llo".to_vec()),
+            (ask(Ask::Head(place.clone(), "out/o".into()), b"").unwrap().0, ask(Ask::Part(place, "out/o".into(), 2), b"").unwrap().1)
+        );
+        ask(Ask::Remove("t-1".into(), 2), b"").unwrap();
+        assert_eq!((Answer::Names(vec![]), vec![]), ask(Ask::Look, b"").unwrap());
+        fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(ask(Ask::Open, b"").unwrap_err().to_string().contains("mode 755"));
+    }
+}

@@ -1,0 +1,115 @@
+//! The log of submissions: what was going to be given to the LRMS is durable before it is. One JSON object a line; a torn last line is cut.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use intergrid_gateway::durable::{sync_dir, write_atomic};
+use serde::{Deserialize, Serialize};
+
+use crate::books::Intent;
+use crate::lrms::LrmsId;
+
+/// One line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Note {
+    /// The format; the first line.
+    Version(u32),
+    /// It is going to be submitted.
+    Begun(Intent),
+    /// It was taken, as this job.
+    Sent(String, u64),
+    /// Nothing is left of it.
+    Over(String),
+}
+
+/// The format that is written.
+const VERSION: u32 = 1;
+
+/// What was not over: intents, and the jobs they became.
+pub type Open = Vec<(Intent, Vec<LrmsId>)>;
+
+/// The log, open.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Read what is there, and begin anew with what is not over: intents and the jobs they became.
+    pub fn open(path: &Path) -> io::Result<(Log, Open)> {
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other?,
+        };
+        let mut open: Open = Vec::new();
+        // What has no end of line was being written when the power went.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        for (n, line) in whole.lines().enumerate() {
+            let bad = |why: String| io::Error::other(format!("{}:{}: {why}; use the version that wrote it, or mend the disk", path.display(), n + 1));
+            match serde_json::from_str(line).map_err(|e| bad(e.to_string()))? {
+                Note::Version(VERSION) => {}
+                Note::Version(other) => return Err(bad(format!("format {other}, this version knows {VERSION}"))),
+                Note::Begun(intent) => open.push((intent, Vec::new())),
+                Note::Sent(tag, id) => open.iter_mut().filter(|(i, _)| i.tag == tag).for_each(|(_, ids)| ids.push(LrmsId(id))),
+                Note::Over(tag) => open.retain(|(i, _)| i.tag != tag),
+            }
+        }
+        let mut fresh = line(&Note::Version(VERSION))?;
+        for (intent, ids) in &open {
+            fresh.extend(line(&Note::Begun(intent.clone()))?);
+            for id in ids {
+                fresh.extend(line(&Note::Sent(intent.tag.clone(), id.0))?);
+            }
+        }
+        write_atomic(path, &fresh)?;
+        sync_dir(intergrid_gateway::durable::parent(path))?;
+        Ok((Log { file: OpenOptions::new().append(true).open(path)?, path: path.to_path_buf() }, open))
+    }
+
+    /// Durable on return.
+    pub fn begin(&mut self, intent: Intent) -> io::Result<()> {
+        self.note(&Note::Begun(intent))?;
+        self.file.sync_data()
+    }
+
+    /// What is lost of these, is found again.
+    pub fn note(&mut self, note: &Note) -> io::Result<()> {
+        let bytes = line(note)?;
+        self.file.write_all(&bytes).map_err(|e| io::Error::other(format!("{}: {e}", self.path.display())))
+    }
+}
+
+fn line(note: &Note) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(note)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_over_comes_back_and_a_torn_line_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("submissions");
+        let intent =
+            |tag: &str| Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), number: 7, tasks: vec![1, 5], slots: 1 };
+        let (mut log, open) = Log::open(&path).unwrap();
+        assert!(open.is_empty());
+        log.begin(intent("a")).unwrap();
+        log.begin(intent("b")).unwrap();
+        log.note(&Note::Sent("b".into(), 9)).unwrap();
+        log.note(&Note::Over("a".into())).unwrap();
+        for _ in 0..2 {
+            assert_eq!(vec![(intent("b"), vec![LrmsId(9)])], Log::open(&path).unwrap().1);
+            let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+            file.write_all(b"{\"begun\":{\"tag\":\"c").unwrap();
+        }
+        std::fs::write(&path, "{\"version\":9}\n").unwrap();
+        assert!(Log::open(&path).unwrap_err().to_string().contains("format 9"));
+    }
+}

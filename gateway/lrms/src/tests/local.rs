@@ -1,0 +1,258 @@
+//! An LRMS that is a shell on this machine: arrays, slots, signals, and the ways to go wrong that tests ask for.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use intergrid_proto::Exit;
+
+use crate::command::{Account, CallFailure};
+use crate::lrms::*;
+
+/// What goes wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wrong {
+    /// The answer to so many submissions is lost, though they are taken.
+    pub lose_answers: u32,
+    /// So many submissions get lost before they are taken.
+    pub lose_submissions: u32,
+    /// So many submissions are refused for now.
+    pub refuse: u32,
+    /// Nothing is started.
+    pub hold: bool,
+    /// Each script is started twice.
+    pub twice: bool,
+    /// It does not answer queries.
+    pub silent: bool,
+    /// Jobs that are over leave no trace.
+    pub forgetful: bool,
+}
+
+struct Task {
+    tag: String,
+    script: String,
+    running: Vec<Child>,
+    over: Option<Over>,
+    began: bool,
+}
+
+#[derive(Default)]
+struct Inside {
+    next: u64,
+    tasks: BTreeMap<(LrmsId, u32), Task>,
+    wrong: Wrong,
+    submissions: u32,
+    queries: u32,
+}
+
+/// The LRMS.
+#[derive(Clone)]
+pub struct Local {
+    slots: u32,
+    state: Arc<Mutex<Inside>>,
+}
+
+impl Local {
+    pub fn new(slots: u32) -> Self {
+        let local = Local { slots, state: Arc::default() };
+        let (state, own) = (Arc::downgrade(&local.state), slots as usize);
+        std::thread::spawn(move || {
+            while let Some(state) = state.upgrade() {
+                pump(&mut state.lock().unwrap(), own);
+                drop(state);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        local
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn wrong(&self, change: impl FnOnce(&mut Wrong)) {
+        change(&mut self.lock().wrong);
+    }
+
+    pub fn submissions(&self) -> u32 {
+        self.lock().submissions
+    }
+
+    pub fn queries(&self) -> u32 {
+        self.lock().queries
+    }
+
+    pub fn pending(&self) -> usize {
+        self.lock().tasks.values().filter(|t| !t.began && t.over.is_none()).count()
+    }
+
+    /// As an administrator removes everything, or a machine is lost with everything.
+    pub fn end_all(&self, how: How) {
+        for task in self.lock().tasks.values_mut().filter(|t| t.over.is_none()) {
+            task.running.iter().for_each(|c| signal(c, rustix::process::Signal::KILL));
+            task.running.clear();
+            task.over = Some(Over { how, exit: None });
+        }
+    }
+
+    fn answer<T>(&self, answer: impl FnOnce(&mut Inside) -> T) -> BoxFuture<'static, Result<T, CallFailure>>
+    where
+        T: Send + 'static,
+    {
+        let mut state = self.lock();
+        state.queries += 1;
+        let answer = if state.wrong.silent { Err(CallFailure::Unknown("it is silent".into())) } else { Ok(answer(&mut state)) };
+        std::future::ready(answer).boxed()
+    }
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    let _ = rustix::process::kill_process_group(pid, signal);
+}
+
+fn pump(state: &mut Inside, slots: usize) {
+    for task in state.tasks.values_mut().filter(|t| t.over.is_none()) {
+        let mut last = None;
+        task.running.retain_mut(|c| match c.try_wait().unwrap() {
+            None => true,
+            Some(status) => {
+                last = status.code();
+                false
+            }
+        });
+        if task.began && task.running.is_empty() {
+            let exit = last.map(|c| Exit::Code(u8::try_from(c).unwrap()));
+            task.over = Some(Over { how: How::Exited, exit });
+        }
+    }
+    let mut free = slots.saturating_sub(state.tasks.values().filter(|t| !t.running.is_empty()).count());
+    let wrong = state.wrong;
+    for ((id, position), task) in state.tasks.iter_mut().filter(|(_, t)| !t.began && t.over.is_none()) {
+        if free == 0 || wrong.hold {
+            break;
+        }
+        free -= 1;
+        task.began = true;
+        for _ in 0..if wrong.twice { 2 } else { 1 } {
+            let mut command = Command::new("/bin/sh");
+            command
+                .env_clear()
+                .env("PATH", "/usr/bin:/bin")
+                .env("SLURM_ARRAY_TASK_ID", position.to_string())
+                .env("SLURM_ARRAY_JOB_ID", id.to_string());
+            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(task.script.as_bytes()).unwrap();
+            task.running.push(child);
+        }
+    }
+}
+
+impl Lrms for Local {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn tasks_max(&self) -> BoxFuture<'_, Result<u32, CallFailure>> {
+        self.answer(|_| 100)
+    }
+
+    fn submit<'a>(&'a self, s: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {
+        let mut state = self.lock();
+        assert!(s.directory.is_dir() && s.tasks >= 1);
+        state.submissions += 1;
+        let take = |n: &mut u32| std::mem::replace(n, n.saturating_sub(1)) > 0;
+        let answer = if take(&mut state.wrong.refuse) {
+            Err(SubmitFailure::Refused(Refused::Later, "queue full".into()))
+        } else if take(&mut state.wrong.lose_submissions) {
+            Err(SubmitFailure::Unknown("killed before it did anything".into()))
+        } else {
+            state.next += 1;
+            let id = LrmsId(state.next);
+            for position in 1..=s.tasks {
+                let task = Task { tag: s.tag.clone(), script: s.script.clone(), running: Vec::new(), over: None, began: false };
+                state.tasks.insert((id, position), task);
+            }
+            if take(&mut state.wrong.lose_answers) { Err(SubmitFailure::Unknown("its answer is lost".into())) } else { Ok(id) }
+        };
+        std::future::ready(answer).boxed()
+    }
+
+    fn find<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Vec<LrmsId>, CallFailure>> {
+        let tag = tag.to_string();
+        self.answer(move |s| s.tasks.iter().filter(|(_, t)| t.tag == tag).map(|((id, _), _)| *id).take(1).collect())
+    }
+
+    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+        let prefix = prefix.to_string();
+        self.answer(move |s| {
+            let entry = |((id, position), t): (&(LrmsId, u32), &Task)| Entry {
+                id: *id,
+                position: *position,
+                tag: t.tag.clone(),
+                state: if t.began { State::Running } else { State::Pending(Wait::Turn, "Resources".into()) },
+                slots: 1,
+                machine: String::new(),
+                restarts: 0,
+            };
+            s.tasks.iter().filter(|(_, t)| t.over.is_none() && t.tag.starts_with(&prefix)).map(entry).collect()
+        })
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<Queue>, CallFailure>> {
+        let slots = self.slots;
+        self.answer(move |s| {
+            let used = s.tasks.values().filter(|t| !t.running.is_empty()).count() as u64;
+            vec![Queue {
+                name: "batch".into(),
+                slots_total: u64::from(slots),
+                slots_free: u64::from(slots).saturating_sub(used),
+                largest_free: slots,
+                machines: 1,
+                machine_slots: slots,
+                machine_memory_bytes: 8 << 30,
+                ..Queue::default()
+            }]
+        })
+    }
+
+    fn records<'a>(&'a self, ids: &'a [LrmsId]) -> BoxFuture<'a, Result<Vec<Record>, CallFailure>> {
+        let ids = ids.to_vec();
+        self.answer(move |s| {
+            if s.wrong.forgetful {
+                return Vec::new();
+            }
+            let record = |((id, position), t): (&(LrmsId, u32), &Task)| {
+                Some(Record {
+                    id: *id,
+                    position: *position,
+                    tag: t.tag.clone(),
+                    over: t.over.clone()?,
+                    started: Some(t.began),
+                    machine: String::new(),
+                    words: String::new(),
+                    peak_bytes: None,
+                })
+            };
+            s.tasks.iter().filter(|((id, _), _)| ids.contains(id)).filter_map(record).collect()
+        })
+    }
+
+    fn cancel<'a>(&'a self, _: &'a Account, tasks: &'a [(LrmsId, Vec<u32>)], kill: bool) -> BoxFuture<'a, Result<(), CallFailure>> {
+        let mut state = self.lock();
+        for (id, position) in tasks.iter().flat_map(|(id, ps)| ps.iter().map(|p| (*id, *p))) {
+            let Some(task) = state.tasks.get_mut(&(id, position)).filter(|t| t.over.is_none()) else { continue };
+            match task.began {
+                true => task.running.iter().for_each(|c| signal(c, if kill { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM })),
+                false => task.over = Some(Over { how: How::Removed, exit: None }),
+            }
+        }
+        std::future::ready(Ok(())).boxed()
+    }
+}

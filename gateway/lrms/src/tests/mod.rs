@@ -1,0 +1,261 @@
+//! The whole backend over an LRMS that is a shell on this machine, for the parts that are common: the laws, and what goes wrong. It says nothing of Slurm or
+//! Grid Engine; those are installed and driven in `tests/`.
+
+mod local;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use intergrid_gateway::backends::agents::Above;
+use intergrid_gateway::blobs::{BlobLimits, BlobStore};
+use intergrid_gateway::config::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits};
+use intergrid_gateway::laws::{Laws, Parent};
+use intergrid_gateway::outputs::OutputStore;
+use intergrid_proto::link::{Hop, Kind, WantValue};
+use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Refusal, SiteId, TaskSet};
+
+use crate::lrms::How;
+use crate::{LrmsPool, Parts};
+use local::Local;
+
+struct Alone;
+
+impl Above for Alone {
+    fn need_blob(&self, _: BlobHash) -> BoxFuture<'static, Result<(), Refusal>> {
+        std::future::ready(Err(Refusal::invalid("nobody is above"))).boxed()
+    }
+
+    fn counts(&self, _: SiteId, _: u64, _: u64, _: u32) -> BoxFuture<'static, Option<Vec<String>>> {
+        std::future::ready(Some(Vec::new())).boxed()
+    }
+}
+
+fn me() -> Hop {
+    Hop { site: SiteId([7; 16]), name: "campus".into(), kind: Kind::Gateway }
+}
+
+fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<LrmsPool> {
+    let dir = dir.canonicalize().unwrap();
+    let mut config = LrmsConfig {
+        kind: LrmsKind::Slurm,
+        queues: vec!["batch".into()],
+        directory: dir.join("shared").to_str().unwrap().to_string(),
+        commands: None,
+        conf: None,
+        records: None,
+        accounting: false,
+        accounts: AccountsConfig::Own,
+        limits: LrmsLimits::default(),
+    };
+    change(&mut config);
+    let parts = Parts {
+        lrms: Arc::new(local.clone()),
+        config,
+        site: me().site,
+        state: dir.join("state"),
+        program: "grid".into(),
+        blobs: BlobStore::open(dir.join("blobs"), BlobLimits { blobs_bytes_max: 1 << 30, free_min_bytes: 0 }).unwrap(),
+        outputs: OutputStore::open(dir.join("outputs"), 0).unwrap(),
+        above: Arc::new(Alone),
+    };
+    LrmsPool::open(parts).unwrap()
+}
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+async fn attached(pool: Arc<LrmsPool>) -> (Parent, SiteId) {
+    let mut p = Parent::start(pool, me());
+    p.until("a share", PATIENCE, |p| p.children.values().any(|c| c.advert.as_ref().is_some_and(|a| !a.shares.is_empty()))).await.unwrap();
+    let child = *p.children.keys().next().unwrap();
+    (p, child)
+}
+
+/// A job that appends a line to a file for each start, and exits with this code.
+fn counting(dir: &Path, code: &str) -> JobSpec {
+    let file = dir.canonicalize().unwrap().join("starts");
+    JobSpec::new(["/bin/sh".to_string(), "-c".into(), format!("echo {{i}} >> {}; {code}", file.display())])
+}
+
+fn starts(dir: &Path) -> Vec<u32> {
+    let mut all: Vec<u32> = std::fs::read_to_string(dir.join("starts")).unwrap_or_default().lines().map(|l| l.parse().unwrap()).collect();
+    all.sort();
+    all
+}
+
+async fn over(p: &mut Parent, n: u64) {
+    p.until("all to end", PATIENCE, |p| p.placements[&n].alive.is_empty()).await.unwrap();
+}
+
+fn phases(p: &Parent, n: u64) -> Vec<(String, Phase, Option<ReasonKind>)> {
+    p.placements[&n].ended.iter().map(|(t, e)| (t.to_string(), e.phase, e.reason.as_ref().map(|r| r.kind))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn obeys_the_laws() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    let pool = pool(dir.path(), &local, |c| c.limits.waiting_max = 64);
+    let laws = Laws::of(pool, me()).with(|o| (o.array_tasks, o.patience, o.quiet) = (200, PATIENCE, Duration::from_millis(1_500)));
+    laws.run().await.unwrap_or_else(|why| panic!("{why}"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_and_a_double_start_run_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| (w.lose_answers, w.twice) = (1, true));
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 5);
+    let n = p.place(child, "batch", job, TaskSet::range(0..5));
+    over(&mut p, n).await;
+    assert_eq!((vec![0, 1, 2, 3, 4], 1), (starts(dir.path()), local.submissions()));
+    assert!(phases(&p, n).iter().all(|(_, phase, _)| *phase == Phase::Done), "{:?}", p.placements[&n]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_lrms_does_not_take_goes_back_with_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.refuse = 1);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let mut kinds = Vec::new();
+    for lost in [0, 1] {
+        local.wrong(|w| w.lose_submissions = lost);
+        let job = p.job(counting(dir.path(), "exit 0"), 3);
+        let n = p.place(child, "batch", job, TaskSet::range(0..3));
+        over(&mut p, n).await;
+        let placement = &p.placements[&n];
+        assert!(placement.ended.is_empty() && !placement.returned.is_empty(), "{placement:?}");
+        kinds.push(placement.returned[0].1.kind);
+    }
+    assert_eq!((vec![ReasonKind::AllBusy, ReasonKind::StartFailed], Vec::<u32>::new()), (kinds, starts(dir.path())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_in_the_lrms_can_be_given_back_held_and_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.hold = true);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 4);
+    let n = p.place(child, "batch", job, TaskSet::range(0..4));
+    let pending = async || {
+        while local.pending() < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, pending()).await.unwrap();
+    p.want(child, job, WantValue::Return, &TaskSet::one(0));
+    p.want(child, job, WantValue::Cancel, &TaskSet::one(1));
+    p.want(child, job, WantValue::Hold, &TaskSet::one(2));
+    p.until("what is not wanted to go", PATIENCE, |p| p.placements[&n].alive == TaskSet::range(2..4)).await.unwrap();
+    while local.pending() > 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    local.wrong(|w| w.hold = false);
+    p.until("the one that is wanted to end", PATIENCE, |p| p.placements[&n].alive == TaskSet::one(2)).await.unwrap();
+    p.want(child, job, WantValue::Run, &TaskSet::one(2));
+    over(&mut p, n).await;
+    assert_eq!(vec![2, 3], starts(dir.path()));
+    assert_eq!(ReasonKind::AskedBack, p.placements[&n].returned[0].1.kind);
+    assert_eq!(Phase::Cancelled, phases(&p, n)[0].1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_end_is_told_as_that() {
+    for (how, kind) in [(How::Removed, ReasonKind::ExitSignal), (How::MachineLost, ReasonKind::ExitUnknown), (How::TimeLimit, ReasonKind::TimeLimit)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(8);
+        let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+        let job = p.job(counting(dir.path(), "exec sleep 60"), 1);
+        let n = p.place(child, "batch", job, TaskSet::one(0));
+        p.until("it to run", PATIENCE, |p| !p.placements[&n].ran.is_empty()).await.unwrap();
+        local.end_all(how);
+        over(&mut p, n).await;
+        assert_eq!(vec![("0".to_string(), Phase::Failed, Some(kind))], phases(&p, n));
+        assert_eq!(kind == ReasonKind::ExitUnknown, p.placements[&n].ended[0].1.lost);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_site_s_limits_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.hold = true);
+    let change = |c: &mut LrmsConfig| (c.limits.tasks_per_principal_max, c.limits.time_max_ms) = (Some(2), Some(60_000));
+    let (mut p, child) = attached(pool(dir.path(), &local, change)).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 3);
+    let n = p.place(child, "batch", job, TaskSet::range(0..3));
+    p.until("one to come back", PATIENCE, |p| !p.placements[&n].returned.is_empty()).await.unwrap();
+    assert_eq!((1, ReasonKind::OverLimit), (p.placements[&n].returned[0].0.len(), p.placements[&n].returned[0].1.kind));
+    let mut long = counting(dir.path(), "exit 0");
+    long.time_limit_ms = Some(61_000);
+    let job = p.job(long, 1);
+    let m = p.place(child, "batch", job, TaskSet::one(0));
+    over(&mut p, m).await;
+    assert!(p.placements[&m].returned[0].1.text.contains("allows"), "{:?}", p.placements[&m]);
+    local.wrong(|w| w.hold = false);
+    over(&mut p, n).await;
+    assert_eq!(2, starts(dir.path()).len());
+}
+
+/// The gateway's process ends and comes back: another runtime over the same state. The parent that it comes back to has a new store, so that what runs, runs
+/// on, and what waits in the LRMS is taken back.
+#[test]
+fn a_restart_finds_what_runs_what_waits_and_what_ended_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(2);
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = runtime();
+    first.block_on(async {
+        let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 8)).await;
+        let job = p.job(counting(dir.path(), "sleep 2"), 9);
+        let n = p.place(child, "batch", job, TaskSet::range(0..9));
+        p.until("some to run", PATIENCE, |p| !p.placements[&n].ran.is_empty()).await.unwrap();
+    });
+    first.shutdown_background();
+    let pending = local.pending();
+    assert!(pending >= 5, "{pending}");
+    runtime().block_on(async {
+        let (mut p, _) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 8)).await;
+        p.settle(Duration::from_secs(1)).await.unwrap();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while local.pending() > 0 && std::time::Instant::now() < deadline {
+            p.settle(Duration::from_millis(50)).await.unwrap();
+        }
+        p.settle(Duration::from_secs(3)).await.unwrap();
+    });
+    let mut once = starts(dir.path());
+    once.dedup();
+    assert_eq!((once.clone(), 0), (starts(dir.path()), local.pending()));
+    assert!((2..9).contains(&once.len()), "{once:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_lrms_loses_nothing_and_is_asked_at_most_once_a_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    local.wrong(|w| (w.silent, w.forgetful) = (true, true));
+    let (before, began) = (local.queries(), std::time::Instant::now());
+    let job = p.job(counting(dir.path(), "exit {i}"), 3);
+    let n = p.place(child, "batch", job, TaskSet::range(0..3));
+    // Exit records are enough.
+    over(&mut p, n).await;
+    p.settle(Duration::from_secs(3)).await.unwrap();
+    let asked = f64::from(local.queries() - before);
+    assert!(asked <= 1.6 * began.elapsed().as_secs_f64() + 2.0, "{asked} queries in {:?}", began.elapsed());
+    let codes: Vec<u32> = p.placements[&n].ended.iter().flat_map(|(_, e)| e.exit.clone()).collect();
+    assert_eq!(
+        (3, vec![0, 1, 2]),
+        (codes.len(), {
+            let mut c = codes;
+            c.sort();
+            c
+        })
+    );
+}

@@ -1,0 +1,108 @@
+//! How a started task ended, from the evidence there is: our exit record first, then the word of the LRMS. Pure.
+
+use intergrid_agent::core::{Fault, Report};
+use intergrid_proto::{Exit, ReasonKind};
+
+use crate::lrms::{How, Over};
+use crate::script::ExitRecord;
+
+/// Exit codes of the wrapper that are not the payload's: its claim was taken; it could not begin.
+pub const CLAIMED: Exit = Exit::Code(120);
+/// See [`CLAIMED`].
+pub const NOT_HERE: Exit = Exit::Code(121);
+/// A shell says so much more than a signal's number.
+const SIGNAL_BASE: u8 = 128;
+const SIGNALS: u8 = 64;
+
+/// What to tell the core.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It ran, and ended so.
+    Exited(Report),
+    /// It was claimed, and could not be run.
+    NotStarted(Fault),
+}
+
+/// From the exit record, and what the LRMS says, with its words.
+pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &str) -> Verdict {
+    if let Some(fault) = record.and_then(fault) {
+        return Verdict::NotStarted(fault);
+    }
+    let words = over.map_or("", |(_, words)| words);
+    let how = over.map(|(over, _)| over.how);
+    let said = over.and_then(|(over, _)| over.exit);
+    let exit = match (record, said) {
+        (Some(r), _) => match r.code.checked_sub(SIGNAL_BASE).filter(|n| (1..=SIGNALS).contains(n)) {
+            Some(signal) => Exit::Signal(signal),
+            None => Exit::Code(r.code),
+        },
+        // A second copy's exit says nothing of the first.
+        (None, Some(exit)) if exit != CLAIMED && exit != NOT_HERE && !matches!(how, Some(How::MachineLost | How::Preempted | How::NotStarted)) => {
+            exit
+        }
+        (None, _) => Exit::Unknown,
+    };
+    let by = |kind, text: &str| Some((kind, if words.is_empty() { text.to_string() } else { format!("{text} ({words})") }));
+    let asked = record.is_none_or(|r| r.was_asked);
+    let ended_by = match how {
+        Some(How::TimeLimit) => by(ReasonKind::TimeLimit, &format!("{lrms} ended it at its time limit")),
+        Some(How::Memory) => by(ReasonKind::MemoryLimit, &format!("{lrms} ended it at its memory limit")),
+        Some(How::Removed) if asked => by(ReasonKind::ExitSignal, &format!("somebody removed it from {lrms} while it ran")),
+        Some(How::Preempted) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} took its machine for another")),
+        Some(How::MachineLost) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} lost the machine that it ran on")),
+        Some(How::NotStarted) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} says that it did not start, and it had begun")),
+        Some(How::Removed | How::Preempted | How::MachineLost | How::NotStarted | How::Exited) => None,
+        None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
+        None => None,
+    };
+    let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms), record.and_then(|r| r.cpu_us));
+    Verdict::Exited(Report { exit, wall_ms, cpu_us, ended_by, ..Report::unseen() })
+}
+
+fn fault(r: &ExitRecord) -> Option<Fault> {
+    let fault = |kind, text: &str, exit| Some(Fault { kind, text: text.to_string(), exit });
+    match r.fault.as_str() {
+        "" => None,
+        "no-such-program" => fault(ReasonKind::NoSuchProgram, "the program does not exist on the machine that it was to run on", Exit::Code(127)),
+        "not-executable" => fault(ReasonKind::NotExecutable, "the program is not an executable file", Exit::Code(126)),
+        "stage-in" => fault(ReasonKind::StageInFailed, "its inputs could not be copied to its directory", Exit::NotStarted),
+        _ => fault(ReasonKind::StartFailed, "it could not be started", Exit::NotStarted),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(code: u8, was_asked: bool) -> ExitRecord {
+        ExitRecord { code, was_asked, wall_ms: Some(5), cpu_us: None, fault: String::new() }
+    }
+
+    fn of(record: Option<ExitRecord>, over: Option<(How, Option<Exit>)>) -> (Exit, Option<ReasonKind>) {
+        let over = over.map(|(how, exit)| Over { how, exit });
+        match verdict(record.as_ref(), over.as_ref().map(|o| (o, "W")), "slurm") {
+            Verdict::Exited(r) => (r.exit, r.ended_by.map(|(kind, _)| kind)),
+            Verdict::NotStarted(f) => (f.exit, Some(f.kind)),
+        }
+    }
+
+    #[test]
+    fn the_record_comes_first_and_the_verdict_of_the_lrms_is_heard() {
+        use ReasonKind as K;
+        assert_eq!((Exit::Code(3), None), of(Some(record(3, false)), None));
+        assert_eq!((Exit::Signal(9), None), of(Some(record(137, false)), Some((How::Exited, Some(Exit::Code(137))))));
+        // Exit 0 with a time-out is none.
+        assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(Some(record(0, true)), Some((How::TimeLimit, Some(Exit::Code(0))))));
+        assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(None, Some((How::TimeLimit, Some(Exit::Code(0))))));
+        assert_eq!((Exit::Signal(15), Some(K::ExitSignal)), of(Some(record(143, true)), Some((How::Removed, None))));
+        // It had ended before somebody removed what was left of it.
+        assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Removed, None))));
+        assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::MachineLost, Some(Exit::Code(0))))));
+        assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::MachineLost, None))));
+        assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, None));
+        assert_eq!((Exit::Signal(9), None), of(None, Some((How::Exited, Some(Exit::Signal(9))))));
+        assert_eq!((Exit::Unknown, None), of(None, Some((How::Exited, Some(CLAIMED)))));
+        let missing = ExitRecord { fault: "no-such-program".into(), ..record(127, false) };
+        assert_eq!((Exit::Code(127), Some(K::NoSuchProgram)), of(Some(missing), None));
+    }
+}

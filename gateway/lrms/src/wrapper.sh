@@ -1,0 +1,100 @@
+#!/bin/sh
+# Runs one task of a submission on whatever machine the LRMS has chosen. It claims the task first: who finds the claim taken, touches nothing.
+# Exit: the payload's own; 120: claimed by another; 121: this machine has not what it needs, and nothing was started.
+umask 077
+cd "$grid_base/$grid_tag" || exit 121
+pos=${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-1}}
+[ "$pos" = undefined ] && pos=1
+case $pos in '' | *[!0-9]*) exit 121 ;; esac
+run=../run/$grid_tag.$pos
+node=${SLURMD_NODENAME:-${HOSTNAME:-$(uname -n)}}
+# Created exclusively, and written at once: an empty claim is one all the same.
+(set -C; printf '%s %s %s\n' "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${JOB_ID:-0}}}" "$node" "$$" >"$run.c") 2>/dev/null || {
+  [ -e "$run.c" ] && exit 120
+  exit 121
+}
+cd "$pos" || exit 121
+
+# A word as its line in a file has it: the task's index for {i}, and \\ and \n for a backslash and the end of a line.
+index=$((grid_first + pos - 1))
+[ -e "../i.$pos" ] && read -r index <"../i.$pos"
+word() {
+  while :; do
+    case $line in
+      *'{i}'*) line=${line%%'{i}'*}$index${line#*'{i}'} ;;
+      *) break ;;
+    esac
+  done
+  case $line in
+    *\\*) line=$(printf '%bx' "$line") && line=${line%x} ;;
+  esac
+}
+term=0
+child=
+on_term() {
+  term=1
+  [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
+}
+trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
+read -r t0 rest </proc/uptime
+
+payload() {
+  trap - TERM INT XCPU USR1 USR2 2>/dev/null
+  cd w || exit 126
+  if [ -d ../../in ]; then
+    cp -R -p ../../in/. . || { echo stage-in >../fault; exit 126; }
+  fi
+  while IFS= read -r line; do
+    word
+    case ${line%%=*} in
+      *[!A-Za-z0-9_]* | [0-9]*) set -- "$@" "$line" ;;
+      *) export "$line" ;;
+    esac
+  done <../../e
+  for line in $grid_dirs; do export "$line=$PWD"; done
+  # Names that are no shell's go through env.
+  [ $# -gt 0 ] && set -- env -- "$@"
+  first=1
+  while IFS= read -r line; do
+    word
+    if [ $first = 1 ]; then
+      first=0
+      program=$line
+    fi
+    set -- "$@" "$line"
+  done <../../a
+  case $program in
+    */*)
+      [ -e "$program" ] || { echo no-such-program >../fault; exit 127; }
+      [ -f "$program" ] && [ -x "$program" ] || { echo not-executable >../fault; exit 126; }
+      ;;
+    *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
+  esac
+  unset LC_ALL line first program rest t0 term child run pos node index grid_base grid_tag grid_first grid_dirs
+  exec "$@"
+}
+
+payload </dev/null >stdout 2>stderr &
+child=$!
+while :; do
+  before=$term
+  wait "$child"
+  code=$?
+  # A wait that a signal has interrupted is none.
+  if [ "$before" != "$term" ] && kill -0 "$child" 2>/dev/null; then continue; fi
+  if [ "$before" != "$term" ]; then
+    wait "$child"
+    again=$?
+    [ $again != 127 ] && code=$again
+  fi
+  break
+done
+read -r t1 rest </proc/uptime
+fault=
+[ -e fault ] && read -r fault <fault
+{
+  printf 'v1\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault"
+  times
+} >"../$run.n" && sync "../$run.n" 2>/dev/null
+mv "../$run.n" "../$run.x"
+exit "$code"

@@ -1,0 +1,191 @@
+//! The part of `gateway.toml` that puts a local resource manager behind the gateway: `[slurm]` or `[gridengine]`, and `[[map]]`.
+
+use std::path::PathBuf;
+
+use intergrid_proto::limits::{SHARES_MAX, TIME_MS_MAX};
+use intergrid_proto::{Refusal, units};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+use super::Source;
+
+/// Tasks that may wait in a queue of the LRMS beyond what is free, unless the site says otherwise.
+const WAITING_MAX_DEFAULT: u64 = 4;
+
+/// Which one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LrmsKind {
+    /// Slurm.
+    Slurm,
+    /// Grid Engine.
+    GridEngine,
+}
+
+impl LrmsKind {
+    /// As the section is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            LrmsKind::Slurm => "slurm",
+            LrmsKind::GridEngine => "gridengine",
+        }
+    }
+}
+
+/// A local resource manager as it is offered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LrmsConfig {
+    /// Which one.
+    pub kind: LrmsKind,
+    /// Partitions or queues, each a share.
+    pub queues: Vec<String>,
+    /// On the file system that all machines share; `{account}` stands for the account's name.
+    pub directory: String,
+    /// Directory of its commands; absent: searched for.
+    pub commands: Option<PathBuf>,
+    /// Its configuration file; absent: the usual one.
+    pub conf: Option<PathBuf>,
+    /// Directory of the records of ended jobs that a program of ours in the LRMS writes.
+    pub records: Option<PathBuf>,
+    /// It keeps accounts that can be asked (sacct).
+    pub accounting: bool,
+    /// Whose tasks run as which account.
+    pub accounts: AccountsConfig,
+    /// What the site allows.
+    pub limits: LrmsLimits,
+}
+
+/// Who runs as whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AccountsConfig {
+    /// All as the gateway's own account.
+    Own,
+    /// The first rule that fits; without one, refused.
+    Map(Vec<MapRule>),
+}
+
+/// One `[[map]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapRule {
+    /// A principal, or a prefix with a trailing `*`.
+    pub principal: String,
+    /// Its account.
+    pub account: Option<String>,
+    /// Or one of these, each of one principal at a time.
+    #[serde(default)]
+    pub pool: Vec<String>,
+}
+
+/// `[slurm.limits]`: absent is not limited.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LrmsLimits {
+    /// Slots in use by all together.
+    pub slots_max: Option<u64>,
+    /// Tasks in the LRMS, of all together.
+    pub tasks_max: Option<u64>,
+    /// Slots in use by one principal.
+    pub slots_per_principal_max: Option<u64>,
+    /// Tasks in the LRMS of one principal.
+    pub tasks_per_principal_max: Option<u64>,
+    /// The longest that a task may ask for; one that does not say gets this.
+    #[serde(rename = "time_max", deserialize_with = "some_time")]
+    pub time_max_ms: Option<u64>,
+    /// Of a queue's slots, at most so many per cent.
+    pub ceiling_percent: u8,
+    /// Tasks that may wait in each queue beyond what is free there.
+    pub waiting_max: u64,
+}
+
+impl Default for LrmsLimits {
+    fn default() -> Self {
+        LrmsLimits {
+            slots_max: None,
+            tasks_max: None,
+            slots_per_principal_max: None,
+            tasks_per_principal_max: None,
+            time_max_ms: None,
+            ceiling_percent: 100,
+            waiting_max: WAITING_MAX_DEFAULT,
+        }
+    }
+}
+
+/// The section as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Section {
+    #[serde(alias = "partitions")]
+    queues: Vec<String>,
+    directory: String,
+    commands: Option<PathBuf>,
+    conf: Option<PathBuf>,
+    records: Option<PathBuf>,
+    #[serde(default)]
+    accounting: bool,
+    account: Option<String>,
+    #[serde(default)]
+    limits: LrmsLimits,
+}
+
+pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<MapRule>], source: &Source) -> Result<LrmsConfig, Refusal> {
+    let (s, name) = (section.get_ref(), kind.name());
+    let refuse = |what: String| Err(source.refuse(section.span(), &format!("[{name}] {what}")));
+    if s.queues.is_empty() || s.queues.len() > SHARES_MAX {
+        return refuse(format!("offers {} queues; name 1 to {SHARES_MAX}", s.queues.len()));
+    }
+    for (n, queue) in s.queues.iter().enumerate() {
+        let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if queue.is_empty() || queue.starts_with('-') || !queue.chars().all(word) || queue == intergrid_proto::share::MACHINE {
+            return refuse(format!("{queue:?} can't be the name of a queue here: letters, digits, '_', '-', '.', and not \"machine\""));
+        }
+        if s.queues[..n].contains(queue) {
+            return refuse(format!("names the queue {queue:?} twice"));
+        }
+    }
+    if !(1..=100).contains(&s.limits.ceiling_percent) {
+        return refuse(format!("limits.ceiling_percent must be 1 to 100, not {}", s.limits.ceiling_percent));
+    }
+    let accounts = match (s.account.as_deref(), map) {
+        (Some("self"), []) => AccountsConfig::Own,
+        (Some("self"), [rule, ..]) => {
+            return Err(source.refuse(rule.span(), "a [[map]] beside account = \"self\": all run as the gateway's own account"));
+        }
+        (Some(other), _) => {
+            let remedy = "write account = \"self\", or [[map]] rules with `principal` and `account`";
+            return refuse(format!("account = {other:?}: only \"self\" is one for all")).map_err(|r| r.remedy(remedy));
+        }
+        (None, []) => {
+            let remedy = "write account = \"self\" to run all as the gateway's own account, or [[map]] rules with `principal` and `account`";
+            return refuse("does not say as whom tasks run".into()).map_err(|r| r.remedy(remedy));
+        }
+        (None, rules) => {
+            if !s.directory.contains("{account}") {
+                return refuse("directory needs {account} in it: each account has one of its own, which is its alone".into());
+            }
+            for rule in rules {
+                let r = rule.get_ref();
+                if r.account.is_some() != r.pool.is_empty() || r.principal.is_empty() {
+                    return Err(source.refuse(rule.span(), "a [[map]] needs `principal`, and either `account` or `pool`"));
+                }
+            }
+            AccountsConfig::Map(rules.iter().map(|r| r.get_ref().clone()).collect())
+        }
+    };
+    let absolute = |path: &PathBuf| {
+        let mut path = path.clone();
+        source.resolve(&mut path);
+        path
+    };
+    let [commands, conf, records] = [&s.commands, &s.conf, &s.records].map(|path| path.as_ref().map(absolute));
+    let (queues, directory) = (s.queues.clone(), s.directory.clone());
+    Ok(LrmsConfig { kind, queues, directory, commands, conf, records, accounting: s.accounting, accounts, limits: s.limits })
+}
+
+fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    let time = units::parse_duration(&text).map_err(D::Error::custom)?;
+    let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if (1..=TIME_MS_MAX).contains(&ms) { Ok(Some(ms)) } else { Err(D::Error::custom(format!("{text:?} is not between 1 ms and {TIME_MS_MAX} ms"))) }
+}
