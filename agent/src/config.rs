@@ -40,6 +40,9 @@ pub struct AgentConfig {
     /// A memory cgroup that is delegated to it; absent: memory is sampled.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
+    /// With less free on the disk of `state` no task is begun, as `"64M"`; absent: 64 MiB, or an eighth of a small disk.
+    #[serde(default, deserialize_with = "bytes")]
+    pub state_free_min_bytes: Option<u64>,
     /// How tasks are run.
     #[serde(default)]
     pub executor: Executor,

@@ -103,7 +103,8 @@ impl Desk {
             return;
         }
         let now = self.clock.now();
-        let order = match self.spool_is_large {
+        // To write all of it anew takes room.
+        let order = match self.spool_is_large && !self.core.lacks_room() {
             true => Some(Order::Replace(self.core.cut_all(now))),
             false => self.core.cut(now).map(Order::Append),
         };

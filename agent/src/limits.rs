@@ -80,6 +80,10 @@ pub const BUSY_PAUSE_MS: u64 = 10;
 pub const FETCH_TRIES_MAX: u32 = 3;
 /// Refusals of one output before its task fails.
 pub const UPLOAD_TRIES_MAX: u32 = 3;
+/// An output that the gateway has no room for is sent again after this.
+pub const NO_ROOM_PAUSE_MS: u64 = 2_000;
+/// A spool that finds no room tries again this often.
+pub const SPOOL_TRY_MS: u64 = 100;
 /// Files that are uploaded and not acknowledged.
 pub const UPLOADS_IN_FLIGHT_MAX: usize = 16;
 /// An upload or a fetch that does not move for so long is tried again.

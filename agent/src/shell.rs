@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use intergrid_proto::link::{Hop, Up};
+use intergrid_proto::net::disk::Disk;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -62,6 +63,7 @@ pub(crate) struct Shell {
     pub me: Hop,
     /// In which interval the capacity was read last.
     pub capacity_read: u64,
+    pub disk: Disk,
 }
 
 /// Where news come from.
@@ -254,6 +256,14 @@ impl Shell {
                 desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
             }
         }
+        let why = self.disk.look();
+        if why.is_some() != desk.core.lacks_room() {
+            match &why {
+                Some(why) => tracing::warn!("no new task is begun: {why}"),
+                None => tracing::info!("there is room on the disk: tasks are begun again"),
+            }
+        }
+        desk.step(Input::Room(why));
         desk.step(Input::Tick);
         desk.tick_at = Instant::now() + desk.tick_interval();
     }

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak, mpsc as std_mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::net::disk::{Disk, is_full};
 use intergrid_proto::net::identity::{CertRole, Identity};
 use intergrid_proto::{Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
@@ -53,6 +54,8 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?;
     let clock = Clock::new();
     let (mut spool, records) = Spool::open(&config.state)?;
+    let disk = Disk::open(&config.state, config.state_free_min_bytes, "state_free_min_bytes").map_err(|e| broken("look at the disk of the state", e))?;
+    spool = spool.on(disk.clone());
     let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
     let state = State::replay(records)?;
     let capacity = Capacity::measure(config.slots, config.memory);
@@ -71,7 +74,13 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let in_use = core.blobs_in_use();
     dirs.sweep(|key| claims.iter().any(|(k, _)| *k == key));
     dirs.shrink(BLOB_CACHE_BYTES_MAX, |hash| in_use.iter().any(|b| b.to_string() == hash));
-    spool.replace(core.cut_all(clock.now())).map_err(|e| broken("write the spool", e))?;
+    let records = core.cut_all(clock.now());
+    let written = match spool.replace(records.clone()) {
+        Err(e) if is_full(&e) && disk.give_up() => spool.replace(records),
+        written => written,
+    };
+    core.step(Input::Room(disk.look()), clock.now());
+    written.map_err(|e| broken("write the spool", e))?;
     core.step(Input::Committed, clock.now());
 
     let (orders, order_queue) = std_mpsc::channel();
@@ -99,7 +108,7 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left: Vec::new(), asleep_until: now, tick_at: now, is_closed };
     let desk = Arc::new(SharedDesk::new(desk));
     let _ = way.set(Arc::downgrade(&desk));
-    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0 };
+    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk };
     Ok((shell, Sources { written, said, fetched: fetched_source, uploaded, parent_gone }))
 }
 

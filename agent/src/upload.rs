@@ -10,14 +10,14 @@ use intergrid_proto::limits::BLOB_PART_BYTES;
 use intergrid_proto::net::refusal_of;
 use intergrid_proto::{Refusal, RefusalKind, pb};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::core::Key;
 use crate::dial::{Backoff, Dial};
 use crate::exec::dirs::Dirs;
-use crate::limits::{BULK_STALL_MS, STREAM_BYTES_MAX, UPLOAD_TRIES_MAX, UPLOADS_IN_FLIGHT_MAX};
+use crate::limits::{BULK_STALL_MS, NO_ROOM_PAUSE_MS, STREAM_BYTES_MAX, UPLOAD_TRIES_MAX, UPLOADS_IN_FLIGHT_MAX};
 
 /// Room for the line that says that a stream was cut.
 const CUT_NOTE_BYTES: u64 = 128;
@@ -100,6 +100,8 @@ impl Uploader {
         let mut unsent: VecDeque<(Key, String)> = VecDeque::new();
         self.pending.iter().for_each(|(k, p)| unsent.extend(p.files.iter().map(|f| (*k, f.clone()))));
         let mut in_flight = 0;
+        // What the gateway has no room for just now, and when to try again.
+        let (mut later, mut again_at) = (Vec::new(), Instant::now());
         loop {
             while in_flight < UPLOADS_IN_FLIGHT_MAX
                 && let Some((key, name)) = unsent.pop_front()
@@ -117,8 +119,17 @@ impl Uploader {
                 ack = next_ack(&mut acks, in_flight > 0) => {
                     let ack = ack?;
                     in_flight = in_flight.saturating_sub(1);
+                    if ack.no_room && let Some(file) = self.named(&ack) {
+                        if later.is_empty() {
+                            tracing::warn!("output {} of task {} waits: {}", ack.name, ack.task, ack.error);
+                            again_at = Instant::now() + Duration::from_millis(NO_ROOM_PAUSE_MS);
+                        }
+                        later.push(file);
+                        continue;
+                    }
                     self.acknowledged(ack, &mut unsent).await;
                 }
+                () = sleep_until(again_at), if !later.is_empty() => unsent.extend(later.drain(..)),
                 Some((key, why)) = failures.recv() => {
                     in_flight = in_flight.saturating_sub(1);
                     self.finish(key, Err(why)).await;
@@ -127,11 +138,16 @@ impl Uploader {
         }
     }
 
+    /// Of which task it is.
+    fn named(&self, ack: &pb::OutputAck) -> Option<(Key, String)> {
+        let named = |(k, p): &(&Key, &Pending)| (p.number, k.1) == (ack.number, ack.task) && p.files.contains(&ack.name);
+        self.pending.iter().find(named).map(|(key, _)| (*key, ack.name.clone()))
+    }
+
     async fn acknowledged(&mut self, ack: pb::OutputAck, unsent: &mut VecDeque<(Key, String)>) {
         // Where the gateway has lost its store, a file may have been sent under the old name, and is sent again under the new one.
-        let named = |(k, p): &(&Key, &mut Pending)| (p.number, k.1) == (ack.number, ack.task) && p.files.contains(&ack.name);
-        let Some((key, p)) = self.pending.iter_mut().find(named) else { return };
-        let key = *key;
+        let Some((key, _)) = self.named(&ack) else { return };
+        let Some(p) = self.pending.get_mut(&key) else { return };
         if ack.error.is_empty() {
             p.files.retain(|f| *f != ack.name);
             if p.files.is_empty() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::net::disk::Disk;
 use intergrid_proto::net::identity::Identity;
 use intergrid_proto::net::reverse::{self, ReverseConn};
 use intergrid_proto::net::server;
@@ -22,6 +23,7 @@ use crate::daemon_files::{self, Ready};
 use crate::engine::Engine;
 use crate::metrics;
 use crate::outputs::OutputStore;
+use crate::room;
 use crate::service::Service;
 use crate::service::callers::Guarded;
 use crate::staging::Staging;
@@ -88,12 +90,12 @@ impl Above for SiteAbove {
         Box::pin(async move { staging.fetch(hash).await })
     }
 
-    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Option<Vec<String>>> {
+    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Result<Option<Vec<String>>, Refusal>> {
         let engine = self.engine.clone();
         Box::pin(async move {
             match engine.get() {
-                Some(e) => e.read(move |core| core.outputs_of(agent, job, number, task)).await.ok().flatten(),
-                None => None,
+                Some(e) => e.read(move |core| core.outputs_of(agent, job, number, task)).await,
+                None => Err(Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet")),
             }
         })
     }
@@ -181,7 +183,13 @@ impl Running {
         }
         let me = Hop { site: identity.id(), name: site.name.clone(), kind };
         std::fs::create_dir_all(&site.state).map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
-        let store = SledStore::open(site.state.join("store")).map_err(store_refusal)?;
+        let min = Some(site.limits.store_free_min_bytes);
+        let disk = Disk::open(&site.state, min, "limits.store_free_min_bytes").map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
+        let store = match SledStore::open(site.state.join("store")) {
+            Err(e) if e.is_full() && disk.give_up() => SledStore::open(site.state.join("store")),
+            opened => opened,
+        };
+        let store = store.map_err(store_refusal)?.on(disk.clone());
         let blobs = BlobStore::open(site.state.join("blobs"), site.limits.into())?;
         let outputs = OutputStore::open(site.state.join("outputs"), site.limits.store_free_min_bytes)?;
         let staging = Staging::new(blobs.clone());
@@ -210,7 +218,8 @@ impl Running {
         let service = Service::new(engine.clone(), backend, blobs, endpoint.clone());
         let incoming = server::incoming(listener, identity.clone(), trust.clone(), server::Limits::default(), children)?;
         let (stop, stopped) = tokio::sync::watch::channel(false);
-        let mut servers = vec![serve(service.clone(), pool.clone(), incoming, stopped.clone())];
+        let mut servers = vec![tokio::spawn(room::watch(disk, engine.clone(), stopped.clone()))];
+        servers.push(serve(service.clone(), pool.clone(), incoming, stopped.clone()));
         if let Some(p) = &site.parent {
             // Two connections of one child: control, and bulk beside it.
             for _ in 0..2 {

@@ -1,7 +1,8 @@
 //! The shell around the core: drains what has come, steps the core, commits the whole turn with one flush on the store thread, and only then does what
 //! the turn said. One batch is in flight while the next is stepped; so the load itself makes the batches.
 //!
-//! It decides nothing. If the store fails, the engine ends, and the process with it: what is not durable must not be acted on.
+//! It decides nothing. Where the store finds no room it is waited for ([`room`]). If it fails, the engine ends, and the process with it: what is not
+//! durable must not be acted on.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use crate::core::steps::{Line, Step};
 use crate::core::{Action, Core, Input, Now, Output, Submission};
 use crate::metrics::Stats;
 use crate::queue;
+use crate::room::{self, Stuck};
 use crate::store::{Batch, Reader, Store, StoreError};
 use crate::traces::Traces;
 
@@ -36,6 +38,8 @@ const SLICE: Duration = Duration::from_millis(10);
 const TURN_INPUTS_MAX: usize = 4_096;
 /// Changes of one turn in bytes: while so much waits for a commit, nothing more is looked at, so that no commit takes long.
 const TURN_BYTES_MAX: usize = 16 << 20;
+/// Looks that may wait.
+const LOOKS_MAX: usize = 64;
 /// How often time is told to the core.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -52,6 +56,9 @@ enum Command {
     ParentGone { parent: SiteId, session: u64 },
 }
 
+/// Seen and done at once, whatever waits for a commit.
+type Look = Box<dyn FnOnce(&mut Core, Now) + Send>;
+
 type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// Links to parents: session and queue.
@@ -63,6 +70,8 @@ pub struct Engine {
     commands: mpsc::Sender<Command>,
     /// What parents say has a queue of its own, so that it does not stand in the way of users.
     said: mpsc::Sender<Command>,
+    looks: mpsc::Sender<Look>,
+    stuck: Stuck,
     reader: Arc<dyn Reader + Send + Sync>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     parents: Parents,
@@ -86,9 +95,12 @@ impl Engine {
     ) -> (Engine, tokio::task::JoinHandle<Result<(), StoreError>>) {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         let (said, parents) = mpsc::channel(PARENT_INPUTS_MAX);
+        let (looks, looked) = mpsc::channel(LOOKS_MAX);
         let engine = Engine {
             commands,
             said,
+            looks,
+            stuck: Stuck::default(),
             reader: store.reader().into(),
             watchers: Arc::default(),
             parents: Arc::default(),
@@ -112,8 +124,9 @@ impl Engine {
             reader: engine.reader.clone(),
             fault: None,
             start: Instant::now(),
+            stuck: engine.stuck.clone(),
         };
-        let task = tokio::spawn(shell.run(store, inbox, parents, children));
+        let task = tokio::spawn(shell.run(store, inbox, parents, children, looked));
         (engine, task)
     }
 
@@ -133,6 +146,10 @@ impl Engine {
     }
 
     async fn call<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refusal> {
+        // It would wait for as long as the disk is full.
+        if let Some(why) = self.stuck.why() {
+            return Err(why);
+        }
         let (tx, rx) = oneshot::channel();
         self.commands.send(make(tx)).await.map_err(|_| stopped())?;
         rx.await.map_err(|_| stopped())
@@ -162,6 +179,24 @@ impl Engine {
             }))
         })
         .await
+    }
+
+    /// Read the core as it is now, though what is read may not be durable yet, and answered while the store waits for room: for views that people look at.
+    pub async fn look<T: Send + 'static>(&self, f: impl FnOnce(&Core) -> T + Send + 'static) -> Result<T, Refusal> {
+        let (tx, rx) = oneshot::channel();
+        let look: Look = Box::new(move |core, _| _ = tx.send(f(core)));
+        self.looks.send(look).await.map_err(|_| stopped())?;
+        rx.await.map_err(|_| stopped())
+    }
+
+    /// Tell the core something that changes nothing durable, whatever waits for a commit.
+    pub async fn tell(&self, input: Input) -> Result<(), Refusal> {
+        self.looks.send(Box::new(move |core, now| core.step(input, now))).await.map_err(|_| stopped())
+    }
+
+    /// Why the store can't write just now, if so.
+    pub fn stuck(&self) -> Option<Refusal> {
+        self.stuck.why()
     }
 
     /// Woken whenever the job's view may have changed.
@@ -302,6 +337,7 @@ struct Shell {
     /// The store can't be read: the engine ends.
     fault: Option<StoreError>,
     start: Instant,
+    stuck: Stuck,
 }
 
 impl Drop for Shell {
@@ -324,14 +360,15 @@ impl Shell {
         mut inbox: mpsc::Receiver<Command>,
         mut parents: mpsc::Receiver<Command>,
         mut children: mpsc::Receiver<(SiteId, FromChild)>,
+        mut looks: mpsc::Receiver<Look>,
     ) -> Result<(), StoreError> {
         let (to_store, batches) = std::sync::mpsc::channel::<Batch>();
         let (done_tx, mut done) = mpsc::channel::<Result<(), StoreError>>(1);
-        let stats = self.stats.clone();
+        let (stats, stuck) = (self.stats.clone(), self.stuck.clone());
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             while let Ok(batch) = batches.recv() {
                 let began = Instant::now();
-                let committed = store.commit(&batch);
+                let committed = room::commit(&mut *store, &batch, &stuck, || done_tx.is_closed());
                 stats.committed(&batch, began.elapsed());
                 if done_tx.blocking_send(committed).is_err() {
                     return;
@@ -363,6 +400,10 @@ impl Shell {
                 _ = tick.tick() => {
                     let now = self.now();
                     self.core.step(Input::Tick, now);
+                }
+                Some(look) = looks.recv() => {
+                    let now = self.now();
+                    look(&mut self.core, now);
                 }
                 () = std::future::ready(()), if !full && (!from_children.is_empty() || !from_parents.is_empty()) => {}
                 n = children.recv_many(&mut from_children.fresh, room.min(INPUTS_AT_ONCE)), if room > 0 => {

@@ -18,6 +18,7 @@ pub mod laws;
 pub mod metrics;
 pub mod outputs;
 pub mod queue;
+pub mod room;
 pub mod service;
 pub mod staging;
 pub mod store;

@@ -51,6 +51,12 @@ impl OutputStore {
         Ok(OutputStore(Arc::new(Inner { dir, free_min_bytes, group: Mutex::default() })))
     }
 
+    /// Would it fit if nothing else were there?
+    pub fn could_hold(&self, size: u64) -> bool {
+        let disk = rustix::fs::statvfs(&self.0.dir).map_or(0, |d| d.f_blocks.saturating_mul(d.f_frsize));
+        size <= BLOB_BYTES_MAX && size.saturating_add(self.0.free_min_bytes) <= disk
+    }
+
     /// Begin to receive one output.
     pub fn writer(&self, job: u64, task: u32, name: &str, hash: BlobHash, size: u64) -> Result<OutputWriter, Refusal> {
         let place = self.path(job, task, name)?;

@@ -15,6 +15,8 @@ mod adopted;
 mod away;
 #[path = "faults/dialling.rs"]
 mod dialling;
+#[path = "faults/full.rs"]
+mod full;
 #[path = "faults/killed.rs"]
 mod killed;
 #[path = "faults/recovered.rs"]

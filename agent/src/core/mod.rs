@@ -8,6 +8,7 @@ mod adopt;
 mod ends;
 mod link;
 mod offer;
+mod room;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -130,6 +131,8 @@ pub struct Core {
     link: Link,
     /// Name of the gateway.
     site: Arc<str>,
+    /// There is no room for new work on the disk: why, and since when.
+    no_room: Option<(String, u64)>,
 }
 
 impl Core {
@@ -168,6 +171,7 @@ impl Core {
             removals: Vec::new(),
             committing_removals: Vec::new(),
             link: Link::new(now),
+            no_room: None,
         };
         if core.state.counters.incarnation == 0 {
             core.record(What::Bound(crate::spool::record::Bound { machine, ..Default::default() }));
@@ -209,6 +213,7 @@ impl Core {
             Input::Offer(offer) => self.set_offer(offer),
             Input::NeverStarted(key, reason) => self.never_started(key, reason),
             Input::Suspended(key, suspended) => self.suspended(key, suspended),
+            Input::Room(why) => self.room(why),
             Input::Tick => self.tick(),
         }
         self.schedule();

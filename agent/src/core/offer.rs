@@ -47,9 +47,11 @@ impl Core {
     /// What this machine, or queue of machines, offers now.
     pub(super) fn share(&self) -> Share {
         let slots = self.capacity.slots;
-        let free = self.slots().saturating_sub(self.outstanding.saturating_sub(self.uploading));
         let offer = self.offer.as_ref();
         let closed = offer.and_then(|o| o.closed.clone());
+        let no_room = self.no_room.as_ref().map(|(why, since)| (why.clone(), self.now.saturating_sub(*since)));
+        let (draining_reason, draining_age_ms) = no_room.clone().or_else(|| closed.clone().map(|why| (why, 0))).unwrap_or_default();
+        let free = if no_room.is_some() { 0 } else { self.slots().saturating_sub(self.outstanding.saturating_sub(self.uploading)) };
         Share {
             key: self.share_key().into(),
             origin: self.me.site,
@@ -66,8 +68,9 @@ impl Core {
             window: self.window(),
             credit_ms: CREDIT_MS,
             waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum::<u64>() + offer.map_or(0, |o| o.waiting),
-            draining: closed.is_some(),
-            draining_reason: closed.unwrap_or_default(),
+            draining: no_room.is_some() || closed.is_some(),
+            draining_reason,
+            draining_age_ms,
             ..Share::default()
         }
     }

@@ -130,7 +130,7 @@ impl Core {
             self.moved_ms = self.now;
             self.start(key);
         }
-        if self.link.waits_for_open(self.now) {
+        if self.link.waits_for_open(self.now) || self.no_room.is_some() {
             return;
         }
         let hidden = lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
@@ -224,6 +224,10 @@ impl Core {
         let Some(open) = self.opens.get(&key.0) else { return };
         self.used = self.used.saturating_sub(open.cost);
         let Some((job, attempts)) = self.state.placements.get(&key.0).map(|p| (p.job, p.attempts)) else { return };
+        if fault.no_room && live.stop.is_none() {
+            self.give_back(key.0, TaskSet::one(key.1), Reason::new(fault.kind, fault.text));
+            return self.removals.push(key);
+        }
         let (phase, reason) = match live.stop {
             Some(Stop::Cancel) => (Phase::Cancelled, Reason::new(ReasonKind::CancelledByUser, "cancelled before it started")),
             Some(Stop::Fenced) => (Phase::Cancelled, Reason::new(ReasonKind::Fenced, "the attempt no longer counts")),

@@ -127,6 +127,10 @@ impl Core {
                 return self.refuse(&place, Reason::new(kind, e.message).remedy(e.remedy));
             }
         };
+        if let Some((why, _)) = &self.no_room {
+            let reason = Reason::new(ReasonKind::Draining, why.clone());
+            return self.refuse(&place, reason);
+        }
         let share = self.share();
         if let Fit::No(why) = share.fit(&plan.spec.shape) {
             return self.refuse(&place, Reason::new(ReasonKind::NoFit, why));

@@ -47,6 +47,8 @@ pub enum Input {
     NeverStarted(Key, Reason),
     /// A task that runs is suspended, or goes on.
     Suspended(Key, bool),
+    /// Why there is no room for new work on the disk; None: there is.
+    Room(Option<Refusal>),
     /// Time has passed.
     Tick,
 }
@@ -60,6 +62,8 @@ pub struct Fault {
     pub text: String,
     /// As a shell would have it: 126, 127, or not started.
     pub exit: Exit,
+    /// There was no room on the disk: nothing is wrong with the task, it may start elsewhere.
+    pub no_room: bool,
 }
 
 /// How a task's process ended, and what it used.

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use intergrid_agent_sys::{CStrings, Command, Ended, Spawner, await_end, search, wait_group};
+use intergrid_proto::net::disk::is_full;
 use intergrid_proto::{Exit, ReasonKind};
 
 use super::cgroup::Cgroup;
@@ -255,6 +256,7 @@ impl Shared {
             kind: if plan.is_bare() { ReasonKind::StartFailed } else { ReasonKind::StageInFailed },
             text: format!("the task's directory can't be made: {e}"),
             exit: Exit::NotStarted,
+            no_room: is_full(&e),
         })?;
         let unusual = |e: io::Error| fault_of(&e, &plan.program(task.index));
         let Tools { spawner, argv, env } = tools;
@@ -341,15 +343,18 @@ fn fault_of(e: &io::Error, program: &str) -> Fault {
     match e.kind() {
         io::ErrorKind::NotFound => {
             let text = format!("{program:?} does not exist here, or its interpreter does not");
-            Fault { kind: ReasonKind::NoSuchProgram, text, exit: Exit::Code(127) }
+            Fault { kind: ReasonKind::NoSuchProgram, text, exit: Exit::Code(127), no_room: false }
         }
         io::ErrorKind::PermissionDenied => {
-            Fault { kind: ReasonKind::NotExecutable, text: format!("{program:?} is not an executable file"), exit: Exit::Code(126) }
+            Fault { kind: ReasonKind::NotExecutable, text: format!("{program:?} is not an executable file"), exit: Exit::Code(126), no_room: false }
         }
         _ if e.raw_os_error() == Some(ENOEXEC) => {
             let text = format!("{program:?} is no program: neither a binary of this machine nor a script with a #! line");
-            Fault { kind: ReasonKind::NotExecutable, text, exit: Exit::Code(126) }
+            Fault { kind: ReasonKind::NotExecutable, text, exit: Exit::Code(126), no_room: false }
         }
-        _ => Fault { kind: ReasonKind::StartFailed, text: format!("{program:?} can't be started: {e}"), exit: Exit::NotStarted },
+        _ => {
+            let text = format!("{program:?} can't be started: {e}");
+            Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, no_room: is_full(e) }
+        }
     }
 }

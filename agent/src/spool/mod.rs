@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use intergrid_proto::net::disk::{Disk, is_full};
 use intergrid_proto::{Refusal, RefusalKind};
 
-use crate::limits::{LOCK_POLL_MS, LOCK_WAIT_MS, SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES};
+use crate::limits::{LOCK_POLL_MS, LOCK_WAIT_MS, SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES, SPOOL_TRY_MS};
 use frame::Fault;
 use record::{Batch, Record};
 
@@ -34,6 +35,7 @@ pub struct Spool {
     /// Size after the last compaction.
     compacted: u64,
     buffer: Vec<u8>,
+    disk: Option<Disk>,
     /// Held as long as the spool is.
     _lock: File,
 }
@@ -84,7 +86,13 @@ impl Spool {
         file.read_to_end(&mut bytes).map_err(|e| failed("read the spool", e))?;
         let batches = if bytes.is_empty() { Vec::new() } else { decode(&bytes, &path)? };
         let records = batches.into_iter().flat_map(|b| b.records).collect();
-        Ok((Spool { dir: dir.into(), file, end: 0, reserved: 0, compacted: 0, buffer: Vec::new(), _lock: lock }, records))
+        Ok((Spool { dir: dir.into(), file, end: 0, reserved: 0, compacted: 0, buffer: Vec::new(), disk: None, _lock: lock }, records))
+    }
+
+    /// On this disk, the ballast of which is given up where there is no room.
+    pub fn on(mut self, disk: Disk) -> Spool {
+        self.disk = Some(disk);
+        self
     }
 
     /// Everything anew: a file beside, then renamed over.
@@ -94,8 +102,11 @@ impl Spool {
         frame::encode(&Batch { records }, &mut self.buffer);
         let new = self.dir.join(NEW_FILE);
         let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new)?;
-        file.write_all(&self.buffer)?;
-        file.sync_all()?;
+        if let Err(e) = file.write_all(&self.buffer).and_then(|()| file.sync_all()) {
+            // What is left of it takes the room that it lacked.
+            _ = std::fs::remove_file(&new);
+            return Err(e);
+        }
         std::fs::rename(&new, self.dir.join(FILE))?;
         File::open(&self.dir)?.sync_all()?;
         self.end = file.seek(SeekFrom::End(0))?;
@@ -108,18 +119,61 @@ impl Spool {
         self.buffer.clear();
         frame::encode(&Batch { records }, &mut self.buffer);
         let end = self.end + self.buffer.len() as u64;
-        if end > self.reserved {
-            let zeros = vec![0; SPOOL_CHUNK_BYTES as usize];
-            while self.reserved < end {
-                self.file.write_all_at(&zeros, self.reserved)?;
-                self.reserved += SPOOL_CHUNK_BYTES;
+        match self.reserve(end) {
+            // For the frame alone there may be room.
+            Err(e) if is_full(&e) => self.file.write_all_at(&self.buffer, self.end).and_then(|()| self.file.sync_all())?,
+            reserved => {
+                reserved?;
+                self.file.write_all_at(&self.buffer, self.end)?;
+                self.file.sync_data()?;
             }
-            self.file.sync_all()?;
         }
-        self.file.write_all_at(&self.buffer, self.end)?;
-        self.file.sync_data()?;
         self.end = end;
         Ok(())
+    }
+
+    /// Zeros ahead.
+    fn reserve(&mut self, end: u64) -> io::Result<()> {
+        if end <= self.reserved {
+            return Ok(());
+        }
+        let zeros = vec![0; SPOOL_CHUNK_BYTES as usize];
+        // What was written without them is behind their beginning.
+        self.reserved = self.reserved.max(self.end);
+        while self.reserved < end {
+            self.file.write_all_at(&zeros, self.reserved)?;
+            self.reserved += SPOOL_CHUNK_BYTES;
+        }
+        self.file.sync_all()
+    }
+
+    /// Carry out an order. Where there is no room the ballast is given up, and then room is waited for: what has been told rests on it.
+    fn carry_out(&mut self, order: &Order) -> io::Result<()> {
+        let mut waits = false;
+        loop {
+            let done = match order {
+                Order::Append(records) => self.append(records.clone()),
+                Order::Replace(records) => self.replace(records.clone()),
+            };
+            match done {
+                Err(e) if is_full(&e) => {
+                    if self.disk.as_ref().is_some_and(Disk::give_up) {
+                        continue;
+                    }
+                    if !waits {
+                        tracing::error!("state {}: can't write the spool: {e}; make room, tasks run on and are told of then", self.dir.display());
+                    }
+                    waits = true;
+                    std::thread::sleep(Duration::from_millis(SPOOL_TRY_MS));
+                }
+                done => {
+                    if waits && done.is_ok() {
+                        tracing::info!("there is room again: the spool goes on");
+                    }
+                    return done;
+                }
+            }
+        }
     }
 
     /// Is it worth compacting?
@@ -131,10 +185,7 @@ impl Spool {
     pub fn serve(mut self, orders: mpsc::Receiver<Order>, report: impl Fn(Written) + Send + 'static) -> io::Result<()> {
         let work = move || {
             for order in orders {
-                let result = match order {
-                    Order::Append(records) => self.append(records),
-                    Order::Replace(records) => self.replace(records),
-                };
+                let result = self.carry_out(&order);
                 report(Written { result, large: self.is_large() });
             }
         };

@@ -278,7 +278,7 @@ impl Pool for Gateway {
                     assert!(me.lock().end(number, task).is_none(), "an output after the end");
                     me.lock().outputs.insert((number, task, name.clone()), all);
                 }
-                let _ = acks.send(Ok(pb::OutputAck { job, number, task, name, error })).await;
+                let _ = acks.send(Ok(pb::OutputAck { job, number, task, name, error, no_room: false })).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(out)))

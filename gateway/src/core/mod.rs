@@ -27,6 +27,7 @@ mod pauses;
 pub mod planted;
 mod recover;
 mod resync;
+mod room;
 pub mod rows;
 pub mod schedule;
 mod small;
@@ -109,6 +110,8 @@ pub enum Input {
     ChildSays { child: SiteId, message: Up },
     /// A child's link is gone: why, and for how long it had been silent then.
     ChildGone { child: SiteId, why: String, silent_ms: u64 },
+    /// Why there is no room for new work on the disk; None: there is.
+    Room(Option<Refusal>),
     /// Time has passed.
     Tick,
 }
@@ -253,6 +256,8 @@ pub struct Core {
     lost_told: BTreeSet<u64>,
     /// Peers that were there before this process, had work of ours or gave us some, and are not back: until then loaded tasks wait.
     missed: BTreeSet<SiteId>,
+    /// There is no room for new work on the disk: why, and since when.
+    no_room: Option<(Refusal, u64)>,
 }
 
 /// What one turn of the shell has to commit, and then do.
@@ -306,6 +311,7 @@ impl Core {
             expected: None,
             lost_told: BTreeSet::new(),
             missed: BTreeSet::new(),
+            no_room: None,
         };
         core.be_careful();
         core.changed = core.state.jobs.values().filter(|j| j.open() == 0).map(|j| j.no).collect();
@@ -359,6 +365,7 @@ impl Core {
             Input::ChildUp { child, hello } => self.child_up(child, hello),
             Input::ChildSays { child, message } => self.child_says(child, message),
             Input::ChildGone { child, why, silent_ms } => self.child_gone(child, why, silent_ms),
+            Input::Room(why) => self.room(why),
             Input::Tick => self.tick(),
         }
     }

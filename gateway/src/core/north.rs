@@ -113,7 +113,7 @@ impl Core {
 
     /// A parent's tasks that can't start here within a while go back: nothing is queued silently.
     pub(super) fn give_back_stuck(&mut self) {
-        let (now, drained) = (self.now.mono_ms, self.state.drains.contains_key(&self.me.site));
+        let (now, drained) = (self.now.mono_ms, self.is_closed(self.me.site));
         let stuck: Vec<(u64, TaskSet)> = self
             .state
             .waiting

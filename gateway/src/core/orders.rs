@@ -119,7 +119,8 @@ impl Core {
 
     /// Why, in words; and for how many milliseconds.
     pub(super) fn draining(&self, child: SiteId) -> Option<(String, u64)> {
-        self.drained(child).map(|(name, d)| (format!("{name} takes no new work: {}", d.reason), self.now.unix_ms.saturating_sub(d.since_ms)))
+        let ordered = |(name, d): (&str, &Drain)| (format!("{name} takes no new work: {}", d.reason), self.now.unix_ms.saturating_sub(d.since_ms));
+        self.drained(child).map(ordered).or_else(|| self.no_room())
     }
 
     /// Why nothing is placed on this share: our own word, or that of somebody below.

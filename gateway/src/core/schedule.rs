@@ -111,7 +111,7 @@ pub fn fill(problem: &Problem<'_>, order: impl Fn(&[u64], &[usize]) -> Vec<usize
 impl Core {
     /// Credit and free slots of a child's share, as of now.
     fn credit(&self, child: SiteId, key: &Arc<str>, share: &Share, heard_ms: u64) -> (u64, u64) {
-        if share.draining || self.drained(child).is_some() || self.now.mono_ms.saturating_sub(heard_ms) > share.credit_ms.max(1) {
+        if share.draining || self.is_closed(child) || self.now.mono_ms.saturating_sub(heard_ms) > share.credit_ms.max(1) {
             return (0, 0);
         }
         let out = self.state.outstanding.get(&(child, key.clone())).copied().unwrap_or(0);
@@ -284,7 +284,7 @@ impl Core {
                 let (credit, free) = self.credit(*id, key, share, c.heard_ms);
                 let mut reason = match self.may_go(&queue, &Offer { child: *id, share, credit, free }, key) {
                     Err(r) => r,
-                    Ok(()) if share.draining || self.drained(*id).is_some() => self.why_draining(*id, key, share),
+                    Ok(()) if share.draining || self.is_closed(*id) => self.why_draining(*id, key, share),
                     Ok(()) if credit < share.cost(&queue.shape) => {
                         Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
                     }

@@ -25,6 +25,7 @@ impl Core {
             let message = format!("the key {key:?} belongs to job {}, which has another spec or number of tasks", JobNo(job.no));
             return Err(Refusal::new(RefusalKind::Conflict, message).remedy("use a new key for a new job"));
         }
+        self.room_for_new()?;
         self.room_to_wait(&owner_name, &spec)?;
         let job = self.state.next_job + 1;
         let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };

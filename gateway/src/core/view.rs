@@ -168,7 +168,7 @@ impl Core {
         for (id, c) in &self.children {
             let used = |key: &std::sync::Arc<str>| self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
             let agent = c.hop.kind == Kind::Agent;
-            let free: u64 = if self.drained(*id).is_some() {
+            let free: u64 = if self.is_closed(*id) {
                 0
             } else if agent {
                 c.shares.iter().map(|(k, s)| s.slots_total.min(s.window).saturating_sub(used(k))).sum()
@@ -194,7 +194,7 @@ impl Core {
                 shares: c.shares.iter().map(|(_, s)| s.clone().into()).collect(),
                 unreachable,
                 age_ms,
-                draining: self.host_draining(*id),
+                draining: self.host_draining(*id).or_else(|| self.own_word(c)),
                 ..Default::default()
             };
             children.push((*id, host));
@@ -205,7 +205,7 @@ impl Core {
         me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
         me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
         me.done = self.state.ended;
-        me.draining = self.host_draining(self.me.site);
+        me.draining = self.host_draining(self.me.site).or_else(|| self.host_room());
         (me, children)
     }
 }

@@ -46,6 +46,7 @@ struct Gauges {
     fenced: u64,
     ended: u64,
     draining: bool,
+    no_room: bool,
     recovering: bool,
     children: Vec<Peer>,
     parents: Vec<Peer>,
@@ -82,6 +83,7 @@ fn gauges(core: &Core) -> Gauges {
         fenced: jobs().flat_map(|j| j.downs.values()).map(|d| d.fenced.len()).sum(),
         ended: core.state().ended,
         draining: host.draining.is_some(),
+        no_room: core.lacks_room(),
         recovering: core.state().recovering,
         children: hosts.iter().map(child).collect(),
         parents: core.state().links.iter().map(parent).collect(),
@@ -96,7 +98,7 @@ impl Source {
 
     /// All of it, as Prometheus reads it.
     pub async fn text(&self) -> Result<String, Refusal> {
-        let g = self.engine.read(gauges).await?;
+        let g = self.engine.look(gauges).await?;
         let store = self.store.clone();
         let disk = tokio::task::spawn_blocking(move || (bytes_below(&store), free_bytes(&store), resident_bytes())).await.unwrap_or_default();
         let me = self.engine.me();
@@ -109,6 +111,8 @@ impl Source {
         t.gauge("intergrid_tasks_fenced", "Attempts that no longer count and have not been seen to stop.").sample(&[], g.fenced);
         t.counter("intergrid_tasks_ended_total", "Tasks that have ended here since this process started.").sample(&[], g.ended);
         t.gauge("intergrid_draining", "1: this site takes no new work.").sample(&[], g.draining.into());
+        t.gauge("intergrid_disk_full", "1: there is no room for new work on the disk; 2: not even for what runs.");
+        t.sample(&[], if self.engine.stuck().is_some() { 2 } else { g.no_room.into() });
         t.gauge("intergrid_recovering", "1: the store was lost or old, and peers have not all said what they know.").sample(&[], g.recovering.into());
         children(&mut t, &g.children);
         parents(&mut t, &g.parents);

@@ -64,7 +64,7 @@ impl Service {
         let causes = self.causes();
         let (mut me, children) = self
             .engine
-            .read(move |core| {
+            .look(move |core| {
                 let (me, mut children) = core.host();
                 for (id, host) in &mut children {
                     if let Some(away) = core.away(*id, None) {

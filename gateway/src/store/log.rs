@@ -21,6 +21,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use intergrid_proto::net::disk::is_full;
+
 use super::disk::{sync_data, sync_dir};
 use super::{Batch, StoreError};
 
@@ -232,7 +234,17 @@ impl Log {
             self.buffer.resize((self.reserved - start) as usize, 0);
         }
         let path = path(&self.dir, self.newest.number);
-        let write = self.file.write_all_at(&self.buffer, start).and_then(|()| sync_data(&self.file, &path));
+        let mut write = self.file.write_all_at(&self.buffer, start).and_then(|()| sync_data(&self.file, &path));
+        // Without zeros ahead there may be room for it. All of it is written again, so a sync that failed before does not matter.
+        if write.as_ref().is_err_and(is_full) {
+            self.buffer.truncate((end - start) as usize);
+            self.reserved = end;
+            write = self.file.write_all_at(&self.buffer, start).and_then(|()| sync_data(&self.file, &path));
+        }
+        if write.is_err() {
+            // Another try lays zeros anew.
+            self.reserved = start;
+        }
         write.map_err(|source| StoreError::Io { path: path.display().to_string(), source })?;
         // One large batch must not stay in memory for good.
         self.buffer.clear();
@@ -295,9 +307,17 @@ impl Log {
     fn roll(&mut self, applied: u64) -> Result<(), StoreError> {
         let (number, first) = (self.newest.number + 1, self.next);
         let header = Header { number, first, forget: self.forget, last: self.last, applied, salt: 0 };
-        let (newest, file, key) = begin(&self.dir, header, self.chunk_bytes())?;
+        let (mut bytes, begun) = (self.chunk_bytes(), begin(&self.dir, header, self.chunk_bytes()));
+        let (newest, file, key) = match begun {
+            // For the header alone there may be room.
+            Err(e) if e.is_full() => {
+                bytes = HEADER_BYTES as u64;
+                begin(&self.dir, header, bytes)?
+            }
+            begun => begun?,
+        };
         self.closed.push_back(std::mem::replace(&mut self.newest, newest));
-        (self.file, self.key, self.reserved) = (file, key, self.chunk_bytes());
+        (self.file, self.key, self.reserved) = (file, key, bytes);
         Ok(())
     }
 }
@@ -317,7 +337,11 @@ fn begin(dir: &Path, header: Header, bytes: u64) -> Result<(Segment, File, [u8; 
         sync_dir(dir)?;
         Ok(file)
     };
-    let file = make().map_err(|source| StoreError::Io { path: path.display().to_string(), source })?;
+    let file = make().map_err(|source| {
+        // What is left of it takes the room that it lacked.
+        _ = std::fs::remove_file(&new);
+        StoreError::Io { path: path.display().to_string(), source }
+    })?;
     Ok((Segment { number: header.number, first: header.first, end: HEADER_BYTES as u64, top: None }, file, header.key()))
 }
 

@@ -12,6 +12,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use intergrid_proto::net::disk::is_full;
+
 pub use self::mem::{MemDisk, MemStore};
 pub use self::sled::SledStore;
 
@@ -81,6 +83,14 @@ pub enum StoreError {
         /// What.
         source: std::io::Error,
     },
+    /// There is no room: nothing of the batch counts, and the very same batch may be committed again, any number of times.
+    #[error("store {path}: {source}; make room on its disk: it goes on by itself")]
+    Full {
+        /// Where.
+        path: String,
+        /// What.
+        source: std::io::Error,
+    },
     /// Written by a later version of this program.
     #[error("store {path} has format {found}, this program knows up to {known}; use the version that wrote it")]
     NewerFormat {
@@ -115,9 +125,17 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Is it that there is no room?
+    pub fn is_full(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } | StoreError::Full { source, .. } if is_full(source))
+    }
+}
+
 /// What is durable at a site. Used by one store thread.
 pub trait Store: Reader + Send {
-    /// All of it, durably, or nothing. After any error but `Refused` the store takes no further batch: the process must end and recover.
+    /// All of it, durably, or nothing. After `Full` the same batch may come again, and no other; after any other error but `Refused` the store takes no
+    /// further batch: the process must end and recover.
     fn commit(&mut self, batch: &Batch) -> Result<(), StoreError>;
     /// Changes from this number on, ascending.
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError>;

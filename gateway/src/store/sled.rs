@@ -15,6 +15,7 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use intergrid_proto::net::disk::{Disk, is_full};
 use rustix::fs::{FlockOperation, flock};
 
 use super::disk::{sync_data, sync_dir};
@@ -36,6 +37,8 @@ const ROW_BYTES: usize = 96;
 pub const MOVED_ROWS_MAX: usize = 256;
 /// See [`MOVED_ROWS_MAX`].
 pub const MOVED_BYTES_MAX: usize = 256 << 10;
+/// With less free no rows are moved: a step, and the segments that sled takes for it.
+const MOVE_FREE_MIN_BYTES: u64 = 3 << 20;
 /// Changes of a format 1 store copied with one record.
 const MIGRATED_BYTES: usize = 1 << 20;
 
@@ -91,6 +94,7 @@ pub struct SledStore {
     recent_bytes_max: usize,
     moved_rows_max: usize,
     failed: bool,
+    disk: Option<Disk>,
 }
 
 impl SledStore {
@@ -130,7 +134,13 @@ impl SledStore {
         let shared = Shared { recent: Arc::new(RwLock::new(recent)), table: table.rows().clone(), _lock: Arc::new(lock) };
         let applied = first.map_or(log.written(), |n| n - 1);
         let (recent_bytes_max, moved_rows_max) = (RECENT_BYTES_MAX, MOVED_ROWS_MAX);
-        Ok(SledStore { path, shared, log, table, applied, moving: None, recent_bytes_max, moved_rows_max, failed: false })
+        Ok(SledStore { path, shared, log, table, applied, moving: None, recent_bytes_max, moved_rows_max, failed: false, disk: None })
+    }
+
+    /// On this disk, the ballast of which is given up where the log finds no room.
+    pub fn on(mut self, disk: Disk) -> SledStore {
+        self.disk = Some(disk);
+        self
     }
 
     /// Smaller bounds; for tests.
@@ -156,8 +166,36 @@ impl SledStore {
             let mut recent = self.shared.recent.write().unwrap_or_else(PoisonError::into_inner);
             batch.rows.iter().for_each(|(key, value)| recent.put(key, value.as_deref()));
         }
-        self.move_rows(record, batch)?;
-        self.log.release(self.applied)
+        // The batch is durable; what is left to do can wait for room.
+        if self.has_room()
+            && let Err(e) = self.move_rows(record, batch)
+        {
+            self.await_room(e)?;
+        }
+        match self.log.release(self.applied) {
+            Err(e) if e.is_full() => Ok(()),
+            released => released,
+        }
+    }
+
+    /// Rows stay in memory and in the log while the table might not find room: it does not get over an error in the middle of a write.
+    fn has_room(&self) -> bool {
+        self.disk.as_ref().is_none_or(|d| d.size().is_ok_and(|(free, _)| free >= MOVE_FREE_MIN_BYTES))
+    }
+
+    /// The table found no room: it is opened anew. All that it lacks is in the log.
+    fn await_room(&mut self, e: StoreError) -> Result<(), StoreError> {
+        if !e.is_full() {
+            return Err(e);
+        }
+        tracing::warn!("{e}; rows stay in the log until there is room");
+        self.give_up();
+        self.moving = None;
+        self.table.reopen()
+    }
+
+    fn give_up(&self) -> bool {
+        self.disk.as_ref().is_some_and(Disk::give_up)
     }
 
     /// Move some rows into the table, where that is due. What changes behind the step is left for the next time; what changes before it moves as it is then:
@@ -203,8 +241,14 @@ impl Store for SledStore {
         if batch.is_empty() {
             return Ok(());
         }
-        // A sync that failed once may succeed later without having written anything: there is no second try.
-        self.write(batch).inspect_err(|_| self.failed = true)
+        loop {
+            match self.write(batch) {
+                Err(e) if e.is_full() && self.give_up() => {}
+                Err(StoreError::Io { path, source }) if is_full(&source) => return Err(StoreError::Full { path, source }),
+                // A sync that failed otherwise may succeed later without having written anything: there is no second try.
+                written => return written.inspect_err(|_| self.failed = true),
+            }
+        }
     }
 
     fn changes(&self, from: u64, visit: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), StoreError> {

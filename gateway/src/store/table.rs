@@ -16,7 +16,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::StoreError;
@@ -43,7 +43,8 @@ pub type Row = (Vec<u8>, Option<Arc<[u8]>>);
 /// Reads rows, from any thread.
 #[derive(Clone)]
 pub struct Rows {
-    db: ::sled::Db,
+    /// None: it could not be opened anew.
+    db: Arc<RwLock<Option<::sled::Db>>>,
     path: Arc<str>,
 }
 
@@ -58,21 +59,20 @@ pub struct Table {
 impl Table {
     /// Open it, or make an empty one. `path` is the store's, for errors.
     pub fn open(home: &Path, path: &Arc<str>) -> Result<Table, StoreError> {
-        let rows = Rows { db: open_sled(home, path)?, path: path.clone() };
-        let db = home.join("db");
-        let sync = || {
-            let file = File::open(&db)?;
-            sync_data(&file, &db)?;
-            sync_dir(home)?;
-            Ok(file)
-        };
-        let file = sync().map_err(|source| StoreError::Io { path: db.display().to_string(), source })?;
-        let last = rows.db.range(b"p".as_slice()..b"q".as_slice()).next_back().transpose().map_err(|e| rows.error(e))?;
-        let next_part = match last {
-            None => 0,
-            Some((key, _)) => number_in(&key).ok_or_else(|| rows.damaged("a part's number"))? + 1,
-        };
+        let rows = Rows { db: Arc::new(RwLock::new(Some(open_sled(home, path)?))), path: path.clone() };
+        let (file, next_part) = rows.look(home)?;
         Ok(Table { rows, file, home: home.into(), next_part })
+    }
+
+    /// Close it, and open it again: after a write that found no room it takes nothing more.
+    pub fn reopen(&mut self) -> Result<(), StoreError> {
+        {
+            let mut db = self.rows.db.write().unwrap_or_else(PoisonError::into_inner);
+            drop(db.take());
+            *db = Some(open_sled(&self.home, &self.rows.path)?);
+        }
+        (self.file, self.next_part) = self.rows.look(&self.home)?;
+        Ok(())
     }
 
     /// For reading.
@@ -85,7 +85,7 @@ impl Table {
         let mut out = ::sled::Batch::default();
         for (key, value) in rows {
             let key = [b"r", key.as_slice()].concat();
-            if let Some(old) = self.rows.db.get(&key).map_err(|e| self.rows.error(e))? {
+            if let Some(old) = self.rows.db()?.get(&key).map_err(|e| self.rows.error(e))? {
                 drop_parts(&mut out, &old);
             }
             match value {
@@ -116,20 +116,20 @@ impl Table {
     }
 
     fn write(&self, out: ::sled::Batch) -> Result<(), StoreError> {
-        self.rows.db.apply_batch(out).map_err(|e| self.rows.error(e))?;
-        self.rows.db.flush().map_err(|e| self.rows.error(e))?;
+        self.rows.db()?.apply_batch(out).map_err(|e| self.rows.error(e))?;
+        self.rows.db()?.flush().map_err(|e| self.rows.error(e))?;
         sync_data(&self.file, &self.home.join("db")).map_err(|e| self.rows.error(::sled::Error::Io(e)))
     }
 
     /// Of format 1: changes below this number are forgotten.
     pub fn old_forget(&self) -> Result<u64, StoreError> {
-        let Some(bytes) = self.rows.db.get(FORGET_KEY).map_err(|e| self.rows.error(e))? else { return Ok(0) };
+        let Some(bytes) = self.rows.db()?.get(FORGET_KEY).map_err(|e| self.rows.error(e))? else { return Ok(0) };
         Ok(u64::from_be_bytes(bytes.as_ref().try_into().map_err(|_| self.rows.damaged("the number of the first change"))?))
     }
 
     /// Of format 1: the changes from this number on.
     pub fn old_changes(&self, from: u64, visit: &mut dyn FnMut(u64, Vec<u8>) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        for entry in self.rows.db.range([b"c", from.to_be_bytes().as_slice()].concat().as_slice()..b"d".as_slice()) {
+        for entry in self.rows.db()?.range([b"c", from.to_be_bytes().as_slice()].concat().as_slice()..b"d".as_slice()) {
             let (key, head) = entry.map_err(|e| self.rows.error(e))?;
             let number = number_in(&key).ok_or_else(|| self.rows.damaged("a change's number"))?;
             visit(number, self.rows.value(&head)?.ok_or_else(|| self.rows.damaged(&format!("change {number}")))?)?;
@@ -142,7 +142,7 @@ impl Table {
         loop {
             let mut out = ::sled::Batch::default();
             let mut keys = 0;
-            for entry in self.rows.db.range(b"c".as_slice()..b"n".as_slice()).take(OLD_CHANGES_PER_STEP_MAX) {
+            for entry in self.rows.db()?.range(b"c".as_slice()..b"n".as_slice()).take(OLD_CHANGES_PER_STEP_MAX) {
                 let (key, head) = entry.map_err(|e| self.rows.error(e))?;
                 drop_parts(&mut out, &head);
                 out.remove(key);
@@ -157,11 +157,35 @@ impl Table {
 }
 
 impl Rows {
+    fn db(&self) -> Result<::sled::Db, StoreError> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let gone = || StoreError::Io { path: self.path.to_string(), source: io::Error::other("the table could not be opened again") };
+        db.clone().ok_or_else(gone)
+    }
+
+    /// What was just opened: its file, synced, and the next id of a part.
+    fn look(&self, home: &Path) -> Result<(File, u64), StoreError> {
+        let path = home.join("db");
+        let sync = || {
+            let file = File::open(&path)?;
+            sync_data(&file, &path)?;
+            sync_dir(home)?;
+            Ok(file)
+        };
+        let file = sync().map_err(|source| StoreError::Io { path: path.display().to_string(), source })?;
+        let last = self.db()?.range(b"p".as_slice()..b"q".as_slice()).next_back().transpose().map_err(|e| self.error(e))?;
+        let next_part = match last {
+            None => 0,
+            Some((key, _)) => number_in(&key).ok_or_else(|| self.damaged("a part's number"))? + 1,
+        };
+        Ok((file, next_part))
+    }
+
     /// One row.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let key = [b"r", key].concat();
         for _ in 0..READ_TRIES_MAX {
-            let Some(head) = self.db.get(&key).map_err(|e| self.error(e))? else { return Ok(None) };
+            let Some(head) = self.db()?.get(&key).map_err(|e| self.error(e))? else { return Ok(None) };
             if let Some(value) = self.value(&head)? {
                 return Ok(Some(value));
             }
@@ -171,7 +195,7 @@ impl Rows {
 
     /// Rows whose key begins so, ascending, from this key on. The visitor says whether to go on.
     pub fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StoreError> {
-        for entry in self.db.range([b"r", from].concat()..) {
+        for entry in self.db()?.range([b"r", from].concat()..) {
             let (key, head) = entry.map_err(|e| self.error(e))?;
             if key.first() != Some(&b'r') || !key[1..].starts_with(prefix) {
                 break;
@@ -195,7 +219,7 @@ impl Rows {
         let (id, parts) = parts_of(head).ok_or_else(|| self.damaged("the head of a value"))?;
         let mut value = Vec::with_capacity(usize::from(parts) * PART_BYTES);
         for n in 0..parts {
-            match self.db.get(part_key(id, n)).map_err(|e| self.error(e))? {
+            match self.db()?.get(part_key(id, n)).map_err(|e| self.error(e))? {
                 Some(part) => value.extend_from_slice(&part),
                 None => return Ok(None),
             }

@@ -5,6 +5,7 @@
 //! job and no message: it ends where a gRPC channel or a served connection begins.
 
 pub mod client;
+pub mod disk;
 pub mod identity;
 mod io;
 #[cfg(feature = "issue")]

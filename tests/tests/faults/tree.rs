@@ -58,12 +58,14 @@ pub struct Tree {
     dir: tempfile::TempDir,
     parts: BTreeMap<String, Part>,
     alone: bool,
+    /// Where small disks are mounted.
+    disks: Vec<PathBuf>,
 }
 
 impl Tree {
     /// With nothing in it.
     pub fn new() -> Self {
-        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false }
+        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false, disks: Vec::new() }
     }
 
     /// What is added from now on does not end with its parent, as a daemon of a site.
@@ -116,6 +118,18 @@ impl Tree {
         let path = self.dir.path().join(name);
         fs::create_dir_all(&path).unwrap();
         path
+    }
+
+    /// A disk of this many MiB for the state of a part that is not there yet.
+    pub fn small_disk(&mut self, name: &str, mib: u32) -> PathBuf {
+        let at = self.path(name).join("state");
+        fs::create_dir(&at).unwrap();
+        let size = format!("size={mib}m,mode=0700");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "intergrid-test"]).arg(&at).output().expect("`mount` is missing");
+        let said = String::from_utf8_lossy(&mount.stderr).into_owned();
+        assert!(mount.status.success(), "a tmpfs can't be mounted at {}: {said}this test needs root (CAP_SYS_ADMIN)", at.display());
+        self.disks.push(at.clone());
+        at
     }
 
     fn identity(&self, site: &str) -> PathBuf {
@@ -310,6 +324,9 @@ impl Drop for Tree {
         let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();
         children.iter_mut().for_each(|c| drop(c.stdin.take()));
         children.iter_mut().for_each(|c| _ = await_end(c));
+        for disk in &self.disks {
+            _ = Command::new("umount").arg("-l").arg(disk).status();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::state::State;
 mod adopt;
 mod link;
 mod queue;
+mod room;
 mod tasks;
 
 const GATEWAY: SiteId = SiteId([9; 16]);

@@ -33,8 +33,8 @@ pub trait Above: Send + Sync + 'static {
     fn need_blob(&self, hash: BlobHash) -> BoxFuture<'static, Result<(), Refusal>>;
 
     /// Does this attempt's output count? What a fenced attempt brings is taken and dropped: it must not replace what its successor made. Where it counts:
-    /// the names of the files that the job wants back beside stdout and stderr.
-    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Option<Vec<String>>>;
+    /// the names of the files that the job wants back beside stdout and stderr. An error: it can't be said now.
+    fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Result<Option<Vec<String>>, Refusal>>;
 }
 
 /// The agents of a gateway. Cheap to clone.

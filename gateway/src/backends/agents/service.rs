@@ -195,6 +195,8 @@ struct Incoming {
     ack: pb::OutputAck,
     /// None: taken and dropped, because its attempt does not count. An error is told when the file is over.
     writer: Result<Option<OutputWriter>, Refusal>,
+    /// Where the disk has room.
+    fits: bool,
 }
 
 impl Upload {
@@ -228,34 +230,38 @@ impl Upload {
         if name.len() > NAME_BYTES_MAX + "out/".len() {
             return Err(Refusal::invalid(format!("the name of an output has {} bytes, at most {NAME_BYTES_MAX} are taken", name.len())));
         }
-        let ack = pb::OutputAck { job, number, task, name: name.clone(), error: String::new() };
+        let ack = pb::OutputAck { job, number, task, name: name.clone(), ..Default::default() };
         let hash = BlobHash::from_slice(&part.hash).ok_or_else(|| Refusal::invalid("malformed message: an output's first part has no hash"))?;
-        match self.counts(job, number, task).await {
-            None => return Ok(Incoming { ack, writer: Ok(None) }),
+        let standing = match self.counts(job, number, task).await {
+            Ok(standing) => standing,
+            Err(refusal) => return Ok(Incoming { ack, writer: Err(refusal), fits: true }),
+        };
+        match standing {
+            None => return Ok(Incoming { ack, writer: Ok(None), fits: true }),
             Some(wanted) => {
                 if !matches!(name.as_str(), "stdout" | "stderr") && !name.strip_prefix("out/").is_some_and(|file| wanted.iter().any(|w| w == file)) {
                     let refused = Refusal::invalid(format!("output {name:?} is not one that the job asked for"));
-                    return Ok(Incoming { ack, writer: Err(refused) });
+                    return Ok(Incoming { ack, writer: Err(refused), fits: false });
                 }
             }
         }
-        let outputs = self.inner.outputs.clone();
+        let (outputs, fits) = (self.inner.outputs.clone(), self.inner.outputs.could_hold(part.size));
         let begin = move || {
             let mut writer = OutputStore::writer(&outputs, job, task, &name, hash, part.size)?;
             writer.write(&part.data)?;
             Ok(Some(writer))
         };
-        Ok(Incoming { ack, writer: blocking(begin).await })
+        Ok(Incoming { ack, writer: blocking(begin).await, fits })
     }
 
-    async fn counts(&mut self, job: u64, number: u64, task: u32) -> Option<Arc<[String]>> {
+    async fn counts(&mut self, job: u64, number: u64, task: u32) -> Result<Standing, Refusal> {
         if self.standings.len() >= STANDINGS_MAX {
             self.standings.clear();
         }
-        match self.standings.entry((job, number, task)) {
+        Ok(match self.standings.entry((job, number, task)) {
             Entry::Occupied(known) => known.get().clone(),
-            Entry::Vacant(new) => new.insert(self.inner.above.counts(self.peer.id, job, number, task).await.map(Into::into)).clone(),
-        }
+            Entry::Vacant(new) => new.insert(self.inner.above.counts(self.peer.id, job, number, task).await?.map(Into::into)).clone(),
+        })
     }
 
     async fn finish(&self, file: Incoming) -> Result<(), Refusal> {
@@ -276,7 +282,8 @@ impl Upload {
                 Err(refusal) => Err(refusal),
             };
             if let Err(refusal) = stored {
-                ack.error = refusal.to_string();
+                let later = matches!(refusal.kind, RefusalKind::OverLimit | RefusalKind::Unavailable);
+                (ack.error, ack.no_room) = (refusal.to_string(), file.fits && later);
             }
             let _ = acks.send(Ok(ack)).await;
         });

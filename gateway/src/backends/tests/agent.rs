@@ -57,8 +57,8 @@ impl Above for Alone {
         .boxed()
     }
 
-    fn counts(&self, _: SiteId, _: u64, number: u64, _: u32) -> BoxFuture<'static, Option<Vec<String>>> {
-        std::future::ready((!self.fenced.lock().unwrap().contains(&number)).then(|| vec!["two".into()])).boxed()
+    fn counts(&self, _: SiteId, _: u64, number: u64, _: u32) -> BoxFuture<'static, Result<Option<Vec<String>>, Refusal>> {
+        std::future::ready(Ok((!self.fenced.lock().unwrap().contains(&number)).then(|| vec!["two".into()]))).boxed()
     }
 }
 

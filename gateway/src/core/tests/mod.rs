@@ -5,6 +5,7 @@ mod away;
 mod hand;
 mod orders;
 mod recover;
+mod room;
 mod steps;
 mod told;
 mod world;

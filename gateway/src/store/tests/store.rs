@@ -150,7 +150,7 @@ fn replaced_values_leave_no_parts_and_no_page_leaves_the_synced_file() {
 }
 
 #[test]
-fn a_full_disk_refuses_before_it_acknowledges_and_what_is_there_can_be_read() {
+fn a_full_disk_refuses_before_it_acknowledges_and_the_same_batch_goes_in_when_there_is_room() {
     let dir = scratch();
     let mut store = SledStore::open(dir.path()).unwrap();
     let batch = |n: u64| Batch { rows: vec![(vec![n as u8], Some(vec![1]))], changes: vec![(n, vec![])], ..Batch::default() };
@@ -158,17 +158,21 @@ fn a_full_disk_refuses_before_it_acknowledges_and_what_is_there_can_be_read() {
     let before = content(&store);
     let good = store.log_mut().swap_file(File::options().write(true).open("/dev/full").unwrap());
     let e = store.commit(&batch(2)).unwrap_err();
-    assert!(matches!(&e, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{e}");
-    assert!(e.to_string().contains("log/0000000001"), "{e}");
+    assert!(matches!(&e, StoreError::Full { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{e}");
+    assert!(e.to_string().contains("log/0000000001") && e.to_string().contains("make room"), "{e}");
     assert_eq!(before, content(&store));
-    // There is no second try, even where there is room again.
     store.log_mut().swap_file(good);
-    assert!(store.commit(&batch(2)).unwrap_err().to_string().contains("an earlier commit failed"));
-    assert_eq!(before, content(&store));
+    store.commit(&batch(2)).unwrap();
+    let after = content(&store);
     drop(store);
     let mut store = SledStore::open(dir.path()).unwrap();
-    assert_eq!(before, content(&store));
-    store.commit(&batch(2)).unwrap();
+    assert_eq!(after, content(&store));
+    // After any other error there is no second try.
+    let good = store.log_mut().swap_file(File::open("/dev/null").unwrap());
+    assert!(matches!(store.commit(&batch(3)).unwrap_err(), StoreError::Io { .. }));
+    store.log_mut().swap_file(good);
+    assert!(store.commit(&batch(3)).unwrap_err().to_string().contains("an earlier commit failed"));
+    assert_eq!(after, content(&store));
 }
 
 proptest! {
