@@ -36,6 +36,8 @@ pub enum Said {
         session: u64,
         /// To the gateway.
         up: mpsc::Sender<Up>,
+        /// The connection.
+        pool: Pool,
         /// Held as long as the session is wanted.
         end: oneshot::Sender<()>,
     },
@@ -104,7 +106,7 @@ impl Dial {
         let (up, ups) = mpsc::channel::<Up>(UP_QUEUE_MAX);
         let (end, mut ended) = oneshot::channel();
         let closed = |_| Refusal::new(RefusalKind::Unavailable, "this agent stops");
-        say.send(Said::Connected { session, up, end }).await.map_err(closed)?;
+        say.send(Said::Connected { session, up, pool: pool.clone(), end }).await.map_err(closed)?;
         let patience = Duration::from_millis(CONNECT_TIMEOUT_MS);
         let silent = |_| Refusal::new(RefusalKind::Unavailable, format!("the gateway did not answer within {CONNECT_TIMEOUT_MS} ms"));
         let attached = timeout(patience, pool.attach(ReceiverStream::new(ups).map(pb::Up::from))).await.map_err(silent)?;

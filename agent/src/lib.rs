@@ -15,6 +15,7 @@ pub mod dial;
 pub mod exec;
 pub mod fetch;
 pub mod limits;
+mod live;
 pub mod log;
 pub mod machine;
 pub mod past;

@@ -20,6 +20,7 @@ use crate::dial::{Said, random};
 use crate::exec::dirs::Dirs;
 use crate::fetch::Fetcher;
 use crate::limits::*;
+use crate::live;
 use crate::machine::Capacity;
 use crate::spool::{Order, Written};
 use crate::start::start;
@@ -47,6 +48,15 @@ pub(crate) struct Connection {
     session: u64,
     up: mpsc::Sender<Up>,
     _end: oneshot::Sender<()>,
+    _live: AbortOnDrop,
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// The agent's parts.
@@ -204,9 +214,10 @@ impl Shell {
     fn said(&mut self, desk: &mut Desk, said: Said) {
         let current = self.connection.as_ref().map(|c| c.session);
         match said {
-            Said::Connected { session, up, end } => {
+            Said::Connected { session, up, pool, end } => {
                 self.disconnect(desk);
-                self.connection = Some(Connection { session, up, _end: end });
+                let live = tokio::spawn(live::serve(pool, self.desk.clone(), self.dirs.clone(), self.me.site));
+                self.connection = Some(Connection { session, up, _end: end, _live: AbortOnDrop(live.abort_handle()) });
                 desk.step(Input::Connected { fresh: random() });
                 self.tell(desk);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use intergrid_gateway::backend::{Backend, Configured, Content, FromChild, Sink};
+use intergrid_gateway::backend::{Backend, Configured, Content, FromChild, Peek, Sink};
 use intergrid_proto::link::{Down, Hello, Hop, Up};
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, pb};
 use tokio::sync::mpsc;
@@ -168,6 +168,10 @@ impl Backend for Federation {
             Some(m) => m.output(child, job, task, name),
             None => std::future::ready(Err(self.0.away(child))).boxed(),
         }
+    }
+
+    fn peek(&self, child: SiteId, what: Peek, deadline: Duration) -> BoxFuture<'static, Result<pb::PeekReply, Refusal>> {
+        self.0.route(child).map_or_else(|r| std::future::ready(Err(r)).boxed(), |m| m.peek(child, what, deadline))
     }
 
     fn put_blob(&self, child: SiteId, hash: BlobHash, file: PathBuf) -> BoxFuture<'static, Result<(), Refusal>> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::Stream;
 use futures::future::BoxFuture;
 use intergrid_proto::link::{Down, Hop, Up};
-use intergrid_proto::{BlobHash, Refusal, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, pb};
 use tokio::sync::mpsc;
 
 /// What a child says, or that it has gone.
@@ -47,6 +47,23 @@ pub struct Configured {
     pub unreachable: String,
 }
 
+/// What a running task has printed is asked for: from where on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Peek {
+    /// Our number of the job.
+    pub job: u64,
+    /// And of the placement.
+    pub number: u64,
+    /// Its index.
+    pub task: u32,
+    /// As [`pb::PeekRequest`]: whose output the offsets are of.
+    pub attempt: Vec<u8>,
+    /// Bytes that are known.
+    pub stdout: u64,
+    /// The same of stderr.
+    pub stderr: u64,
+}
+
 /// What runs tasks for a gateway.
 pub trait Backend: Send + Sync + 'static {
     /// One word: `agents`, `federation`, `slurm`, ...
@@ -70,6 +87,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// An output of an ended task. `job` is our number of it. Where the child that has it is away, `Unavailable`; nobody else is asked.
     fn output(&self, child: SiteId, job: u64, task: u32, name: String) -> BoxFuture<'static, Result<Content, Refusal>>;
+
+    /// What a running task has printed. A leaf that can't look at what runs says so.
+    fn peek(&self, _child: SiteId, what: Peek, _deadline: Duration) -> BoxFuture<'static, Result<pb::PeekReply, Refusal>> {
+        let message = format!("what task {} has printed is seen when it has ended: it runs in {}", what.task, self.kind());
+        Box::pin(std::future::ready(Err(Refusal::new(RefusalKind::NotFound, message))))
+    }
 
     /// Give a child content that it asked for. A leaf whose children fetch for themselves does nothing.
     fn put_blob(&self, child: SiteId, hash: BlobHash, file: PathBuf) -> BoxFuture<'static, Result<(), Refusal>>;

@@ -54,6 +54,8 @@ pub const CALL_BYTES_MAX: usize = 1024 * 1024;
 pub const BLOB_BYTES_MAX: u64 = 64 << 30;
 /// One part of a file on the wire.
 pub const BLOB_PART_BYTES: usize = 256 * 1024;
+/// Of each stream of a running task, in one answer to who follows it.
+pub const LIVE_BYTES_MAX: usize = 64 * 1024;
 /// How long a site waits for content from the level above.
 pub const BLOB_WAIT_MS: u64 = 120_000;
 /// Events that may be on their way on one link without an acknowledgement.

@@ -15,6 +15,8 @@ mod daemons;
 mod environment;
 #[path = "cli/jobs.rs"]
 mod jobs;
+#[path = "cli/live.rs"]
+mod live;
 #[path = "cli/orders.rs"]
 mod orders;
 #[path = "cli/past.rs"]

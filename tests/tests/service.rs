@@ -36,6 +36,8 @@ const MAY: &[(&str, [bool; 4])] = &[
     ("explain placed", [false, false, true, false]),
     ("get_output", [true, true, false, false]),
     ("get_output placed", [false, false, true, false]),
+    ("peek", [true, true, false, false]),
+    ("peek placed", [false, false, true, false]),
     ("hosts", [true, true, true, false]),
     ("has_blobs", [true, true, true, false]),
     ("put_blob", [true, true, true, false]),
@@ -43,6 +45,7 @@ const MAY: &[(&str, [bool; 4])] = &[
     ("attach", [false, false, false, true]),
     ("get_blob", [false, false, false, true]),
     ("put_outputs", [false, false, false, true]),
+    ("peeks", [false, false, false, true]),
 ];
 
 /// Make a call, as right as the caller can: what it says when it is let through does not matter.
@@ -76,6 +79,7 @@ async fn call(c: &Client, what: &str, blob: &[u8]) -> Result<(), Refusal> {
         "history" => answer(grid.history(about(job))).await.map(drop),
         "explain" => answer(grid.explain(about(job))).await.map(drop),
         "get_output" => answer(grid.get_output(pb::OutputRequest { job, task: 0, name: "stdout".into() })).await.map(drop),
+        "peek" => answer(grid.peek(pb::PeekRequest { job, ..Default::default() })).await.map(drop),
         "hosts" => answer(grid.hosts(pb::HostsRequest::default())).await.map(drop),
         "has_blobs" => answer(grid.has_blobs(pb::BlobHashes { hashes: vec![hash] })).await.map(drop),
         "put_blob" => answer(grid.put_blob(tokio_stream::iter([part]))).await.map(drop),
@@ -83,6 +87,7 @@ async fn call(c: &Client, what: &str, blob: &[u8]) -> Result<(), Refusal> {
         "attach" => answer(pool.attach(tokio_stream::iter(Vec::<pb::Up>::new()))).await.map(drop),
         "get_blob" => answer(pool.get_blob(pb::BlobHash { hash })).await.map(drop),
         "put_outputs" => answer(pool.put_outputs(tokio_stream::iter(Vec::<pb::OutputPart>::new()))).await.map(drop),
+        "peeks" => answer(pool.peeks(tokio_stream::iter(Vec::<pb::PeekAnswer>::new()))).await.map(drop),
         other => panic!("no call {other}"),
     }
 }

@@ -18,7 +18,7 @@ mod words;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::Hop;
+use intergrid_proto::link::{Attempts, Hop};
 use intergrid_proto::share::{Shape, cost};
 use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
 
@@ -262,6 +262,17 @@ impl Core {
     /// Content that tasks here still need.
     pub fn blobs_in_use(&self) -> BTreeSet<BlobHash> {
         self.plans.values().flat_map(|s| s.plan.spec.blobs()).map(|f| f.hash).collect()
+    }
+
+    /// A task that has started and not been told to have ended, as its gateway calls it: its key, and its process where that runs.
+    pub fn live(&self, number: u64, task: u32) -> Option<(Key, Option<i32>)> {
+        let at = self.as_placed(Attempts { number, job: 0, tasks: TaskSet::one(task) });
+        let key = (at.number, at.tasks.first()?);
+        match self.lives.get(&key)?.stage {
+            Stage::Running(pid) => Some((key, Some(pid))),
+            Stage::Uploading => Some((key, None)),
+            Stage::Claiming | Stage::Ready | Stage::Starting => None,
+        }
     }
 
     /// Process groups that live, by task.

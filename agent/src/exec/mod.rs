@@ -146,6 +146,11 @@ impl Executor {
         self.done.push(Input::Exited(group.key, report));
     }
 
+    /// The pair of streams that a group writes to.
+    pub fn pair(&self, pid: i32) -> Option<u32> {
+        self.groups.get(&pid)?.pair
+    }
+
     /// Look at the groups that nobody tells us of.
     pub fn poll(&mut self) {
         let mut watched = std::mem::take(&mut self.watched);

@@ -224,6 +224,7 @@ type Parts<T> = ReceiverStream<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl Pool for Gateway {
+    type PeeksStream = Parts<pb::PeekQuestion>;
     type AttachStream = Parts<pb::Down>;
     type GetBlobStream = Parts<pb::BlobPart>;
     type PutOutputsStream = Parts<pb::OutputAck>;
@@ -255,6 +256,10 @@ impl Pool for Gateway {
             parts.try_send(Ok(pb::BlobPart { hash, size, data: data.to_vec().into() })).unwrap();
         }
         Ok(Response::new(ReceiverStream::new(out)))
+    }
+
+    async fn peeks(&self, _: Request<Streaming<pb::PeekAnswer>>) -> Result<Response<Self::PeeksStream>, Status> {
+        Err(Status::unimplemented("nobody follows"))
     }
 
     async fn put_outputs(&self, request: Request<Streaming<pb::OutputPart>>) -> Result<Response<Self::PutOutputsStream>, Status> {

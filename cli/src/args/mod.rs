@@ -173,8 +173,9 @@ pub struct SubmitArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
-What a task has written to stdout and stderr is printed when the task has ended,
-of an array with the task's index before each line. Ctrl-C cancels the job.
+What a task writes to stdout and stderr is printed as it comes, of an array with
+the task's index before each line, at most 16 tasks at a time; the rest when they
+have ended. Ctrl-C cancels the job.
 
 Exit code: the command's own; 128+n where signal n ended it; of an array that of
 the first task that failed; 125 where it is not the command that failed.
@@ -242,7 +243,7 @@ pub struct WaitArgs {
 pub struct LogsArgs {
     /// A job, and tasks of it as JOB[3], JOB.3 or JOB[0-9,12]; without any: task 0. Of several, each line begins with its task.
     pub job: String,
-    /// Wait for tasks that have not ended, and print each when it has.
+    /// Follow tasks that have not ended: what they print as they do, the first 16 that run at a time.
     #[arg(short, long)]
     pub follow: bool,
     /// Its stderr instead of its stdout.

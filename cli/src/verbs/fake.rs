@@ -184,6 +184,10 @@ impl Grid for Service {
         Ok(Response::new(pb::Host { slots_total: 2, ..Default::default() }))
     }
 
+    async fn peek(&self, _: Request<pb::PeekRequest>) -> Result<Response<pb::PeekReply>, Status> {
+        Ok(Response::new(pb::PeekReply::default()))
+    }
+
     async fn get_output(&self, request: Request<pb::OutputRequest>) -> Result<Response<Self::GetOutputStream>, Status> {
         let request = request.into_inner();
         let found = self.state.lock().unwrap().outputs.get(&(request.task, request.name.clone())).cloned();

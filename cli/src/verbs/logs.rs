@@ -1,8 +1,8 @@
-//! `logs`: what tasks have printed, verified by its hash at this end; with `-f` also of tasks that have yet to end, each when it has.
-//!
-//! Sites have a task's output from its end on, so nothing is shown of a task that runs.
+//! `logs`: what tasks have printed, verified by its hash at this end; with `-f` also of tasks that have yet to end: as they print it where it can be had, and
+//! the rest when they have ended.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::stream::{StreamExt, iter};
 use intergrid_proto::{BlobHash, Phase, Refusal, RefusalKind, TaskSet, pb};
@@ -16,12 +16,15 @@ use crate::names::JobName;
 use crate::out::Out;
 use crate::render;
 use crate::stop::{Result, Stop};
+use crate::verbs::live::{Live, Shown};
 use crate::verbs::{Context, jobs, wait};
 
 /// What `--json` puts into one object.
 const JSON_TEXT_BYTES_MAX: u64 = 16 << 20;
 /// Outputs that are asked for ahead of the one that is printed.
 const AHEAD_MAX: usize = 8;
+/// What running tasks print is asked for so often, while somebody follows.
+const LIVE_INTERVAL: Duration = Duration::from_millis(300);
 /// Of a line that is longer, each part is told to be of its task.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
@@ -45,7 +48,7 @@ pub enum Streams {
 }
 
 impl Streams {
-    fn names(self) -> &'static [&'static str] {
+    pub(super) fn names(self) -> &'static [&'static str] {
         match self {
             Streams::Out => &["stdout"],
             Streams::Err => &["stderr"],
@@ -99,7 +102,7 @@ async fn printed(printer: &Printer<'_>, tasks: &TaskSet) -> Result<TaskSet> {
         if ended.is_empty() {
             break;
         }
-        printer.print_all(&ended).await?;
+        printer.print_all(&ended, &mut Live::default()).await?;
         left = left.subtract(&ended);
     }
     Ok(left)
@@ -118,15 +121,21 @@ pub async fn follow(printer: &Printer<'_>, tasks: &TaskSet, before: impl Fn()) -
         ended.map_err(Stop::from)
     };
     let printing = async {
-        let mut left = tasks.clone();
+        let (mut left, mut live) = (tasks.clone(), Live::default());
         while !left.is_empty() {
-            // An error: all have ended.
-            let _ = news.changed().await;
+            // None: nothing is new. An error: all have ended.
+            let changed = tokio::time::timeout(live.due_in(LIVE_INTERVAL), news.changed()).await.ok();
+            if live.due_in(LIVE_INTERVAL).is_zero() && !matches!(changed, Some(Err(_))) {
+                live.round(printer, &left, &before).await?;
+            }
+            if changed.is_none() {
+                continue;
+            }
             let ended = ended_among(printer.client, &printer.job, &left).await?;
             if !ended.is_empty() {
                 before();
             }
-            printer.print_all(&ended).await?;
+            printer.print_all(&ended, &mut live).await?;
             left = left.subtract(&ended);
         }
         Ok(())
@@ -164,14 +173,17 @@ impl Printer<'_> {
             .buffered(AHEAD_MAX)
     }
 
-    /// Of tasks that have ended.
-    async fn print_all(&self, ended: &TaskSet) -> Result<()> {
+    /// Of tasks that have ended; what was shown of them before is not shown again.
+    async fn print_all(&self, ended: &TaskSet, live: &mut Live) -> Result<()> {
         let mut outputs = pin!(self.outputs(ended.iter().collect()));
         while let Some((task, name, output)) = outputs.next().await {
             match output {
-                Ok(incoming) => self.print(task, name, incoming).await?,
+                Ok(incoming) => self.print(task, name, incoming, live.take(task, name)).await?,
                 // Sites keep no empty output; nor is there one of a task that never started.
-                Err(r) if r.kind == RefusalKind::NotFound => self.nothing(task, name, &r)?,
+                Err(r) if r.kind == RefusalKind::NotFound => match live.take(task, name) {
+                    Some(mut shown) => self.write(name, &shown.lines.rest())?,
+                    None => self.nothing(task, name, &r)?,
+                },
                 Err(r) => return Err(r.into()),
             }
         }
@@ -192,18 +204,38 @@ impl Printer<'_> {
         Ok(())
     }
 
-    async fn print(&self, task: u32, name: &'static str, mut incoming: Incoming) -> Result<()> {
+    /// Where it belongs.
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if self.streams == Streams::Both && name == "stderr" { self.out.error_bytes(bytes) } else { self.out.bytes(bytes) }
+    }
+
+    async fn print(&self, task: u32, name: &'static str, incoming: Incoming, shown: Option<Shown>) -> Result<()> {
         if self.out.json {
             return self.object(task, name, incoming).await;
         }
-        let aside = self.streams == Streams::Both && name == "stderr";
-        let write = |bytes: &[u8]| if aside { self.out.error_bytes(bytes) } else { self.out.bytes(bytes) };
-        let mut lines = Lines::new(self.label.then_some(task));
-        while let Some(data) = incoming.part().await? {
-            write(&lines.take(&data))?;
+        if let Some(shown) = shown {
+            if self.print_rest(name, incoming, shown).await? {
+                return Ok(());
+            }
+            self.out.note(format!("{name} of task {task} is not what was shown: that was of an attempt that was lost; this is all of it"));
+            let again = Incoming::open(self.client, &self.job, task, name).await?;
+            return self.print_rest(name, again, Shown::new(self.label.then_some(task))).await.map(drop);
         }
-        write(&lines.rest())?;
-        self.out.flush()
+        self.print_rest(name, incoming, Shown::new(self.label.then_some(task))).await.map(drop)
+    }
+
+    /// What follows what was shown. False: it is another text.
+    async fn print_rest(&self, name: &str, mut incoming: Incoming, mut shown: Shown) -> Result<bool> {
+        while let Some(data) = incoming.part().await? {
+            let Some(fresh) = shown.behind(&data) else { return Ok(false) };
+            self.write(name, &shown.lines.take(fresh))?;
+        }
+        if !shown.is_whole() {
+            return Ok(false);
+        }
+        self.write(name, &shown.lines.rest())?;
+        self.out.flush()?;
+        Ok(true)
     }
 
     async fn object(&self, task: u32, name: &str, mut incoming: Incoming) -> Result<()> {
@@ -221,18 +253,19 @@ impl Printer<'_> {
 }
 
 /// Puts a task before each of its lines; without one bytes go through as they are.
-struct Lines {
+#[derive(Debug)]
+pub(super) struct Lines {
     label: Option<String>,
     begun: Vec<u8>,
 }
 
 impl Lines {
-    fn new(task: Option<u32>) -> Self {
+    pub(super) fn new(task: Option<u32>) -> Self {
         Lines { label: task.map(|t| format!("[{t}] ")), begun: Vec::new() }
     }
 
     /// Whole lines; what is begun waits for its end.
-    fn take(&mut self, data: &[u8]) -> Vec<u8> {
+    pub(super) fn take(&mut self, data: &[u8]) -> Vec<u8> {
         let Some(label) = &self.label else { return data.to_vec() };
         let mut whole = Vec::with_capacity(data.len() + label.len());
         for part in data.split_inclusive(|b| *b == b'\n') {

@@ -8,6 +8,7 @@ pub mod fetch;
 pub mod history;
 pub mod hosts;
 pub mod jobs;
+pub mod live;
 pub mod logs;
 pub mod run;
 pub mod submit;

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 
 use super::{LINK_QUEUE_MESSAGES_MAX, bulk};
-use crate::backend::{Backend, Configured, Content, FromChild, Sink};
+use crate::backend::{Backend, Configured, Content, FromChild, Peek, Sink};
 use crate::queue::{self, QUEUE_BYTES_MAX};
 
 /// Files that are sent to one child at once.
@@ -354,6 +354,17 @@ impl Backend for Remote {
             let mut grid = bulk::client(inner.bulk(child).await?);
             let got = inner.ask(CALL_TIMEOUT, grid.get_output(pb::OutputRequest { job: placed(job), task, name })).await;
             bulk::receive(got.map_err(|r| inner.bulk_failed(r))?).await
+        }
+        .boxed()
+    }
+
+    fn peek(&self, child: SiteId, what: Peek, deadline: Duration) -> BoxFuture<'static, Result<pb::PeekReply, Refusal>> {
+        let inner = self.0.clone();
+        async move {
+            let mut grid = inner.control(child)?;
+            let Peek { job, task, attempt, stdout, stderr, .. } = what;
+            let request = pb::PeekRequest { job: placed(job), task, attempt, stdout, stderr, deadline_ms: left_ms(deadline) };
+            inner.ask(deadline, grid.peek(request)).await
         }
         .boxed()
     }

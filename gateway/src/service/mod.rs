@@ -4,6 +4,7 @@
 mod answers;
 pub mod callers;
 mod link;
+mod live;
 mod orders;
 mod past;
 mod some;
@@ -312,6 +313,14 @@ impl pb::grid_server::Grid for Service {
             let _until_read = &reading;
             part
         }))))
+    }
+
+    async fn peek(&self, request: Request<pb::PeekRequest>) -> Answer<pb::PeekReply> {
+        let peer = caller(&request)?;
+        let r = request.into_inner();
+        let _turn = self.callers.tree_call(&peer).await?;
+        let job = self.find(&peer, r.job.clone()).await?;
+        Ok(Response::new(self.peek_of(job, r).await?))
     }
 
     async fn has_blobs(&self, request: Request<pb::BlobHashes>) -> Answer<pb::BlobHashes> {

@@ -25,7 +25,7 @@ pub(super) fn deadline(ms: u32) -> Duration {
     }
 }
 
-fn less(deadline: Duration) -> Duration {
+pub(super) fn less(deadline: Duration) -> Duration {
     deadline.saturating_sub(HOP_MARGIN).max(DEADLINE_MIN)
 }
 

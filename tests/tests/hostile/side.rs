@@ -376,6 +376,11 @@ impl GridService for Script {
     async fn hosts(&self, _: Request<pb::HostsRequest>) -> Result<Response<pb::Host>, Status> {
         self.answers.host.clone().map_or_else(no, |h| Ok(Response::new(h)))
     }
+    /// Says more than was asked for.
+    async fn peek(&self, _: Request<pb::PeekRequest>) -> Result<Response<pb::PeekReply>, Status> {
+        let stdout = vec![0; intergrid_proto::limits::LIVE_BYTES_MAX + 1];
+        Ok(Response::new(pb::PeekReply { attempt: vec![1], stdout, ..Default::default() }))
+    }
     /// Says that it has three bytes, and never ends.
     async fn get_output(&self, _: Request<pb::OutputRequest>) -> Result<Response<Self::GetOutputStream>, Status> {
         let part = |n: u8| pb::BlobPart { hash: if n == 0 { vec![7; 32] } else { Vec::new() }, size: 3, data: vec![0; 64 * 1024].into() };

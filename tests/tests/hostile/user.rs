@@ -92,6 +92,10 @@ async fn absurd_submissions_are_refused_by_name() {
         let request = pb::OutputRequest { job: by_id(&job), task, name: "stdout".into() };
         answer(eve.grid.clone().get_output(request)).await.expect_err("no task");
     }
+    for task in [1, u32::MAX] {
+        let request = pb::PeekRequest { job: by_id(&job), task, stdout: u64::MAX - 1, attempt: vec![9; 100_000], ..Default::default() };
+        answer(eve.grid.clone().peek(request)).await.expect_err("no task");
+    }
     for value in [2, 9, i32::MIN] {
         answer(eve.grid.clone().set_want(pb::SetWantRequest { job: by_id(&job), value, tasks: None })).await.expect_err("no wish");
     }

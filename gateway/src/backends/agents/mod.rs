@@ -3,6 +3,7 @@
 //! Invariant: one live session per id and per name; what reaches the sink comes from the agent that its certificate names, hello first. The pool decides
 //! nothing about tasks. Outputs of agents live here, at the gateway, because machines go away.
 
+mod live;
 mod process;
 mod provider;
 mod service;
@@ -22,7 +23,7 @@ use tokio::sync::oneshot;
 pub use process::{ProcessConfig, ProcessProvider};
 pub use provider::{Provider, StaticProvider};
 
-use crate::backend::{Backend, Configured, Content, Sink};
+use crate::backend::{Backend, Configured, Content, Peek, Sink};
 use crate::blobs::BlobStore;
 use crate::outputs::OutputStore;
 use crate::queue;
@@ -48,6 +49,7 @@ struct Inner {
     above: Arc<dyn Above>,
     sink: OnceLock<Sink>,
     sessions: Mutex<BTreeMap<SiteId, Session>>,
+    asked: live::Asked,
 }
 
 struct Session {
@@ -62,8 +64,8 @@ struct Session {
 impl AgentPool {
     /// A pool whose machines come from `provider`.
     pub fn new(provider: Arc<dyn Provider>, blobs: BlobStore, outputs: OutputStore, above: Arc<dyn Above>) -> Arc<Self> {
-        let (sink, sessions) = (OnceLock::new(), Mutex::default());
-        Arc::new(AgentPool(Arc::new(Inner { provider, blobs, outputs, above, sink, sessions })))
+        let (sink, sessions, asked) = (OnceLock::new(), Mutex::default(), live::Asked::default());
+        Arc::new(AgentPool(Arc::new(Inner { provider, blobs, outputs, above, sink, sessions, asked })))
     }
 
     /// What the listener serves to agents.
@@ -142,6 +144,10 @@ impl Backend for AgentPool {
     fn output(&self, _: SiteId, job: u64, task: u32, name: String) -> BoxFuture<'static, Result<Content, Refusal>> {
         let outputs = self.0.outputs.clone();
         async move { outputs.get(job, task, &name).await }.boxed()
+    }
+
+    fn peek(&self, child: SiteId, what: Peek, deadline: Duration) -> BoxFuture<'static, Result<pb::PeekReply, Refusal>> {
+        self.0.asked.ask(child, what, deadline)
     }
 
     /// Agents fetch for themselves.

@@ -50,6 +50,13 @@ impl Pool for AgentPool {
     type AttachStream = Parts<pb::Down>;
     type GetBlobStream = Parts<pb::BlobPart>;
     type PutOutputsStream = Parts<pb::OutputAck>;
+    type PeeksStream = Parts<pb::PeekQuestion>;
+
+    async fn peeks(&self, request: Request<Streaming<pb::PeekAnswer>>) -> Result<Response<Self::PeeksStream>, Status> {
+        let peer = agent(&request)?;
+        let questions = self.0.asked.open(peer.id, request.into_inner());
+        Ok(Response::new(Box::pin(ReceiverStream::new(questions).map(Ok))))
+    }
 
     async fn attach(&self, request: Request<Streaming<pb::Up>>) -> Result<Response<Self::AttachStream>, Status> {
         let peer = agent(&request)?;

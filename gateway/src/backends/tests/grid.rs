@@ -102,6 +102,10 @@ impl Grid for TestGrid {
         Ok(Response::new(host(end.hop(), "test", &[end.share()])))
     }
 
+    async fn peek(&self, _: Request<pb::PeekRequest>) -> Answer<pb::PeekReply> {
+        Err(Status::unimplemented("nobody follows"))
+    }
+
     async fn get_output(&self, request: Request<pb::OutputRequest>) -> Answer<Self::GetOutputStream> {
         let r = request.into_inner();
         let bytes = self.end.lock().unwrap().stdout(placed(r.job), r.task).filter(|_| r.name == "stdout");
