@@ -11,6 +11,7 @@ use intergrid_proto::net::server;
 use intergrid_proto::net::trust::Trust;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId};
 use tokio::sync::{OnceCell, mpsc};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
 use crate::backend::Backend;
@@ -250,16 +251,18 @@ impl Running {
         fault.map_or(Ok(()), Err)
     }
 
-    /// End in order: no new calls, links closed, machines of a provider ended.
+    /// End in order: no new calls, links closed, machines of a provider ended unless they run something.
     pub async fn stop(mut self) {
+        // Where the engine does not say so in time, all may be busy.
+        let busy = timeout(DRAIN, self.engine.look(|core| core.busy_children())).await.ok().and_then(Result::ok);
         _ = self.stop.send(true);
         for server in &mut self.servers {
-            if tokio::time::timeout(DRAIN, &mut *server).await.is_err() {
+            if timeout(DRAIN, &mut *server).await.is_err() {
                 server.abort();
             }
         }
         if let Some(pool) = &self.pool {
-            pool.end_machines().await;
+            pool.end_machines(busy.unwrap_or_else(|| pool.configured().into_iter().map(|c| c.name).collect())).await;
         }
         self.failed.abort();
     }

@@ -1,5 +1,7 @@
 //! What people are told: pure reads of the core. A waiting phase always comes with its reason: the one constructor of a count asks for it.
 
+use std::collections::BTreeSet;
+
 use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
 use intergrid_proto::link::{Hop, Kind};
@@ -157,6 +159,12 @@ impl Core {
             ..Default::default()
         };
         (explanation, children.into_iter().map(|c| self.child_hop(c)).collect())
+    }
+
+    /// Names of children that something is placed on.
+    pub fn busy_children(&self) -> BTreeSet<String> {
+        let placed = |id: &SiteId| self.state.placed_on.get(id).is_some_and(|p| !p.is_empty());
+        self.children.iter().filter(|(id, _)| placed(id)).map(|(_, c)| c.hop.name.clone()).collect()
     }
 
     /// This site, and its children with how they are: asked for more where they are attached. Agents are told in full from what they last said.

@@ -78,9 +78,9 @@ impl AgentPool {
         self.0.provider.start(endpoint.to_string());
     }
 
-    /// End the machines that the provider has made.
-    pub async fn end_machines(&self) {
-        self.0.provider.stop().await;
+    /// End the machines that the provider has made; those of `busy` run something.
+    pub async fn end_machines(&self, busy: BTreeSet<String>) {
+        self.0.provider.stop(busy).await;
     }
 }
 

@@ -1,9 +1,9 @@
 //! Agents as processes on this machine. Each has its directory `<state>/agents/<name>` with its identity, its configuration, its log and its own state.
 //!
 //! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line is adopted,
-//! not doubled, so that tasks go on while a gateway is away. It asks /proc, and trusts no file for a pid.
+//! not doubled, so that tasks go on while a gateway is away: killed, or stopped in order while they run something. It asks /proc, and trusts no file for a pid.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -61,10 +61,13 @@ pub struct ProcessConfig {
 /// Agents as processes.
 pub struct ProcessProvider {
     config: Arc<ProcessConfig>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     keepers: Mutex<Vec<JoinHandle<()>>>,
     faults: Faults,
 }
+
+/// None: go on. Else whom to leave: they run something.
+type Stop = Option<Arc<BTreeSet<String>>>;
 
 /// Why an agent is not up, by name; an entry for each that is not.
 type Faults = Arc<Mutex<BTreeMap<String, String>>>;
@@ -84,7 +87,7 @@ struct AgentToml<'a> {
 impl ProcessProvider {
     /// With this configuration; nothing runs before `start`.
     pub fn new(config: ProcessConfig) -> Arc<Self> {
-        Arc::new(ProcessProvider { config: Arc::new(config), stop: watch::Sender::new(false), keepers: Mutex::default(), faults: Faults::default() })
+        Arc::new(ProcessProvider { config: Arc::new(config), stop: watch::Sender::new(None), keepers: Mutex::default(), faults: Faults::default() })
     }
 
     fn names(&self) -> Vec<String> {
@@ -109,8 +112,10 @@ impl Provider for ProcessProvider {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).extend(keepers);
     }
 
-    fn stop(&self) -> BoxFuture<'static, ()> {
-        self.stop.send_replace(true);
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
+        // An agent that dies with us ends its tasks in order, and says so while it can.
+        let left = if self.config.die_with_parent { BTreeSet::new() } else { busy };
+        self.stop.send_replace(Some(Arc::new(left)));
         let keepers = std::mem::take(&mut *self.keepers.lock().unwrap_or_else(PoisonError::into_inner));
         join_all(keepers).map(drop).boxed()
     }
@@ -121,7 +126,7 @@ struct Keeper {
     config: Arc<ProcessConfig>,
     name: String,
     endpoint: String,
-    stop: watch::Receiver<bool>,
+    stop: watch::Receiver<Stop>,
     faults: Faults,
 }
 
@@ -135,7 +140,7 @@ enum Process {
 impl Keeper {
     async fn run(mut self) {
         let (mut pause, mut said) = (REDIAL_MIN_MS, String::new());
-        while !*self.stop.borrow() {
+        while self.stop.borrow().is_none() {
             let began = Instant::now();
             let why = match self.up().await {
                 Ok(process) => {
@@ -145,7 +150,7 @@ impl Keeper {
                 Err(refusal) => refusal.to_string(),
             };
             self.fault(Some(&why));
-            if *self.stop.borrow() {
+            if self.stop.borrow().is_some() {
                 return;
             }
             if why != said {
@@ -185,6 +190,15 @@ impl Keeper {
         blocking(move || plan.prepare(&config).map(|()| plan)).await?.spawn(&self.config)
     }
 
+    /// Is it to be left as it is?
+    fn is_left(&self) -> bool {
+        let left = self.stop.borrow().as_ref().is_some_and(|busy| busy.contains(&self.name));
+        if left {
+            tracing::info!(agent = %self.name, "left running: it has work, and the next start of this gateway adopts it");
+        }
+        left
+    }
+
     /// Until it ends, which is told, or shall end.
     async fn watch(&mut self, process: Process) -> String {
         match process {
@@ -192,7 +206,9 @@ impl Keeper {
                 let ended = tokio::select! {
                     ended = child.wait() => ended,
                     _ = self.stop.changed() => {
-                        end(Process::Ours(child, stdin)).await;
+                        if !self.is_left() {
+                            end(Process::Ours(child, stdin)).await;
+                        }
                         return String::new();
                     }
                 };
@@ -205,8 +221,10 @@ impl Keeper {
                 let file = self.config.dir(&self.name).join(CONFIG_FILE);
                 while is_ours(pid, &file) {
                     if timeout(Duration::from_millis(LOOK_INTERVAL_MS), self.stop.changed()).await.is_ok() {
-                        end(Process::Adopted(pid)).await;
-                        break;
+                        if !self.is_left() {
+                            end(Process::Adopted(pid)).await;
+                        }
+                        return String::new();
                     }
                 }
                 "its process, which was adopted, has ended; see agent.log".to_string()
@@ -393,7 +411,15 @@ mod tests {
         second.start("127.0.0.1:7".into());
         sleep(Duration::from_millis(500)).await;
         assert_eq!((3, pids), (starts(dir), [find(&config(0)).unwrap(), find(&config(1)).unwrap()]));
-        second.stop().await;
+        let busy = BTreeSet::from(["g-1".to_string()]);
+        second.stop(busy).await;
+        until("the idle one is gone", || find(&config(0)).is_none()).await;
+        assert_eq!(Some(pids[1]), find(&config(1)), "the busy one is left");
+        let third = provider(dir, false);
+        third.start("127.0.0.1:7".into());
+        until("a fourth start", || starts(dir) == 4).await;
+        assert_eq!(Some(pids[1]), find(&config(1)), "adopted again");
+        third.stop(BTreeSet::new()).await;
         until("no agents", || find(&config(0)).is_none() && find(&config(1)).is_none()).await;
     }
 
@@ -407,6 +433,6 @@ mod tests {
         sleep(Duration::from_millis(300)).await;
         let faults = provider.machines();
         assert!(faults.len() == 2 && faults.iter().all(|(_, why)| why.contains("waits.sh") && why.contains("start")), "it is said why: {faults:?}");
-        timeout(Duration::from_secs(2), provider.stop()).await.expect("stops at once");
+        timeout(Duration::from_secs(2), provider.stop(BTreeSet::new())).await.expect("stops at once");
     }
 }

@@ -1,5 +1,7 @@
 //! Makers of machines. A provider sees to it that machines are there; what they do, they are told over their links.
 
+use std::collections::BTreeSet;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
@@ -14,8 +16,8 @@ pub trait Provider: Send + Sync + 'static {
     /// Begin, inside a tokio runtime: agents shall dial this endpoint.
     fn start(&self, endpoint: String);
 
-    /// End what was made; done when it is gone.
-    fn stop(&self) -> BoxFuture<'static, ()>;
+    /// End what was made; done when it is gone. Those of `busy` run something: where this provider finds its machines again, they are left for its next start.
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()>;
 }
 
 /// Machines come by themselves: somebody else starts their agents.
@@ -33,7 +35,7 @@ impl Provider for StaticProvider {
 
     fn start(&self, _: String) {}
 
-    fn stop(&self) -> BoxFuture<'static, ()> {
+    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, ()> {
         std::future::ready(()).boxed()
     }
 }
