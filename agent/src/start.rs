@@ -54,7 +54,8 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?;
     let clock = Clock::new();
     let (mut spool, records) = Spool::open(&config.state)?;
-    let disk = Disk::open(&config.state, config.state_free_min_bytes, "state_free_min_bytes").map_err(|e| broken("look at the disk of the state", e))?;
+    let disk =
+        Disk::open(&config.state, config.state_free_min_bytes, "state_free_min_bytes").map_err(|e| broken("look at the disk of the state", e))?;
     spool = spool.on(disk.clone());
     let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
     let state = State::replay(records)?;

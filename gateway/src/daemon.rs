@@ -185,7 +185,8 @@ impl Running {
         let me = Hop { site: identity.id(), name: site.name.clone(), kind };
         std::fs::create_dir_all(&site.state).map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
         let min = Some(site.limits.store_free_min_bytes);
-        let disk = Disk::open(&site.state, min, "limits.store_free_min_bytes").map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
+        let disk =
+            Disk::open(&site.state, min, "limits.store_free_min_bytes").map_err(|e| Refusal::invalid(format!("{}: {e}", site.state.display())))?;
         let store = match SledStore::open(site.state.join("store")) {
             Err(e) if e.is_full() && disk.give_up() => SledStore::open(site.state.join("store")),
             opened => opened,

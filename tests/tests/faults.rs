@@ -1,4 +1,5 @@
-//! kill -9 and restart of one part of a real tree, in the middle of 500 tasks: root broker, middle broker, gateway, two agents of two slots.
+//! Faults of a real tree in the middle of arrays: root broker, middle broker, gateway, two agents of two slots; each a process of its own. [`matrix`] has them
+//! all, singly and in pairs, at random points; the others have one thing each.
 //!
 //! Starts are counted by the payload itself: each appends a line to a file of its task, outside of everything that is ours.
 
@@ -19,6 +20,10 @@ mod dialling;
 mod full;
 #[path = "faults/killed.rs"]
 mod killed;
+#[path = "faults/matrix.rs"]
+mod matrix;
+#[path = "faults/proxy.rs"]
+mod proxy;
 #[path = "faults/recovered.rs"]
 mod recovered;
 #[path = "faults/staged.rs"]

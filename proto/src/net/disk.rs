@@ -87,7 +87,11 @@ impl Disk {
     pub fn give_up(&self) -> bool {
         let gone = fs::remove_file(&self.0.ballast).is_ok();
         if gone {
-            tracing::warn!("{} is full: the ballast of {} bytes is given up, so that running work can end", self.0.dir.display(), self.0.ballast_bytes);
+            tracing::warn!(
+                "{} is full: the ballast of {} bytes is given up, so that running work can end",
+                self.0.dir.display(),
+                self.0.ballast_bytes
+            );
         }
         gone
     }

@@ -46,7 +46,8 @@ fn a_task_that_starts_again_is_said_to_and_shown_from_its_beginning() {
     let user = tree.user("campus");
     let dir = tree.path("dir");
     let env = format!("DIR={}", dir.display());
-    let payload = r#"echo "attempt $GRID_ATTEMPT"; echo x >> "$DIR/starts"; n=0; while [ ! -e "$DIR/go" ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n+1)); done"#;
+    let payload =
+        r#"echo "attempt $GRID_ATTEMPT"; echo x >> "$DIR/starts"; n=0; while [ ! -e "$DIR/go" ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n+1)); done"#;
     let following = user.spawn(&["run", "--env", &env, "--", "/bin/sh", "-c", payload]);
     following.until_out("attempt 1\n");
     // Its process ends with nobody there to see how, so that it runs once more.

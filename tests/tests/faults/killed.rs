@@ -16,7 +16,8 @@ const AWAY: Duration = Duration::from_millis(700);
 /// A start is written down, then the work is done.
 const PAYLOAD: &str = r#"echo "$GRID_TASK_ID $GRID_ATTEMPT" >> "$STARTS/$GRID_TASK_ID"; sleep 0.04"#;
 
-fn starts(dir: &Path) -> BTreeMap<u32, Vec<u32>> {
+/// Attempts that each task has started, in order.
+pub fn starts(dir: &Path) -> BTreeMap<u32, Vec<u32>> {
     let file = |e: fs::DirEntry| {
         let task: u32 = e.file_name().into_string().unwrap().parse().unwrap();
         let text = fs::read_to_string(e.path()).unwrap();

@@ -168,8 +168,12 @@ impl Tree {
 
     /// Write an agent's configuration and start it.
     pub fn agent(&mut self, name: &str, gateway: &str, more: &str) {
+        self.agent_at(name, gateway, &self.endpoint(gateway), more);
+    }
+
+    /// The same, where the gateway is said to be elsewhere.
+    pub fn agent_at(&mut self, name: &str, gateway: &str, endpoint: &str, more: &str) {
         issue::issue(self.identity(gateway), CertRole::Agent, name, self.path(name).join("identity"), Validity::default()).unwrap();
-        let endpoint = self.endpoint(gateway);
         self.add(name, "agent", &format!("name = \"{name}\"\ngateway = \"{endpoint}\"\nidentity = \"identity\"\nstate = \"state\"\n{more}"));
     }
 
@@ -212,6 +216,12 @@ impl Tree {
 
     /// Start it, with the configuration it had, and wait until it serves.
     pub fn start(&mut self, name: &str) {
+        self.launch(name);
+        self.until_ready(name);
+    }
+
+    /// Start it. An agent is ready when its gateway has answered.
+    pub fn launch(&mut self, name: &str) {
         let (config, ready) = (self.config(name), self.path(name).join("ready.json"));
         _ = fs::remove_file(&ready);
         let log = OpenOptions::new().create(true).append(true).open(self.path(name).join("log")).unwrap();
@@ -232,7 +242,14 @@ impl Tree {
         command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).env_clear();
         // What a task must not see.
         command.env("SECRET_OF_THE_AGENT", "1");
-        let mut child = command.spawn().unwrap();
+        part.child = Some(command.spawn().unwrap());
+    }
+
+    /// Wait until it serves.
+    pub fn until_ready(&mut self, name: &str) {
+        let ready = self.path(name).join("ready.json");
+        let part = self.parts.get_mut(name).unwrap();
+        let child = part.child.as_mut().unwrap();
         let said: Value = until(&format!("{name} serves"), READY_TIMEOUT, || {
             if let Some(status) = child.try_wait().unwrap() {
                 panic!("{name} ended with {status}: {}", fs::read_to_string(ready.with_file_name("log")).unwrap_or_default());
@@ -243,7 +260,13 @@ impl Tree {
         assert_eq!(Some(u64::from(child.id())), said["pid"].as_u64(), "{said}");
         let endpoint = said["endpoint"].as_str().unwrap_or_default().to_string();
         assert!(part.endpoint.is_empty() || part.endpoint == endpoint, "{name} keeps its port");
-        (part.endpoint, part.child) = (endpoint, Some(child));
+        part.endpoint = endpoint;
+    }
+
+    /// SIGSTOP, or SIGCONT.
+    pub fn freeze(&self, name: &str, frozen: bool) {
+        let child = self.parts[name].child.as_ref().unwrap();
+        kill_process(Pid::from_child(child), if frozen { Signal::STOP } else { Signal::CONT }).unwrap();
     }
 
     /// kill -9.
@@ -322,7 +345,11 @@ impl Drop for Tree {
         }
         // All at once, so that each finds its end without waiting for the others.
         let mut children: Vec<Child> = std::mem::take(&mut self.parts).into_values().filter_map(|p| p.child).collect();
-        children.iter_mut().for_each(|c| drop(c.stdin.take()));
+        children.iter_mut().for_each(|c| {
+            // A test that failed may have left it frozen.
+            _ = kill_process(Pid::from_child(c), Signal::CONT);
+            drop(c.stdin.take());
+        });
         children.iter_mut().for_each(|c| _ = await_end(c));
         for disk in &self.disks {
             _ = Command::new("umount").arg("-l").arg(disk).status();

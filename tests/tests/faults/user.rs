@@ -99,6 +99,11 @@ impl Running {
         Running { child, words, out, err }
     }
 
+    /// Has it?
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Until it has ended.
     pub fn end(mut self) -> Said {
         let deadline = Instant::now() + VERB_TIMEOUT;
