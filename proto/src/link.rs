@@ -49,7 +49,7 @@ pub struct Hello {
     pub incarnation: u64,
     /// The receiver's incarnation as the sender last saw it; 0: never.
     pub peer_incarnation: u64,
-    /// Parent: highest event sequence of the child that is committed here.
+    /// Parent: highest event sequence of the child that is committed here. Child: highest that was acknowledged.
     pub peer_sequence: u64,
     /// Child: highest placement number of this parent that is committed here.
     pub peer_placement: u64,

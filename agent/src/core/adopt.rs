@@ -9,7 +9,7 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Former, Orphan, Orphans, Place};
 use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
-use super::{Action, Core, Key, Stage, Stop};
+use super::{Action, BlobHash, Core, Key, Stage, Stop};
 use crate::limits::ORPHANS_PER_MESSAGE_MAX;
 use crate::past::Name;
 use crate::spool::record::{Adopted, Counters, What};
@@ -63,7 +63,23 @@ impl Core {
         let c = self.state.counters;
         self.record(What::Counters(Counters { peer, acked: c.sequence, ..c }));
         self.link.hints.clear();
+        self.orphans = true;
         self.freeze_orphans();
+        self.link.advert_dirty = true;
+    }
+
+    /// Slots that orphans take in all, and those of them that run: of neither the gateway knows, and only those that run are in its way.
+    pub(super) fn orphaned(&self) -> (u64, u64) {
+        let (mut all, mut run) = (0, 0);
+        for (number, p) in self.state.placements.iter().filter(|_| self.orphans) {
+            let cost = self.opens.get(number).map_or(0, |o| o.cost);
+            for n in self.names(*number, &p.open).into_iter().filter(|n| n.is_orphan) {
+                let runs = |t: &u32| self.lives.get(&(*number, *t)).is_some_and(|l| matches!(l.stage, Stage::Starting | Stage::Running(_)));
+                all += cost * n.tasks.len();
+                run += cost * n.tasks.iter().filter(runs).count() as u64;
+            }
+        }
+        (all, run)
     }
 
     /// What of them was not started, is not started.
@@ -128,6 +144,10 @@ impl Core {
     /// The gateway knows these tasks again: they go on under its new name. What is not known here, comes back.
     pub(super) fn adopt(&mut self, place: Place, former: Former) {
         self.flush_ends();
+        // Placements that follow on this connection come without it.
+        if !place.spec.is_empty() && BlobHash::of(&place.spec) == place.spec_hash {
+            self.link.specs.put(place.spec_hash, &place.spec);
+        }
         let Place { number, job, tasks, spec_hash, .. } = place;
         let placed = self.state.past.placed(former.number);
         let ours = |n: &super::adopt::Named| (n.number, n.incarnation) == (former.number, former.incarnation);

@@ -351,7 +351,7 @@ impl Core {
             hop: self.me.clone(),
             incarnation: c.incarnation,
             peer_incarnation: c.peer,
-            peer_sequence: 0,
+            peer_sequence: c.acked,
             peer_placement: c.highest,
             placement: 0,
             sequence_low: self.state.sequence_low().min(self.link.durable + 1),

@@ -116,6 +116,8 @@ pub struct Core {
     ahead: u64,
     outstanding: u64,
     uploading: u64,
+    /// Some of that may be orphaned.
+    orphans: bool,
     actions: Vec<Action>,
     records: Vec<Record>,
     /// Somebody waits for these records.
@@ -159,6 +161,7 @@ impl Core {
             ahead: 0,
             outstanding: 0,
             uploading: 0,
+            orphans: true,
             actions: Vec::new(),
             records: Vec::new(),
             urgent: false,

@@ -23,6 +23,7 @@ impl Core {
             Some(o) if o.closed.is_some() => return 0,
             Some(o) => (o.room + o.ahead, round_trip_s + o.turnaround_ms as f64 / 1_000.0),
         };
+        let slots = slots.saturating_sub(self.orphaned().1);
         let window = slots + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX);
         self.offer.as_ref().map_or(window, |o| window.min(o.window_max))
     }
@@ -51,7 +52,9 @@ impl Core {
         let closed = offer.and_then(|o| o.closed.clone());
         let no_room = self.no_room.as_ref().map(|(why, since)| (why.clone(), self.now.saturating_sub(*since)));
         let (draining_reason, draining_age_ms) = no_room.clone().or_else(|| closed.clone().map(|why| (why, 0))).unwrap_or_default();
-        let free = if no_room.is_some() { 0 } else { self.slots().saturating_sub(self.outstanding.saturating_sub(self.uploading)) };
+        let (orphans, run) = self.orphaned();
+        let outstanding = (self.outstanding + run).saturating_sub(orphans);
+        let free = if no_room.is_some() { 0 } else { self.slots().saturating_sub(outstanding.saturating_sub(self.uploading)) };
         Share {
             key: self.share_key().into(),
             origin: self.me.site,

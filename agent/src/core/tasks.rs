@@ -60,7 +60,9 @@ impl Core {
         self.now = now;
         let Some(p) = self.state.placements.get(&key.0) else { return };
         let Some(claim) = p.claims.get(&key.1).cloned() else { return };
-        let job = p.job;
+        // As the gateway calls it now.
+        let known = self.names(key.0, &TaskSet::one(key.1)).into_iter().find(|n| !n.is_orphan);
+        let job = known.map_or(p.job, |n| n.job);
         // Gone is a confirmed stop.
         let stop = (fate == Fate::Gone && self.wish(job, key.1) == WantValue::Cancel).then_some(Stop::Cancel);
         let Some(open) = self.opens.get_mut(&key.0) else { return };
@@ -433,6 +435,7 @@ impl Core {
         kill.into_iter().for_each(|key| self.actions.push(Action::Signal { key, kill: true }));
         late.into_iter().for_each(|key| self.stop(key, Stop::Time));
         self.link.measure(now, self.slots());
+        self.orphans = self.orphans && self.orphaned().0 > 0;
         self.gather_hints();
         self.give_back_what_lingers();
     }

@@ -147,12 +147,13 @@ impl Core {
         let _ = self.open(number);
         self.event(Event { of: Attempts { number, job, tasks: tasks.clone() }, what: EventKind::Accepted });
         let room = self.link.window_max(self.now, self.window());
-        if self.outstanding > room {
+        let outstanding = self.outstanding.saturating_sub(self.orphaned().0);
+        if outstanding > room {
             let cost = self.opens.get(&number).map_or(1, |o| o.cost.max(1));
-            let over = (self.outstanding - room).div_ceil(cost).min(tasks.len());
+            let over = (outstanding - room).div_ceil(cost).min(tasks.len());
             let mut beyond = tasks;
             beyond.take_first(beyond.len() - over);
-            let text = format!("{} slots are placed here, the window is {room}", self.outstanding);
+            let text = format!("{outstanding} slots are placed here, the window is {room}");
             self.take_unstarted(number, &beyond, false);
             self.give_back(number, beyond, Reason::new(ReasonKind::OverCredit, text));
         }

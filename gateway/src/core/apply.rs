@@ -63,6 +63,10 @@ impl State {
                         }
                     }
                 }
+                if self.incarnation == 0 {
+                    // Nor those of a store that was here before this one, as far as chance goes.
+                    self.next_job = self.next_job.max((b.incarnation >> 24) % super::limits::JOBS_BEGIN_MAX * super::limits::JOBS_SKIPPED);
+                }
                 if self.incarnation == b.incarnation && b.recovering && !self.recovering {
                     self.doubt_from = 0;
                 }
@@ -162,6 +166,9 @@ impl State {
                         c.attempts = 0;
                     }
                     no_doubt(c);
+                    if p.lost {
+                        c.exit = EXIT_LOST_BELOW;
+                    }
                 };
                 self.set_cells(seq, p.job, &tasks, CellChange { phase, f: &f, uniform: true }, dirty, live);
             }
@@ -205,6 +212,7 @@ impl State {
             What::Seen(c) => {
                 let id = change::site(&c.peer);
                 let link = self.links.entry(id).or_default();
+                let renewed = live && seq > link.seq && link.peer_incarnation != c.incarnation;
                 if seq > link.seq {
                     if link.peer_incarnation != c.incarnation {
                         // Events and registers were for a store that is no more.
@@ -218,6 +226,9 @@ impl State {
                         link.name = c.name.clone();
                     }
                     dirty.insert(RowKey::Link(id));
+                }
+                if renewed {
+                    self.derive_held();
                 }
             }
             What::Emit(e) => {
@@ -300,7 +311,8 @@ impl State {
         let mut left = None;
         if let Some(e) = job.ups.get_mut(&t.from).filter(|e| seq > e.seq) {
             (e.seq, e.open) = (seq, e.open.saturating_sub(t.open));
-            left = Some((e.share.clone(), e.cost * t.open));
+            let counts = job.parent.and_then(|p| self.links.get(&p)).is_some_and(|l| l.peer_incarnation == e.incarnation);
+            left = Some((e.share.clone(), e.cost * t.open)).filter(|_| counts);
         }
         let parent = job.parent;
         dirty.extend([RowKey::Up(t.job, ord), RowKey::Up(t.job, t.from), RowKey::Job(t.job)]);
@@ -419,6 +431,7 @@ impl State {
             dirty.insert(RowKey::Up(job_no, up));
             if live
                 && let Some(parent) = job.parent
+                && self.links.get(&parent).is_some_and(|l| l.peer_incarnation == e.incarnation)
                 && let Some(h) = self.held_for.get_mut(&(parent, e.share.clone()))
             {
                 *h = h.saturating_sub(e.cost * n);
@@ -474,7 +487,7 @@ fn enter_up(job: &mut Job, new: UpEntry) -> u32 {
 
 /// An exit is that of an end.
 fn no_doubt(c: &mut Cell) {
-    if matches!(c.exit, EXIT_DOUBTFUL | EXIT_FORGOTTEN) {
+    if matches!(c.exit, EXIT_DOUBTFUL | EXIT_FORGOTTEN | EXIT_LOST_BELOW) {
         c.exit = 0;
     }
 }

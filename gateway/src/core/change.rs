@@ -266,6 +266,9 @@ pub struct PhaseSet {
     /// Attempts start anew (somebody released tasks that had used them up).
     #[prost(bool, tag = "4")]
     pub anew: bool,
+    /// Held below, where nobody knows what became of it.
+    #[prost(bool, tag = "5")]
+    pub lost: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -8,7 +8,6 @@ impl State {
     /// After a load: everything that is derived.
     pub fn derive(&mut self) {
         self.outstanding.clear();
-        self.held_for.clear();
         self.waiting.clear();
         self.placed_on.clear();
         let mut jobs = std::mem::take(&mut self.jobs);
@@ -24,16 +23,24 @@ impl State {
                 *self.outstanding.entry((d.child, d.share.clone())).or_default() += d.cost * (d.open + d.fenced.len());
                 self.placed_on.entry(d.child).or_default().insert(*number, job.no);
             }
-            if let Some(parent) = job.parent {
-                for e in job.ups.values() {
-                    *self.held_for.entry((parent, e.share.clone())).or_default() += e.cost * e.open;
-                }
-            }
             if !job.queued.is_empty() {
                 self.waiting.entry(QueueKey::of(job)).or_default().insert(job.no);
             }
         }
         self.jobs = jobs;
+        self.derive_held();
+    }
+
+    /// What is here for a parent, as it counts itself: of orphans it knows nothing.
+    pub(super) fn derive_held(&mut self) {
+        self.held_for.clear();
+        for job in self.jobs.values() {
+            let Some(parent) = job.parent else { continue };
+            let now = self.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+            for e in job.ups.values().filter(|e| e.incarnation == now) {
+                *self.held_for.entry((parent, e.share.clone())).or_default() += e.cost * e.open;
+            }
+        }
     }
 
     /// Is the job in the queue of its shape?

@@ -72,6 +72,8 @@ pub const RECOVERY_WAIT_MIN_MS: u64 = 6_000;
 pub const RECOVERY_PAUSE_MS: u64 = 1_000;
 /// Job numbers that are left out by a new incarnation: more than were given since the copy was made.
 pub const JOBS_SKIPPED: u64 = 1 << 20;
+/// A new store begins at one of so many multiples of that: ids of jobs stay at six letters.
+pub const JOBS_BEGIN_MAX: u64 = 1_000;
 /// What a child may list of older incarnations, and what is listed to a parent: ranges of tasks.
 pub const ORPHANS_MAX: usize = 65_536;
 /// Ends are listed so long, by this site's clock.

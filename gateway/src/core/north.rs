@@ -40,7 +40,7 @@ impl Core {
     pub(super) fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             if !t.is_empty() {
-                self.record(What::Phase(change::PhaseSet { job, tasks: t.to_runs(), phase: phase as i32, anew }));
+                self.record(What::Phase(change::PhaseSet { job, tasks: t.to_runs(), phase: phase as i32, anew, lost: false }));
             }
         }
         self.changed.insert(job);
@@ -165,7 +165,7 @@ impl Core {
             hop: self.me.clone(),
             incarnation: self.state.incarnation,
             peer_incarnation: link.peer_incarnation,
-            peer_sequence: 0,
+            peer_sequence: link.acked,
             peer_placement: link.seen,
             placement: 0,
             sequence_low: link.outbox.front().map_or(link.next + 1, |e| e.0),
@@ -352,6 +352,11 @@ impl Core {
                 }));
             }
             self.emit(parent, Event { of: of(&kept), what: EventKind::Accepted });
+        }
+        // Both of us have forgotten it, and somebody below has it.
+        let has = |o: &intergrid_proto::link::Orphan| o.spec_hash == p.spec_hash && o.origin == p.origin && !o.tasks.intersect(&kept).is_empty();
+        if self.children.values().any(|c| c.orphans.iter().any(has)) {
+            self.claim_all();
         }
         self.want_anew(job, p.want, &kept);
         self.arrived(job);

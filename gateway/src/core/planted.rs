@@ -38,11 +38,17 @@ pub enum Plant {
     AnySpec,
     /// A restart forgets registers.
     ReplayForgets,
+    /// What is in doubt after the loss of a store is started.
+    DoubtStarts,
+    /// What a child is found to have is placed on it as something new.
+    AdoptRestarts,
+    /// Numbers that an older store has given are given again.
+    NumbersAnew,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Plant; 16] = {
+    pub const ALL: [Plant; 19] = {
         use Plant::*;
         [
             AnswerBeforeCommit,
@@ -61,6 +67,9 @@ impl Plant {
             AdmitsLess,
             AnySpec,
             ReplayForgets,
+            DoubtStarts,
+            AdoptRestarts,
+            NumbersAnew,
         ]
     };
 }

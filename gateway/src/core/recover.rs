@@ -14,6 +14,7 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet};
 
 use super::change::{self, What};
 use super::limits::*;
+use super::planted::{Plant, planted};
 use super::rows::pieces;
 use super::state::{EXIT_FORGOTTEN, Job};
 use super::{Action, Core};
@@ -24,7 +25,7 @@ impl Core {
     pub(super) fn hear_of_us(&mut self, hello: &Hello, high: u64, known: u64) -> bool {
         let (told, name) = (hello.peer_incarnation, &hello.hop.name);
         let why = if told == self.state.incarnation && high > known {
-            format!("{name} has seen our number {high}, the last that we know of is {known}")
+            format!("{name} has seen us at {high}, the last that we know of is {known}")
         } else if told != 0 && told != self.state.incarnation && !self.state.past.contains(&told) {
             format!("{name} knows our incarnation {told}, which we do not")
         } else {
@@ -98,7 +99,12 @@ impl Core {
     /// Numbers that a child has seen of any incarnation of ours are not given again.
     pub(super) fn go_on_behind(&mut self, child: SiteId, hello: &Hello) {
         let cursor = self.state.cursors.entry(child).or_default();
-        if hello.peer_incarnation != self.state.incarnation && hello.peer_placement > cursor.issued && hello.peer_placement <= SEQUENCE_MAX / 2 {
+        let anew = planted(Plant::NumbersAnew);
+        if hello.peer_incarnation != self.state.incarnation
+            && !anew
+            && hello.peer_placement > cursor.issued
+            && hello.peer_placement <= SEQUENCE_MAX / 2
+        {
             let (incarnation, number, issued) = (cursor.incarnation, cursor.sequence, hello.peer_placement);
             self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, issued, ..Default::default() }));
         }
@@ -244,10 +250,12 @@ impl Core {
                 self.record(if at == child { What::Requeued(r) } else { What::Fenced(r) });
             }
         }
-        self.set_phase_if(job, &doubtful);
+        // A parent may have been told that they are held.
+        self.set_phase_and_tell(job, &doubtful, Phase::Queued);
         for (attempts, tasks) in attempts {
             for tasks in pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
-                let (number, share, adopt) = (self.state.next_number + 1, o.share.clone(), Some(o.former.into()));
+                let (number, share, adopt) =
+                    (self.state.next_number + 1, o.share.clone(), Some(o.former.into()).filter(|_| !planted(Plant::AdoptRestarts)));
                 let (child, cost, attempts) = (child.0.to_vec(), o.cost.max(1), attempts.into());
                 self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts, adopt }));
                 self.send_place(job, number);
@@ -255,12 +263,6 @@ impl Core {
         }
         self.changed.insert(job);
         self.advert_due = true;
-    }
-
-    fn set_phase_if(&mut self, job: u64, tasks: &TaskSet) {
-        if !tasks.is_empty() {
-            self.set_phase(job, tasks, Phase::Queued, false);
-        }
     }
 
     /// Time passes: a parent that does not send again what it holds, children that do not come.
@@ -335,11 +337,12 @@ impl Core {
         let forgotten = j.select(&tasks, |c| c.exit == EXIT_FORGOTTEN);
         let (again, lost) = match j.spec.parsed.on_lost {
             OnLost::Requeue => (tasks, TaskSet::new()),
+            OnLost::Wait if planted(Plant::DoubtStarts) => (tasks, TaskSet::new()),
             OnLost::Wait if self.state.recovering && self.is_certain() => (tasks.subtract(&forgotten), forgotten),
             OnLost::Wait => (TaskSet::new(), tasks),
         };
         if !again.is_empty() {
-            self.set_phase(job, &again, Phase::Queued, false);
+            self.set_phase_and_tell(job, &again, Phase::Queued);
             self.arrived(job);
             self.enforce_want(job);
         }
@@ -380,7 +383,7 @@ impl Core {
     }
 }
 
-fn evidence_lost() -> Reason {
+pub(super) fn evidence_lost() -> Reason {
     Reason::new(ReasonKind::EvidenceLost, "it was here before the store was lost, and nobody below claims it: it may have run")
         .remedy("hold and release it to run it (again), or cancel it by force")
 }

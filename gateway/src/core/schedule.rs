@@ -345,6 +345,7 @@ impl Core {
         if used_up != rest {
             reasons.push(match &j.last_return {
                 Some((at, r)) if r.kind == ReasonKind::EvidenceLost => r.clone().aged(self.now.mono_ms.saturating_sub(*at)),
+                _ if j.select(&rest, |c| c.exit == super::state::EXIT_LOST_BELOW && c.down != 0).first().is_some() => super::recover::evidence_lost(),
                 _ => Reason::new(ReasonKind::NotYetScheduled, "released here; the site below has not confirmed it yet"),
             });
         }

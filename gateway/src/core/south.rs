@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Place, Up, Want, WantValue, at};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
@@ -39,7 +39,11 @@ impl Core {
             );
             self.actions.push(Action::Warn(text));
         }
-        self.hear_of_us(&hello, hello.peer_placement, cursor.issued);
+        // What it was acknowledged was durable here, even where it has seen no later placement.
+        let acknowledged = if cursor.incarnation == hello.incarnation { (hello.peer_sequence, cursor.sequence) } else { (0, 0) };
+        if !self.hear_of_us(&hello, hello.peer_placement, cursor.issued) {
+            self.hear_of_us(&hello, acknowledged.0, acknowledged.1);
+        }
         self.go_on_behind(child, &hello);
         self.is_back(child);
         let cursor = &self.state.cursors[&child];
@@ -321,7 +325,8 @@ impl Core {
             EventKind::Ended(ended) => self.child_ended(child, &event.of, &current, &fenced, ended),
             EventKind::Held(reason) => {
                 if !current.is_empty() {
-                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Held as i32, anew: false }));
+                    let lost = reason.kind == ReasonKind::EvidenceLost;
+                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Held as i32, anew: false, lost }));
                     self.emit_for(job, &current, &|_| EventKind::Held(reason.clone()));
                     if let Some(j) = self.state.jobs.get_mut(&job) {
                         j.last_return = Some((self.now.mono_ms, reason));
@@ -331,7 +336,7 @@ impl Core {
             }
             EventKind::Released => {
                 if !current.is_empty() {
-                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Placed as i32, anew: false }));
+                    self.record(What::Phase(change::PhaseSet { job, tasks: current.to_runs(), phase: Phase::Placed as i32, ..Default::default() }));
                     self.emit_for(job, &current, &|_| EventKind::Released);
                     self.changed.insert(job);
                 }
@@ -360,12 +365,12 @@ impl Core {
             ..Default::default()
         };
         self.history(job, entry);
-        if reason.kind == ReasonKind::EvidenceLost && adopts {
-            return self.doubt_placed(job, number, tasks, true);
-        }
         // What it gave back it may have dropped with its spec: the next placement brings it again.
         if let Some(c) = self.children.get_mut(&child) {
             c.specs.remove(&spec_hash);
+        }
+        if reason.kind == ReasonKind::EvidenceLost && adopts {
+            return self.doubt_placed(job, number, tasks, true);
         }
         if !asked {
             self.count_return(child);
@@ -438,7 +443,7 @@ impl Core {
             self.give_back(job, &back, Reason::new(ReasonKind::AskedBack, "the parent asked for it back"));
         }
         if !hold.is_empty() {
-            self.record(What::Phase(change::PhaseSet { job, tasks: hold.to_runs(), phase: Phase::Held as i32, anew: false }));
+            self.record(What::Phase(change::PhaseSet { job, tasks: hold.to_runs(), phase: Phase::Held as i32, ..Default::default() }));
         }
     }
 
@@ -447,7 +452,13 @@ impl Core {
         if ended.stale {
             // An attempt below is over, while the placement went on. Only of a job that this child has had: others' history is not its to write.
             let Some(j) = self.state.jobs.get(&of.job).filter(|j| j.ended_at.contains_key(&child)) else { return };
-            let tasks = of.tasks.intersect(&j.all());
+            // The attempt with which a task ended was counted then: a site that went back to an old copy says it again.
+            let counted = |k: usize, t: u32| {
+                let c = j.cell(t);
+                c.phase == ended.phase as u8 && u32::from(c.attempts) == ended.attempts && at(&ended.exit, k) == Some(c.exit.into())
+            };
+            let all = of.tasks.iter().enumerate().take_while(|(_, t)| *t < j.size);
+            let tasks: TaskSet = all.filter(|(k, t)| !counted(*k, *t)).map(|(_, t)| t).collect();
             if !tasks.is_empty() {
                 self.note_stale(of.job, of.number, hop, &tasks, &ended.select(&of.tasks, &tasks));
             }

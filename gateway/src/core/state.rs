@@ -22,6 +22,9 @@ pub const EXIT_DOUBTFUL: u16 = 1_026;
 /// As that, and who had it has forgotten how it ended.
 pub const EXIT_FORGOTTEN: u16 = 1_027;
 
+/// Somebody below has it in doubt, for good.
+pub const EXIT_LOST_BELOW: u16 = 1_028;
+
 /// One task: 16 bytes, so that a million fit in 16 MB.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Cell {

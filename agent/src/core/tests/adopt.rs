@@ -151,3 +151,41 @@ fn ends_are_remembered_within_bounds() {
     renewed(&mut a, LATER, false);
     assert!(listed(&a).is_empty(), "nobody asks");
 }
+
+/// Seed 284: what waits for somebody who knows it takes no slot from those who are known.
+#[test]
+fn orphans_that_wait_are_in_nobodys_way() {
+    let mut a = middle();
+    renewed(&mut a, LATER, true);
+    assert_eq!((0, 0), (a.core.share().window, a.core.share().slots_free), "two run");
+    a.exit((1, 1), Exit::Code(0));
+    a.exit((1, 2), Exit::Code(0));
+    a.core.link.windows.clear();
+    assert_eq!((2, 2), (a.core.share().window, a.core.share().slots_free), "three wait");
+    a.down(place(50, 0..2));
+    assert!(a.returns().is_empty(), "{:?}", a.returns());
+    assert_eq!(vec![(50, 0), (50, 1)], a.running());
+}
+
+/// Seed 1036: a gateway sends a spec once on a connection, with whatever placement is the first.
+#[test]
+fn a_spec_that_comes_with_an_adoption_is_kept() {
+    let mut a = Agent::attached(2);
+    a.down(adopt(40, 9, TaskSet::range(0..1), 5, 1, 1));
+    assert_eq!(1, a.returns().len());
+    let later = Place { spec: Vec::new(), ..place_of(41, 9, TaskSet::range(1..2), &spec()) };
+    a.down(Down::Place(Box::new(later)));
+    assert_eq!((1, vec![(41, 1)]), (a.returns().len(), a.running()));
+}
+
+/// Seed 1935: a cancel of an adopted task outlives the agent.
+#[test]
+fn an_adopted_task_is_stopped_after_a_restart_too() {
+    let mut a = middle();
+    renewed(&mut a, LATER, true);
+    a.down(adopt(40, 9, TaskSet::range(0..6), 5, 1, 1));
+    a.down(want(9, 1, WantValue::Cancel, 1..2));
+    assert_eq!(vec![((1, 1), false)], std::mem::take(&mut a.signals));
+    a.restart(2, |_| Fate::Alive { pid: 100 });
+    assert_eq!(vec![((1, 1), false)], a.signals, "it was deaf, and nobody is left who would have killed it");
+}

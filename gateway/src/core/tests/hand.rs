@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use intergrid_proto::link::{
-    Attempts, Down, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Resync, ResyncRange, Up, Want, WantValue,
+    Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Resync, ResyncRange, Up, Want, WantValue,
 };
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
 
 use super::super::state::Spec;
 use super::super::{Input, rows};
-use super::{Message, World, tower};
+use super::{Message, World, greeting, tower};
 use crate::backends::child_end::{ChildEnd, site_of};
 use crate::store::Reader;
 
@@ -190,21 +190,7 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
     let hop = Hop { site: site_of("p"), name: "p".into(), kind: Kind::Broker };
     let parent = hop.site;
     let attach = |w: &mut World, incarnation: u64| {
-        let hop = hop.clone();
-        let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
-        let machine = Vec::new();
-        let hello = Hello {
-            hop,
-            incarnation,
-            peer_incarnation,
-            peer_sequence,
-            peer_placement,
-            placement,
-            sequence_low,
-            sequence_high,
-            machine,
-            recovering: false,
-        };
+        let hello = greeting(hop.clone(), incarnation);
         w.input(g, Input::ParentUp { parent, name: "p".into() });
         w.input(g, Input::ParentSays { parent, message: Down::Hello(hello) });
         w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].key.clone()) } else { None }).unwrap()
@@ -290,4 +276,92 @@ fn a_second_full_state_of_a_new_store_gives_nothing_back() {
     assert_eq!(1, again(&mut w), "it may have started");
     w.restart(root);
     assert_eq!(1, again(&mut w), "nor after a restart");
+}
+
+/// What was released here and is held below is told as that until the site below has said otherwise.
+#[test]
+fn a_released_task_is_not_said_to_be_lost() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let place = g.place(&mut w);
+    g.says(&mut w, &place, EventKind::Accepted);
+    let kind = |w: &World| (w.count(root, place.job, Phase::Held), w.sites[&root].core.why_held(place.job).kind);
+    w.input(root, Input::SetWant { token: 98, job: place.job, value: WantValue::Hold, tasks: None });
+    g.says(&mut w, &place, EventKind::Held(Reason::new(ReasonKind::HeldByUser, "on hold")));
+    assert_eq!((1, ReasonKind::HeldByUser), kind(&w));
+    w.input(root, Input::SetWant { token: 99, job: place.job, value: WantValue::Run, tasks: None });
+    assert_eq!((1, ReasonKind::NotYetScheduled), kind(&w));
+    g.says(&mut w, &place, EventKind::Released);
+    assert_eq!(0, w.count(root, place.job, Phase::Held));
+    // And what is lost below says so, whatever else comes back, and after a restart.
+    g.says(&mut w, &place, EventKind::Held(Reason::new(ReasonKind::EvidenceLost, "nobody claims it")));
+    assert_eq!((1, ReasonKind::EvidenceLost), kind(&w));
+    w.restart(root);
+    assert_eq!((1, ReasonKind::EvidenceLost), kind(&w));
+}
+
+/// A copy that lacks nothing but what it had acknowledged: the last end of a child.
+#[test]
+fn an_old_copy_is_known_by_what_it_acknowledged() {
+    for (acknowledged, old) in [(1, false), (2, true)] {
+        let mut w = World::new();
+        let root = w.site("root");
+        let mut g = Hand::attach(&mut w, root);
+        let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+        w.submit_as(root, "user", "k", spec, 1);
+        let place = g.place(&mut w);
+        g.says(&mut w, &place, EventKind::Accepted);
+        w.restart(root);
+        let incarnation = w.sites[&root].core.state().incarnation;
+        let hop = Hop { site: g.me, name: "g".into(), kind: Kind::Gateway };
+        let (peer_sequence, peer_placement) = (acknowledged, place.number);
+        let hello = Hello { peer_incarnation: incarnation, peer_sequence, peer_placement, sequence_low: 3, sequence_high: 2, ..greeting(hop, 3) };
+        w.input(root, Input::ChildUp { child: g.me, hello });
+        let state = w.sites[&root].core.state();
+        assert_eq!((old, old), (state.recovering, state.incarnation != incarnation), "acknowledged up to {acknowledged}");
+    }
+}
+
+/// Seed 2795: a site that went back to an old copy says an end again that its parent has counted, as one of an attempt that counts no more.
+#[test]
+fn the_end_that_a_task_ended_with_is_counted_once() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let place = g.place(&mut w);
+    let ended = |attempts, stale| {
+        let ended = Ended::not_started(Phase::Done, Reason::new(ReasonKind::ExitUnknown, ""), attempts);
+        EventKind::Ended(Ended { exit: vec![0], cpu_us: vec![7], reason: None, stale, ..ended })
+    };
+    let counted = |w: &World| {
+        let (mut n, store) = (0, w.sites[&root].disk.open().unwrap());
+        store.scan(&rows::history_prefix(place.job), &mut |_, _| (n += 1) == ()).unwrap();
+        n
+    };
+    g.says(&mut w, &place, ended(2, false));
+    assert_eq!(1, counted(&w));
+    g.says(&mut w, &place, ended(2, true));
+    assert_eq!(1, counted(&w), "it is the same");
+    g.says(&mut w, &place, ended(1, true));
+    assert_eq!(2, counted(&w), "an earlier attempt's is another");
+}
+
+/// Seed 697: a number that a lost store had given to a job is not given to the first job of the new one.
+#[test]
+fn a_new_store_does_not_begin_with_the_numbers_of_the_last() {
+    let first = |fresh: u64| {
+        let hop = Hop { site: site_of("root"), name: "root".into(), kind: Kind::Gateway };
+        let disk = crate::store::mem::MemDisk::new();
+        let policy = Box::new(crate::core::schedule::FirstFit);
+        let core = crate::core::Core::load(hop, &disk.open().unwrap(), policy, Default::default(), fresh).unwrap();
+        core.state().next_job
+    };
+    let (a, b) = (first(77 << 24), first(78 << 24));
+    assert!(a.abs_diff(b) >= crate::core::limits::JOBS_SKIPPED, "{a} {b}");
+    assert_eq!(6, intergrid_proto::JobNo(first(u64::MAX) + 1).id().len());
 }

@@ -10,13 +10,20 @@ mod steps;
 mod told;
 mod world;
 
-use intergrid_proto::link::WantValue;
+use intergrid_proto::link::{Hello, Hop, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{JobSpec, Phase, SiteId, TaskSet};
 
 use crate::backends::child_end::site_of;
 use world::Message;
 pub(super) use world::{World, sleep, tower};
+
+/// A hello that knows nothing of its receiver.
+fn greeting(hop: Hop, incarnation: u64) -> Hello {
+    let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
+    let (machine, recovering) = (Vec::new(), false);
+    Hello { hop, incarnation, peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high, machine, recovering }
+}
 
 #[test]
 fn an_array_ends_at_every_depth() {

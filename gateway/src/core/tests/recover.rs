@@ -310,3 +310,33 @@ fn what_nobody_claims_is_let_go_by_a_hold_and_a_release_from_above() {
     assert_eq!(0, w.count(sites[0], job, Phase::Held));
     w.check();
 }
+
+/// What is here for a store that is no more takes nothing of what the new one may place here.
+#[test]
+fn orphans_take_nothing_of_a_parents_window() {
+    let mut w = World::new();
+    let (sites, _, _) = middle(&mut w, OnLost::Wait);
+    w.restart_with(sites[0], MemDisk::new());
+    w.pass(100);
+    let held = |w: &World| w.sites[&sites[1]].core.state().held_for.values().sum::<u64>();
+    let open: u64 = w.sites[&sites[1]].core.state().jobs.values().map(|j| j.open()).sum();
+    assert!(open > 0 && held(&w) == 0, "{open} open, {} held", held(&w));
+    w.restart(sites[1]);
+    assert_eq!(0, held(&w), "nor after a restart");
+    let (job, _) = w.submit(sites[0], "another", sleep(100), 40).unwrap();
+    rest(&mut w);
+    assert_eq!(40, w.count(sites[0], job, Phase::Done), "{:#?}", w.warned);
+}
+
+/// A parent is told that what was in doubt is not held any more: hints are not durable.
+#[test]
+fn what_is_found_again_is_not_said_to_be_held() {
+    let mut w = World::new();
+    let (sites, _, job) = middle(&mut w, OnLost::Wait);
+    w.restart_with(sites[1], MemDisk::new());
+    w.pass(500);
+    let root = &w.sites[&sites[0]];
+    let loaded = super::world::open(&root.hop, &root.disk, w.now, w.checkpoint);
+    assert!(loaded.state().jobs[&job].count(Phase::Placed) > 0);
+    assert_eq!(0, loaded.state().jobs[&job].count(Phase::Held), "{:#?}", w.warned);
+}

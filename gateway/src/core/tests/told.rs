@@ -1,10 +1,10 @@
 //! What parents and people are told: windows that never promise the same slot twice, and reasons that say what is so.
 
-use intergrid_proto::link::{Advert, Down, Hello, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Advert, Down, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
 
-use super::{Message, World, sleep, tower};
+use super::{Message, World, greeting, sleep, tower};
 use crate::backends::child_end::site_of;
 use crate::core::Input;
 
@@ -12,20 +12,7 @@ use crate::core::Input;
 fn parent(w: &mut World, site: SiteId, name: &str) -> SiteId {
     let hop = Hop { site: site_of(name), name: name.into(), kind: Kind::Broker };
     let parent = hop.site;
-    let (peer_incarnation, peer_sequence, peer_placement, placement, sequence_low, sequence_high) = (0, 0, 0, 0, 0, 0);
-    let (incarnation, machine) = (5, Vec::new());
-    let hello = Hello {
-        hop,
-        incarnation,
-        peer_incarnation,
-        peer_sequence,
-        peer_placement,
-        placement,
-        sequence_low,
-        sequence_high,
-        machine,
-        recovering: false,
-    };
+    let hello = greeting(hop, 5);
     w.input(site, Input::ParentUp { parent, name: name.into() });
     w.input(site, Input::ParentSays { parent, message: Down::Hello(hello) });
     parent
@@ -85,28 +72,6 @@ fn what_is_taken_from_one_parent_is_given_to_another_only_when_the_first_knows()
     says(&mut w, left, Down::Saw(smaller.version));
     ticks(&mut w, gem, 200);
     assert_eq!(Some(4), told(&mut w, right).map(|a| window(&a)));
-}
-
-#[test]
-fn a_released_task_is_not_said_to_be_lost() {
-    let mut w = World::new();
-    let sites = tower(&mut w, 1);
-    let (job, _) = w.submit(sites[0], "k", sleep(3_600_000), 12).unwrap();
-    w.pass(300);
-    w.want(sites[0], job, WantValue::Hold, None);
-    w.pass(300);
-    assert!(w.count(sites[0], job, Phase::Held) > 0);
-    // Some that the site below has are held there; its word is under way.
-    let below = TaskSet::range(0..12);
-    let held = w.sites[&sites[0]].core.state().jobs[&job].select(&below, |c| c.phase() == Some(Phase::Held));
-    let why = |w: &World| w.sites[&sites[0]].core.why_held(job);
-    assert_eq!(ReasonKind::HeldByUser, why(&w).kind);
-    w.input(sites[0], Input::SetWant { token: 99, job, value: WantValue::Run, tasks: Some(held) });
-    if w.count(sites[0], job, Phase::Held) > 0 {
-        assert_eq!(ReasonKind::NotYetScheduled, why(&w).kind, "{:?}", why(&w));
-    }
-    w.pass(300);
-    assert_eq!(0, w.count(sites[0], job, Phase::Held));
 }
 
 #[test]
