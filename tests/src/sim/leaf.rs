@@ -315,6 +315,8 @@ impl World {
     fn leaf_durable(&mut self, leaf: usize, records: &[Record]) {
         for r in records {
             match &r.what {
+                Some(What::Placed(p)) => self.oracle.leaf_saw(leaf, p.number),
+                Some(What::Adopted(a)) => self.oracle.leaf_saw(leaf, a.number),
                 Some(What::Claimed(c)) => {
                     let tasks = intergrid_proto::convert::tasks_in(c.tasks.clone()).unwrap_or_default();
                     self.oracle.claimed(leaf, c.number, &tasks);
@@ -388,7 +390,7 @@ impl World {
         }
         gone.into_iter().filter(|(_, alive)| *alive).for_each(|(uid, _)| self.oracle.vanished(uid));
         if empty {
-            self.oracle.replaced();
+            self.oracle.machine_replaced(leaf);
         }
     }
 }

@@ -33,7 +33,7 @@ impl Liar {
     pub fn up(&mut self, up: Up) -> Vec<Up> {
         match up {
             Up::Hello(mut h) => {
-                h.sequence_low = self.said(h.sequence_low);
+                (h.sequence_low, h.peer_sequence) = (self.said(h.sequence_low), self.said(h.peer_sequence));
                 h.sequence_high = self.said(h.sequence_high) + u64::from(self.lies.contains_key(&h.sequence_high));
                 vec![Up::Hello(h)]
             }

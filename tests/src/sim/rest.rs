@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use intergrid_gateway::core::state::{DownEntry, Job};
 use intergrid_proto::limits::HOPS_MAX;
 use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{Phase, Reason, ReasonKind};
+use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
 use super::world::World;
 
@@ -52,14 +53,18 @@ impl World {
             let tasks = job.select(&job.all(), |c| c.phase() == Some(phase));
             let cancelled = job.want.tasks(WantValue::Cancel, &tasks);
             let held = job.want.tasks(WantValue::Hold, &tasks);
-            let lost = self.oracle.machines_replaced && job.spec.parsed.on_lost == OnLost::Wait;
+            let waits_for_ever = job.spec.parsed.on_lost == OnLost::Wait;
+            let lost = self.oracle.machines_replaced && waits_for_ever;
+            // What may have started, and nobody can say so.
+            let in_doubt = waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::EvidenceLost));
+            let in_doubt = in_doubt && self.oracle.led_to_replaced(site, no, &tasks.subtract(&held));
             // Slots of tasks that nobody knows any more are taken until somebody declares them lost.
-            let taken = self.oracle.machines_replaced && self.any_lost();
+            let taken = self.oracle.machines_replaced && self.any_lost() || self.any_orphan() || self.any_in_doubt();
             let rightly = match phase {
-                _ if !cancelled.is_empty() && !lost => false,
+                _ if !cancelled.is_empty() && !lost && !in_doubt => false,
                 _ if !self.could_run(site, job.shape()) => true,
                 // Or its attempts are used up, and it says so.
-                Phase::Held => held == tasks || job.spec.parsed.on_lost == OnLost::Requeue && reason.as_ref().is_some_and(says_used_up),
+                Phase::Held => held == tasks || in_doubt || !waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::AttemptsUsed)),
                 Phase::Queued => taken,
                 _ => lost || held == tasks,
             };
@@ -77,6 +82,18 @@ impl World {
     fn any_lost(&self) -> bool {
         let jobs = self.sites.iter().filter_map(|s| s.core.as_ref()).flat_map(|c| c.state().jobs.values());
         jobs.into_iter().any(|j| j.spec.parsed.on_lost == OnLost::Wait && !j.select(&j.all(), |c| c.is_below()).is_empty())
+    }
+
+    /// Does something run that its user's site has forgotten? Its slots are taken until it ends.
+    fn any_orphan(&self) -> bool {
+        !self.oracle.replaced.is_empty() && self.oracle.processes.values().any(|p| p.alive && !self.oracle.counts(p))
+    }
+
+    /// Is some task that may start once in doubt below? What it may use is kept for it.
+    fn any_in_doubt(&self) -> bool {
+        let jobs = self.sites.iter().filter_map(|s| s.core.as_ref()).flat_map(|c| c.state().jobs.values());
+        let lost = |j: &Job| !j.select(&j.all(), |c| c.is_below() && c.phase() == Some(Phase::Held)).is_empty();
+        !self.oracle.replaced.is_empty() && jobs.into_iter().any(|j| j.spec.parsed.on_lost == OnLost::Wait && lost(j))
     }
 
     /// Is there a machine for this shape within the hops that a job may pass?
@@ -100,39 +117,51 @@ impl World {
             if let Some((parent, link)) = state.links.iter().find(|(_, l)| !l.outbox.is_empty()) {
                 return Some(format!("site {i} keeps {} events for {parent:?}", link.outbox.len()));
             }
-            let downs = |j: &intergrid_gateway::core::state::Job| j.downs.keys().next().copied();
-            if let Some((no, number)) = state.jobs.values().find_map(|j| Some((j.no, downs(j)?))) {
-                return Some(format!("site {i}: placement {number} of job {no} stays: {:?}", state.jobs[&no].downs[&number]));
-            }
-            if let Some(j) = state.jobs.values().find(|j| j.open() > 0) {
-                return Some(format!("site {i}: job {} has {} open tasks, and its user's has none", j.no, j.open()));
+            let orphaned = |j: &Job, t: u32| self.oracle.is_orphan(i, j.no, t);
+            let mut orphans = false;
+            for j in state.jobs.values() {
+                let open = j.select(&j.all(), |c| c.is_open());
+                let rest: TaskSet = open.iter().filter(|t| !orphaned(j, *t)).collect();
+                if !rest.is_empty() {
+                    return Some(format!("site {i}: job {} has open tasks {rest}, and its user's has none", j.no));
+                }
+                let stays = |d: &DownEntry| open.is_empty() || !d.fenced.is_empty();
+                if let Some((number, d)) = j.downs.iter().find(|(_, d)| stays(d)) {
+                    return Some(format!("site {i}: placement {number} of job {} stays: {d:?}", j.no));
+                }
+                orphans |= !open.is_empty();
             }
             let all: u64 = state.held_for.values().chain(state.outstanding.values()).sum();
-            if all > 0 {
+            if all > 0 && !orphans {
                 return Some(format!("site {i} counts {all} slots as taken, and nothing runs"));
             }
         }
         for (i, leaf) in self.leaves.iter().enumerate().filter(|(_, l)| l.core.is_some()) {
+            let open = |s: &intergrid_agent::state::State| -> Vec<u64> {
+                let stays =
+                    |(n, p): (&u64, &intergrid_agent::state::Placement)| p.open.iter().any(|t| !self.oracle.leaf_orphan(i, *n, t)).then_some(*n);
+                s.placements.iter().filter_map(stays).collect()
+            };
             match leaf.spool() {
-                Ok(s) if s.placements.is_empty() && (leaf.liar.is_some() || s.events.len() <= 1) => {}
-                Ok(s) => return Some(format!("leaf {i} keeps {} placements and {} events", s.placements.len(), s.events.len())),
+                Ok(s) if open(&s).is_empty() && (leaf.liar.is_some() || s.events.len() <= 1) => {}
+                Ok(s) => return Some(format!("leaf {i} keeps placements {:?} and {} events", open(&s), s.events.len())),
                 Err(why) => return Some(format!("leaf {i}: {why}")),
             }
         }
-        let runs = self.oracle.processes.iter().find(|(_, p)| p.alive);
+        let runs = self.oracle.processes.iter().find(|(_, p)| p.alive && !self.oracle.is_forgotten(p));
         runs.map(|(uid, p)| format!("process {uid} of {:?} runs on leaf {}", p.task, p.leaf))
     }
 
     /// Every end that a machine made durable is in the history of its job's root, with its usage.
     fn missing_usage(&self) -> Option<String> {
-        if self.oracle.ends_resynced || self.oracle.machines_replaced || self.oracle.stores_replaced {
+        if self.oracle.ends_resynced || self.oracle.machines_replaced {
             return None;
         }
-        let missing = self.oracle.processes.iter().find(|(uid, p)| p.evident && !self.oracle.is_counted(**uid));
+        let missing = self.oracle.processes.iter().find(|(uid, p)| p.evident && !self.oracle.is_counted(**uid) && !self.oracle.may_be_forgotten(p));
         missing.map(|(uid, p)| format!("usage of process {uid}, {:?} on leaf {}, is nowhere in its root's history", p.task, p.leaf))
     }
 }
 
-fn says_used_up(reason: &Reason) -> bool {
-    reason.kind == ReasonKind::AttemptsUsed || reason.because.iter().any(says_used_up)
+fn says(reason: &Reason, kind: ReasonKind) -> bool {
+    reason.kind == kind || reason.because.iter().any(|r| says(r, kind))
 }

@@ -100,10 +100,11 @@ pub enum Fault {
         site: usize,
         down_ms: u64,
     },
-    /// A site's store is what it was at an earlier time.
+    /// A site's store is what it was so long before.
     RollBack {
         site: usize,
         down_ms: u64,
+        back_ms: u64,
     },
 }
 
@@ -230,7 +231,7 @@ impl Scenario {
             92..97 => Fault::Reboot { leaf, down_ms },
             97..100 => Fault::Replace { leaf, down_ms },
             100..108 => Fault::LoseStore { site, down_ms },
-            _ => Fault::RollBack { site, down_ms },
+            _ => Fault::RollBack { site, down_ms, back_ms: if r.one_in(2) { r.range(10, 1_000) } else { r.range(1_000, 15_000) } },
         }
     }
 

@@ -13,6 +13,7 @@ use intergrid_proto::link::{Hop, Kind};
 
 use super::disk::Disk;
 use super::net::{Lower, Message};
+use super::oracle::Mirror;
 use super::rng::Rng;
 use super::scenario::{Point, Scenario};
 use super::world::{BEGIN_UNIX_MS, Next, World};
@@ -25,8 +26,6 @@ pub struct Site {
     pub hop: Hop,
     pub core: Option<Core>,
     pub disk: Disk,
-    /// Copies of it, for a return to an old one.
-    pub old: Option<Disk>,
     pub inbox: VecDeque<Input>,
     pub flight: Option<Output>,
     /// Counts lives: what was planned in an earlier one does not happen.
@@ -54,7 +53,6 @@ impl Site {
             hop,
             core: None,
             disk,
-            old: None,
             inbox,
             flight: None,
             epoch: 0,
@@ -263,12 +261,13 @@ impl World {
     }
 
     /// A copy of the store is put in place of the store, or an empty one.
-    pub fn old_store(&mut self, site: usize, down_ms: u64, lost: bool) {
+    pub fn old_store(&mut self, site: usize, down_ms: u64, copy: Option<(Disk, Mirror)>) {
         if self.sites[site].core.is_some() {
             self.crash(site, down_ms);
         }
-        let s = &mut self.sites[site];
-        s.disk = if lost { Disk::default() } else { s.old.clone().unwrap_or_default() };
-        self.oracle.store_replaced(site);
+        let (disk, mirror) = copy.unzip();
+        self.sites[site].disk = disk.unwrap_or_default();
+        self.oracle.store_replaced(site, mirror);
+        self.forgotten(site);
     }
 }

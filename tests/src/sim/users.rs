@@ -5,7 +5,7 @@ use std::sync::Arc;
 use intergrid_gateway::core::state::{Job, Spec};
 use intergrid_gateway::core::{Input, Submission};
 use intergrid_proto::link::WantValue;
-use intergrid_proto::{Refusal, TaskSet};
+use intergrid_proto::{Refusal, RefusalKind, TaskSet};
 
 use super::scenario::Deed;
 use super::world::{Next, World};
@@ -81,6 +81,50 @@ impl World {
 }
 
 impl World {
+    /// A site has forgotten some of what it had answered. Who looks finds it out: one user submits again, another does without his job; what was
+    /// cancelled is cancelled again.
+    pub fn forgotten(&mut self, site: usize) {
+        let mut given_up = Vec::new();
+        for deed in 0..self.users.len() {
+            match &self.scenario.deeds[deed].1 {
+                Deed::Submit { site: at, key, spec, tasks, .. } if *at == site => {
+                    let gone = Refusal::new(RefusalKind::NotFound, "forgotten");
+                    let answer = &mut self.users[deed].answer;
+                    match self.oracle.job_of(site, *key, *spec, *tasks) {
+                        Some(job) => *answer = Some(Ok(job)),
+                        None if !matches!(answer, Some(Ok(_))) => {}
+                        None if key.is_multiple_of(2) => *answer = None,
+                        None => {
+                            *answer = Some(Err(gone));
+                            given_up.push(*key);
+                        }
+                    }
+                    self.after(AGAIN_MS, Next::User(deed));
+                }
+                Deed::Want { submit, value: WantValue::Cancel, .. } => {
+                    if matches!(self.scenario.deeds[*submit].1, Deed::Submit { site: at, .. } if at == site)
+                        && self.users[deed].answer.take().is_some()
+                    {
+                        self.after(AGAIN_MS, Next::User(deed));
+                    }
+                }
+                _ => {}
+            }
+        }
+        // What waits for a job may have one now.
+        for deed in 0..self.users.len() {
+            if matches!(self.scenario.deeds[deed].1, Deed::Want { .. }) && self.users[deed].answer.is_none() {
+                self.after(2 * AGAIN_MS, Next::User(deed));
+            }
+        }
+        // Nor does he try what he had not been answered yet.
+        for (deed, user) in self.users.iter_mut().enumerate().filter(|(_, u)| u.answer.is_none()) {
+            if matches!(self.scenario.deeds[deed].1, Deed::Submit { key, .. } if given_up.contains(&key)) {
+                user.answer = Some(Err(Refusal::new(RefusalKind::NotFound, "forgotten")));
+            }
+        }
+    }
+
     /// Phase and exit of every task that was submitted, by deed.
     pub fn results(&self) -> std::collections::BTreeMap<(usize, u32), (u8, u16)> {
         let mut out = std::collections::BTreeMap::new();

@@ -6,9 +6,10 @@ use intergrid_gateway::core::Input;
 use intergrid_proto::SiteId;
 use intergrid_proto::link::{Down, Up, WantValue};
 
+use super::disk::Disk;
 use super::leaf::{Leaf, Uid};
 use super::net::{Link, Lower, Message};
-use super::oracle::Oracle;
+use super::oracle::{Mirror, Oracle};
 use super::rng::Rng;
 use super::scenario::{Cut, Deed, Fault, Scenario};
 use super::site::Site;
@@ -27,21 +28,57 @@ const EVENTS_MAX: u64 = 6_000_000;
 /// What happens next.
 #[derive(Clone, Copy, Debug)]
 pub enum Next {
-    Poll { site: usize, epoch: u64 },
-    Committed { site: usize, epoch: u64 },
-    Tick { site: usize, epoch: u64 },
+    Poll {
+        site: usize,
+        epoch: u64,
+    },
+    Committed {
+        site: usize,
+        epoch: u64,
+    },
+    Tick {
+        site: usize,
+        epoch: u64,
+    },
     StartSite(usize),
-    Arrive { link: usize, session: u64, up: bool },
+    Arrive {
+        link: usize,
+        session: u64,
+        up: bool,
+    },
     Open(usize),
-    Gone { link: usize, session: u64, child: bool },
+    Gone {
+        link: usize,
+        session: u64,
+        child: bool,
+    },
     User(usize),
-    LeafTick { leaf: usize, epoch: u64 },
-    LeafWake { leaf: usize, epoch: u64 },
-    LeafCommitted { leaf: usize, epoch: u64 },
-    Spawn { leaf: usize, epoch: u64, key: Key },
-    Exit { leaf: usize, key: Key, uid: Uid },
+    LeafTick {
+        leaf: usize,
+        epoch: u64,
+    },
+    LeafWake {
+        leaf: usize,
+        epoch: u64,
+    },
+    LeafCommitted {
+        leaf: usize,
+        epoch: u64,
+    },
+    Spawn {
+        leaf: usize,
+        epoch: u64,
+        key: Key,
+    },
+    Exit {
+        leaf: usize,
+        key: Key,
+        uid: Uid,
+    },
     StartLeaf(usize),
     Fault(usize),
+    /// A copy of the store that this fault will put back is made.
+    Copy(usize),
     Look,
 }
 
@@ -58,6 +95,7 @@ pub struct World {
     pub users: Vec<User>,
     pub link_of: BTreeMap<(SiteId, SiteId), usize>,
     pub oracle: Oracle,
+    copies: BTreeMap<usize, (Disk, Mirror)>,
     pub events: u64,
     pub rested_ms: Option<u64>,
     pub trace: Option<Vec<String>>,
@@ -82,9 +120,9 @@ impl World {
         let link_of = links.iter().enumerate().map(|(i, l)| ((id(l.child), sites[l.parent].hop.site), i)).collect();
         let users = (0..scenario.deeds.len()).map(|_| User::default()).collect();
         let oracle = Oracle::new(&scenario, sites.iter().map(|s| s.hop.site).collect());
-        let (queue, trace) = (BTreeMap::new(), trace.then(Vec::new));
+        let (queue, copies, trace) = (BTreeMap::new(), BTreeMap::new(), trace.then(Vec::new));
         let (now, order, events, rested_ms) = (0, 0, 0, None);
-        let mut w = World { scenario, cut, now, order, queue, sites, leaves, links, users, link_of, oracle, events, rested_ms, trace };
+        let mut w = World { scenario, cut, now, order, queue, sites, leaves, links, users, link_of, oracle, copies, events, rested_ms, trace };
         w.begin();
         w
     }
@@ -99,6 +137,12 @@ impl World {
             }
         }
         for (i, (_, d)) in self.scenario.deeds.iter().enumerate() {
+            // Nobody says again what nobody said.
+            if let Deed::Submit { key, .. } = d
+                && self.cut.deeds.contains(key)
+            {
+                self.cut.deeds.insert(i);
+            }
             // Without its cancel a job that never ends by itself would be a finding of its own.
             if let Deed::Want { submit, value: WantValue::Cancel, .. } = d
                 && !self.cut.deeds.contains(submit)
@@ -108,7 +152,11 @@ impl World {
         }
         let deeds = self.scenario.deeds.iter().enumerate().filter(|(i, _)| !self.cut.deeds.contains(i)).map(|(i, d)| (d.0, Next::User(i)));
         let faults = self.scenario.faults.iter().enumerate().filter(|(i, _)| !self.cut.faults.contains(i)).map(|(i, f)| (f.0, Next::Fault(i)));
-        let all: Vec<(u64, Next)> = deeds.chain(faults).collect();
+        let copies = self.scenario.faults.iter().enumerate().filter_map(|(i, (at, f))| match f {
+            Fault::RollBack { back_ms, .. } => Some((at.saturating_sub(*back_ms), Next::Copy(i))),
+            _ => None,
+        });
+        let all: Vec<(u64, Next)> = copies.chain(deeds).chain(faults).collect();
         all.into_iter().for_each(|(at, next)| self.after(at, next));
         self.after(self.scenario.calm_ms + LOOK_MS, Next::Look);
     }
@@ -156,6 +204,11 @@ impl World {
             Next::Exit { leaf, key, uid } => self.exit(leaf, key, uid),
             Next::StartLeaf(leaf) => self.start_leaf(leaf),
             Next::Fault(i) => self.fault(i),
+            Next::Copy(i) => {
+                if let Fault::RollBack { site, .. } = self.scenario.faults[i].1 {
+                    self.copies.insert(i, (self.sites[site].disk.clone(), self.oracle.mirrors[site].clone()));
+                }
+            }
             Next::Look => self.look(),
         }
     }
@@ -382,8 +435,11 @@ impl World {
             Fault::Slow { link, delay_ms } => self.links[link].slow_ms = delay_ms,
             Fault::SlowDisk { site, commit_ms } => self.sites[site].commit_ms = commit_ms,
             Fault::AskAll { link } => self.send(link, Message::Down(Down::Resync)),
-            Fault::LoseStore { site, down_ms } => self.old_store(site, down_ms, true),
-            Fault::RollBack { site, down_ms } => self.old_store(site, down_ms, false),
+            Fault::LoseStore { site, down_ms } => self.old_store(site, down_ms, None),
+            Fault::RollBack { site, down_ms, .. } => {
+                let copy = self.copies.remove(&i);
+                self.old_store(site, down_ms, copy);
+            }
         }
     }
 }

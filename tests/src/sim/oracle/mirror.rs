@@ -1,18 +1,20 @@
 //! What every site has made durable, as told by its changes, and what a change may do to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_gateway::core::archive;
 use intergrid_gateway::core::change::{self, Change, What};
 use intergrid_gateway::core::state::{EXIT_DOUBTFUL, State};
 use intergrid_gateway::store::Batch;
 use intergrid_proto::limits::HOPS_MAX;
-use intergrid_proto::link::{Want, at};
+use intergrid_proto::link::{Want, WantValue, at};
+use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, Exit, Phase, SiteId, TaskSet, pb};
 use prost::Message;
 
 use super::super::disk::Disk;
 use super::{Oracle, TaskKey};
+use crate::sim::leaf::Uid;
 
 /// A task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,14 +34,19 @@ impl Cell {
         self.phase >= Phase::Done as u8
     }
 
-    fn is_open(self) -> bool {
+    pub fn is_open(self) -> bool {
         self.phase != 0 && !self.is_terminal()
+    }
+
+    fn is_doubtful(self) -> bool {
+        self.phase == Phase::Held as u8 && self.exit == EXIT_DOUBTFUL
     }
 }
 
 #[derive(Clone, Debug)]
 pub struct Job {
     pub parent: Option<SiteId>,
+    pub key: String,
     pub origin: (SiteId, String),
     pub hash: BlobHash,
     pub cells: Vec<Cell>,
@@ -52,15 +59,29 @@ impl Job {
     }
 }
 
+/// A placement that was issued, whether its site still knows of it or not.
 #[derive(Clone, Debug)]
-pub struct Placed {
+pub struct Issued {
+    pub site: usize,
+    pub number: u64,
     pub job: u64,
     pub child: SiteId,
+    pub parent: Option<SiteId>,
+    pub origin: (SiteId, String),
+    pub hash: BlobHash,
     /// Each task's placement above.
     pub ups: BTreeMap<u32, u64>,
-    pub fenced: TaskSet,
+    above: BTreeMap<u32, usize>,
     /// Fenced, or come back as a lost attempt.
     pub lost: TaskSet,
+}
+
+/// A placement that a site knows of.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// Which of all that were issued.
+    pub id: usize,
+    pub fenced: TaskSet,
 }
 
 /// One site.
@@ -70,13 +91,21 @@ pub struct Mirror {
     pub placed: BTreeMap<u64, Placed>,
     /// Children's events: incarnation and sequence.
     pub cursors: BTreeMap<SiteId, (u64, u64)>,
+    /// The highest number of each parent's placements.
+    pub seen: BTreeMap<SiteId, u64>,
+    /// Usage that this root has counted.
+    pub counted: BTreeSet<Uid>,
     emitted: BTreeMap<SiteId, u64>,
-    born: u64,
 }
 
 impl Oracle {
     /// A batch is durable at a site.
     pub fn committed(&mut self, site: usize, batch: &Batch) {
+        let found = batch.changes.iter().filter_map(|(_, bytes)| match Change::decode(&bytes[..]).ok()?.what? {
+            What::Placed(p) => Some((p.adopt?.number, p.tasks)),
+            _ => None,
+        });
+        self.found_again = found.map(|(number, tasks)| (number, change::tasks(&tasks))).collect();
         for (seq, bytes) in &batch.changes {
             match Change::decode(&bytes[..]).ok().and_then(|c| c.what) {
                 Some(what) => self.change(site, what),
@@ -98,16 +127,12 @@ impl Oracle {
 
     fn change(&mut self, site: usize, what: What) {
         match what {
-            What::Born(b) => self.mirrors[site].born = b.incarnation,
             What::Job(j) => self.job(site, j),
             What::Tasks(t) => self.arrive(site, t),
-            What::Want(w) => {
-                if let Some(j) = self.mirrors[site].jobs.get_mut(&w.job) {
-                    j.want = change::want(&w.want);
-                }
-            }
+            What::Want(w) => self.wanted(site, w),
             What::Placed(p) => self.place(site, p),
-            What::Accepted(_) | What::Seen(_) | What::Acked(_) | What::Drained(_) | What::Throttled(_) => {}
+            What::Seen(c) => _ = self.mirrors[site].seen.insert(change::site(&c.peer), c.number),
+            What::Born(_) | What::Accepted(_) | What::Acked(_) | What::Drained(_) | What::Throttled(_) => {}
             What::Ended(e) => self.end(site, e),
             What::Requeued(r) => self.requeue(site, r, false),
             What::Fenced(r) => self.requeue(site, r, true),
@@ -132,13 +157,18 @@ impl Oracle {
                         self.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and becomes phase {}", p.job, p.phase));
                     }
                     let attempts = if p.anew { 0 } else { c.attempts };
+                    // Somebody may have it, and it is placed again nevertheless: at most where more than one start may be.
+                    if c.is_doubtful() && p.phase == Phase::Queued as i32 && !self.waits(site, p.job) {
+                        *self.excused.entry(self.task(site, p.job, t)).or_default() += 1;
+                    }
                     self.set(site, p.job, t, Cell { phase: p.phase as u8, attempts, ..c });
                 }
             }
             What::Adopted(a) => {
                 for t in change::tasks(&a.tasks).iter() {
                     let Some(c) = self.cell(site, a.job, t) else { continue };
-                    let phase = if c.phase == Phase::Held as u8 && c.exit == EXIT_DOUBTFUL { Phase::Queued as u8 } else { c.phase };
+                    let phase = if c.is_doubtful() { Phase::Queued as u8 } else { c.phase };
+                    self.relabel(site, a.job, t, c, a.number);
                     self.set(site, a.job, t, Cell { up: a.number, phase, ..c });
                 }
             }
@@ -168,7 +198,7 @@ impl Oracle {
         }
     }
 
-    fn cell(&self, site: usize, job: u64, task: u32) -> Option<Cell> {
+    pub(super) fn cell(&self, site: usize, job: u64, task: u32) -> Option<Cell> {
         self.mirrors[site].jobs.get(&job).and_then(|j| j.cells.get(task as usize)).copied()
     }
 
@@ -185,10 +215,17 @@ impl Oracle {
         if route.len() != j.route.len() || route.len() > HOPS_MAX as usize + 1 {
             self.fail("I5", format!("site {site} takes in job {} with a route of {} sites, {} different", j.job, j.route.len(), route.len()));
         }
-        let origin = j.origin.unwrap_or_default();
+        let mut origin = j.origin.map(|o| (change::site(&o.site), o.job)).unwrap_or_default();
+        if j.parent.is_empty() {
+            // A number that a lost store had given is another job's.
+            let lives = self.roots.entry(origin.clone()).or_default();
+            *lives += 1;
+            origin.1 += &"'".repeat(*lives - 1);
+        }
         let job = Job {
             parent: SiteId::from_slice(&j.parent),
-            origin: (change::site(&origin.site), origin.job),
+            key: j.key,
+            origin,
             hash: BlobHash::from_slice(&j.spec_hash).unwrap_or(BlobHash([0; 32])),
             cells: vec![Cell::default(); j.size as usize],
             want: Want::default(),
@@ -198,7 +235,62 @@ impl Oracle {
         }
     }
 
+    fn wanted(&mut self, site: usize, w: change::WantSet) {
+        let Some(j) = self.mirrors[site].jobs.get_mut(&w.job) else { return };
+        let (was, origin) = (std::mem::replace(&mut j.want, change::want(&w.want)), j.origin.clone());
+        let all = TaskSet::range(0..j.size());
+        if j.parent.is_none() && !self.replaced.is_empty() {
+            // He wants it run, whatever became of it before.
+            for t in was.tasks(WantValue::Hold, &all).intersect(&j.want.tasks(WantValue::Run, &all)).iter() {
+                *self.released.entry((origin.0, origin.1.clone(), t)).or_default() += 1;
+            }
+        }
+    }
+
+    /// May its tasks start once only?
+    fn waits(&self, site: usize, job: u64) -> bool {
+        let spec = self.mirrors[site].jobs.get(&job).and_then(|j| self.specs.get(&j.hash));
+        spec.is_some_and(|s| s.on_lost == OnLost::Wait)
+    }
+
+    /// The placement that a site issued to this child under this number, the last if there were several.
+    pub(super) fn issued_to(&self, site: usize, child: SiteId, number: u64) -> Option<usize> {
+        self.named.get(&(site, child, number)).copied()
+    }
+
+    /// As that, of a parent's.
+    pub(super) fn issued_by(&self, site: usize, job: u64, number: u64) -> Option<usize> {
+        let parent = self.mirrors[site].jobs.get(&job).and_then(|j| self.site(j.parent?))?;
+        self.issued_to(parent, self.ids[site], number)
+    }
+
+    /// A task is here under another placement of the parent: it is the same task, and so is what runs of it.
+    fn relabel(&mut self, site: usize, job: u64, task: u32, c: Cell, number: u64) {
+        if let Some(p) = self.mirrors[site].placed.get(&c.down).map(|p| p.id) {
+            self.issued[p].ups.insert(task, number);
+        }
+        if let (Some(was), Some(is)) = (self.issued_by(site, job, c.up), self.issued_by(site, job, number)) {
+            self.renamed(was, is, task);
+        }
+    }
+
+    fn renamed(&mut self, was: usize, is: usize, task: u32) {
+        let was = self.now_is(was, task);
+        if was < is {
+            self.later.insert((was, task), is);
+            let above = |id: usize| self.issued[id].above.get(&task).copied();
+            if let (Some(was), Some(is)) = (above(was), above(is)) {
+                self.renamed(was, is, task);
+            }
+        }
+    }
+
     fn arrive(&mut self, site: usize, t: change::TasksAdded) {
+        if let Some(id) = self.issued_by(site, t.job, t.number)
+            && let Some(j) = self.mirrors[site].jobs.get_mut(&t.job)
+        {
+            j.origin = self.issued[id].origin.clone();
+        }
         for task in change::tasks(&t.tasks).iter() {
             let Some(c) = self.cell(site, t.job, task) else { continue };
             if c.is_open() {
@@ -211,10 +303,13 @@ impl Oracle {
 
     fn place(&mut self, site: usize, p: change::Placed) {
         let (child, tasks) = (change::site(&p.child), change::tasks(&p.tasks));
-        if self.mirrors[site].placed.keys().next_back().is_some_and(|last| p.number <= *last) {
+        let below = self.site(child).map(|c| self.mirrors[c].seen.get(&self.ids[site]).copied().unwrap_or(0));
+        let seen = below.or_else(|| self.leaf_seen.get(&child).copied()).unwrap_or(0);
+        if p.number <= seen || self.mirrors[site].placed.keys().next_back().is_some_and(|last| p.number <= *last) {
             self.fail("I10", format!("site {site} issues placement number {} again", p.number));
         }
-        let mut ups = BTreeMap::new();
+        let Some(job) = self.mirrors[site].jobs.get(&p.job) else { return };
+        let (parent, origin, hash, mut ups, id) = (job.parent, job.origin.clone(), job.hash, BTreeMap::new(), self.issued.len());
         for t in tasks.iter() {
             let Some(c) = self.cell(site, p.job, t) else { continue };
             if c.phase != Phase::Queued as u8 || c.down != 0 {
@@ -223,7 +318,12 @@ impl Oracle {
             ups.insert(t, c.up);
             self.set(site, p.job, t, Cell { phase: Phase::Placed as u8, down: p.number, ..c });
         }
-        self.mirrors[site].placed.insert(p.number, Placed { job: p.job, child, ups, fenced: TaskSet::new(), lost: TaskSet::new() });
+        let above = ups.iter().filter_map(|(t, up)| Some((*t, self.issued_by(site, p.job, *up)?))).collect();
+        self.issued.push(Issued { site, number: p.number, job: p.job, child, parent, origin, hash, ups, above, lost: TaskSet::new() });
+        let former = p.adopt.and_then(|f| self.issued_to(site, child, f.number));
+        tasks.iter().for_each(|t| former.into_iter().for_each(|f| self.renamed(f, id, t)));
+        self.named.insert((site, child, p.number), id);
+        self.mirrors[site].placed.insert(p.number, Placed { id, fenced: TaskSet::new() });
     }
 
     fn end(&mut self, site: usize, e: change::TasksEnded) {
@@ -261,14 +361,14 @@ impl Oracle {
                 if let Some(p) = self.mirrors[site].placed.get_mut(&r.number) {
                     p.fenced.insert(t..t + 1);
                 }
-            } else {
+            } else if !self.found_again.iter().any(|(number, tasks)| *number == r.number && tasks.contains(t)) {
                 self.must_be_over(site, r.number, t, ("I2", "said to have come back"), false);
                 if counted && !self.was_started(site, r.number, t) {
                     self.fail("I3", format!("site {site}: task {t} of job {} was given back unstarted, and counted as an attempt", r.job));
                 }
             }
-            if let Some(p) = self.mirrors[site].placed.get_mut(&r.number).filter(|_| u32::from(c.attempts) < r.attempts) {
-                p.lost.insert(t..t + 1);
+            if let Some(p) = self.mirrors[site].placed.get(&r.number).filter(|_| u32::from(c.attempts) < r.attempts) {
+                self.issued[p.id].lost.insert(t..t + 1);
             }
             let phase = if r.held { Phase::Held } else { Phase::Queued };
             self.set(site, r.job, t, Cell { phase: phase as u8, attempts: r.attempts as u8, down: 0, ..c });
@@ -277,10 +377,9 @@ impl Oracle {
 
     /// Was an attempt lost at the site below, for this placement?
     fn was_lost_below(&self, site: usize, number: u64, task: u32) -> bool {
-        let (me, child) = (self.ids[site], self.mirrors[site].placed.get(&number).and_then(|p| self.site(p.child)));
-        let Some(below) = child.map(|c| &self.mirrors[c]) else { return false };
-        let ours = |p: &Placed| p.ups.get(&task) == Some(&number) && below.jobs.get(&p.job).is_some_and(|j| j.parent == Some(me));
-        below.placed.values().any(|p| p.lost.contains(task) && ours(p))
+        let Some(child) = self.mirrors[site].placed.get(&number).and_then(|p| self.site(self.issued[p.id].child)) else { return false };
+        let ours = |p: &&Issued| p.site == child && p.parent == Some(self.ids[site]) && p.ups.get(&task) == Some(&number);
+        self.issued.iter().filter(ours).any(|p| p.lost.contains(task))
     }
 
     /// A root's history: each usage once.
@@ -297,7 +396,7 @@ impl Oracle {
             if self.processes.get(uid).is_none_or(|p| p.task != key) {
                 self.fail("I11", format!("site {site}: usage of process {uid} is counted for task {task} of job {job}, which it never was"));
             }
-            if !self.counted.insert(*uid) {
+            if !self.mirrors[site].counted.insert(*uid) {
                 self.fail("I11", format!("site {site}: usage of process {uid}, task {task} of job {job}, is counted twice"));
             }
         }

@@ -4,6 +4,19 @@
 //! Names are those of the list of invariants: I1 nothing acknowledged is lost, I2 one unfenced start, I3 starts are accounted for, I4 keys, I5 no loops,
 //! I9 terminal is terminal and has evidence, I10 only the current attempt counts, I11 usage once, I14 no start after a cancel, I16 what is advertised is
 //! admitted, I18 a restart is the committed prefix; L1 all ends or says why, L2 nothing is left behind.
+//!
+//! A store that is lost, or put back to an old copy, takes with it what that store alone knew, and nothing else is excused:
+//! - I1, I4, I14: of its own users, jobs that the copy does not have and cancels that it does not have. A user asks again. No other site forgets anything.
+//! - I2, I9: a process counts while every site of its way knows its placement there; a site that has forgotten it can't answer for it.
+//!   What is found again under a new name (a placement that adopts, a task that gets another label) is the same process, and counts again.
+//! - I3: under `wait` there is one start, whatever is lost, and one more each time that the user himself lets the task go again; but a start of which
+//!   both ends of a link have forgotten the placement is one that nobody can know of. Under `requeue` there is one more for each time that a task in
+//!   doubt is placed again.
+//! - I10: a number that its child has durably seen is never issued again, by whatever store.
+//! - I11: a root that went back counts again what its copy had not counted. Usage may be missing if a store of its way was replaced, or
+//!   found it again, after the start.
+//! - L1: a `wait` task may stay held for good if its way led to or through the store, and if it says so (EvidenceLost). All else ends.
+//! - L2: what is here for a placement that the parent has forgotten may stay: orphans are nobody's to end but an administrator's.
 
 mod mirror;
 mod truth;
@@ -11,11 +24,13 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use intergrid_proto::link::Want;
+use intergrid_gateway::backends::child_end::site_of;
+use intergrid_proto::link::{Want, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Refusal, RefusalKind, Shape, SiteId, TaskSet};
 
 use super::leaf::Uid;
 use super::scenario::Scenario;
+use mirror::Issued;
 pub use mirror::Mirror;
 pub use truth::Process;
 
@@ -61,8 +76,22 @@ pub struct Oracle {
     excused: BTreeMap<TaskKey, u64>,
     /// Tasks that were claimed: whether they started may never be known.
     claimed: BTreeSet<TaskKey>,
-    /// Usage that a root has counted.
-    counted: BTreeSet<Uid>,
+    /// One more start for each time that its user let it go, after a store was lost.
+    released: BTreeMap<TaskKey, u64>,
+    /// All placements ever, and which of them was the last of its name: site, child, number.
+    issued: Vec<Issued>,
+    named: BTreeMap<(usize, SiteId, u64), usize>,
+    /// Under which later placement of the same site a task goes on.
+    later: BTreeMap<(usize, u32), usize>,
+    /// Those that neither end of their link knows of any more.
+    pub gone: BTreeSet<usize>,
+    /// How many jobs have had this name.
+    roots: BTreeMap<(SiteId, String), usize>,
+    /// Of the batch that is being committed: what leaves a placement for a new name of it.
+    found_again: Vec<(u64, TaskSet)>,
+    leaf_ids: Vec<SiteId>,
+    /// The highest placement that an agent has made durable.
+    leaf_seen: BTreeMap<SiteId, u64>,
     /// (site, key) to job, spec and size of the first that was acknowledged.
     keys: BTreeMap<(usize, usize), (u64, usize, u32)>,
     cancelled: BTreeMap<(usize, u64), TaskSet>,
@@ -82,7 +111,8 @@ pub struct Oracle {
     /// Ends were told by a full state somewhere: their usage does not come with it.
     pub ends_resynced: bool,
     pub machines_replaced: bool,
-    pub stores_replaced: bool,
+    /// Sites whose store was lost or is an old copy: since when.
+    pub replaced: BTreeMap<usize, u64>,
 }
 
 impl Oracle {
@@ -92,7 +122,8 @@ impl Oracle {
         let specs = spec_hashes.iter().copied().zip(s.specs.iter().cloned()).collect();
         let mirrors = ids.iter().map(|_| Mirror::default()).collect();
         let gateway_of = s.machines.iter().map(|m| m.gateway).collect();
-        Oracle { ids, index, gateway_of, specs, spec_hashes, ended: vec![(0, 0); s.sites], mirrors, uids: 1_000, ..Oracle::default() }
+        let leaf_ids = (0..s.machines.len()).map(|i| site_of(&format!("a{i}"))).collect();
+        Oracle { ids, index, gateway_of, leaf_ids, specs, spec_hashes, ended: vec![(0, 0); s.sites], mirrors, uids: 1_000, ..Oracle::default() }
     }
 
     /// The first failure counts.
@@ -139,7 +170,7 @@ impl Oracle {
         let all = TaskSet::range(0..j.size());
         let tasks = tasks.unwrap_or_else(|| all.clone()).intersect(&all);
         let open: TaskSet = tasks.iter().filter(|t| !j.cells[*t as usize].is_terminal()).collect();
-        let durable = j.want.tasks(intergrid_proto::link::WantValue::Cancel, &all);
+        let durable = j.want.tasks(WantValue::Cancel, &all);
         if !open.subtract(&durable).is_empty() {
             self.fail("I1", format!("site {site} acknowledges a cancel of {open} of job {job}, durable is {durable}"));
         }
@@ -153,7 +184,7 @@ impl Oracle {
     }
 
     pub fn is_counted(&self, uid: Uid) -> bool {
-        self.counted.contains(&uid)
+        self.mirrors.iter().any(|m| m.counted.contains(&uid))
     }
 
     pub fn crashed(&mut self, site: usize) {
@@ -166,13 +197,41 @@ impl Oracle {
         self.registers.retain(|(s, ..), _| *s != me);
     }
 
-    pub fn store_replaced(&mut self, site: usize) {
-        self.stores_replaced = true;
-        self.mirrors[site] = Mirror::default();
+    /// A site has an old copy of its store, or an empty one: what it promised since is forgotten, and nothing else. True of its users' jobs and cancels;
+    /// what others have made durable stays true of them.
+    pub fn store_replaced(&mut self, site: usize, copy: Option<Mirror>) {
+        self.replaced.insert(site, self.now_ms);
+        let mirror = copy.unwrap_or_default();
+        self.keys.retain(|(s, _), _| *s != site);
+        for (no, j) in mirror.jobs.iter().filter(|(_, j)| j.parent.is_none()) {
+            if let (Some(key), Some(spec)) =
+                (j.key.strip_prefix("key ").and_then(|k| k.parse().ok()), self.spec_hashes.iter().position(|h| *h == j.hash))
+            {
+                self.keys.insert((site, key), (*no, spec, j.size()));
+            }
+        }
+        for ((_, job), tasks) in self.cancelled.iter_mut().filter(|((s, _), _)| *s == site) {
+            *tasks = mirror.jobs.get(job).map(|j| j.want.tasks(WantValue::Cancel, tasks)).unwrap_or_default();
+        }
+        let me = self.ids[site];
+        self.registers.retain(|(_, parent, _), _| *parent != me);
+        self.mirrors[site] = mirror;
+        let forgotten = |i: &Issued| {
+            let seen = self.site(i.child).map_or_else(|| self.leaf_seen.get(&i.child), |c| self.mirrors[c].seen.get(&self.ids[i.site]));
+            self.mirrors[i.site].placed.get(&i.number).is_none_or(|p| self.issued[p.id].child != i.child) && seen.is_none_or(|s| *s < i.number)
+        };
+        let gone: Vec<usize> = self.issued.iter().enumerate().filter(|(_, i)| forgotten(i)).map(|(id, _)| id).collect();
+        self.gone.extend(gone);
+    }
+
+    /// What a user's key stands for.
+    pub fn job_of(&self, site: usize, key: usize, spec: usize, tasks: u32) -> Option<u64> {
+        self.keys.get(&(site, key)).filter(|(_, s, n)| (*s, *n) == (spec, tasks)).map(|(job, ..)| *job)
     }
 
     /// A machine came in another's place, with an empty store.
-    pub fn replaced(&mut self) {
+    pub fn machine_replaced(&mut self, leaf: usize) {
         self.machines_replaced = true;
+        self.leaf_seen.remove(&self.leaf_ids[leaf]);
     }
 }

@@ -3,6 +3,7 @@
 use intergrid_agent::core::Key;
 use intergrid_proto::{Exit, Phase, TaskSet};
 
+use super::mirror::Issued;
 use super::{Oracle, TaskKey};
 use crate::sim::leaf::Uid;
 
@@ -11,8 +12,9 @@ use crate::sim::leaf::Uid;
 pub struct Process {
     pub task: TaskKey,
     pub leaf: usize,
-    /// Placements that led to it, the gateway's first, the root's last: site and number.
-    pub path: Vec<(usize, u64)>,
+    /// Placements that led to it, the gateway's first, the root's last, as they were called then.
+    pub path: Vec<usize>,
+    pub since_ms: u64,
     pub alive: bool,
     /// How it ended, where it did so by itself.
     pub exit: Option<Exit>,
@@ -25,33 +27,32 @@ impl Oracle {
     pub fn started(&mut self, leaf: usize, key: Key) -> Uid {
         self.uids += 1;
         let uid = self.uids;
-        let (mut site, mut number, task) = (self.gateway_of[leaf], key.0, key.1);
+        let task = key.1;
         let mut path = Vec::new();
-        let origin = loop {
-            path.push((site, number));
-            let m = &self.mirrors[site];
-            let Some((p, j)) = m.placed.get(&number).and_then(|p| Some((p, m.jobs.get(&p.job)?))) else {
-                if !self.stores_replaced {
-                    self.fail("I1", format!("leaf {leaf} starts {key:?}, and placement {number} of site {site} is not durable"));
-                }
-                break Default::default();
-            };
-            let (Some(up), Some(parent)) = (p.ups.get(&task), j.parent.and_then(|p| self.site(p))) else { break j.origin.clone() };
-            (site, number) = (parent, *up);
+        let mut next = self.issued_to(self.gateway_of[leaf], self.leaf_ids[leaf], key.0);
+        while let Some(id) = next {
+            path.push(self.now_is(id, task));
+            let at = &self.issued[self.now_is(id, task)];
+            let above = at.parent.and_then(|p| Some((self.site(p)?, *at.ups.get(&task)?)));
+            next = above.and_then(|(parent, up)| self.issued_to(parent, self.ids[at.site], up));
+        }
+        let Some(top) = path.last().map(|id| &self.issued[*id]) else {
+            self.fail("I1", format!("leaf {leaf} starts {key:?}, and its placement was never durable"));
+            return uid;
         };
-        let task: TaskKey = (origin.0, origin.1, task);
-        let spec =
-            path.last().and_then(|(s, n)| self.mirrors[*s].jobs.get(&self.mirrors[*s].placed.get(n)?.job)).and_then(|j| self.specs.get(&j.hash));
-        let waits = spec.is_some_and(|s| s.on_lost == intergrid_proto::spec::OnLost::Wait);
-        let starts = 1 + self.processes.values().filter(|p| p.task == task).count() as u64;
+        let task: TaskKey = (top.origin.0, top.origin.1.clone(), task);
+        let waits = self.specs.get(&top.hash).is_some_and(|s| s.on_lost == intergrid_proto::spec::OnLost::Wait);
+        let known = |p: &&Process| p.task == task && !p.path.iter().any(|id| self.gone.contains(id));
+        let starts = 1 + self.processes.values().filter(known).count() as u64;
         let excused = self.excused.get(&task).copied().unwrap_or(0);
-        if waits && starts > 1 {
+        let released = self.released.get(&task).copied().unwrap_or(0);
+        if waits && starts > 1 + released {
             self.fail("I3", format!("task {task:?} may start once, and starts for the {starts}. time, on leaf {leaf}"));
-        } else if starts > 1 + excused {
+        } else if !waits && starts > 1 + excused + released {
             self.fail("I3", format!("task {task:?} starts for the {starts}. time, on leaf {leaf}, after {excused} losses"));
         }
         let other = self.processes.iter().find(|(_, p)| p.alive && p.task == task && self.counts(p)).map(|(uid, p)| (*uid, p.leaf));
-        self.processes.insert(uid, Process { task, leaf, path, alive: true, exit: None, evident: false });
+        self.processes.insert(uid, Process { task, leaf, path, since_ms: self.now_ms, alive: true, exit: None, evident: false });
         if let Some(other) = other.filter(|_| self.counts(&self.processes[&uid])) {
             let task = &self.processes[&uid].task;
             self.fail("I2", format!("task {task:?} starts on leaf {leaf}, while process {} of it on leaf {} runs and counts", other.0, other.1));
@@ -59,31 +60,87 @@ impl Oracle {
         uid
     }
 
-    /// Is no placement of its way fenced?
-    fn counts(&self, p: &Process) -> bool {
+    /// What this placement of a task is called now: a site that had lost its store may have found it again.
+    pub(super) fn now_is(&self, mut id: usize, task: u32) -> usize {
+        while let Some(later) = self.later.get(&(id, task)) {
+            id = *later;
+        }
+        id
+    }
+
+    /// Does every site of its way know its placement there, and count it?
+    pub fn counts(&self, p: &Process) -> bool {
         self.counts_below(p, usize::MAX)
     }
 
-    /// Is none fenced up to this site's?
+    /// As that, up to this site. What a store has forgotten, it can't answer for.
     fn counts_below(&self, p: &Process, site: usize) -> bool {
-        for (s, n) in &p.path {
-            if self.mirrors[*s].placed.get(n).is_some_and(|d| d.fenced.contains(p.task.2)) {
+        for id in &p.path {
+            let id = self.now_is(*id, p.task.2);
+            let at = &self.issued[id];
+            if self.mirrors[at.site].placed.get(&at.number).is_none_or(|d| d.id != id || d.fenced.contains(p.task.2)) {
                 return false;
             }
-            if *s == site {
+            if at.site == site {
                 break;
             }
         }
         true
     }
 
+    /// Has the site that issued it, or one above it, forgotten it?
+    fn forgotten(&self, id: usize, task: u32) -> bool {
+        let id = self.now_is(id, task);
+        let at = &self.issued[id];
+        let above = at.parent.and_then(|p| self.issued_to(self.site(p)?, self.ids[at.site], *at.ups.get(&task)?));
+        self.mirrors[at.site].placed.get(&at.number).is_none_or(|p| p.id != id) || above.is_some_and(|a| self.forgotten(a, task))
+    }
+
+    /// Does it run for somebody who has forgotten it?
+    pub fn is_forgotten(&self, p: &Process) -> bool {
+        p.path.first().is_some_and(|id| self.forgotten(*id, p.task.2))
+    }
+
+    /// Is a task here for a placement that is forgotten above?
+    pub fn is_orphan(&self, site: usize, job: u64, task: u32) -> bool {
+        let up = self.cell(site, job, task).map_or(0, |c| c.up);
+        self.issued_by(site, job, up).is_some_and(|id| self.forgotten(id, task))
+    }
+
+    /// As that, on a leaf.
+    pub fn leaf_orphan(&self, leaf: usize, number: u64, task: u32) -> bool {
+        self.issued_to(self.gateway_of[leaf], self.leaf_ids[leaf], number).is_some_and(|id| self.forgotten(id, task))
+    }
+
+    /// Has the store of a site of its way been replaced since it started, or found it again only then? An end that is told from a state has no usage.
+    pub fn may_be_forgotten(&self, p: &Process) -> bool {
+        let since = |id: &usize| self.replaced.get(&self.issued[*id].site).is_some_and(|at| *at >= p.since_ms);
+        self.is_forgotten(p) || p.path.iter().any(|id| since(id) || self.later.contains_key(&(*id, p.task.2)))
+    }
+
+    /// Does a store that was replaced have had to do with each of these tasks of a user's job?
+    pub fn led_to_replaced(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
+        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let passed =
+            |i: &Issued, t: u32| i.origin == origin && i.ups.contains_key(&t) && self.site(i.child).is_some_and(|c| self.replaced.contains_key(&c));
+        self.replaced.contains_key(&site) || tasks.iter().all(|t| self.issued.iter().any(|i| passed(i, t)))
+    }
+
+    /// Where on its way this placement is, as its site knows it.
+    fn on(&self, p: &Process, site: usize, number: u64) -> Option<usize> {
+        let id = self.mirrors[site].placed.get(&number)?.id;
+        p.path.iter().position(|at| self.now_is(*at, p.task.2) == id)
+    }
+
     /// Of a placement that is said to be over nothing may run, but for what was fenced below it.
     pub(super) fn must_be_over(&mut self, site: usize, number: u64, task: u32, (invariant, what): (&str, &str), was_fenced: bool) {
         let runs = |p: &&Process| {
-            let below = p.path.iter().position(|at| *at == (site, number));
-            let Some(below) = below.filter(|_| p.alive && p.task.2 == task) else { return false };
+            if !p.alive || p.task.2 != task {
+                return false;
+            }
+            let Some(at) = self.on(p, site, number) else { return false };
             // The fence of this placement itself is what ends here.
-            was_fenced && (below == 0 || self.counts_below(p, p.path[below - 1].0)) || !was_fenced && self.counts_below(p, site)
+            was_fenced && (at == 0 || self.counts_below(p, self.issued[p.path[at - 1]].site)) || !was_fenced && self.counts_below(p, site)
         };
         if let Some(p) = self.processes.values().find(runs) {
             let (leaf, name) = (p.leaf, p.task.clone());
@@ -93,13 +150,13 @@ impl Oracle {
 
     /// Started, or claimed: from then on an attempt counts, as nobody may be left to say whether it started.
     pub(super) fn was_started(&self, site: usize, number: u64, task: u32) -> bool {
-        let key = self.mirrors[site].placed.get(&number).map(|p| self.task(site, p.job, task));
-        key.is_some_and(|k| self.claimed.contains(&k)) || self.processes.values().any(|p| p.task.2 == task && p.path.contains(&(site, number)))
+        let key = self.mirrors[site].placed.get(&number).map(|p| self.issued[p.id].origin.clone()).map(|o| (o.0, o.1, task));
+        key.is_some_and(|k| self.claimed.contains(&k)) || self.processes.values().any(|p| p.task.2 == task && self.on(p, site, number).is_some())
     }
 
     /// An exit that is told must have been.
     pub(super) fn must_have_evidence(&mut self, site: usize, number: u64, task: u32, phase: i32, exit: Exit) {
-        let of = |p: &&Process| p.task.2 == task && p.path.contains(&(site, number));
+        let of = |p: &&Process| p.task.2 == task && self.on(p, site, number).is_some();
         let found = self.processes.values().filter(of).any(|p| p.exit == Some(exit));
         let told = matches!(exit, Exit::Code(_) | Exit::Signal(_));
         if told && !found || phase == Phase::Done as i32 && exit != Exit::Code(0) {
@@ -124,10 +181,15 @@ impl Oracle {
 
     /// An agent is about to start these.
     pub fn claimed(&mut self, leaf: usize, number: u64, tasks: &TaskSet) {
-        let gateway = self.gateway_of[leaf];
-        let Some(job) = self.mirrors[gateway].placed.get(&number).map(|p| p.job) else { return };
-        let keys: Vec<TaskKey> = tasks.iter().map(|t| self.task(gateway, job, t)).collect();
-        self.claimed.extend(keys);
+        let Some(id) = self.issued_to(self.gateway_of[leaf], self.leaf_ids[leaf], number) else { return };
+        let origin = self.issued[id].origin.clone();
+        self.claimed.extend(tasks.iter().map(|t| (origin.0, origin.1.clone(), t)));
+    }
+
+    /// An agent has made a placement durable, whatever it is.
+    pub fn leaf_saw(&mut self, leaf: usize, number: u64) {
+        let seen = self.leaf_seen.entry(self.leaf_ids[leaf]).or_default();
+        *seen = (*seen).max(number);
     }
 
     /// Its end is durable at its agent.

@@ -89,7 +89,8 @@ impl Oracle {
     pub fn output(&mut self, site: usize, state: &State, output: &Output) {
         for (_, bytes) in &output.batch.changes {
             match Change::decode(&bytes[..]).ok().and_then(|c| c.what) {
-                Some(What::Placed(p)) => self.may_place(site, state, &p),
+                // What its child has already is not started by that.
+                Some(What::Placed(p)) if p.adopt.is_none() => self.may_place(site, state, &p),
                 Some(What::Emit(e)) => self.may_return(site, &e),
                 _ => {}
             }
@@ -164,8 +165,8 @@ impl Oracle {
         let fresh: Vec<(u64, TaskSet)> = output.batch.changes.iter().filter_map(|(_, bytes)| fresh(bytes)).collect();
         let named = self.resyncs.remove(&(site, parent)).unwrap_or_default();
         let incarnation = state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
-        for j in state.jobs.values().filter(|j| j.parent == Some(parent) && j.parent_incarnation == incarnation) {
-            for (ord, up) in j.ups.iter() {
+        for j in state.jobs.values().filter(|j| j.parent == Some(parent)) {
+            for (ord, up) in j.ups.iter().filter(|(_, up)| up.incarnation == incarnation) {
                 let open: TaskSet = j.select(&j.all(), |c| c.up == *ord && c.phase().is_some_and(|p| !p.is_terminal()));
                 let missing = named.get(&up.number).map_or(open.clone(), |n| open.subtract(n));
                 let missing = fresh.iter().filter(|(number, _)| *number == up.number).fold(missing, |m, (_, tasks)| m.subtract(tasks));
@@ -186,7 +187,7 @@ impl Oracle {
                     self.fail("I1", format!("site {site} acknowledges event {sequence} of {child:?}, and {at:?} is durable"));
                 }
             }
-            Down::Place(p) if mirror.placed.get(&p.number).is_none_or(|d| d.job != p.job || d.child != child) => {
+            Down::Place(p) if mirror.placed.get(&p.number).map(|d| &self.issued[d.id]).is_none_or(|d| d.job != p.job || d.child != child) => {
                 self.fail("I1", format!("site {site} sends placement {} to {child:?}, which is not durable", p.number));
             }
             _ => {}
@@ -206,7 +207,8 @@ impl Oracle {
     /// A leaf decides to start a task.
     pub fn starting(&mut self, leaf: usize, key: Key) {
         let gateway = self.gateway_of[leaf];
-        let Some(job) = self.mirrors[gateway].placed.get(&key.0).map(|p| p.job) else { return };
+        let Some(id) = self.issued_to(gateway, self.leaf_ids[leaf], key.0) else { return };
+        let job = self.issued[self.now_is(id, key.1)].job;
         let register = self.registers.get(&(leaf_id(leaf), self.ids[gateway], job));
         if register.is_some_and(|w| !w.tasks(WantValue::Cancel, &TaskSet::one(key.1)).is_empty()) {
             self.fail("I14", format!("leaf {leaf} starts {key:?}, which it was told is cancelled"));
