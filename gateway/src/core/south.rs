@@ -452,10 +452,11 @@ impl Core {
         if ended.stale {
             // An attempt below is over, while the placement went on. Only of a job that this child has had: others' history is not its to write.
             let Some(j) = self.state.jobs.get(&of.job).filter(|j| j.ended_at.contains_key(&child)) else { return };
-            // The attempt with which a task ended was counted then: a site that went back to an old copy says it again.
+            // The attempt with which a task ended was counted then: a child that went back to an old copy says it again, of what its older store had.
+            let of_old = self.state.cursors.get(&child).is_some_and(|c| of.number <= c.renewed_at);
             let counted = |k: usize, t: u32| {
                 let c = j.cell(t);
-                c.phase == ended.phase as u8 && u32::from(c.attempts) == ended.attempts && at(&ended.exit, k) == Some(c.exit.into())
+                of_old && c.phase == ended.phase as u8 && u32::from(c.attempts) == ended.attempts && at(&ended.exit, k) == Some(c.exit.into())
             };
             let all = of.tasks.iter().enumerate().take_while(|(_, t)| *t < j.size);
             let tasks: TaskSet = all.filter(|(k, t)| !counted(*k, *t)).map(|(_, t)| t).collect();

@@ -345,9 +345,16 @@ fn the_end_that_a_task_ended_with_is_counted_once() {
     };
     g.says(&mut w, &place, ended(2, false));
     assert_eq!(1, counted(&w));
-    g.says(&mut w, &place, ended(2, true));
+    let hop = Hop { site: g.me, name: "g".into(), kind: Kind::Gateway };
+    w.input(root, Input::ChildUp { child: g.me, hello: greeting(hop, 4) });
+    let again = |w: &mut World, first, what| {
+        let of = Attempts { number: place.number, job: place.job, tasks: place.tasks.clone() };
+        let events = Events { incarnation: 4, first, events: vec![Event { of, what }] };
+        w.input(root, Input::ChildSays { child: g.me, message: Up::Events(events) });
+    };
+    again(&mut w, 1, ended(2, true));
     assert_eq!(1, counted(&w), "it is the same");
-    g.says(&mut w, &place, ended(1, true));
+    again(&mut w, 2, ended(1, true));
     assert_eq!(2, counted(&w), "an earlier attempt's is another");
 }
 
