@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use intergrid_gateway::store::{Batch, SledStore, Store, StoreError};
+use intergrid_gateway::store::{Batch, Reader as _, SledStore, Store, StoreError};
 use intergrid_proto::net::disk::Disk;
 
 const ROW_BYTES: usize = 2_000;

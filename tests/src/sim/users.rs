@@ -101,12 +101,11 @@ impl World {
                     }
                     self.after(AGAIN_MS, Next::User(deed));
                 }
-                Deed::Want { submit, value: WantValue::Cancel, .. } => {
+                Deed::Want { submit, value: WantValue::Cancel, .. }
                     if matches!(self.scenario.deeds[*submit].1, Deed::Submit { site: at, .. } if at == site)
-                        && self.users[deed].answer.take().is_some()
-                    {
-                        self.after(AGAIN_MS, Next::User(deed));
-                    }
+                        && self.users[deed].answer.take().is_some() =>
+                {
+                    self.after(AGAIN_MS, Next::User(deed));
                 }
                 _ => {}
             }

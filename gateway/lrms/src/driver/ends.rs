@@ -57,7 +57,14 @@ impl Driver {
         let (Some(place), Some(child)) = (place, child) else { return Err("where it ran is not known any more".into()) };
         let Some((account, _)) = self.whose(&place.0) else { return Err("where it ran is not known any more".into()) };
         // What a fenced attempt has made must not replace what its successor makes.
-        if self.above.counts(child, job, number, key.1).await.is_none() {
+        let counts = loop {
+            match self.above.counts(child, job, number, key.1).await {
+                Ok(counts) => break counts,
+                // The site's store waits for room: the end waits with it.
+                Err(_) => pause(FIND_INTERVAL_MS).await,
+            }
+        };
+        if counts.is_none() {
             return Ok(());
         }
         let hand = self.hand(&account);

@@ -28,8 +28,8 @@ impl Above for Alone {
         std::future::ready(Err(Refusal::invalid("nobody is above"))).boxed()
     }
 
-    fn counts(&self, _: SiteId, _: u64, _: u64, _: u32) -> BoxFuture<'static, Option<Vec<String>>> {
-        std::future::ready(Some(Vec::new())).boxed()
+    fn counts(&self, _: SiteId, _: u64, _: u64, _: u32) -> BoxFuture<'static, Result<Option<Vec<String>>, Refusal>> {
+        std::future::ready(Ok(Some(Vec::new()))).boxed()
     }
 }
 

@@ -340,7 +340,12 @@ fn the_end_that_a_task_ended_with_is_counted_once() {
     };
     let counted = |w: &World| {
         let (mut n, store) = (0, w.sites[&root].disk.open().unwrap());
-        store.scan(&rows::history_prefix(place.job), &mut |_, _| (n += 1) == ()).unwrap();
+        store
+            .scan(&rows::history_prefix(place.job), &mut |_, _| {
+                n += 1;
+                true
+            })
+            .unwrap();
         n
     };
     g.says(&mut w, &place, ended(2, false));

@@ -21,7 +21,7 @@ fn nothing_new_is_taken_anywhere_below_and_it_is_said_why() {
         let running: u64 = w.agents.values().flat_map(|a| a.running().into_values()).map(|t: TaskSet| t.len()).sum();
         let done = w.count(sites[0], job, Phase::Done);
         assert!(running == 0 && (1..40).contains(&done), "{running} run, {done} are done at depth {depth}");
-        let (e, _) = w.sites[&sites[0]].core.explanation(job, None).unwrap();
+        let (e, _) = w.explanation(sites[0], job);
         let text = format!("{:?}", e.reasons);
         assert!(e.reasons[0].kind == ReasonKind::Draining.number() && text.contains("7 bytes free"), "{text}");
         let host = w.sites[&sites[at]].core.host().0;
