@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use intergrid_gateway::store::sled::FORMAT;
 use intergrid_gateway::store::{Batch, KEY_BYTES_MAX, MemDisk, RECORD_BYTES_MAX, Reader, SledStore, Store, StoreError};
 use proptest::prelude::*;
 
@@ -137,8 +138,8 @@ fn a_second_store_on_one_place_is_refused_at_once() {
 fn a_newer_or_damaged_format_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(SledStore::open(dir.path()).unwrap());
-    std::fs::write(dir.path().join("format"), "intergrid store 3\n").unwrap();
-    assert!(matches!(SledStore::open(dir.path()), Err(StoreError::NewerFormat { found: 3, known: 2, .. })));
+    std::fs::write(dir.path().join("format"), format!("intergrid store {}\n", FORMAT + 1)).unwrap();
+    assert!(matches!(SledStore::open(dir.path()), Err(StoreError::NewerFormat { found, known: FORMAT, .. }) if found == FORMAT + 1));
     for text in [&b"intergrid store x"[..], b"", b"\xff\xfe", b"intergrid store 0"] {
         std::fs::write(dir.path().join("format"), text).unwrap();
         assert!(matches!(SledStore::open(dir.path()), Err(StoreError::Damaged { .. })), "{text:?}");
