@@ -61,7 +61,7 @@ pub enum Command {
     Release(JobsArgs),
     /// So many tasks of an array at a time.
     Throttle(ThrottleArgs),
-    /// Print stdout or stderr of tasks that have ended.
+    /// Print what tasks have written to stdout or stderr; with -f while they run.
     Logs(LogsArgs),
     /// Bring back the outputs of all done tasks.
     Fetch(FetchArgs),

@@ -202,15 +202,22 @@ pub async fn end(parts: &mut [Running], others: &[Proc], root: &Path) {
 pub async fn end_kept(procs: &[Proc], root: &Path) -> bool {
     let mut deadline = Instant::now();
     for signal in [Signal::TERM, Signal::KILL] {
-        procs.iter().for_each(|p| p.signal(signal));
-        if signal == Signal::KILL {
-            payloads(root).iter().for_each(|p| p.signal(signal));
-        }
+        let mut told: Vec<Proc> = Vec::new();
         deadline += Duration::from_millis(END_TIMEOUT_MS);
         while Instant::now() < deadline {
-            if !procs.iter().any(Proc::lives) && payloads(root).is_empty() {
+            // A gateway that still ends may have started an agent again; what agents ran outlives them by design.
+            let mut left: Vec<Proc> = procs.iter().filter(|p| p.lives()).cloned().collect();
+            left.extend(parts_below(root).into_iter().filter(|p| !procs.contains(p)));
+            let mut signal = signal;
+            if left.is_empty() {
+                (left, signal) = (payloads(root), Signal::KILL);
+            }
+            if left.is_empty() {
                 return true;
             }
+            left.retain(|p| !told.contains(p));
+            left.iter().for_each(|p| p.signal(signal));
+            told.extend(left);
             sleep(Duration::from_millis(LOOK_INTERVAL_MS)).await;
         }
     }
@@ -234,9 +241,11 @@ fn pids() -> Vec<u32> {
     all.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// Processes whose program was staged below this directory: payloads, which outlive their agent by design.
+/// What agents below this directory have started: programs that were staged there, and tasks in their directories. It outlives its agent by design.
 fn payloads(root: &Path) -> Vec<Proc> {
-    pids().into_iter().filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(root))).filter_map(Proc::of).collect()
+    let below = |pid: u32, link: &str| fs::read_link(format!("/proc/{pid}/{link}")).is_ok_and(|path| path.starts_with(root));
+    let is_task = |pid: u32| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| e.split(|b| *b == 0).any(|v| v.starts_with(b"GRID_ATTEMPT=")));
+    pids().into_iter().filter(|pid| below(*pid, "exe") || (below(*pid, "cwd") && is_task(*pid))).filter_map(Proc::of).collect()
 }
 
 #[cfg(test)]
