@@ -117,8 +117,16 @@ fn beginning(store: &dyn Reader, name: &str, last: u64, caller: SiteId, all: boo
     let mut hits = Vec::new();
     let mut looked = 0;
     let exact = JobNo::parse(name);
+    if exact.is_none() {
+        let newest = archive::list(store, (!all).then_some(caller), u64::MAX, NAMED_MAX)?;
+        let are_all = newest.len() < NAMED_MAX;
+        hits.extend(newest.into_iter().filter(|n| JobNo(*n).id().starts_with(name)).take(2));
+        if are_all || hits.len() == 2 {
+            return Ok(hits);
+        }
+    }
     for job in exact.into_iter().chain(JobNo::beginning(name, last).filter(|j| exact != Some(*j))) {
-        if archive::read(store, job.0, false)?.is_some_and(|j| is_of(&j, caller, all)) {
+        if !hits.contains(&job.0) && archive::read(store, job.0, false)?.is_some_and(|j| is_of(&j, caller, all)) {
             hits.push(job.0);
         }
         looked += 1;
