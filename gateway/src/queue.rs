@@ -8,7 +8,7 @@ use intergrid_proto::{Reason, Share, TaskSet};
 use tokio::sync::mpsc;
 
 /// What the messages of one queue take, about. One message is taken in any case.
-pub const QUEUE_BYTES_MAX: usize = 128 << 20;
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// What a message takes beside its words and sets.
 const MESSAGE_BYTES: usize = 256;
 
