@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use intergrid_gateway::config::{AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, PeerConfig};
+use intergrid_gateway::config::{AccountsConfig, AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, LrmsKind, PeerConfig};
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Role};
 
@@ -161,4 +161,67 @@ fn check_looks_at_what_the_file_names() {
     issue::new_site(dir.path().join("identity"), "root", &[]).unwrap();
     let refused = BrokerConfig::load(&path).unwrap().check().unwrap_err().to_string();
     assert!(refused.contains("partner.pem: No such file"), "{refused}");
+}
+
+const SLURM: &str = r#"name = "campus"
+listen = "127.0.0.1:0"
+state = "state"
+identity = "id"
+
+[[trust]]
+ca = "ca.pem"
+may = ["user"]
+
+[slurm]
+partitions = ["batch", "debug"]
+directory = "/home/{account}/.intergrid"
+conf = "slurm.conf"
+accounting = true
+
+[slurm.limits]
+tasks_max = 500
+time_max = "2h"
+ceiling_percent = 20
+
+[[map]]
+principal = "alice"
+account = "alice"
+
+[[map]]
+principal = "phys-*"
+pool = ["grid1", "grid2"]
+"#;
+
+#[test]
+fn a_cluster_behind_a_gateway_is_read_and_a_wrong_one_names_its_place() {
+    let (dir, path) = file(SLURM);
+    let lrms = GatewayConfig::load(&path).unwrap().lrms.unwrap();
+    assert_eq!((LrmsKind::Slurm, Some(dir.path().join("slurm.conf"))), (lrms.kind, lrms.conf));
+    assert_eq!((Some(7_200_000), 20, Some(500)), (lrms.limits.time_max_ms, lrms.limits.ceiling_percent, lrms.limits.tasks_max));
+    assert!(lrms.accounting && matches!(&lrms.accounts, AccountsConfig::Map(rules) if rules.len() == 2 && rules[1].pool.len() == 2));
+    let own = SLURM.split("[[map]]").next().unwrap().replace("accounting = true", "account = \"self\"");
+    let (_dir, path) = file(&own);
+    assert_eq!(AccountsConfig::Own, GatewayConfig::load(&path).unwrap().lrms.unwrap().accounts);
+    let wrong = [
+        ("accounting = true", "account = \"root\"", "10:1: [slurm] account = \"root\": only \"self\""),
+        ("accounting = true", "account = \"self\"", "21:1: a [[map]] beside account"),
+        ("/home/{account}/.intergrid", "/shared", "10:1: [slurm] directory needs {account}"),
+        ("\"batch\", \"debug\"", "\"batch\", \"batch\"", "names the queue \"batch\" twice"),
+        ("\"batch\", \"debug\"", "\"-p\"", "can't be the name of a queue"),
+        ("\"batch\", \"debug\"", "", "offers 0 queues"),
+        ("ceiling_percent = 20", "ceiling_percent = 0", "limits.ceiling_percent must be 1 to 100"),
+        ("time_max = \"2h\"", "time_max = \"2\"", "18:12: "),
+        ("tasks_max = 500", "task_max = 500", "17:1: unknown field `task_max`"),
+        ("pool = [\"grid1\", \"grid2\"]", "", "a [[map]] needs `principal`"),
+        ("[slurm]\n", "[agents]\nprovider = \"static\"\n[slurm]\n", "10:1: [agents] beside"),
+        ("[[map]]", "[gridengine]\nqueues = [\"q\"]\ndirectory = \"/x\"\n[[map]]", "one gateway"),
+    ];
+    for (old, new, want) in wrong {
+        assert!(SLURM.contains(old), "{old}");
+        let (_dir, path) = file(&SLURM.replacen(old, new, 1));
+        let refused = GatewayConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
+    }
+    let (_dir, path) = file(&GATEWAY.replace("[limits]", "[[map]]\nprincipal = \"a\"\naccount = \"a\"\n[limits]"));
+    assert!(GatewayConfig::load(&path).unwrap_err().to_string().contains("a [[map]] without [slurm]"));
 }

@@ -201,7 +201,9 @@ fn example_configurations_are_good() {
     assert_eq!(("campus", "consortium"), (gateway.site.name.as_str(), broker.site.name.as_str()));
     let agent = AgentConfig::load(dir.join("agent.toml")).unwrap();
     assert_eq!("rack1-07", agent.name);
-    let loaded = ["gateway.toml", "broker.toml", "agent.toml"];
+    let slurm = GatewayConfig::load(dir.join("slurm.toml")).unwrap().lrms.unwrap();
+    assert_eq!(("slurm", 2, Some(5_000)), (slurm.kind.name(), slurm.queues.len(), slurm.limits.tasks_max));
+    let loaded = ["gateway.toml", "broker.toml", "agent.toml", "slurm.toml"];
     let there: Vec<_> =
         files(&["toml"]).into_iter().filter(|p| p.starts_with("deploy/examples")).map(|p| p.file_name().unwrap().to_os_string()).collect();
     none(
