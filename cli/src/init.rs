@@ -8,14 +8,14 @@ use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Identity};
 use serde_json::json;
 
-use crate::args::{HomeRole, InitArgs, InitWhat, IssueArgs};
+use crate::args::{Cluster, HomeRole, InitArgs, InitWhat, IssueArgs};
 use crate::client::HOME_CONFIG;
 use crate::env::Environment;
 use crate::out::Out;
 use crate::stop::{Ending, Result, local};
 
 /// Make it, and say what is next.
-pub fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environment, out: &Out) -> Result<Ending> {
+pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environment, out: &Out) -> Result<Ending> {
     match args.what {
         InitWhat::Site { dir, name } => {
             issue::new_site(&dir, &name, &[])?;
@@ -28,6 +28,9 @@ pub fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environment, ou
                 &format!("grid init agent NAME --site {shown} --out DIR, grid init home --site {shown} --endpoint HOST:PORT"),
             )
         }
+        InitWhat::Gateway(args) => match args.backend {
+            Cluster::Slurm => crate::cluster::init(args, out).await,
+        },
         InitWhat::User(args) => {
             certificate(out, CertRole::User, &args, "put it into that user's home as ca.pem, cert.pem and key.pem, with a config.toml")
         }

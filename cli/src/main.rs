@@ -4,6 +4,7 @@
 
 mod args;
 mod client;
+mod cluster;
 mod demo;
 mod env;
 mod files;

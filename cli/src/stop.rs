@@ -16,6 +16,8 @@ pub enum Ending {
     Well,
     /// A job that was waited for failed or was cancelled.
     JobFailed,
+    /// What was examined is not as it should be.
+    NotWell,
     /// The time given with `--timeout` is over.
     TimedOut,
     /// What `run` ran ended with this code, as a shell would tell it.
@@ -30,7 +32,7 @@ impl Ending {
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
             Ending::Well => 0,
-            Ending::JobFailed => 1,
+            Ending::JobFailed | Ending::NotWell => 1,
             Ending::TimedOut => 6,
             Ending::Payload(code) => code,
         })

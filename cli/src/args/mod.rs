@@ -79,6 +79,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Make identities: a site's, a user's, an agent's, or this user's home.
     Init(InitArgs),
+    /// Examine a gateway's configuration, and the cluster behind it: what is wrong, and what would help.
+    Doctor(DoctorArgs),
     /// Be a gateway: one domain's machines as one resource.
     Gateway(RoleArgs),
     /// Be a broker: gateways and brokers as one resource.

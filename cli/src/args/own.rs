@@ -56,6 +56,8 @@ pub enum InitWhat {
         #[arg(long)]
         name: String,
     },
+    /// A gateway in front of a cluster: looks at the cluster, and writes an identity and a configuration that offers what is there.
+    Gateway(InitGatewayArgs),
     /// A user's certificate: may submit and see own jobs.
     User(IssueArgs),
     /// An administrator's certificate: may see and change all jobs of the site.
@@ -74,6 +76,43 @@ pub enum InitWhat {
         #[arg(long, value_enum, default_value_t = HomeRole::Admin)]
         role: HomeRole,
     },
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
+It reads what a start would read, asks the cluster what a gateway would ask,
+and runs a small task as each account. Exit code 1: something is bad.
+
+  grid doctor --config /etc/intergrid/gateway.toml")]
+pub struct DoctorArgs {
+    /// The gateway's configuration, in TOML.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct InitGatewayArgs {
+    /// Where to put gateway.toml and identity/; what exists stays.
+    pub dir: PathBuf,
+    /// The site's label, unique within one federation.
+    #[arg(long)]
+    pub name: String,
+    /// What runs tasks there.
+    #[arg(long, value_enum)]
+    pub backend: Cluster,
+    /// A directory for tasks, on the file system that all machines share.
+    #[arg(long, value_name = "DIR")]
+    pub shared: PathBuf,
+    /// Directory of the cluster's commands [default: they are on the usual path].
+    #[arg(long, value_name = "DIR")]
+    pub commands: Option<PathBuf>,
+}
+
+/// A local resource manager.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Cluster {
+    /// Slurm.
+    Slurm,
 }
 
 /// What a home's certificate may.

@@ -1,6 +1,7 @@
 //! What users can do: one file per group. Each parses its words into checked types, asks, and renders the answer.
 
 pub mod admin;
+pub mod doctor;
 pub mod explain;
 #[cfg(test)]
 mod fake;
@@ -96,12 +97,13 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
             let context = connect().await?;
             asked(out, args.watch, async |out| hosts::run(&context, out, args.tree).await.map(|_| false)).await
         }
+        Command::Doctor(args) => doctor::run(args, out).await,
         Command::Demo(args) => crate::demo::run(args, out).await,
         Command::DemoTile(args) => crate::demo::tile::run(&args),
         Command::LrmsHand(args) => crate::roles::hand(&args),
         Command::Completion(args) => crate::help::completion(args.shell, out),
         Command::Man(args) => crate::help::man(&args.dir, out),
-        Command::Init(args) => crate::init::run(args, endpoint, &environment, out),
+        Command::Init(args) => crate::init::run(args, endpoint, &environment, out).await,
         Command::Gateway(args) => crate::roles::gateway(args, &environment, out).await,
         Command::Broker(args) => crate::roles::broker(args, &environment, out).await,
         Command::Agent(AgentArgs { role: Some(args), .. }) => crate::roles::agent(args.into(), &environment, out).await,

@@ -32,6 +32,8 @@ pub enum Say {
     Drop(String),
     /// Of a job of the gateway: tasks by phase, and its open tasks by placement.
     Ask(u64, oneshot::Sender<Told>),
+    /// Which task that is which the gateway calls by this placement and index, where it runs.
+    Which(u64, u32, oneshot::Sender<Option<Key>>),
 }
 
 /// What a child tells of a job.
@@ -160,6 +162,7 @@ impl Child {
                                 Say::Drop(why) => comes_back = self.drop_link(&why, &attached, &sink).await.or(comes_back),
                                 // Who no longer waits need not know.
                                 Say::Ask(job, answer) => _ = answer.send(self.tell_of(job)),
+                                Say::Which(number, task, answer) => _ = answer.send(self.core.live(number, task).map(|(key, _)| key)),
                             }
                             next = said.try_recv().ok();
                         }

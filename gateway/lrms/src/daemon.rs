@@ -8,7 +8,7 @@ use intergrid_gateway::daemon::{self, Built, DaemonOptions};
 use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
 
-use crate::slurm::{Books, Slurm, SlurmConfig};
+use crate::slurm::{Slurm, SlurmConfig};
 use crate::{Lrms, LrmsPool, Parts};
 
 /// Serve until it is asked to end. Tasks in the LRMS go on, and are found again.
@@ -20,14 +20,7 @@ pub async fn run(config: GatewayConfig, lrms: LrmsConfig, options: DaemonOptions
 /// Who speaks to it.
 fn spoken_to(config: &LrmsConfig) -> Result<Arc<dyn Lrms>, Refusal> {
     match config.kind {
-        LrmsKind::Slurm => {
-            let books = match &config.records {
-                Some(dir) => Books::Files(dir.clone()),
-                None if config.accounting => Books::Sacct,
-                None => Books::None,
-            };
-            Ok(Arc::new(Slurm::new(SlurmConfig { commands: config.commands.clone(), conf: config.conf.clone(), books })))
-        }
+        LrmsKind::Slurm => Ok(Arc::new(Slurm::new(SlurmConfig::of(config)))),
         LrmsKind::GridEngine => Err(Refusal::invalid("[gridengine]: this version does not speak to Grid Engine").remedy("use a later version")),
     }
 }

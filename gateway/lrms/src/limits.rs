@@ -57,6 +57,10 @@ pub const CHILD_QUEUE_MAX: usize = 8_192;
 pub const UPLOADS_AT_ONCE_MAX: usize = 4;
 /// A file that can't be brought in is tried so often.
 pub const UPLOAD_TRIES_MAX: u32 = 3;
+/// Outputs that find no room at this site wait so long; then their task has failed to stage out.
+pub const ROOM_WAIT_MS: u64 = 24 * 3_600_000;
+/// That they wait is said this often.
+pub const ROOM_TOLD_INTERVAL_MS: u64 = 300_000;
 /// Removing tasks from the LRMS is tried so often.
 pub const CANCEL_TRIES_MAX: u32 = 5;
 /// Content that does not come is asked for so often.

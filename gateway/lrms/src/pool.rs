@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use intergrid_gateway::backend::{Backend, Configured, Content, Sink};
+use intergrid_gateway::backend::{Backend, Configured, Content, Peek, Sink};
 use intergrid_gateway::outputs::OutputStore;
 use intergrid_proto::link::{Down, Hop, Kind};
 use intergrid_proto::{BlobHash, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
@@ -151,6 +151,31 @@ impl Backend for LrmsPool {
     fn output(&self, _: SiteId, job: u64, task: u32, name: String) -> BoxFuture<'static, Result<Content, Refusal>> {
         let outputs = self.outputs.clone();
         async move { outputs.get(job, task, &name).await }.boxed()
+    }
+
+    /// One look at the task's files, by the hand of its account.
+    fn peek(&self, child: SiteId, what: Peek, deadline: Duration) -> BoxFuture<'static, Result<pb::PeekReply, Refusal>> {
+        let link = self.link(child).map(|l| (l.hop.site, l.queue.clone(), l.say.clone()));
+        let driver = self.driver.clone();
+        async move {
+            let (me, queue, say) = link?;
+            let silent = || Refusal::new(RefusalKind::Unavailable, format!("queue {queue} does not answer"));
+            let (answer, told) = oneshot::channel();
+            say.send(Say::Which(what.number, what.task, answer)).map_err(|_| silent())?;
+            let look = async {
+                let Some(key) = told.await.map_err(|_| silent())? else { return Ok(pb::PeekReply::default()) };
+                let attempt = [&me.0[..], &key.0.to_be_bytes()].concat();
+                // What a follower knows is of an attempt; u64::MAX: he does not want this stream.
+                let from = |bytes: u64| if what.attempt == attempt || bytes == u64::MAX { bytes } else { 0 };
+                let printed = driver.printed(&queue, key, from(what.stdout), from(what.stderr)).await;
+                match printed.map_err(|why| Refusal::new(RefusalKind::Unavailable, why))? {
+                    Some((stdout, stderr)) => Ok(pb::PeekReply { attempt, stdout, stderr, ended: false }),
+                    None => Ok(pb::PeekReply::default()),
+                }
+            };
+            tokio::time::timeout(deadline, look).await.map_err(|_| silent())?
+        }
+        .boxed()
     }
 
     /// Content is taken from the site's own store.

@@ -60,12 +60,20 @@ pub struct Tree {
     alone: bool,
     /// Where small disks are mounted.
     disks: Vec<PathBuf>,
+    /// Where its programs are; None: beside this test.
+    programs: Option<PathBuf>,
 }
 
 impl Tree {
     /// With nothing in it.
     pub fn new() -> Self {
-        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false, disks: Vec::new() }
+        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false, disks: Vec::new(), programs: None }
+    }
+
+    /// With programs of this directory.
+    pub fn with_programs(mut self, dir: &Path) -> Self {
+        self.programs = Some(dir.to_path_buf());
+        self
     }
 
     /// What is added from now on does not end with its parent, as a daemon of a site.
@@ -225,12 +233,14 @@ impl Tree {
         let (config, ready) = (self.config(name), self.path(name).join("ready.json"));
         _ = fs::remove_file(&ready);
         let log = OpenOptions::new().create(true).append(true).open(self.path(name).join("log")).unwrap();
+        let programs = self.programs.clone();
+        let program = |name: &str| programs.as_ref().map_or_else(|| binary(name), |dir| dir.join(name));
         let part = self.parts.get_mut(name).unwrap();
         assert!(part.child.is_none(), "{name} runs already");
         let mut command = match part.role {
-            "agent" => Command::new(binary("grid-agent")),
+            "agent" => Command::new(program("grid-agent")),
             role => {
-                let mut grid = Command::new(binary("grid"));
+                let mut grid = Command::new(program("grid"));
                 grid.arg(role);
                 grid
             }

@@ -197,6 +197,15 @@ impl User {
         });
     }
 
+    /// Look until the job is explained by this kind of reason.
+    #[track_caller]
+    pub fn until_reason(&self, job: &str, kind: &str) {
+        until(&format!("{kind} explains it"), Duration::from_secs(60), || {
+            let said = self.run(&["explain", job]);
+            if said.out.contains(kind) { Ok(()) } else { Err(format!("{said:?}")) }
+        });
+    }
+
     /// Look until so many slots are known here, and free.
     pub fn until_slots(&self, slots: u64, patience: Duration) {
         until(&format!("{slots} slots"), patience, || {

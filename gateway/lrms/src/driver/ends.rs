@@ -6,7 +6,8 @@ use intergrid_agent::core::{Input, Key};
 use intergrid_agent::plan::Plan;
 use intergrid_gateway::durable::blocking;
 use intergrid_gateway::outputs::OutputStore;
-use intergrid_proto::BlobHash;
+use intergrid_proto::units::format_duration;
+use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 
 use super::{Driver, pause};
 use crate::books::Place;
@@ -15,6 +16,41 @@ use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::log::Note;
+
+/// Why a file is not here.
+enum Missed {
+    /// There is no room for it now.
+    NoRoom(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<String> for Missed {
+    fn from(why: String) -> Self {
+        Missed::Failed(why)
+    }
+}
+
+/// What waits for room: it says so now and then, and not for ever.
+struct Patience {
+    what: String,
+    since: u64,
+    told: Option<u64>,
+}
+
+impl Patience {
+    async fn wait(&mut self, now: u64, why: &str) -> Result<(), String> {
+        if now >= self.since + ROOM_WAIT_MS {
+            return Err(format!("it waited {} for room: {why}", format_duration(ROOM_WAIT_MS)));
+        }
+        if self.told.is_none_or(|t| now >= t + ROOM_TOLD_INTERVAL_MS) {
+            self.told = Some(now);
+            tracing::warn!("{} wait for room here: {why}", self.what);
+        }
+        pause(FIND_INTERVAL_MS).await;
+        Ok(())
+    }
+}
 
 impl Driver {
     /// Bring the content of a spec to this site.
@@ -39,6 +75,19 @@ impl Driver {
         });
     }
 
+    /// What a running task has printed, from these offsets; None: it is not here any more.
+    pub async fn printed(&self, queue: &str, key: Key, stdout: u64, stderr: u64) -> Result<Option<(Vec<u8>, Vec<u8>)>, String> {
+        let place = self.lock().books.place(queue, key).cloned();
+        let Some((place, (account, _))) = place.and_then(|p| Some((p.clone(), self.whose(&p.0)?))) else { return Ok(None) };
+        match self.hand(&account).ask(Ask::Peek(place, stdout, stderr), Vec::new()).await? {
+            (Answer::Peeked(n), mut out) => {
+                let err = out.split_off(usize::try_from(n).unwrap_or(usize::MAX).min(out.len()));
+                Ok(Some((out, err)))
+            }
+            _ => Err("an answer to another question".into()),
+        }
+    }
+
     /// Bring a task's outputs to this site.
     pub fn upload(self: &Arc<Self>, queue: &str, key: Key, number: u64, job: u64, files: Vec<String>) {
         let (driver, queue) = (self.clone(), queue.to_string());
@@ -49,19 +98,19 @@ impl Driver {
     }
 
     async fn bring(&self, queue: &str, key: Key, number: u64, job: u64, files: &[String]) -> Result<(), String> {
-        let _turn = self.uploads.acquire().await.map_err(|e| e.to_string())?;
         let (place, child) = {
             let inner = self.lock();
             (inner.books.place(queue, key).cloned(), inner.children.get(queue).map(|(id, _)| *id))
         };
         let (Some(place), Some(child)) = (place, child) else { return Err("where it ran is not known any more".into()) };
         let Some((account, _)) = self.whose(&place.0) else { return Err("where it ran is not known any more".into()) };
+        let mut patience = Patience { what: format!("the outputs of {}.{}", place.0, place.1), since: self.clock.now(), told: None };
         // What a fenced attempt has made must not replace what its successor makes.
         let counts = loop {
             match self.above.counts(child, job, number, key.1).await {
                 Ok(counts) => break counts,
                 // The site's store waits for room: the end waits with it.
-                Err(_) => pause(FIND_INTERVAL_MS).await,
+                Err(why) => patience.wait(self.clock.now(), &why.to_string()).await?,
             }
         };
         if counts.is_none() {
@@ -69,39 +118,55 @@ impl Driver {
         }
         let hand = self.hand(&account);
         for name in files {
-            for n in 1..=UPLOAD_TRIES_MAX {
-                match self.bring_one(&hand, &place, job, key.1, name).await {
+            let mut tries = 0;
+            loop {
+                let brought = {
+                    let _turn = self.uploads.acquire().await.map_err(|e| e.to_string())?;
+                    self.bring_one(&hand, &place, job, key.1, name).await
+                };
+                match brought {
                     Ok(()) => break,
-                    Err(why) if n == UPLOAD_TRIES_MAX => return Err(format!("{name}: {why}")),
-                    Err(_) => pause(FIND_INTERVAL_MS).await,
+                    Err(Missed::NoRoom(why)) => patience.wait(self.clock.now(), &why).await?,
+                    Err(Missed::Failed(why)) => {
+                        tries += 1;
+                        if tries == UPLOAD_TRIES_MAX {
+                            return Err(format!("{name}: {why}"));
+                        }
+                        pause(FIND_INTERVAL_MS).await;
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    async fn bring_one(&self, hand: &Hand, place: &Place, job: u64, task: u32, name: &str) -> Result<(), String> {
+    async fn bring_one(&self, hand: &Hand, place: &Place, job: u64, task: u32, name: &str) -> Result<(), Missed> {
         let (Answer::Head(hash, size), _) = hand.ask(Ask::Head(place.clone(), name.into()), Vec::new()).await? else {
-            return Err("an answer to another question".into());
+            return Err("an answer to another question".to_string().into());
         };
         let hash = blake3::Hash::from_hex(hash).map_err(|e| e.to_string())?;
-        let (outputs, name) = (self.outputs.clone(), name.to_string());
+        let outputs = self.outputs.clone();
+        // What would fit into an empty store waits until it does.
+        let missed = |e: Refusal| match e.kind == RefusalKind::OverLimit && outputs.could_hold(size) {
+            true => Missed::NoRoom(e.to_string()),
+            false => Missed::Failed(e.to_string()),
+        };
         let begin = {
-            let (outputs, name) = (outputs.clone(), name.clone());
+            let (outputs, name) = (outputs.clone(), name.to_string());
             move || OutputStore::writer(&outputs, job, task, &name, BlobHash(*hash.as_bytes()), size)
         };
-        let mut writer = blocking(begin).await.map_err(|e| e.to_string())?;
+        let mut writer = blocking(begin).await.map_err(missed)?;
         let mut offset = 0;
         while offset < size {
-            let (_, part) = hand.ask(Ask::Part(place.clone(), name.clone(), offset), Vec::new()).await?;
+            let (_, part) = hand.ask(Ask::Part(place.clone(), name.to_string(), offset), Vec::new()).await?;
             if part.is_empty() {
-                return Err("it has become shorter".into());
+                return Err("it has become shorter".to_string().into());
             }
             offset += part.len() as u64;
-            writer = blocking(move || writer.write(&part).map(|()| writer)).await.map_err(|e| e.to_string())?;
+            writer = blocking(move || writer.write(&part).map(|()| writer)).await.map_err(missed)?;
         }
-        let received = blocking(move || writer.verify()).await.map_err(|e| e.to_string())?;
-        outputs.settle(received).await.map_err(|e| e.to_string())
+        let received = blocking(move || writer.verify()).await.map_err(missed)?;
+        outputs.settle(received).await.map_err(missed)
     }
 
     /// Remove what tasks have left, the last of a submission with all of it.

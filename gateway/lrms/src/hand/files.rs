@@ -15,7 +15,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use intergrid_proto::limits::BLOB_PART_BYTES;
+use intergrid_proto::limits::{BLOB_PART_BYTES, LIVE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{RECORD_BYTES_MAX, STREAM_BYTES_MAX};
@@ -48,6 +48,8 @@ pub enum Ask {
     Head(Place, String),
     /// A part of one, from this offset.
     Part(Place, String, u64),
+    /// What a running task has printed, from these offsets in stdout and stderr.
+    Peek(Place, u64, u64),
     /// Remove what tasks have left, but for their claims.
     Clear(Vec<Place>),
     /// Remove a submission with all of it.
@@ -69,6 +71,8 @@ pub enum Answer {
     Made(Vec<String>, Vec<String>),
     /// Hash in hex, and size.
     Head(String, u64),
+    /// So many bytes of stdout are beside it, then those of stderr.
+    Peeked(u64),
 }
 
 fn bad(what: impl Into<String>) -> io::Error {
@@ -223,6 +227,12 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             file.take(BLOB_PART_BYTES as u64).read_to_end(&mut bytes)?;
             Ok((Answer::Done, bytes))
         }
+        Ask::Peek(place, stdout, stderr) => {
+            let mut bytes = printed(&made(base, &place, "stdout")?, stdout)?;
+            let n = bytes.len() as u64;
+            bytes.extend(printed(&made(base, &place, "stderr")?, stderr)?);
+            Ok((Answer::Peeked(n), bytes))
+        }
         Ask::Clear(places) => {
             for place in &places {
                 gone(fs::remove_dir_all(within(base, &place.0)?.join(place.1.to_string())))?;
@@ -261,6 +271,19 @@ fn open(base: &Path) -> io::Result<()> {
     directory(&base.join("run"))
 }
 
+/// What one look shows of a stream; nothing where it is not there yet.
+fn printed(path: &Path, from: u64) -> io::Result<Vec<u8>> {
+    let mut file = match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let from = from.min(STREAM_BYTES_MAX);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take((STREAM_BYTES_MAX - from).min(LIVE_BYTES_MAX as u64)).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// A stream that is too long is cut, and says so.
 fn cut(path: &Path) -> io::Result<()> {
     let size = fs::symlink_metadata(path)?.len();
@@ -294,6 +317,12 @@ mod tests {
         }
         assert!(ask(Ask::Read(vec!["../t-1/a.2".into()]), b"").is_err());
         let place = ("t-1".to_string(), 1);
+        let peek = |from, more| ask(Ask::Peek(place.clone(), from, more), b"").unwrap();
+        assert_eq!((Answer::Peeked(0), vec![]), peek(0, 0));
+        fs::write(base.join("t-1/1/stdout"), "one two").unwrap();
+        fs::write(base.join("t-1/1/stderr"), "three").unwrap();
+        assert_eq!((Answer::Peeked(3), b"twothree".to_vec()), peek(4, 0));
+        assert_eq!((Answer::Peeked(0), vec![]), peek(99, u64::MAX));
         fs::write(base.join("t-1/1/stdout"), vec![b'x'; STREAM_BYTES_MAX as usize + 1_000]).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", base.join("t-1/1/w/link")).unwrap();
         fs::write(base.join("t-1/1/w/o"), "hello").unwrap();

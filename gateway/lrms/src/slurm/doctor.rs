@@ -45,7 +45,7 @@ fn settings(controller: &Controller) -> Vec<Finding> {
 fn no_books(controller: &Controller) -> Finding {
     let seen = "no completion records: the end of a task whose own record is lost is known only while the queue lists it";
     match controller.get("AccountingStorageType") {
-        Some("accounting_storage/slurmdbd") => Finding::warning("books", seen, "write records = \"sacct\" under [slurm]: accounting is on"),
+        Some("accounting_storage/slurmdbd") => Finding::warning("books", seen, "write accounting = true under [slurm]: it is on"),
         _ => Finding::warning("books", seen, "install deploy/slurm/jobcomp as JobCompLoc, and name its directory as `records`"),
     }
 }
@@ -69,6 +69,6 @@ mod tests {
         assert_eq!(vec![Grade::Good], good.iter().map(|f| f.grade).collect::<Vec<_>>());
         let bad = settings(&Controller::parse("SLURM_VERSION = 19.05.1\nMinJobAge = 2 sec\n"));
         assert!(bad.len() == 2 && bad.iter().all(|f| f.grade == Grade::Warning && !f.remedy.is_empty()), "{bad:?}");
-        assert!(no_books(&Controller::parse("AccountingStorageType = accounting_storage/slurmdbd")).remedy.contains("sacct"));
+        assert!(no_books(&Controller::parse("AccountingStorageType = accounting_storage/slurmdbd")).remedy.contains("accounting = true"));
     }
 }

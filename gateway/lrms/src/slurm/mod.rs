@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
+use intergrid_gateway::config::LrmsConfig;
 
 use crate::command::{Account, Call, CallFailure, Hands, Output};
 use crate::limits::SUBMISSION_TASKS_MAX;
@@ -44,6 +45,18 @@ pub struct SlurmConfig {
     pub conf: Option<PathBuf>,
     /// Completion records.
     pub books: Books,
+}
+
+impl SlurmConfig {
+    /// As a gateway's configuration has it.
+    pub fn of(config: &LrmsConfig) -> Self {
+        let books = match &config.records {
+            Some(dir) => Books::Files(dir.clone()),
+            None if config.accounting => Books::Sacct,
+            None => Books::None,
+        };
+        SlurmConfig { commands: config.commands.clone(), conf: config.conf.clone(), books }
+    }
 }
 
 /// A Slurm cluster.

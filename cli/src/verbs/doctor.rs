@@ -1,0 +1,74 @@
+//! `doctor`: examines a gateway's configuration against this machine and, where there is a cluster behind it, against that. Says what to fix.
+
+use intergrid_gateway::config::{AccountsConfig, GatewayConfig, LrmsConfig, LrmsKind};
+use intergrid_lrms::accounts::Accounts;
+use intergrid_lrms::command::Account;
+use intergrid_lrms::doctor::{Finding, Grade, Wish, examine};
+use intergrid_lrms::slurm::{self, Slurm};
+use intergrid_proto::Refusal;
+use serde_json::json;
+
+use crate::args::DoctorArgs;
+use crate::out::{Out, Paint};
+use crate::render::table::{Cell, Table};
+use crate::stop::{Ending, Result};
+
+/// Examine it. Ends with 1 where something is bad.
+pub async fn run(args: DoctorArgs, out: &Out) -> Result<Ending> {
+    let config = GatewayConfig::load(&args.config)?;
+    let mut found = vec![match config.check() {
+        Ok(()) => Finding::good("configuration", format!("{} is good", args.config.display())),
+        Err(e) => Finding::bad("configuration", e.message, e.remedy),
+    }];
+    match &config.lrms {
+        None => {}
+        Some(lrms) => match lrms.kind {
+            LrmsKind::Slurm => {
+                let slurm = Slurm::new(slurm::SlurmConfig::of(lrms));
+                found.extend(slurm::doctor::examine(&slurm).await);
+                found.extend(examine(&slurm, &wish(lrms)?).await);
+            }
+            LrmsKind::GridEngine => found.push(Finding::warning("gridengine", "can't be examined yet", "see its own `qstat -f` and `qhost`")),
+        },
+    }
+    show(&found, out)?;
+    let bad = found.iter().any(|f| f.grade == Grade::Bad);
+    Ok(if bad { Ending::NotWell } else { Ending::Well })
+}
+
+/// What the configuration asks of the cluster.
+fn wish(lrms: &LrmsConfig) -> Result<Wish, Refusal> {
+    let accounts = match &lrms.accounts {
+        AccountsConfig::Own => vec![(Account::Own, lrms.directory.clone().into())],
+        rules @ AccountsConfig::Map(_) => {
+            let all = Accounts::new(rules.clone()).map_err(Refusal::invalid)?.all();
+            let place = |account: &Account| match account {
+                Account::Own => lrms.directory.clone(),
+                Account::Named(name) => lrms.directory.replace("{account}", name),
+            };
+            all.into_iter().map(|account| (account.clone(), place(&account).into())).collect()
+        }
+    };
+    Ok(Wish { queues: lrms.queues.clone(), accounts })
+}
+
+fn show(found: &[Finding], out: &Out) -> Result<()> {
+    if out.json {
+        let findings: Vec<_> = found.iter().map(|f| json!({"what": f.what, "grade": f.grade.word(), "seen": f.seen, "remedy": f.remedy})).collect();
+        return out.object(json!({"findings": findings, "good": found.iter().all(|f| f.grade != Grade::Bad)}));
+    }
+    let mut table = Table::new(&["WHAT", "GRADE", "SEEN"]);
+    for f in found {
+        let paint = match f.grade {
+            Grade::Good => Paint::Good,
+            Grade::Warning => Paint::Warn,
+            Grade::Bad => Paint::Bad,
+        };
+        table.row(vec![(&f.what).into(), Cell::painted(f.grade.word(), paint), (&f.seen).into()]);
+    }
+    table.print(out)?;
+    for f in found.iter().filter(|f| !f.remedy.is_empty()) {
+        out.line(format!("{}: {}", f.what, f.remedy))?;
+    }
+    Ok(())
+}

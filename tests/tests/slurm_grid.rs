@@ -1,0 +1,21 @@
+//! A real Slurm behind a real gateway, under a broker, as users and administrators have it. Payloads count their own starts, in files outside of everything
+//! that is ours.
+
+#[allow(dead_code)]
+#[path = "slurm_grid/site.rs"]
+mod site;
+#[allow(dead_code)]
+#[path = "faults/tree.rs"]
+mod tree;
+#[allow(dead_code)]
+#[path = "faults/user.rs"]
+mod user;
+
+#[path = "slurm_grid/accounts.rs"]
+mod accounts;
+#[path = "slurm_grid/ends.rs"]
+mod ends;
+#[path = "slurm_grid/init.rs"]
+mod init;
+#[path = "slurm_grid/killed.rs"]
+mod killed;

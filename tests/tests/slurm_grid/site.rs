@@ -1,0 +1,104 @@
+//! A site of the tests: a cluster, a gateway `campus` in front of it, and a broker `eu` above.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use intergrid_proto::net::CertRole;
+use intergrid_tests::slurm::{ACCOUNTS, Slurm};
+
+use crate::tree::{Tree, binary};
+use crate::user::User;
+
+/// Slots are known at the top by then.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// Slurm's commands that a gateway uses.
+const COMMANDS: [&str; 6] = ["sbatch", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
+/// Offered by the partitions `batch` (16) and `short` (8, the same machines).
+const SLOTS: u64 = 24;
+
+/// Ends with the tree first, then the cluster.
+pub struct Site {
+    /// The gateway and the broker.
+    pub tree: Tree,
+    /// Below them.
+    pub cluster: Slurm,
+}
+
+impl Site {
+    /// `ann` and `me` run as the first account, `bob` as the second; nobody else may.
+    pub fn start() -> Self {
+        let cluster = Slurm::start();
+        let shared = dir_of_all(&cluster.dir().join("shared"));
+        dir_of_all(&cluster.dir().join("starts"));
+        let programs = cluster.dir().join("bin");
+        fs::create_dir(&programs).unwrap();
+        // Accounts run it too, and may not see into the build's directory.
+        let grid = programs.join("grid");
+        fs::hard_link(binary("grid"), &grid).or_else(|_| fs::copy(binary("grid"), &grid).map(drop)).unwrap();
+        let commands = cluster.dir().join("commands");
+        fs::create_dir(&commands).unwrap();
+        let site = Site { tree: Tree::new().with_programs(&programs), cluster };
+        COMMANDS.iter().for_each(|name| site.command(name, &format!("exec /usr/bin/{name} \"$@\"")));
+        let mut map = String::new();
+        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
+            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
+        }
+        let config = format!(
+            "\n[slurm]\npartitions = [\"batch\", \"short\"]\ndirectory = \"{}/{{account}}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{map}",
+            shared.display(),
+            commands.display(),
+            site.cluster.records().display()
+        );
+        let mut site = site;
+        site.tree.gateway("campus", Some("eu"), &config);
+        site.tree.broker("eu", &["campus"], None);
+        site.tree.user("eu").until_slots(SLOTS, ATTACH_TIMEOUT);
+        site
+    }
+
+    /// What the gateway runs as this command of Slurm: a shell's words, in front of the real one.
+    pub fn command(&self, name: &str, script: &str) {
+        let path = self.cluster.dir().join("commands").join(name);
+        let new = path.with_extension("new");
+        fs::write(&new, format!("#!/bin/sh\nexport SLURM_CONF={}\n{script}\n", self.cluster.conf().display())).unwrap();
+        fs::set_permissions(&new, Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
+    /// A user at the broker.
+    pub fn user(&self, name: &str) -> User {
+        self.tree.user_as("eu", CertRole::User, name)
+    }
+
+    /// A shell's words that count this start, with others after them.
+    pub fn counted(&self, then: &str) -> String {
+        format!("echo \"$(date +%s.%N) $SLURM_JOB_ID\" >> {}/$GRID_TASK_ID; {then}", self.starts().display())
+    }
+
+    /// Starts of each task.
+    pub fn starts_of_each(&self) -> BTreeMap<u32, usize> {
+        let count = |e: fs::DirEntry| (e.file_name().to_str().unwrap().parse().unwrap(), fs::read_to_string(e.path()).unwrap().lines().count());
+        fs::read_dir(self.starts()).unwrap().flatten().map(count).collect()
+    }
+
+    /// Every one of so many tasks was started exactly once.
+    #[track_caller]
+    pub fn assert_each_started_once(&self, tasks: u32) {
+        let starts = self.starts_of_each();
+        let odd: Vec<_> = (0..tasks).map(|n| (n, starts.get(&n).copied().unwrap_or(0))).filter(|(_, n)| *n != 1).collect();
+        assert!(odd.is_empty(), "of {tasks} tasks, not started exactly once (task, starts): {odd:?}");
+    }
+
+    fn starts(&self) -> PathBuf {
+        self.cluster.dir().join("starts")
+    }
+}
+
+fn dir_of_all(path: &Path) -> PathBuf {
+    fs::create_dir(path).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o1777)).unwrap();
+    path.to_path_buf()
+}
