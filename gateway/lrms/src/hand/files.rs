@@ -327,7 +327,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", base.join("t-1/1/w/link")).unwrap();
         fs::write(base.join("t-1/1/w/o"), "hello").unwrap();
         let made = ask(Ask::Made(place.clone(), vec!["o".into(), "link".into()]), b"").unwrap().0;
-        assert_eq!(Answer::Made(vec!["stdout".into(), "out/o".into()], vec!["link".into()]), made);
+        assert_eq!(Answer::Made(vec!["stdout".into(), "stderr".into(), "out/o".into()], vec!["link".into()]), made);
         assert!(fs::metadata(base.join("t-1/1/stdout")).unwrap().len() < STREAM_BYTES_MAX + CUT_NOTE_BYTES);
         assert!(ask(Ask::Head(place.clone(), "out/link".into()), b"").is_err());
         let head = Answer::Head(blake3::hash(b"hello").to_hex().to_string(), 5);
