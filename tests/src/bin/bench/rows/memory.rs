@@ -11,6 +11,7 @@ use intergrid_proto::link::{Kind, WantValue};
 use intergrid_proto::net::Role;
 use intergrid_tests::client::submission;
 use intergrid_tests::grid::try_gateway;
+use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 
 use super::{burst, runtime, to_the_end};
@@ -31,6 +32,8 @@ const MACHINE_SLOTS: u32 = 8;
 /// Its payloads take up to this.
 const DELAY_MS_MAX: u64 = 400;
 const HALF_TIMEOUT: Duration = Duration::from_secs(600);
+/// One after the other waits for the disk each time.
+const CANCELS_AT_ONCE: usize = 64;
 
 impl Bench {
     fn keep_memory(&mut self, record: Record, mib: f64) {
@@ -101,13 +104,19 @@ fn separate(b: &mut Bench, n: u64, r: u32) -> Result<()> {
         Ok::<_, String>(answers.into_iter().filter_map(|a| Some(a.ok()?.reply?.job)).collect())
     })?;
     let failures = n - jobs.len() as u64;
-    // Not in a sleep of the whole process: the connection is to be answered.
-    runtime.block_on(async { tokio::time::sleep(SETTLE).await });
+    sleep(SETTLE);
     b.keep_memory(Record { failures, ..ours("queued as separate jobs", n, 0, r) }, tree.resident(GATEWAY)?);
     let began = Instant::now();
     runtime.block_on(async {
-        for job in &jobs {
-            client.want(job, WantValue::Cancel).await.map_err(|r| format!("cancel: {r}"))?;
+        for some in jobs.chunks(CANCELS_AT_ONCE) {
+            let mut cancels = JoinSet::new();
+            for job in some {
+                let (client, job) = (client.clone(), job.clone());
+                cancels.spawn(async move { client.want(&job, WantValue::Cancel).await.map_err(|r| format!("cancel: {r}")) });
+            }
+            while let Some(cancelled) = cancels.join_next().await {
+                cancelled.map_err(|e| e.to_string())??;
+            }
         }
         Ok::<_, String>(())
     })?;

@@ -190,7 +190,7 @@ pub fn samples(n: usize, mut client: impl FnMut(usize) -> Result<Command>) -> Re
     Ok((times, failures))
 }
 
-/// For a client in this process.
+/// For a client in this process. It answers its server also while we wait for something else: who answers nothing for some seconds is left.
 pub fn runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(|e| e.to_string())
 }
