@@ -92,6 +92,9 @@ pub struct LrmsLimits {
     /// The longest that a task may ask for; one that does not say gets this.
     #[serde(rename = "time_max", deserialize_with = "some_time")]
     pub time_max_ms: Option<u64>,
+    /// A task that has waited longer than this in the LRMS goes back, and may start elsewhere; absent: it keeps its place there.
+    #[serde(rename = "wait_max", deserialize_with = "some_time")]
+    pub wait_max_ms: Option<u64>,
     /// Of a queue's slots, at most so many per cent.
     pub ceiling_percent: u8,
     /// Tasks that may wait in each queue beyond what is free there.
@@ -106,6 +109,7 @@ impl Default for LrmsLimits {
             slots_per_principal_max: None,
             tasks_per_principal_max: None,
             time_max_ms: None,
+            wait_max_ms: None,
             ceiling_percent: 100,
             waiting_max: WAITING_MAX_DEFAULT,
         }

@@ -181,6 +181,7 @@ accounting = true
 [slurm.limits]
 tasks_max = 500
 time_max = "2h"
+wait_max = "30m"
 ceiling_percent = 20
 
 [[map]]
@@ -198,13 +199,14 @@ fn a_cluster_behind_a_gateway_is_read_and_a_wrong_one_names_its_place() {
     let lrms = GatewayConfig::load(&path).unwrap().lrms.unwrap();
     assert_eq!((LrmsKind::Slurm, Some(dir.path().join("slurm.conf"))), (lrms.kind, lrms.conf));
     assert_eq!((Some(7_200_000), 20, Some(500)), (lrms.limits.time_max_ms, lrms.limits.ceiling_percent, lrms.limits.tasks_max));
+    assert_eq!(Some(1_800_000), lrms.limits.wait_max_ms);
     assert!(lrms.accounting && matches!(&lrms.accounts, AccountsConfig::Map(rules) if rules.len() == 2 && rules[1].pool.len() == 2));
     let own = SLURM.split("[[map]]").next().unwrap().replace("accounting = true", "account = \"self\"");
     let (_dir, path) = file(&own);
     assert_eq!(AccountsConfig::Own, GatewayConfig::load(&path).unwrap().lrms.unwrap().accounts);
     let wrong = [
         ("accounting = true", "account = \"root\"", "10:1: [slurm] account = \"root\": only \"self\""),
-        ("accounting = true", "account = \"self\"", "21:1: a [[map]] beside account"),
+        ("accounting = true", "account = \"self\"", "22:1: a [[map]] beside account"),
         ("/home/{account}/.intergrid", "/shared", "10:1: [slurm] directory needs {account}"),
         ("\"batch\", \"debug\"", "\"batch\", \"batch\"", "names the queue \"batch\" twice"),
         ("\"batch\", \"debug\"", "\"-p\"", "can't be the name of a queue"),

@@ -19,3 +19,5 @@ mod ends;
 mod init;
 #[path = "slurm_grid/killed.rs"]
 mod killed;
+#[path = "slurm_grid/limits.rs"]
+mod limits;

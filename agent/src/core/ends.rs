@@ -103,7 +103,7 @@ pub(super) fn ended_of(stop: Option<Stop>, r: &Report, plan: &crate::plan::Plan,
 }
 
 fn measured(word: &str) -> &'static str {
-    ["cgroup", "sampled"].into_iter().find(|w| *w == word).unwrap_or("")
+    ["cgroup", "sampled", "largest-process"].into_iter().find(|w| *w == word).unwrap_or("")
 }
 
 impl Core {

@@ -51,6 +51,8 @@ pub struct Watch {
     pub started: bool,
     /// As the last look at the LRMS showed it.
     pub entry: Option<State>,
+    /// It waits there for its turn, since then.
+    pub waits_ms: Option<u64>,
     /// Not alive in the LRMS, since then.
     pub gone_ms: Option<u64>,
     /// How the LRMS says that it ended, and in which words.
@@ -256,6 +258,7 @@ impl Books {
                     (watch.gone_ms, watch.verdict) = (None, None);
                 }
             }
+            watch.waits_ms = if matches!(e.state, State::Pending(..)) { watch.waits_ms.or(Some(now)) } else { None };
             let suspended = e.state == State::Suspended;
             if suspended != was_suspended {
                 seen.push(Seen::Suspended(place.clone(), suspended));
@@ -281,6 +284,16 @@ impl Books {
         let of = |s: &Sub| {
             let due = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && w.gone_ms.is_some_and(|t| now >= t + RECORD_GRACE_MS));
             due.map(|(position, _)| (s.intent.tag.clone(), *position)).collect::<Vec<_>>()
+        };
+        self.subs.values().flat_map(of).collect()
+    }
+
+    /// Tasks that have waited there for so long, and in which words the LRMS says why.
+    pub fn lingering(&self, now: u64, wait_max_ms: u64) -> BTreeMap<Place, String> {
+        let of = |s: &Sub| {
+            let waits = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.started && w.waits_ms.is_some_and(|t| now >= t + wait_max_ms));
+            let said = |w: &Watch| if let Some(State::Pending(_, why)) = &w.entry { why.clone() } else { String::new() };
+            waits.map(|(position, w)| ((s.intent.tag.clone(), *position), said(w))).collect::<Vec<_>>()
         };
         self.subs.values().flat_map(of).collect()
     }
@@ -374,6 +387,18 @@ mod tests {
         // It was only a controller that had just come back.
         b.surveyed(5_000, vec![entry("a", 1, 1, State::Running), entry("a", 1, 2, State::Running)], 5_010);
         assert_eq!(None, b.watch(&place("a", 1)).unwrap().gone_ms);
+    }
+
+    #[test]
+    fn what_waits_too_long_lingers() {
+        let mut b = books();
+        let pending = || State::Pending(Wait::Turn, "Resources".into());
+        b.surveyed(2_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, pending())], 2_010);
+        b.surveyed(3_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, State::Running)], 3_010);
+        assert!(b.lingering(2_109, 100).is_empty());
+        assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering(2_110, 100).into_iter().collect::<Vec<_>>());
+        b.looked(None, &names(&["a.1.c"]), 3_020);
+        assert!(b.lingering(9_000, 100).is_empty(), "it has started");
     }
 
     #[test]

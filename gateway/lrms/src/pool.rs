@@ -117,7 +117,8 @@ impl Backend for LrmsPool {
                 let kind = match wait {
                     Wait::Turn | Wait::Requeued | Wait::Other => ReasonKind::AllBusy,
                     Wait::Limit => ReasonKind::OverLimit,
-                    Wait::Held => ReasonKind::HeldByUser,
+                    // No user of ours holds it there.
+                    Wait::Held => ReasonKind::Draining,
                     Wait::Never => ReasonKind::NoFit,
                     Wait::Broken => ReasonKind::StartFailed,
                 };

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use intergrid_agent::plan::{PATH_DEFAULT, Plan, Task};
+use intergrid_proto::Exit;
 
 /// The wrapper, without its first lines.
 const WRAPPER: &str = include_str!("wrapper.sh");
@@ -23,7 +24,11 @@ fn line(out: &mut String, word: &str) {
 pub fn script(base: &Path, tag: &str, first: u32, plan: &Plan) -> String {
     let ours = ["HOME", "TMPDIR"].into_iter().filter(|name| plan.spec.env.iter().all(|(n, _)| n != name));
     let dirs: Vec<&str> = ours.chain(["GRID_TASK_DIR"]).collect();
-    format!("#!/bin/sh\ngrid_base='{}' grid_tag={tag} grid_first={first} grid_dirs='{}'\n{WRAPPER}", base.display(), dirs.join(" "))
+    let (shape, dirs) = (&plan.spec.shape, dirs.join(" "));
+    let (slots, memory_mib) = (shape.slots, shape.memory_bytes >> 20);
+    let head =
+        format!("grid_base='{}' grid_tag={tag} grid_first={first} grid_dirs='{dirs}' grid_slots={slots} grid_memory={memory_mib}", base.display());
+    format!("#!/bin/sh\n{head}\n{WRAPPER}")
 }
 
 /// Its files: name and content. `{i}` is filled in where the task runs.
@@ -71,6 +76,10 @@ pub fn check_base(base: &Path) -> Result<(), String> {
 pub struct ExitRecord {
     /// As a shell says it: 128 + n for signal n.
     pub code: u8,
+    /// As who waited for it saw it; None: only the shell did.
+    pub exit: Option<Exit>,
+    /// The most memory that one of its processes had.
+    pub peak_bytes: Option<u64>,
     /// The script was sent a signal meanwhile.
     pub was_asked: bool,
     /// From start to end, milliseconds.
@@ -94,8 +103,17 @@ impl ExitRecord {
         let wall = seconds_ms(&to).zip(seconds_ms(&from)).and_then(|(to, from)| to.checked_sub(from));
         // Of the shell itself first, then of what it has waited for.
         let cpu: Option<u64> = lines.nth(1).and_then(|l| l.split_whitespace().map(minutes_us).sum());
-        Some(ExitRecord { code: code.parse().ok()?, was_asked: term == "1", wall_ms: wall, cpu_us: cpu, fault })
+        let how = lines.next().and_then(|l| l.strip_prefix("how ")).and_then(seen);
+        let (exit, peak_bytes) = how.map_or((None, None), |(exit, peak)| (Some(exit), (peak > 0).then_some(peak)));
+        Some(ExitRecord { code: code.parse().ok()?, exit, peak_bytes, was_asked: term == "1", wall_ms: wall, cpu_us: cpu, fault })
     }
+}
+
+/// `SIGNAL CODE KIB`
+fn seen(text: &str) -> Option<(Exit, u64)> {
+    let mut words = text.split(' ');
+    let (signal, code, kib) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse::<u64>().ok()?);
+    Some((if signal == 0 { Exit::Code(code) } else { Exit::Signal(signal) }, kib.saturating_mul(1_024)))
 }
 
 /// `12.34`
@@ -127,6 +145,11 @@ mod tests {
 
     /// The real script, run by the real shell, for each position: exit codes. What it leaves is in the directory.
     fn run(dir: &Path, spec: &JobSpec, indices: &[u32], times: usize) -> Vec<i32> {
+        run_with(dir, spec, indices, times, &[])
+    }
+
+    /// The same, with what an LRMS says of what was allocated.
+    fn run_with(dir: &Path, spec: &JobSpec, indices: &[u32], times: usize, env: &[(&str, &str)]) -> Vec<i32> {
         let plan = Plan::new(&spec.encode()).unwrap();
         let n = u32::try_from(indices.len()).unwrap();
         serve(dir, Ask::Open, b"").unwrap();
@@ -140,6 +163,7 @@ mod tests {
         let one = |position: u32| {
             let mut command = Command::new("/bin/sh");
             command.arg(&file).env_clear().env("PATH", "/usr/bin:/bin").env("SLURM_ARRAY_TASK_ID", position.to_string());
+            command.envs(env.iter().copied());
             command.stdin(Stdio::null()).status().unwrap().code().unwrap()
         };
         (0..times).flat_map(|_| (1..=n).map(one).collect::<Vec<_>>()).collect()
@@ -158,15 +182,16 @@ mod tests {
     #[test]
     fn each_task_runs_once_with_its_own_words() {
         let (_dir, base) = base();
-        let mut spec = JobSpec::new(["/bin/sh", "-c", "printf '%s|' \"$@\" \"$A\" \"$GRID_TASK_ID\" \"$HOME\"; exit \"$GRID_TASK_ID\"", "sh"]);
+        let mut spec =
+            JobSpec::new(["/bin/sh", "-c", "printf '%s|' \"$@\" \"$A\" \"$GRID_TASK_ID\" \"$HOME\" \"$index\"; exit \"$GRID_TASK_ID\"", "sh"]);
         spec.argv.extend(["{i} of {i}", "", "a'b\"c $HOME `x` \\n", "two\nlines\n", "-n", "*"].map(String::from));
-        spec.env = vec![("A".into(), "v\\{i}".into()), ("odd-name".into(), "x".into())];
+        spec.env = vec![("A".into(), "v\\{i}".into()), ("odd-name".into(), "x".into()), ("index".into(), "77".into())];
         // The second time round each finds its claim.
         assert_eq!(vec![5, 6, 9, 120, 120, 120], run(&base, &spec, &[5, 6, 9], 2));
         for (position, index) in [(1, 5), (3, 9)] {
             let out = std::fs::read_to_string(base.join(format!("t/{position}/stdout"))).unwrap();
             let home = base.join(format!("t/{position}/w"));
-            let expected = format!("{index} of {index}||a'b\"c $HOME `x` \\n|two\nlines\n|-n|*|v\\{index}|{index}|{}|", home.display());
+            let expected = format!("{index} of {index}||a'b\"c $HOME `x` \\n|two\nlines\n|-n|*|v\\{index}|{index}|{}|77|", home.display());
             assert_eq!(expected, out);
             let r = record(&base, position);
             assert!(r.code == index && !r.was_asked && r.fault.is_empty() && r.wall_ms.is_some() && r.cpu_us.is_some(), "{r:?}");
@@ -189,7 +214,40 @@ mod tests {
         }
         let (_dir, base) = base();
         assert_eq!(vec![137], run(&base, &JobSpec::new(["/bin/sh", "-c", "kill -9 $$"]), &[0], 1));
-        assert_eq!(137, record(&base, 1).code);
+        assert_eq!((137, Some(Exit::Signal(9))), (record(&base, 1).code, record(&base, 1).exit));
+    }
+
+    #[test]
+    fn an_exit_code_above_128_is_no_signal_and_memory_is_measured() {
+        let (_dir, base) = base();
+        let spec = JobSpec::new(["/bin/sh", "-c", "head -c 60000000 /dev/zero | tail | wc -c; exit 137"]);
+        assert_eq!(vec![137], run(&base, &spec, &[0], 1));
+        let r = record(&base, 1);
+        assert!(r.exit == Some(Exit::Code(137)) && r.peak_bytes.is_some_and(|b| (60_000_000..400_000_000).contains(&b)), "{r:?}");
+        // Where perl would be led astray, the shell alone sees to it.
+        let (_dir, base) = self::base();
+        let mut spec = JobSpec::new(["/bin/sh", "-c", "exit 3"]);
+        spec.env = vec![("PERL5OPT".into(), "-Mno::such::thing".into())];
+        assert_eq!(vec![3], run(&base, &spec, &[0], 1));
+        assert_eq!((3, None), (record(&base, 1).code, record(&base, 1).exit));
+    }
+
+    #[test]
+    fn who_gets_less_than_he_asked_for_does_not_begin() {
+        let (_dir, base) = base();
+        let mut spec = JobSpec::new(["/bin/sh", "-c", "echo began"]);
+        spec.shape.slots = 4;
+        let with = |name: &str, value: &str| run_with(&base, &spec, &[0], 1, &[(name, value)]);
+        assert_eq!(vec![126], with("SLURM_CPUS_ON_NODE", "3"));
+        assert_eq!("less-slots", record(&base, 1).fault);
+        assert!(std::fs::read_to_string(base.join("t/1/stdout")).unwrap().is_empty());
+        std::fs::remove_dir_all(&base).unwrap();
+        assert_eq!(vec![0], with("SLURM_CPUS_ON_NODE", "8"));
+        std::fs::remove_dir_all(&base).unwrap();
+        let mut spec = spec.clone();
+        spec.shape.memory_bytes = 200 << 20;
+        assert_eq!(vec![126], run_with(&base, &spec, &[0], 1, &[("SLURM_MEM_PER_NODE", "199")]));
+        assert_eq!("less-memory", record(&base, 1).fault);
     }
 
     #[test]

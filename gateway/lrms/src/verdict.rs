@@ -32,6 +32,7 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
     let how = over.map(|(over, _)| over.how);
     let said = over.and_then(|(over, _)| over.exit);
     let exit = match (record, said) {
+        (Some(ExitRecord { exit: Some(exit), .. }), _) => *exit,
         (Some(r), _) => match r.code.checked_sub(SIGNAL_BASE).filter(|n| (1..=SIGNALS).contains(n)) {
             Some(signal) => Exit::Signal(signal),
             None => Exit::Code(r.code),
@@ -56,7 +57,8 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         None => None,
     };
     let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms), record.and_then(|r| r.cpu_us));
-    Verdict::Exited(Report { exit, wall_ms, cpu_us, ended_by, ..Report::unseen() })
+    let peak = record.and_then(|r| r.peak_bytes).map(|bytes| (bytes, "largest-process"));
+    Verdict::Exited(Report { exit, wall_ms, cpu_us, peak, ended_by, ..Report::unseen() })
 }
 
 fn fault(r: &ExitRecord) -> Option<Fault> {
@@ -65,6 +67,8 @@ fn fault(r: &ExitRecord) -> Option<Fault> {
         "" => None,
         "no-such-program" => fault(ReasonKind::NoSuchProgram, "the program does not exist on the machine that it was to run on", Exit::Code(127)),
         "not-executable" => fault(ReasonKind::NotExecutable, "the program is not an executable file", Exit::Code(126)),
+        "less-slots" => fault(ReasonKind::StartFailed, "it was given fewer slots than it asked for", Exit::NotStarted),
+        "less-memory" => fault(ReasonKind::StartFailed, "it was given less memory than it asked for", Exit::NotStarted),
         "stage-in" => fault(ReasonKind::StageInFailed, "its inputs could not be copied to its directory", Exit::NotStarted),
         _ => fault(ReasonKind::StartFailed, "it could not be started", Exit::NotStarted),
     }
@@ -75,7 +79,7 @@ mod tests {
     use super::*;
 
     fn record(code: u8, was_asked: bool) -> ExitRecord {
-        ExitRecord { code, was_asked, wall_ms: Some(5), cpu_us: None, fault: String::new() }
+        ExitRecord { code, exit: None, peak_bytes: None, was_asked, wall_ms: Some(5), cpu_us: None, fault: String::new() }
     }
 
     fn of(record: Option<ExitRecord>, over: Option<(How, Option<Exit>)>) -> (Exit, Option<ReasonKind>) {
@@ -91,6 +95,8 @@ mod tests {
         use ReasonKind as K;
         assert_eq!((Exit::Code(3), None), of(Some(record(3, false)), None));
         assert_eq!((Exit::Signal(9), None), of(Some(record(137, false)), Some((How::Exited, Some(Exit::Code(137))))));
+        let seen = ExitRecord { exit: Some(Exit::Code(137)), ..record(137, false) };
+        assert_eq!((Exit::Code(137), None), of(Some(seen), None));
         // Exit 0 with a time-out is none.
         assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(Some(record(0, true)), Some((How::TimeLimit, Some(Exit::Code(0))))));
         assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(None, Some((How::TimeLimit, Some(Exit::Code(0))))));

@@ -37,8 +37,22 @@ on_term() {
 }
 trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
 read -r t0 rest </proc/uptime
+# A shell says 128+n of a signal and of an exit code alike, and nothing of memory: perl, where there is one, sees to the end of the payload.
+perl=$(command -v perl)
+# shellcheck disable=SC2016
+see='$f = shift; defined($p = fork) or exit 126;
+unless ($p) { exec {$ARGV[0]} @ARGV; print STDERR "$ARGV[0]: $!\n"; exit($! == 2 ? 127 : 126) }
+$SIG{$_} = sub { kill $_[0], $p } for qw(TERM INT XCPU USR1 USR2);
+1 until waitpid($p, 0) == $p; ($s, $c, $m) = ($? & 127, $? >> 8, 0);
+eval { require Config; %n = (x86_64 => 98, aarch64 => 165); $u = "\0" x 288;
+$Config::Config{archname} =~ /^(x86_64|aarch64)/ and syscall($n{$1}, -1, $u) == 0 and $m = (unpack "l!5", $u)[4] };
+open F, ">", $f and print F "$s $c $m\n" and close F; exit($s ? 128 + $s : $c)'
 
 payload() {
+  less=
+  [ "${SLURM_CPUS_ON_NODE:-${NSLOTS:-$grid_slots}}" -lt "$grid_slots" ] 2>/dev/null && less=slots
+  [ "${SLURM_MEM_PER_NODE:-$grid_memory}" -lt "$grid_memory" ] 2>/dev/null && less=memory
+  [ -z "$less" ] || { echo "less-$less" >fault; exit 126; }
   trap - TERM INT XCPU USR1 USR2 2>/dev/null
   cd w || exit 126
   if [ -d ../../in ]; then
@@ -47,12 +61,12 @@ payload() {
   while IFS= read -r line; do
     word
     case ${line%%=*} in
-      *[!A-Za-z0-9_]* | [0-9]*) set -- "$@" "$line" ;;
+      *[!A-Za-z0-9_]* | [0-9]* | grid_* | line | first | program | rest | t0 | term | child | run | pos | node | index | perl | see | less) set -- "$@" "$line" ;;
       *) export "$line" ;;
     esac
   done <../../e
   for line in $grid_dirs; do export "$line=$PWD"; done
-  # Names that are no shell's go through env.
+  # Names that are no shell's, or our own, go through env.
   [ $# -gt 0 ] && set -- env -- "$@"
   first=1
   while IFS= read -r line; do
@@ -70,7 +84,8 @@ payload() {
       ;;
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
-  unset LC_ALL line first program rest t0 term child run pos node index grid_base grid_tag grid_first grid_dirs
+  [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
+  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
   exec "$@"
 }
 
@@ -92,9 +107,12 @@ done
 read -r t1 rest </proc/uptime
 fault=
 [ -e fault ] && read -r fault <fault
+how=
+[ -e how ] && read -r how <how
 {
   printf 'v1\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault"
   times
+  printf 'how %s\n' "$how"
 } >"../$run.n" && sync "../$run.n" 2>/dev/null
 mv "../$run.n" "../$run.x"
 exit "$code"

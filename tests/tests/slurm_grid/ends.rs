@@ -9,8 +9,16 @@ use crate::tree::until;
 fn each_end_is_told_as_it_was() {
     let site = Site::start();
     let ann = site.user("ann");
-    for (words, code) in [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
+    let ends = [
+        ("exit 0", 0, "exit 0"),
+        ("exit 3", 3, "exit 3"),
+        ("exit 137", 137, "exit 137"),
+        ("kill -9 $$", 137, "signal 9"),
+        ("kill -TERM $$", 143, "signal 15"),
+    ];
+    for (words, code, exit) in ends {
         assert_eq!(code, ann.run(&["run", "--", "sh", "-c", words]).code, "{words}");
+        assert_eq!(exit, ann.json_lines(&["history", "last"])[0]["exit"][0].as_str().unwrap(), "{words}");
     }
     assert_eq!(127, ann.run(&["run", "--", "/nowhere/nothing"]).code);
     let late = ann.submit(&["-t", "2s", "--", "sh", "-c", &site.counted("sleep 600")]);
@@ -37,6 +45,57 @@ fn a_cancel_ends_what_waits_and_what_runs() {
     let left = || site.cluster.run("squeue", &["-h", "-t", "PD,R,CG,S", "-o", "%i %T"]);
     until("nothing is left in Slurm", Duration::from_secs(30), || if left().trim().is_empty() { Ok(()) } else { Err(left()) });
     assert!(site.starts_of_each().values().all(|n| *n == 1));
+}
+
+#[test]
+fn a_cancel_ends_what_is_held_and_what_is_being_submitted() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    let left = || site.cluster.run("squeue", &["-h", "-t", "PD,R,CG,S", "-o", "%i %T %r"]);
+    let until_gone = || until("nothing is left in Slurm", Duration::from_secs(30), || if left().trim().is_empty() { Ok(()) } else { Err(left()) });
+    let words = site.counted("sleep 600");
+    // Held above: Slurm never hears of it.
+    let held = ann.submit(&["--hold", "--", "sh", "-c", &words]);
+    ann.run(&["cancel", &held]).well();
+    ann.until_phase(&held, "cancelled", 1);
+    // Held in Slurm, by its administrator.
+    let blocker = site.cluster.submit(intergrid_tests::slurm::ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600");
+    until("the machines are taken", Duration::from_secs(30), || if left().contains("RUNNING") { Ok(()) } else { Err(left()) });
+    let waits = ann.submit(&["--", "sh", "-c", &words]);
+    let ours = || site.cluster.run("squeue", &["-h", "-t", "PD", "-o", "%i"]).trim().to_string();
+    until("it waits", Duration::from_secs(30), || if ours().is_empty() { Err(left()) } else { Ok(()) });
+    site.cluster.run("scontrol", &["hold", &ours()]);
+    until("it is held", Duration::from_secs(30), || if left().contains("JobHeldAdmin") { Ok(()) } else { Err(left()) });
+    ann.until_reason(&waits, "JobHeldAdmin");
+    ann.run(&["cancel", &waits]).well();
+    ann.until_phase(&waits, "cancelled", 1);
+    site.cluster.run("scancel", &[&blocker]);
+    until_gone();
+    // While sbatch is at it.
+    let begun = site.cluster.dir().join("shared/begun");
+    site.command("sbatch", &format!("touch {}; sleep 3; exec /usr/bin/sbatch \"$@\"", begun.display()));
+    let sent = ann.submit(&["-n", "3", "--", "sh", "-c", &words]);
+    until("sbatch has begun", Duration::from_secs(30), || if begun.exists() { Ok(()) } else { Err("no".into()) });
+    ann.run(&["cancel", &sent]).well();
+    ann.until_phase(&sent, "cancelled", 3);
+    std::thread::sleep(Duration::from_secs(4));
+    until_gone();
+    assert!(site.starts_of_each().is_empty(), "{:?}", site.starts_of_each());
+}
+
+#[test]
+fn what_a_task_prints_is_seen_while_it_runs() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    let go = site.cluster.dir().join("shared/go");
+    let words = format!("echo first; echo aside >&2; while [ ! -e {} ]; do sleep 0.1; done; echo last; exit 3", go.display());
+    let run = ann.spawn(&["run", "--", "sh", "-c", &words]);
+    run.until_out("first\n");
+    ann.until_phase("last", "running", 1);
+    std::fs::write(go, "").unwrap();
+    let said = run.end();
+    assert_eq!((3, "first\nlast\n"), (said.code, said.out.as_str()), "{said:?}");
+    assert!(said.err.contains("aside\n"), "{said:?}");
 }
 
 #[test]

@@ -30,6 +30,11 @@ pub struct Site {
 impl Site {
     /// `ann` and `me` run as the first account, `bob` as the second; nobody else may.
     pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// The same, with more in the gateway's configuration.
+    pub fn with(more: &str) -> Self {
         let cluster = Slurm::start();
         let shared = dir_of_all(&cluster.dir().join("shared"));
         dir_of_all(&cluster.dir().join("starts"));
@@ -47,7 +52,7 @@ impl Site {
             map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
         }
         let config = format!(
-            "\n[slurm]\npartitions = [\"batch\", \"short\"]\ndirectory = \"{}/{{account}}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{map}",
+            "\n[slurm]\npartitions = [\"batch\", \"short\"]\ndirectory = \"{}/{{account}}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{more}{map}",
             shared.display(),
             commands.display(),
             site.cluster.records().display()

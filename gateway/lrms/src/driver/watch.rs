@@ -7,6 +7,7 @@ use std::sync::Arc;
 use intergrid_agent::core::{Fault, Input};
 use intergrid_agent::machine::{Capacity, Offer};
 use intergrid_proto::spec::substitute;
+use intergrid_proto::units::format_duration;
 use intergrid_proto::{Exit, Reason, ReasonKind};
 
 use super::{Driver, account, pause};
@@ -127,6 +128,7 @@ impl Driver {
                     silent = false;
                     let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
                     self.act_on(seen).await;
+                    self.recall().await;
                     self.decide().await;
                     if self.clock.now() >= found_ms + FIND_INTERVAL_MS {
                         found_ms = self.clock.now();
@@ -166,6 +168,21 @@ impl Driver {
                 Fault { kind: ReasonKind::StartFailed, text: format!("{name} could not start it: {why}"), exit: Exit::NotStarted, no_room: false };
             self.end(&place, |key| Input::NotStarted(key, fault));
         }
+    }
+
+    /// What has waited there for longer than this site lets it goes back: it may start elsewhere.
+    async fn recall(self: &Arc<Self>) {
+        let Some(max) = self.config.limits.wait_max_ms else { return };
+        let lingering = self.lock().books.lingering(self.clock.now(), max);
+        if lingering.is_empty() {
+            return;
+        }
+        let name = self.lrms.name();
+        let reason = |place: &Place| {
+            let why = lingering.get(place).map_or("", String::as_str);
+            Some(Reason::new(ReasonKind::AllBusy, format!("it waited {} in {name}: {why}", format_duration(max))))
+        };
+        self.take_back(lingering.keys().cloned().collect(), reason).await;
     }
 
     /// Tasks that are not alive in the LRMS: by its books, or by the claim that we can take.
