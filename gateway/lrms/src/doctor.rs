@@ -189,6 +189,7 @@ async fn task(lrms: &dyn Lrms, account: &Account, directory: &Path, queue: &str)
         memory_bytes: 0,
         time_limit_ms: Some(DOCTOR_TASK_MS),
         directory: place.clone(),
+        complaints: None,
         script: "#!/bin/sh\n[ -e from-here ] || exit 121\n(set -C; : > claim) || exit 122\n(set -C; : > claim) 2> /dev/null && exit 123\n\
                  printf '%s %s %s\\n' \"$(date +%s)\" \"$(id -un)\" \"$(uname -n)\" > seen.new && mv seen.new seen\n"
             .to_string(),

@@ -36,7 +36,7 @@ pub const QUEUES_IDLE_INTERVAL_MS: u64 = 10_000;
 pub const QUEUES_OLD_MS: u64 = 30_000;
 /// A task that the LRMS says is over may still have an exit record on its way through the shared file system: so long it is waited for.
 pub const RECORD_GRACE_MS: u64 = 3_000;
-/// A payload that was sent SIGTERM by somebody else has ended: so long the LRMS's word on why is waited for.
+/// A payload that somebody else may have ended: so long the LRMS's word on why is waited for.
 pub const VERDICT_WAIT_MS: u64 = 15_000;
 /// A task that was started, is not in the queue, and of which neither its own record nor the books say anything: after so long, during which the LRMS
 /// answered, it is over and its exit unknown.

@@ -40,6 +40,8 @@ pub struct Submission {
     pub time_limit_ms: Option<u64>,
     /// On the shared file system: working directory, there already, the account's alone.
     pub directory: PathBuf,
+    /// What the LRMS itself says of a task while it runs goes to a file with this name and `.<position>.e`, where it can be told to; None: nowhere.
+    pub complaints: Option<PathBuf>,
     /// The whole script, for standard input. It finds its position in `SLURM_ARRAY_TASK_ID` or `SGE_TASK_ID`, and is 1 without. Its own output may be
     /// dropped. It must not be requeued by the LRMS where that can be asked for.
     pub script: String,
@@ -219,6 +221,9 @@ pub trait Lrms: Send + Sync + 'static {
 
     /// What the books say of these jobs. A job or position that they do not have is left out.
     fn records<'a>(&'a self, ids: &'a [LrmsId]) -> BoxFuture<'a, Result<Vec<Record>, CallFailure>>;
+
+    /// What a complaint of the LRMS beside a task's output says of its end; a user may have written any of it.
+    fn complaint(&self, text: &str) -> Option<How>;
 
     /// Remove tasks, all of one account: pending ones are dropped, running ones get SIGTERM and after the site's grace SIGKILL; `kill`: SIGKILL now. An
     /// id that is not known (any more) is no failure.

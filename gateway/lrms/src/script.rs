@@ -7,6 +7,8 @@ use intergrid_proto::Exit;
 
 /// The wrapper, without its first lines.
 const WRAPPER: &str = include_str!("wrapper.sh");
+/// Of Linux, everywhere.
+const SIGKILL: u8 = 9;
 
 /// One word as one line.
 fn line(out: &mut String, word: &str) {
@@ -91,6 +93,11 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
+    /// Somebody else may have ended it, and the LRMS knows more: the script was told to end, or the payload was killed, as the kernel does for memory.
+    pub fn ended_by_another(&self) -> bool {
+        self.was_asked || self.exit.map_or(self.code == 128 + SIGKILL, |exit| exit == Exit::Signal(SIGKILL))
+    }
+
     /// From its text; None: it is none, or of a later version.
     pub fn parse(text: &str) -> Option<ExitRecord> {
         let mut lines = text.lines();

@@ -29,6 +29,7 @@ fn submission(tag: &str, tasks: u32, script: &str) -> Submission {
         memory_bytes: 0,
         time_limit_ms: None,
         directory: "/tmp".into(),
+        complaints: None,
         script: format!("#!/bin/sh\n{script}\n"),
     }
 }

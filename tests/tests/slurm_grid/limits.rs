@@ -18,6 +18,19 @@ pub fn last_attempt(user: &User, job: &str) -> (String, String, serde_json::Valu
     (text("kind"), text("text"), attempts[0]["usage"].clone())
 }
 
+/// Slurm kills the wrapper too, and says only: signal 9. What it wrote beside the output says why.
+#[test]
+fn memory_that_slurm_enforces_is_told_as_what_it_was() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    // tail keeps a line whole: as much as it is given without a line's end.
+    let hog = "head -c 300000000 /dev/zero | tail -n 1 | { read -r x; sleep 60; }; sleep 60";
+    let large = ann.submit(&["--mem", "64M", "--", "sh", "-c", hog]);
+    assert_eq!(1, ann.wait(&large));
+    let (kind, text, _) = last_attempt(&ann, &large);
+    assert!(kind == "memory-limit" && text.contains("slurm ended it"), "{kind}: {text}");
+}
+
 #[test]
 fn who_is_given_less_than_he_asked_for_does_not_begin() {
     let site = Site::start();

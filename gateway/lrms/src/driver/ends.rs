@@ -16,6 +16,7 @@ use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::log::Note;
+use crate::lrms::How;
 
 /// Why a file is not here.
 enum Missed {
@@ -85,6 +86,15 @@ impl Driver {
                 Ok(Some((out, err)))
             }
             _ => Err("an answer to another question".into()),
+        }
+    }
+
+    /// What the LRMS said beside the output of a task that it took with its wrapper.
+    pub(super) async fn complaint(&self, (tag, position): &Place) -> Option<How> {
+        let (whose, _) = self.whose(tag)?;
+        match self.hand(&whose).ask(Ask::Read(vec![format!("{tag}.{position}.e")]), Vec::new()).await {
+            Ok((Answer::Texts(texts), _)) => texts.into_iter().flatten().find_map(|text| self.lrms.complaint(&text)),
+            _ => None,
         }
     }
 

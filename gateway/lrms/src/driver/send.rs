@@ -127,6 +127,7 @@ impl Driver {
             memory_bytes: plan.spec.shape.memory_bytes,
             time_limit_ms: plan.spec.time_limit_ms.map(|t| t + TIME_LIMIT_SLACK_MS).or(limits.time_max_ms),
             directory: hand.base().join(&intent.tag),
+            complaints: Some(hand.base().join("run").join(&intent.tag)),
             script: script::script(hand.base(), &intent.tag, intent.tasks.first().copied().unwrap_or(0), &plan),
         };
         let said = self.lrms.submit(&submission).await;

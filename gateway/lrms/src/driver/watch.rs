@@ -89,13 +89,20 @@ impl Driver {
             let Some(watch) = inner.books.watch(place) else { return };
             let over = said.or_else(|| watch.verdict.clone());
             let late = watch.record_ms.is_some_and(|t| now >= t + VERDICT_WAIT_MS);
-            let waits = record.is_some_and(|r| r.was_asked) && !watch.stopped && over.is_none() && !late;
+            let waits = record.is_some_and(ExitRecord::ended_by_another) && !watch.stopped && over.is_none() && !late;
             watch.busy = !waits;
             (waits, over, plan, index)
         };
         if waits {
             return;
         }
+        let over = match (over, record) {
+            (Some((Over { how: How::Exited, exit }, words)), None) => {
+                let how = self.complaint(place).await.unwrap_or(How::Exited);
+                Some((Over { how, exit }, words))
+            }
+            (over, _) => over,
+        };
         let mut report = match verdict(record, over.as_ref().map(|(o, w)| (o, w.as_str())), self.lrms.name()) {
             Verdict::Exited(report) => report,
             Verdict::NotStarted(fault) => return self.end(place, |key| Input::NotStarted(key, fault)),
@@ -245,6 +252,13 @@ impl Driver {
             let words = said.get(place).map_or("", |(_, words)| words.as_str());
             match said.get(place).map(|(over, _)| (over.how, over.exit)) {
                 Some((How::Removed, _)) => None,
+                Some((How::NotStarted, _)) => {
+                    let text = format!("{name} could not start it on the machine that it chose {words}");
+                    Some(
+                        Reason::new(ReasonKind::StartFailed, text)
+                            .remedy("the site's administrator looks whether `directory` is there on all machines"),
+                    )
+                }
                 Some((_, Some(NOT_HERE))) => {
                     let text = format!("the machine that {name} chose does not have the shared directory");
                     Some(Reason::new(ReasonKind::StartFailed, text).remedy("the site's administrator makes `directory` one that all machines share"))

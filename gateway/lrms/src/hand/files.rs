@@ -6,6 +6,7 @@
 //! ```text
 //! run/<tag>.<position>.c      the claim, created exclusively: by the task's script, or by us to keep it from ever starting
 //! run/<tag>.<position>.x      the exit record, renamed into place
+//! run/<tag>.<position>.e      what the LRMS itself said of it
 //! <tag>/a, e, in/<file>       arguments, environment, inputs; a.<position> and e.<position> where they are a task's own
 //! <tag>/<position>/w          the task's working directory; stdout and stderr beside it
 //! ```
@@ -242,7 +243,7 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
         Ask::Remove(tag, positions) => {
             gone(fs::remove_dir_all(within(base, &tag)?))?;
             for position in 1..=positions {
-                for kind in ["c", "n", "x"] {
+                for kind in ["c", "n", "x", "e"] {
                     gone(fs::remove_file(in_run(base, &(tag.clone(), position), kind)?))?;
                 }
             }

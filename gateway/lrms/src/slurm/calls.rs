@@ -16,9 +16,7 @@ pub const BOOKS_JOBS_MAX: usize = 500;
 /// `sbatch`: always an array, so that each task is named alike; the script is its input.
 pub fn sbatch(call: Call, s: &Submission) -> Call {
     let mut args: Vec<OsString> =
-        ["--parsable", "--no-requeue", "--nodes=1", "--ntasks=1", "--input=/dev/null", "--output=/dev/null", "--error=/dev/null"]
-            .map(OsString::from)
-            .into();
+        ["--parsable", "--no-requeue", "--nodes=1", "--ntasks=1", "--input=/dev/null", "--output=/dev/null"].map(OsString::from).into();
     let mut option = |name: &str, value: &dyn std::fmt::Display| args.push(format!("--{name}={value}").into());
     option("job-name", &s.tag);
     option("partition", &s.queue);
@@ -30,6 +28,12 @@ pub fn sbatch(call: Call, s: &Submission) -> Call {
     if let Some(ms) = s.time_limit_ms {
         option("time", &ms.div_ceil(60_000).max(1));
     }
+    let mut complaints = OsString::from("--error=");
+    match &s.complaints {
+        Some(path) => complaints.extend([path.as_os_str(), ".%a.e".as_ref()]),
+        None => complaints.push("/dev/null"),
+    }
+    args.push(complaints);
     let mut directory = OsString::from("--chdir=");
     directory.push(&s.directory);
     args.push(directory);
@@ -115,17 +119,27 @@ mod tests {
             memory_bytes: (1 << 30) + 1,
             time_limit_ms: Some(60_001),
             directory: "/shared/a b".into(),
+            complaints: Some("/shared/run/t".into()),
             script: "#!/bin/sh\n".into(),
         };
         let call = sbatch(Call::new("sbatch"), &submission);
         let all = words(&call);
-        for part in ["--job-name=ig-7-1", "--array=1-20", "--cpus-per-task=4", "--mem=1025M", "--time=2", "--no-requeue", "--chdir=/shared/a b"] {
+        for part in [
+            "--job-name=ig-7-1",
+            "--array=1-20",
+            "--cpus-per-task=4",
+            "--mem=1025M",
+            "--time=2",
+            "--no-requeue",
+            "--chdir=/shared/a b",
+            "--error=/shared/run/t.%a.e",
+        ] {
             assert!(all.contains(part), "{part}: {all}");
         }
         assert_eq!(b"#!/bin/sh\n".to_vec(), call.stdin);
-        let plain = Submission { tasks: 1, memory_bytes: 0, time_limit_ms: None, ..submission };
+        let plain = Submission { tasks: 1, memory_bytes: 0, time_limit_ms: None, complaints: None, ..submission };
         let all = words(&sbatch(Call::new("sbatch"), &plain));
-        assert!(all.contains("--array=1-1") && !all.contains("--mem") && !all.contains("--time"), "{all}");
+        assert!(all.contains("--array=1-1") && all.contains("--error=/dev/null") && !all.contains("--mem") && !all.contains("--time"), "{all}");
     }
 
     #[test]

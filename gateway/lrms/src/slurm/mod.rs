@@ -21,7 +21,7 @@ use intergrid_gateway::config::LrmsConfig;
 
 use crate::command::{Account, Call, CallFailure, Hands, Output};
 use crate::limits::SUBMISSION_TASKS_MAX;
-use crate::lrms::{Entry, Lrms, LrmsId, Queue, Record, Submission, SubmitFailure};
+use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Submission, SubmitFailure};
 use books::Files;
 
 /// Where it says what became of jobs that are over.
@@ -215,6 +215,10 @@ impl Lrms for Slurm {
                 }
             }
         })
+    }
+
+    fn complaint(&self, text: &str) -> Option<How> {
+        words::complaint(text)
     }
 
     fn cancel<'a>(&'a self, account: &'a Account, tasks: &'a [(LrmsId, Vec<u32>)], kill: bool) -> BoxFuture<'a, Result<(), CallFailure>> {

@@ -43,6 +43,16 @@ pub fn over(word: &str, reason: &str, exit: Option<Exit>) -> Option<Over> {
     }
 }
 
+/// What slurmstepd writes beside a task's output when it kills it, or sees it killed.
+pub fn complaint(text: &str) -> Option<How> {
+    let said = |words: &str| text.lines().any(|l| l.starts_with("slurmstepd") && l.contains(words));
+    match () {
+        () if said("exceeded memory limit") || said("Exceeded job memory limit") || said("oom-kill event") => Some(How::Memory),
+        () if said("DUE TO TIME LIMIT") => Some(How::TimeLimit),
+        () => None,
+    }
+}
+
 /// A wait status, as squeue prints it.
 fn exit_of_status(status: u32) -> Exit {
     match (status & 0x7f, (status >> 8) & 0xff) {
@@ -225,6 +235,19 @@ mod tests {
         }
         // It said yes, and nobody can read which number.
         assert!(matches!(said(Some(0), &failed("Invalid partition name specified")), SubmitFailure::Unknown(_)));
+    }
+
+    #[test]
+    fn what_slurmstepd_complains_of_is_read() {
+        // Of Slurm 22.05.8, and of a site with cgroups.
+        let killed = "slurmstepd: error: StepId=2.batch exceeded memory limit (312345678 > 67108864), being killed\n";
+        assert_eq!(Some(How::Memory), complaint(killed));
+        assert_eq!(
+            Some(How::Memory),
+            complaint("x\nslurmstepd: error: Detected 1 oom-kill event(s) in StepId=4.batch. Some of your processes ...\n")
+        );
+        assert_eq!(Some(How::TimeLimit), complaint("slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT 2026-11-21T09:43:11 DUE TO TIME LIMIT ***\n"));
+        assert_eq!(None, complaint("slurmstepd: error: *** JOB 3 ON n1 CANCELLED AT 2026-11-21T09:43:11 ***\nit exceeded memory limit\n"));
     }
 
     proptest! {

@@ -31,6 +31,8 @@ pub struct Wrong {
     pub silent: bool,
     /// Jobs that are over leave no trace.
     pub forgetful: bool,
+    /// Whose payload is killed, is told to have had too much memory.
+    pub memory: bool,
 }
 
 struct Task {
@@ -117,6 +119,7 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
 }
 
 fn pump(state: &mut Inside, slots: usize) {
+    let wrong = state.wrong;
     for task in state.tasks.values_mut().filter(|t| t.over.is_none()) {
         let mut last = None;
         task.running.retain_mut(|c| match c.try_wait().unwrap() {
@@ -128,11 +131,11 @@ fn pump(state: &mut Inside, slots: usize) {
         });
         if task.began && task.running.is_empty() {
             let exit = last.map(|c| Exit::Code(u8::try_from(c).unwrap()));
-            task.over = Some(Over { how: How::Exited, exit });
+            let how = if wrong.memory && exit == Some(Exit::Code(137)) { How::Memory } else { How::Exited };
+            task.over = Some(Over { how, exit });
         }
     }
     let mut free = slots.saturating_sub(state.tasks.values().filter(|t| !t.running.is_empty()).count());
-    let wrong = state.wrong;
     for ((id, position), task) in state.tasks.iter_mut().filter(|(_, t)| !t.began && t.over.is_none()) {
         if free == 0 || wrong.hold {
             break;
@@ -242,6 +245,10 @@ impl Lrms for Local {
             };
             s.tasks.iter().filter(|((id, _), _)| ids.contains(id)).filter_map(record).collect()
         })
+    }
+
+    fn complaint(&self, _: &str) -> Option<How> {
+        None
     }
 
     fn cancel<'a>(&'a self, _: &'a Account, tasks: &'a [(LrmsId, Vec<u32>)], kill: bool) -> BoxFuture<'a, Result<(), CallFailure>> {

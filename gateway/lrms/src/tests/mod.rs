@@ -17,6 +17,7 @@ use intergrid_gateway::outputs::OutputStore;
 use intergrid_proto::link::{Hop, Kind, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Refusal, SiteId, TaskSet};
 
+use crate::limits::VERDICT_WAIT_MS;
 use crate::lrms::How;
 use crate::{LrmsPool, Parts};
 use local::Local;
@@ -178,6 +179,23 @@ async fn what_others_end_is_told_as_that() {
         over(&mut p, n).await;
         assert_eq!(vec![("0".to_string(), Phase::Failed, Some(kind))], phases(&p, n));
         assert_eq!(kind == ReasonKind::ExitUnknown, p.placements[&n].ended[0].1.lost);
+    }
+}
+
+/// With cgroups the kernel kills the payload and leaves the script: its record says signal 9, and only the LRMS knows why.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_killed_for_memory_and_who_otherwise_is_told() {
+    for (memory, kind) in [(true, ReasonKind::MemoryLimit), (false, ReasonKind::ExitSignal)] {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(8);
+        local.wrong(|w| w.memory = memory);
+        let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+        let job = p.job(counting(dir.path(), "kill -9 $$"), 1);
+        let n = p.place(child, "batch", job, TaskSet::one(0));
+        let began = std::time::Instant::now();
+        over(&mut p, n).await;
+        assert_eq!(vec![("0".to_string(), Phase::Failed, Some(kind))], phases(&p, n));
+        assert!(began.elapsed() < Duration::from_millis(VERDICT_WAIT_MS), "{:?}", began.elapsed());
     }
 }
 
