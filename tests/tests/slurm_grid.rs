@@ -13,6 +13,8 @@ mod user;
 
 #[path = "slurm_grid/accounts.rs"]
 mod accounts;
+#[path = "slurm_grid/behind.rs"]
+mod behind;
 #[path = "slurm_grid/ends.rs"]
 mod ends;
 #[path = "slurm_grid/init.rs"]
@@ -21,3 +23,5 @@ mod init;
 mod killed;
 #[path = "slurm_grid/limits.rs"]
 mod limits;
+#[path = "slurm_grid/pace.rs"]
+mod pace;
