@@ -40,6 +40,7 @@ impl Name {
                 site: SiteId::from_slice(&p.origin_site).unwrap_or_default(),
                 job: p.origin_job.clone(),
                 principal: p.principal.clone(),
+                submitted_ms: p.submitted_ms,
             },
             spec: BlobHash::from_slice(&p.spec_hash).ok_or_else(|| Refusal::invalid("a placement without the hash of its spec"))?,
             array_size: p.array_size,
@@ -59,6 +60,7 @@ impl Name {
             array_size: self.array_size,
             origin_site: if self.origin.site == SiteId::default() { Vec::new() } else { self.origin.site.0.to_vec() },
             principal: self.origin.principal.clone(),
+            submitted_ms: self.origin.submitted_ms,
             incarnation: self.incarnation,
             cost: self.cost,
         }

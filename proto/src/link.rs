@@ -134,6 +134,16 @@ pub struct Origin {
     pub job: String,
     /// The user.
     pub principal: String,
+    /// When, milliseconds since 1970 by that site's clock; 0: not known.
+    pub submitted_ms: u64,
+}
+
+impl Origin {
+    /// Is it the same job? A site that went back to an old copy of its store may give a number again, but not at the same time.
+    pub fn is(&self, other: &Origin) -> bool {
+        let same_time = self.submitted_ms == other.submitted_ms || self.submitted_ms == 0 || other.submitted_ms == 0;
+        (self.site, &self.job) == (other.site, &other.job) && same_time
+    }
 }
 
 /// What is wished of a task. The register travels with a placement and stands alone, so that a cancel can neither be lost nor overtaken.
@@ -278,6 +288,8 @@ pub struct Orphan {
     pub share: String,
     /// Slots that each counts for there.
     pub cost: u64,
+    /// Attempts that were used before this one.
+    pub attempts: u32,
 }
 
 /// What a child offers.

@@ -340,7 +340,7 @@ fn place(me: &Hop, number: u64, principal: &str) -> Place {
     Place {
         number,
         job: number,
-        origin: Origin { site: me.site, job: "j".into(), principal: principal.into() },
+        origin: Origin { site: me.site, job: "j".into(), principal: principal.into(), submitted_ms: 0 },
         spec_hash: BlobHash::of(&spec),
         spec,
         tasks: TaskSet::one(0),

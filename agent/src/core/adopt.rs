@@ -103,9 +103,10 @@ impl Core {
     pub(super) fn list_orphans(&mut self, asked: bool) {
         let peer = self.state.counters.peer;
         let mut orphans = Vec::new();
-        let mut tell = |name: &Name, former, tasks, phase| {
+        let mut tell = |name: &Name, former, tasks, phase, attempts| {
             let (origin, spec_hash, array_size) = (name.origin.clone(), name.spec, name.array_size);
-            orphans.push(Orphan { former, origin, spec_hash, array_size, tasks, phase, share: self.share_key().into(), cost: name.cost.max(1) });
+            let (share, cost) = (self.share_key().into(), name.cost.max(1));
+            orphans.push(Orphan { former, origin, spec_hash, array_size, tasks, phase, share, cost, attempts });
         };
         for (number, p) in &self.state.placements {
             for n in self.names(*number, &p.open).into_iter().filter(|n| n.is_orphan) {
@@ -114,12 +115,12 @@ impl Core {
                     phases.entry(self.phase_of((*number, t))).or_default().insert(t..t + 1);
                 }
                 let former = Former { incarnation: n.incarnation, number: n.number, job: n.job };
-                phases.into_iter().for_each(|(phase, tasks)| tell(&p.name, former, tasks, phase));
+                phases.into_iter().for_each(|(phase, tasks)| tell(&p.name, former, tasks, phase, p.attempts));
             }
         }
         for e in self.state.past.ends.iter().filter(|e| asked && e.name.incarnation != peer) {
             let former = Former { incarnation: e.name.incarnation, number: e.number, job: e.name.job };
-            tell(&e.name, former, e.tasks.clone(), e.ended.phase);
+            tell(&e.name, former, e.tasks.clone(), e.ended.phase, e.ended.attempts.saturating_sub(1));
         }
         if orphans.is_empty() && !asked {
             return;

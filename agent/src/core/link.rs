@@ -63,6 +63,8 @@ pub(super) struct Link {
     /// A new incarnation: nothing starts before the parent has been heard.
     hold: bool,
     hold_until_ms: u64,
+    /// The highest event that the gateway may have seen: of what was loaded, and of what was sent since.
+    told: u64,
     /// Highest event sent, durable, and in the batch that is on its way to the disk.
     sent: u64,
     durable: u64,
@@ -91,6 +93,7 @@ impl Link {
             fresh: 1,
             hold: false,
             hold_until_ms: 0,
+            told: 0,
             sent: 0,
             durable: 0,
             committing: 0,
@@ -126,7 +129,7 @@ impl Link {
 
     /// What a loaded spool holds is durable.
     pub fn loaded(&mut self, sequence: u64) {
-        (self.durable, self.committing) = (sequence, sequence);
+        (self.durable, self.committing, self.told) = (sequence, sequence, sequence);
     }
 
     pub fn waits_for_open(&self, now: u64) -> bool {
@@ -207,7 +210,8 @@ impl Core {
             }
         }
         let c = self.state.counters;
-        if hello.peer_incarnation == c.incarnation && hello.peer_sequence > c.sequence {
+        // What was found since this spool was read has numbers too, and was told to nobody.
+        if hello.peer_incarnation == c.incarnation && hello.peer_sequence > self.link.told {
             return self.renew();
         }
         let renewed = c.peer != 0 && hello.incarnation != c.peer;
@@ -258,7 +262,7 @@ impl Core {
         self.record(What::Counters(Counters { sequence: before, ..counters }));
         events.into_iter().for_each(|e| self.record(What::Event(pb::Event::from(e))));
         if !same {
-            (self.link.durable, self.link.sent) = (0, 0);
+            (self.link.durable, self.link.sent, self.link.told) = (0, 0, 0);
             self.link.committing = 0;
         }
     }
@@ -315,7 +319,7 @@ impl Core {
         }
         let n = parts.len();
         self.link.resync = parts.into_iter().enumerate().map(|(i, ranges)| Resync { incarnation, sequence, ranges, last: i + 1 == n }).collect();
-        self.link.sent = sequence;
+        (self.link.sent, self.link.told) = (sequence, self.link.told.max(sequence));
     }
 
     /// The next message to the gateway, where one is due.
@@ -383,6 +387,7 @@ impl Core {
             events.push(event);
         }
         self.link.sent = first + events.len() as u64 - 1;
+        self.link.told = self.link.told.max(self.link.sent);
         self.link.probe = self.link.probe.or(Some((self.link.sent, now)));
         Some(Events { incarnation: self.state.counters.incarnation, first, events })
     }

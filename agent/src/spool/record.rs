@@ -173,6 +173,9 @@ pub struct Placed {
     /// Slots that each task counts for.
     #[prost(uint64, tag = "11")]
     pub cost: u64,
+    /// When its user submitted, by the clock there; 0: not known.
+    #[prost(uint64, tag = "12")]
+    pub submitted_ms: u64,
 }
 
 /// Tasks of one placement.

@@ -144,7 +144,7 @@ impl Gateway {
         self.send(Down::Place(Box::new(Place {
             number,
             job: number,
-            origin: Origin { site: self.me.site, job: "abc123".into(), principal: "u".into() },
+            origin: Origin { site: self.me.site, job: "abc123".into(), principal: "u".into(), submitted_ms: 0 },
             spec_hash: BlobHash::of(&bytes),
             spec: bytes,
             tasks: TaskSet::range(tasks.clone()),

@@ -52,13 +52,14 @@ impl Core {
                 complete_from = complete_from.max(last.map_or(0, |n| n + 1));
                 continue;
             }
-            let mut parts: BTreeMap<(u32, u8), TaskSet> = BTreeMap::new();
-            for (range, c) in j.runs(|c| (c.up, c.phase)) {
+            let mut parts: BTreeMap<(u32, u8, u8), TaskSet> = BTreeMap::new();
+            for (range, c) in j.runs(|c| (c.up, c.phase, c.attempts)) {
                 if c.phase != 0 && (asked || c.is_open()) {
-                    parts.entry((c.up, c.phase)).or_default().insert(range);
+                    // The attempt that ended is one of them.
+                    parts.entry((c.up, c.phase, c.attempts.saturating_sub(u8::from(!c.is_open())))).or_default().insert(range);
                 }
             }
-            for ((up, phase), tasks) in parts {
+            for ((up, phase, attempts), tasks) in parts {
                 let Some(e) = j.ups.get(&up).filter(|e| e.incarnation != now) else { continue };
                 for tasks in pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                     orphans.push(Orphan {
@@ -70,6 +71,7 @@ impl Core {
                         phase: Phase::from_number(i32::from(phase)).unwrap_or(Phase::Placed),
                         share: e.share.to_string(),
                         cost: e.cost,
+                        attempts: attempts.into(),
                     });
                 }
             }
@@ -102,6 +104,7 @@ impl Core {
         if let Some((job, ord)) = found.filter(|_| !known.is_empty()) {
             self.relabel(job, ord, &known, incarnation, &p);
             self.emit(parent, Event { of: of(&known), what: EventKind::Accepted });
+            self.say_lost_of(job, &known);
             for phase in [Phase::Done, Phase::Failed, Phase::Cancelled] {
                 let ended = self.state.jobs[&job].select(&known, |c| c.phase() == Some(phase));
                 for t in pieces(&ended, CHANGE_TASKS_MAX, CHANGE_RANGES_MAX).into_iter().filter(|t| !t.is_empty()) {
@@ -150,7 +153,7 @@ impl Core {
             *list = list.union(&p.tasks);
         }
         let served = self.state.jobs_of(parent, incarnation, p.job);
-        let orphaned = || self.state.jobs.values().find(|j| j.parent == Some(parent) && j.origin == p.origin && same(j, &p)).map(|j| j.no);
+        let orphaned = || self.state.jobs.values().find(|j| j.parent == Some(parent) && j.origin.is(&p.origin) && same(j, &p)).map(|j| j.no);
         let job = served.into_iter().find(|n| self.state.jobs.get(n).is_some_and(|j| same(j, &p))).or_else(orphaned);
         let job = match job {
             Some(job) => job,
@@ -206,7 +209,14 @@ impl Core {
         p.confirmed = true;
         // All that is open is known again; of what has ended some may be forgotten.
         let (incarnation, number, complete_from) = (now, seen, seen + 1);
-        self.record(What::Seen(change::Cursor { peer: parent.0.to_vec(), incarnation, number, complete_from, ..Default::default() }));
+        self.record(What::Seen(change::Cursor {
+            peer: parent.0.to_vec(),
+            incarnation,
+            number,
+            complete_from,
+            heard: self.state.incarnation,
+            ..Default::default()
+        }));
         let mut due = Vec::new();
         for j in self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.open() > 0) {
             for (up, e) in j.ups.iter().filter(|(_, e)| e.incarnation == now && e.open > 0) {

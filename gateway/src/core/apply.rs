@@ -180,6 +180,7 @@ impl State {
                     if !c.name.is_empty() {
                         (cursor.name, cursor.kind) = (c.name.clone(), c.kind);
                     }
+                    cursor.here = if c.attached > 0 { c.attached == 1 } else { cursor.here };
                     dirty.insert(RowKey::Child(id));
                 }
                 cursor.renewed_at = cursor.renewed_at.max(c.complete_from);
@@ -222,6 +223,7 @@ impl State {
                     }
                     (link.seq, link.peer_incarnation, link.seen) = (seq, c.incarnation, c.number);
                     link.complete_from = link.complete_from.max(c.complete_from);
+                    link.heard = if c.heard > 0 { c.heard } else { link.heard };
                     if !c.name.is_empty() {
                         link.name = c.name.clone();
                     }

@@ -290,6 +290,12 @@ pub struct Cursor {
     /// Of a parent's placements below this number we may have forgotten some. Of a child: up to here they were sent to a store that is no more.
     #[prost(uint64, tag = "7")]
     pub complete_from: u64,
+    /// Seen: the parent has said all that it holds open here to this incarnation of ours.
+    #[prost(uint64, tag = "8")]
+    pub heard: u64,
+    /// Of a child: 1: it is attached from here on, 2: it is gone, 0: as before.
+    #[prost(uint32, tag = "9")]
+    pub attached: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

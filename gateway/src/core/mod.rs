@@ -254,6 +254,14 @@ pub struct Core {
     expected: Option<BTreeSet<String>>,
     /// Jobs of whose lost tasks parents have been told.
     lost_told: BTreeSet<u64>,
+    /// The highest event that each parent may have seen: of what was loaded, and of what was sent since. One that has seen more has seen it of a store
+    /// that this one is an old copy of, whatever this one has made of the number since.
+    told: BTreeMap<SiteId, u64>,
+    /// The last job that was loaded: later ones of our users were placed by this process or not at all.
+    loaded: u64,
+    /// A child has another store than the one that this one knew: it cannot list what was placed there in a time that this store has forgotten. So it may
+    /// be where a recovery goes on that an earlier process began.
+    lists_less: bool,
     /// Peers that were there before this process, had work of ours or gave us some, and are not back: until then loaded tasks wait.
     missed: BTreeSet<SiteId>,
     /// There is no room for new work on the disk: why, and since when.
@@ -310,10 +318,15 @@ impl Core {
             settle_ms: now.mono_ms,
             expected: None,
             lost_told: BTreeSet::new(),
+            told: BTreeMap::new(),
+            loaded: 0,
+            lists_less: false,
             missed: BTreeSet::new(),
             no_room: None,
         };
         core.be_careful();
+        (core.loaded, core.lists_less) = (core.state.next_job, core.state.recovering);
+        core.told = core.state.links.iter().map(|(id, l)| (*id, l.next)).collect();
         core.changed = core.state.jobs.values().filter(|j| j.open() == 0).map(|j| j.no).collect();
         if core.state.incarnation == 0 {
             core.fresh = None;
@@ -405,7 +418,9 @@ impl Core {
         self.next_change += 1;
         self.changes_since_checkpoint += 1;
         // That a parent has acknowledged may be forgotten without harm (he says it again): no commit for it alone.
-        self.urgent |= !matches!(what, What::Acked(_)) && !planted::is_late(&what);
+        // Nor that a child is here, or gone: before anything is placed on it, it is in the log.
+        let idle = matches!(&what, What::Acked(_)) || matches!(&what, What::Cursor(c) if c.attached > 0);
+        self.urgent |= !idle && !planted::is_late(&what);
         self.state.apply(seq, &what, &mut self.dirty, true);
         let bytes = Change { what: Some(what) }.encode_to_vec();
         self.changes_since_checkpoint += bytes.len() as u64 / CHECKPOINT_CHANGE_BYTES;
@@ -427,7 +442,11 @@ impl Core {
         // Of orphans it is not told: it has lost the store by which it knew them.
         let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
         let named = |(up, tasks)| j.ups.get(&up).filter(|e| e.incarnation == now).map(|e| Attempts { number: e.number, job: e.job, tasks });
-        let groups: Vec<Attempts> = j.by_up(tasks).into_iter().filter_map(named).collect();
+        // Late word of what went back meanwhile: under the first name by which it knows the job.
+        let gone = j.select(tasks, |c| c.phase == 0);
+        let any = j.ups.iter().find(|(_, e)| e.incarnation == now).map(|(up, _)| (*up, gone.clone()));
+        let groups = j.by_up(&tasks.subtract(&gone)).into_iter().chain(any.filter(|_| !gone.is_empty()));
+        let groups: Vec<Attempts> = groups.filter_map(named).collect();
         for of in groups {
             let what = what(&of.tasks);
             self.emit(parent, Event { of, what });

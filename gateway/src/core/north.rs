@@ -11,7 +11,7 @@ use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind,
 use super::change::{self, What};
 use super::limits::*;
 use super::planted::{Plant, planted};
-use super::rows::{origin_out, pieces, spec_key};
+use super::rows::{pieces, spec_key};
 use super::state::Spec;
 use super::steps::Step;
 use super::{Action, Core, Parent};
@@ -24,7 +24,7 @@ impl Core {
             self.state.specs.insert(hash, Arc::downgrade(spec));
         }
         let created_ms = self.now.unix_ms;
-        change::JobNew { origin: Some(origin_out(origin)), spec_hash: hash.0.to_vec(), created_ms, ..Default::default() }
+        change::JobNew { origin: Some(origin.clone().into()), spec_hash: hash.0.to_vec(), created_ms, ..Default::default() }
     }
 
     /// Tasks have come to wait here.
@@ -171,7 +171,7 @@ impl Core {
             sequence_low: link.outbox.front().map_or(link.next + 1, |e| e.0),
             sequence_high: link.next,
             machine: Vec::new(),
-            recovering: self.state.recovering || link.peer_incarnation == 0,
+            recovering: self.state.recovering || link.peer_incarnation == 0 || self.is_unheard(parent),
         };
         if let Some(p) = self.parents.get_mut(&parent) {
             p.asked = hello.recovering;
@@ -223,8 +223,7 @@ impl Core {
     fn parent_hello(&mut self, parent: SiteId, h: Hello) {
         let link = self.state.links.entry(parent).or_default();
         let low = link.outbox.front().map_or(link.next + 1, |e| e.0);
-        let next = link.next;
-        if self.hear_of_us(&h, h.peer_sequence, next) {
+        if self.hear_of_us(&h, h.peer_sequence, self.told.get(&parent).copied().unwrap_or(0)) {
             return;
         }
         let link = self.state.links.entry(parent).or_default();
@@ -239,7 +238,7 @@ impl Core {
         self.is_back(parent);
         // We have asked it to send again what it holds open here: before that our full state would say that it is lost.
         let forgotten = h.peer_incarnation != 0 && h.peer_incarnation != self.state.incarnation;
-        let asked = (self.state.recovering || forgotten) && self.parents.get(&parent).is_some_and(|p| p.asked);
+        let asked = (self.state.recovering || forgotten || self.is_unheard(parent)) && self.parents.get(&parent).is_some_and(|p| p.asked);
         if known != h.incarnation {
             // A new parent, or one that has lost its store: its numbers begin anew. What it placed before runs on, orphaned.
             if known != 0 {
@@ -302,7 +301,9 @@ impl Core {
     fn place(&mut self, parent: SiteId, p: Place) {
         let Some(incarnation) = self.see(parent, p.number) else { return };
         let of = |tasks: &TaskSet| Attempts { number: p.number, job: p.job, tasks: tasks.clone() };
-        if let Some((text, age)) = self.draining(self.me.site) {
+        // It may be here already, as far as somebody below knows who is not back: nothing of it goes back before.
+        let unsure = !self.missed.is_empty();
+        if let Some((text, age)) = self.draining(self.me.site).filter(|_| !unsure) {
             return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(Reason::new(ReasonKind::Draining, text).aged(age)) });
         }
         let spec = match self.admit(&p) {
@@ -310,7 +311,7 @@ impl Core {
             Err(reason) => return self.emit(parent, Event { of: of(&p.tasks), what: EventKind::Returned(reason) }),
         };
         let cost = self.cost_at(&p.share, &spec.parsed.shape);
-        let room = self.room_for(parent, &p.share) / cost.max(1);
+        let room = if unsure { u64::MAX } else { self.room_for(parent, &p.share) / cost.max(1) };
         let job = match self.state.jobs_of(parent, incarnation, p.job).first() {
             Some(n) => *n,
             // A job of which nothing can be here is not remembered.
@@ -354,12 +355,15 @@ impl Core {
             self.emit(parent, Event { of: of(&kept), what: EventKind::Accepted });
         }
         // Both of us have forgotten it, and somebody below has it.
-        let has = |o: &intergrid_proto::link::Orphan| o.spec_hash == p.spec_hash && o.origin == p.origin && !o.tasks.intersect(&kept).is_empty();
+        let has = |o: &intergrid_proto::link::Orphan| o.spec_hash == p.spec_hash && o.origin.is(&p.origin) && !o.tasks.intersect(&kept).is_empty();
         if self.children.values().any(|c| c.orphans.iter().any(has)) {
             self.claim_all();
         }
         self.want_anew(job, p.want, &kept);
         self.arrived(job);
+        if let Some(j) = self.state.jobs.get_mut(&job) {
+            j.unsure |= unsure;
+        }
     }
 
     /// A job of ours for a parent's.
@@ -415,7 +419,7 @@ impl Core {
         };
         let shape = &spec.parsed.shape;
         let fits: Vec<Fit> = self.children.values().flat_map(|c| &c.shares).map(|(_, s)| s.fit(shape)).collect();
-        if !fits.is_empty() && !fits.contains(&Fit::Yes) {
+        if !fits.is_empty() && !fits.contains(&Fit::Yes) && self.missed.is_empty() {
             let because = fits.into_iter().filter_map(|f| match f {
                 Fit::No(text) => Some(Reason::new(ReasonKind::NoFit, text)),
                 Fit::Yes => None,
@@ -485,6 +489,11 @@ impl Core {
         let mut want = j.want.clone();
         want.job = a.job;
         want.set(WantValue::Cancel, &open);
+        // It has named them: what it sends again are only those that count.
+        if let Some(list) = self.parents.get_mut(&parent).and_then(|p| p.resent.as_mut()) {
+            let named = list.entry((a.job, a.number)).or_default();
+            *named = named.union(&open);
+        }
         self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
         self.enforce_want(job);
     }
@@ -518,7 +527,8 @@ impl Core {
                     break;
                 }
                 p.sent_at.push_back((p.sent, now.mono_ms));
-                let incarnation = self.state.incarnation;
+                let (incarnation, told) = (self.state.incarnation, self.told.entry(*id).or_default());
+                *told = p.sent.max(*told);
                 self.actions.push(Action::ToParent(*id, Up::Events(Events { incarnation, first, events })));
             }
         }

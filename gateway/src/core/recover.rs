@@ -16,7 +16,7 @@ use super::change::{self, What};
 use super::limits::*;
 use super::planted::{Plant, planted};
 use super::rows::pieces;
-use super::state::{EXIT_FORGOTTEN, Job};
+use super::state::{EXIT_FORGOTTEN, EXIT_LOST_BELOW, Job};
 use super::{Action, Core};
 
 impl Core {
@@ -48,7 +48,9 @@ impl Core {
         self.actions.push(Action::Warn(format!("{why}: our store is an old copy; it takes incarnation {incarnation} and asks what it has missed")));
         self.record(What::Born(change::Born { incarnation, recovering: true, told }));
         self.recovering_from_ms = self.now.mono_ms;
-        let waiting: Vec<(u64, TaskSet)> = self.state.jobs.values().filter(|j| j.open() > 0).map(|j| (j.no, waits(j))).collect();
+        let may_be_elsewhere = |j: &Job| j.parent.is_some() || j.no <= self.loaded;
+        let waiting: Vec<(u64, TaskSet)> =
+            self.state.jobs.values().filter(|j| j.open() > 0 && may_be_elsewhere(j)).map(|j| (j.no, waits(j))).collect();
         waiting.into_iter().for_each(|(job, tasks)| self.doubt(job, &tasks));
         let peers = self.children.iter().filter(|(_, c)| c.attached).map(|(id, _)| *id);
         let peers: BTreeSet<SiteId> = peers.chain(self.parents.iter().filter(|(_, p)| p.attached).map(|(id, _)| *id)).collect();
@@ -64,6 +66,8 @@ impl Core {
     /// A store that was just loaded may be old: what waits is not started before those are back who would know, within bounds.
     pub(super) fn be_careful(&mut self) {
         self.missed = self.state.placed_on.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| *id).collect();
+        // One that was here, and idle as far as this store knows, may have been given work since.
+        self.missed.extend(self.state.cursors.iter().filter(|(_, c)| c.here).map(|(id, _)| *id));
         for j in self.state.jobs.values_mut().filter(|j| !j.queued.is_empty()) {
             self.missed.extend(j.parent);
             j.unsure = true;
@@ -108,6 +112,13 @@ impl Core {
             let (incarnation, number, issued) = (cursor.incarnation, cursor.sequence, hello.peer_placement);
             self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, issued, ..Default::default() }));
         }
+    }
+
+    /// Has this parent not said yet what it holds open here, since our store was found to be old or lost? It is asked each time, also long after that:
+    /// what it has placed here would else be said to be lost.
+    pub(super) fn is_unheard(&self, parent: SiteId) -> bool {
+        let heard = self.state.links.get(&parent).map_or(0, |l| l.heard);
+        !self.state.past.is_empty() && heard != self.state.incarnation
     }
 
     /// Is this child to list what it holds of older incarnations?
@@ -216,11 +227,14 @@ impl Core {
     /// Tasks of this job that are what the child holds: in doubt here, or placed there (or, in a time that this store has forgotten, from elsewhere) under an
     /// older incarnation.
     fn claimable(&self, child: SiteId, job: u64, o: &Orphan) -> TaskSet {
-        let Some(j) = self.state.jobs.get(&job).filter(|j| j.spec_hash == o.spec_hash && j.size == o.array_size) else { return TaskSet::new() };
+        let Some(j) = self.state.jobs.get(&job).filter(|j| j.spec_hash == o.spec_hash && j.size == o.array_size && j.origin.is(&o.origin)) else {
+            return TaskSet::new();
+        };
         let forgotten = o.former.number > self.state.former;
         let there: BTreeSet<u64> = j.downs.iter().filter(|(n, d)| **n <= self.state.former && d.child == child).map(|(n, _)| *n).collect();
         let mut tasks = j.select(&o.tasks, |c| match c.down {
-            _ if !c.is_open() => false,
+            // An attempt that was counted as lost is not taken for the next one.
+            _ if !c.is_open() || u32::from(c.attempts) > o.attempts && j.spec.parsed.on_lost == OnLost::Requeue => false,
             0 => c.is_doubtful() || j.parent.is_some() && c.phase() == Some(Phase::Queued),
             n if there.contains(&n) => n == o.former.number || forgotten,
             n => n <= self.state.former && forgotten,
@@ -312,6 +326,9 @@ impl Core {
 
     /// Is what no child claims known to have been placed nowhere? Every child that there is, as far as can be known, leaves nothing out.
     fn is_certain(&self) -> bool {
+        if self.lists_less {
+            return false;
+        }
         let from = self.state.doubt_from + 1;
         let attached = || self.children.iter().filter(|(_, c)| c.attached).map(|(id, c)| (id, c.hop.name.as_str()));
         let expected = |names: &BTreeSet<String>| names.iter().all(|n| attached().any(|(id, name)| name == n && self.has_listed(id, from)));
@@ -358,9 +375,31 @@ impl Core {
         !uncertain
     }
 
+    /// A full state says of a task that it is held, not that nobody knows what became of it: that is said again behind it.
+    pub(super) fn say_lost_again(&mut self, parent: SiteId) {
+        let jobs = self.state.jobs.values().filter(|j| j.parent == Some(parent) && j.count(Phase::Held) > 0);
+        let jobs: Vec<(u64, TaskSet)> = jobs.map(|j| (j.no, j.all())).collect();
+        jobs.into_iter().for_each(|(job, all)| self.say_lost_of(job, &all));
+    }
+
+    /// Of these tasks, those of which nobody below knows.
+    pub(super) fn say_lost_of(&mut self, job: u64, tasks: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let settled = self.is_settled(job);
+        let lost = |c: super::state::Cell| c.phase() == Some(Phase::Held) && c.exit == EXIT_LOST_BELOW;
+        let tasks = j.select(tasks, |c| c.is_doubtful() && settled || lost(c));
+        let reason = evidence_lost();
+        self.emit_for(job, &tasks, &|_| EventKind::Held(reason.clone()));
+    }
+
+    /// Have those below had their time to say what they hold of it?
+    pub(super) fn is_settled(&self, job: u64) -> bool {
+        !self.state.recovering || self.lost_told.contains(&job)
+    }
+
     /// Tasks in doubt that are to be held.
     pub(super) fn doubted_on_hold(&self, job: u64) -> TaskSet {
-        let settled = !self.state.recovering || self.lost_told.contains(&job);
+        let settled = self.is_settled(job);
         let Some(j) = self.state.jobs.get(&job).filter(|_| settled) else { return TaskSet::new() };
         j.want.tasks(WantValue::Hold, &j.select(&j.all(), |c| c.is_doubtful()))
     }

@@ -27,6 +27,7 @@ impl Core {
                 self.flush_events();
             }
             self.resync_parent(parent);
+            self.say_lost_again(parent);
         }
     }
 
@@ -81,6 +82,8 @@ impl Core {
         if let Some(p) = self.parents.get_mut(&parent) {
             p.sent = sequence;
         }
+        let told = self.told.entry(parent).or_default();
+        *told = sequence.max(*told);
     }
 
     /// How tasks ended, as far as the state knows.

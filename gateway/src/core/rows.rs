@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use intergrid_proto::link::Origin;
 use intergrid_proto::{BlobHash, SiteId, TaskSet, pb};
 use prost::Message;
 use prost::encoding::{decode_varint, encode_varint};
@@ -131,6 +130,8 @@ struct LinkRow {
     wants_seq: u64,
     #[prost(uint64, tag = "9")]
     complete_from: u64,
+    #[prost(uint64, tag = "10")]
+    heard: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -149,6 +150,8 @@ struct ChildRow {
     issued: u64,
     #[prost(uint64, tag = "7")]
     renewed_at: u64,
+    #[prost(bool, tag = "8")]
+    here: bool,
 }
 
 /// One row of a job's history.
@@ -224,14 +227,23 @@ impl State {
                 let l = self.links.get(&s)?;
                 let wants = l.wants.values().cloned().map(Into::into).collect();
                 let (name, peer_incarnation, wants_seq) = (l.name.clone(), l.peer_incarnation, l.wants_seq);
-                let (next, acked, complete_from) = (l.next, l.acked, l.complete_from);
-                LinkRow { seq: l.seq, name, next, acked, peer_incarnation, seen: l.seen, wants, wants_seq, complete_from }.encode_to_vec()
+                let (next, acked, complete_from, heard) = (l.next, l.acked, l.complete_from, l.heard);
+                LinkRow { seq: l.seq, name, next, acked, peer_incarnation, seen: l.seen, wants, wants_seq, complete_from, heard }.encode_to_vec()
             }
             RowKey::Child(s) => {
                 let c = self.cursors.get(&s)?;
                 let (name, kind) = (c.name.clone(), c.kind);
-                ChildRow { seq: c.seq, name, kind, incarnation: c.incarnation, sequence: c.sequence, issued: c.issued, renewed_at: c.renewed_at }
-                    .encode_to_vec()
+                ChildRow {
+                    seq: c.seq,
+                    name,
+                    kind,
+                    incarnation: c.incarnation,
+                    sequence: c.sequence,
+                    issued: c.issued,
+                    renewed_at: c.renewed_at,
+                    here: c.here,
+                }
+                .encode_to_vec()
             }
             RowKey::Drain(s) => {
                 let d = self.drains.get(&s)?;
@@ -298,6 +310,7 @@ impl State {
                 peer_incarnation: r.peer_incarnation,
                 seen: r.seen,
                 complete_from: r.complete_from,
+                heard: r.heard,
                 wants,
                 wants_seq: r.wants_seq,
                 outbox,
@@ -311,7 +324,16 @@ impl State {
             let (name, kind) = (r.name, r.kind);
             s.cursors.insert(
                 id,
-                ChildCursor { seq: r.seq, name, kind, incarnation: r.incarnation, sequence: r.sequence, issued: r.issued, renewed_at: r.renewed_at },
+                ChildCursor {
+                    seq: r.seq,
+                    name,
+                    kind,
+                    incarnation: r.incarnation,
+                    sequence: r.sequence,
+                    issued: r.issued,
+                    renewed_at: r.renewed_at,
+                    here: r.here,
+                },
             );
             Some(())
         })?;
@@ -361,7 +383,7 @@ fn header(j: &Job) -> JobRow {
         key: j.key.to_string(),
         owner: j.owner.0.to_vec(),
         owner_name: j.owner_name.clone(),
-        origin: Some(origin_out(&j.origin)),
+        origin: Some(j.origin.clone().into()),
         spec_hash: j.spec_hash.0.to_vec(),
         size: j.size,
         created_ms: j.created_ms,
@@ -529,9 +551,4 @@ pub fn pieces(tasks: &TaskSet, tasks_max: u64, ranges_max: usize) -> Vec<TaskSet
         out.push(rest.take_first(by_ranges.min(tasks_max)));
     }
     out
-}
-
-/// The origin of a job, as recorded.
-pub fn origin_out(o: &Origin) -> pb::Origin {
-    pb::Origin { site: o.site.0.to_vec(), job: o.job.clone(), principal: o.principal.clone() }
 }

@@ -31,6 +31,7 @@ impl Core {
                 ..Default::default()
             }));
         }
+        self.note_here(child, true);
         let cursor = &self.state.cursors[&child];
         if cursor.incarnation == hello.incarnation && hello.sequence_high < cursor.sequence {
             let text = format!(
@@ -49,6 +50,7 @@ impl Core {
         let cursor = &self.state.cursors[&child];
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
         let peer_incarnation = if planted(Plant::IncarnationIgnored) { hello.incarnation } else { peer_incarnation };
+        self.lists_less |= peer_incarnation != 0 && peer_incarnation != hello.incarnation;
         self.stop_unseen(child, &hello);
         let asks = self.asks_orphans(child);
         self.note_store(child, &hello);
@@ -132,11 +134,13 @@ impl Core {
         let placed: Vec<(u64, u64)> = self.state.placed_on.get(&child).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
         let mut stale = Vec::new();
         let mut jobs = std::collections::BTreeSet::new();
-        let mut unsent = Vec::new();
+        let (mut unsent, mut ask) = (Vec::new(), false);
         for (number, job) in placed {
             let Some(d) = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)) else { continue };
             if !d.fenced.is_empty() {
                 stale.push(Attempts { number, job, tasks: d.fenced.clone() });
+                // Another store than the one that had them: only its full state says that they are gone.
+                ask |= self.state.cursors.get(&child).is_some_and(|c| number <= c.renewed_at);
             }
             jobs.insert(job);
             // Those of older incarnations are no names any more: the child says what it holds of them.
@@ -146,6 +150,9 @@ impl Core {
         }
         for stale in stale.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
             self.actions.push(Action::ToChild(child, Down::Stale(stale.to_vec())));
+        }
+        if let Some(c) = self.children.get_mut(&child) {
+            c.resync_due |= ask;
         }
         for job in jobs {
             if let Some(want) = self.want_for_children(job).filter(|w| w.version > 0) {
@@ -223,8 +230,16 @@ impl Core {
             c.why_lost = why;
             c.shares.clear();
             c.below.clear();
+            self.note_here(child, false);
         }
         self.advert_due = true;
+    }
+
+    /// Whom a restart has to wait for.
+    fn note_here(&mut self, child: SiteId, here: bool) {
+        let Some(c) = self.state.cursors.get(&child).filter(|c| c.here != here) else { return };
+        let (incarnation, number, attached) = (c.incarnation, c.sequence, if here { 1 } else { 2 });
+        self.record(What::Cursor(change::Cursor { peer: child.0.to_vec(), incarnation, number, attached, ..Default::default() }));
     }
 
     pub(super) fn child_says(&mut self, child: SiteId, message: Up) {

@@ -184,7 +184,7 @@ impl Job {
             key: j.key.as_str().into(),
             owner: site(&j.owner),
             owner_name: j.owner_name.clone(),
-            origin: Origin { site: site(&origin.site), job: origin.job, principal: origin.principal },
+            origin: Origin { site: site(&origin.site), job: origin.job, principal: origin.principal, submitted_ms: origin.submitted_ms },
             spec_hash: hash,
             spec,
             size: j.size,
@@ -314,6 +314,8 @@ pub struct Link {
     pub seen: u64,
     /// Of placements below this number we may have forgotten some.
     pub complete_from: u64,
+    /// The incarnation of ours to which it has said all that it holds open here; 0: never asked.
+    pub heard: u64,
     /// Registers of jobs that we do not know (yet).
     pub wants: BTreeMap<u64, Want>,
     pub wants_seq: u64,
@@ -353,6 +355,8 @@ pub struct ChildCursor {
     pub issued: u64,
     /// Placements up to this number were sent to a store of its that is no more.
     pub renewed_at: u64,
+    /// It is attached, or was when this process began.
+    pub here: bool,
 }
 
 /// All of it.

@@ -28,7 +28,7 @@ impl Core {
         self.room_for_new()?;
         self.room_to_wait(&owner_name, &spec)?;
         let job = self.state.next_job + 1;
-        let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone() };
+        let origin = Origin { site: self.me.site, job: JobNo(job).id(), principal: owner_name.clone(), submitted_ms: self.now.unix_ms };
         let (owner, route) = (owner.0.to_vec(), vec![self.me.site.0.to_vec()]);
         let new =
             change::JobNew { job, key, owner, owner_name, size: tasks, route, hops_left: HOPS_MAX, chain, ..self.new_job(&origin, hash, &spec) };
@@ -101,7 +101,9 @@ impl Core {
         }
         self.record(What::Want(change::WantSet { job, parent: Vec::new(), want: Some(want.into()) }));
         if value == WantValue::Run {
-            let held = self.state.jobs[&job].select(&open, |c| c.phase() == Some(Phase::Held) && c.down == 0);
+            // What is in doubt may run: nobody can decide of it before those below have said what they hold.
+            let settled = self.is_settled(job);
+            let held = self.state.jobs[&job].select(&open, |c| c.phase() == Some(Phase::Held) && c.down == 0 && (settled || !c.is_doubtful()));
             self.set_phase(job, &held, Phase::Queued, true);
         }
         self.enforce_want(job);

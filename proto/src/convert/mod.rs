@@ -221,12 +221,26 @@ impl TryFrom<pb::Want> for Want {
     }
 }
 
+impl From<Origin> for pb::Origin {
+    fn from(o: Origin) -> Self {
+        pb::Origin { site: o.site.0.to_vec(), job: o.job, principal: o.principal, submitted_ms: o.submitted_ms }
+    }
+}
+
+impl TryFrom<pb::Origin> for Origin {
+    type Error = Refusal;
+    fn try_from(o: pb::Origin) -> Result<Self> {
+        let (site, job) = (site(&o.site, "origin")?, label(o.job, "the origin's job")?);
+        Ok(Origin { site, job, principal: label(o.principal, "the principal")?, submitted_ms: o.submitted_ms })
+    }
+}
+
 impl From<Place> for pb::Place {
     fn from(p: Place) -> Self {
         pb::Place {
             number: p.number,
             job: p.job,
-            origin: Some(pb::Origin { site: p.origin.site.0.to_vec(), job: p.origin.job, principal: p.origin.principal }),
+            origin: Some(p.origin.into()),
             spec_hash: p.spec_hash.0.to_vec(),
             spec: p.spec.into(),
             tasks: Some(tasks_out(&p.tasks)),
@@ -266,11 +280,7 @@ impl TryFrom<pb::Place> for Place {
         Ok(Place {
             number: p.number,
             job: p.job,
-            origin: Origin {
-                site: site(&origin.site, "origin")?,
-                job: label(origin.job, "the origin's job")?,
-                principal: label(origin.principal, "the principal")?,
-            },
+            origin: origin.try_into()?,
             spec_hash: BlobHash::from_slice(&p.spec_hash).ok_or_else(|| bad("spec hash"))?,
             spec: p.spec.into(),
             tasks,

@@ -1,10 +1,10 @@
 //! What a child holds of older incarnations of its parent, to the wire and from it.
 
-use super::{attempt_tasks, attempts, bad, few, label, phase_in, site, tasks_out};
+use super::{attempt_tasks, attempts, bad, few, phase_in, tasks_out};
 use crate::error::{Refusal, Result};
 use crate::ids::BlobHash;
 use crate::limits::{COUNT_MAX, NAME_BYTES_MAX, TASKS_PER_JOB_MAX};
-use crate::link::{Attempts, Former, Origin, Orphan, Orphans};
+use crate::link::{Attempts, Former, Orphan, Orphans};
 use crate::pb;
 
 impl From<Former> for pb::Former {
@@ -23,13 +23,14 @@ impl From<Orphan> for pb::Orphan {
     fn from(o: Orphan) -> Self {
         pb::Orphan {
             former: Some(o.former.into()),
-            origin: Some(pb::Origin { site: o.origin.site.0.to_vec(), job: o.origin.job, principal: o.origin.principal }),
+            origin: Some(o.origin.into()),
             spec_hash: o.spec_hash.0.to_vec(),
             array_size: o.array_size,
             tasks: Some(tasks_out(&o.tasks)),
             phase: o.phase as i32,
             share: o.share,
             cost: o.cost,
+            attempts: o.attempts,
         }
     }
 }
@@ -44,17 +45,14 @@ impl TryFrom<pb::Orphan> for Orphan {
         }
         Ok(Orphan {
             former: o.former.unwrap_or_default().into(),
-            origin: Origin {
-                site: site(&origin.site, "origin")?,
-                job: label(origin.job, "the origin's job")?,
-                principal: label(origin.principal, "the principal")?,
-            },
+            origin: origin.try_into()?,
             spec_hash: BlobHash::from_slice(&o.spec_hash).ok_or_else(|| bad("spec hash"))?,
             array_size: o.array_size,
             tasks,
             phase: phase_in(o.phase)?,
             share: o.share,
             cost: o.cost.min(COUNT_MAX),
+            attempts: o.attempts,
         })
     }
 }
@@ -79,20 +77,21 @@ impl TryFrom<pb::Orphans> for Orphans {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::link::Up;
+    use crate::link::{Origin, Up};
     use crate::{Phase, SiteId, TaskSet};
 
     #[test]
     fn orphans_come_back_and_are_bounded() {
         let orphan = Orphan {
             former: Former { incarnation: 3, number: 4, job: 5 },
-            origin: Origin { site: SiteId([7; 16]), job: "j".into(), principal: "ann".into() },
+            origin: Origin { site: SiteId([7; 16]), job: "j".into(), principal: "ann".into(), submitted_ms: 1_800_000_000_000 },
             spec_hash: BlobHash([1; 32]),
             array_size: 9,
             tasks: TaskSet::range(2..9),
             phase: Phase::Running,
             share: "s/m".into(),
             cost: 2,
+            attempts: 3,
         };
         let up = Up::Orphans(Orphans { orphans: vec![orphan.clone()], last: true, complete_from: 3 });
         assert_eq!(up.clone(), Up::try_from(pb::Up::from(up)).unwrap());

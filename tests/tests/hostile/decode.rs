@@ -48,7 +48,7 @@ fn place() -> pb::Place {
     pb::Place {
         number: 1,
         job: 2,
-        origin: Some(pb::Origin { site: vec![1; 16], job: "j".into(), principal: "ann".into() }),
+        origin: Some(pb::Origin { site: vec![1; 16], job: "j".into(), principal: "ann".into(), submitted_ms: 0 }),
         spec_hash: vec![3; 32],
         spec: JobSpec::new(["a", "b"]).encode().into(),
         tasks: tasks(),

@@ -185,7 +185,7 @@ impl Parent {
         pb::Place {
             number,
             job: number,
-            origin: Some(pb::Origin { site: self.me.site.0.to_vec(), job: "j".into(), principal: "somebody".into() }),
+            origin: Some(pb::Origin { site: self.me.site.0.to_vec(), job: "j".into(), principal: "somebody".into(), submitted_ms: 0 }),
             spec_hash: BlobHash::of(&spec).0.to_vec(),
             spec: spec.into(),
             tasks: runs(vec![0, 1]),

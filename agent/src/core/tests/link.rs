@@ -83,6 +83,21 @@ fn an_old_store_takes_a_new_incarnation_and_listens_first() {
     assert_eq!(vec![(2, 0)], a.running());
 }
 
+/// Before its gateway was back it had found out so much that it knew of as many events as the gateway had seen.
+#[test]
+fn a_copy_that_has_gone_on_is_known_to_be_old() {
+    let mut a = Agent::attached(2);
+    a.down(place(1, 0..1));
+    let (copy, known) = (a.disk.clone(), a.events().len() as u64);
+    a.exit((1, 0), Exit::Code(0));
+    assert_eq!(1, a.ends().len());
+    a.disk = copy;
+    a.restart(2, |_| Fate::Gone);
+    a.forget();
+    a.attach(77, known + 1);
+    assert!(a.other.iter().any(|x| matches!(x, Action::Reconnect(_))), "its own end of it is event {}, too", known + 1);
+}
+
 #[test]
 fn what_an_old_store_knows_and_the_gateway_does_not_hold_open_is_not_started() {
     let mut a = Agent::attached(2);

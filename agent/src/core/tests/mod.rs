@@ -193,7 +193,7 @@ fn place_of(number: u64, job: u64, tasks: TaskSet, spec: &JobSpec) -> Place {
     Place {
         number,
         job,
-        origin: Origin { site: GATEWAY, job: "abcdef".into(), principal: "u".into() },
+        origin: Origin { site: GATEWAY, job: "abcdef".into(), principal: "u".into(), submitted_ms: 0 },
         spec_hash: BlobHash::of(&bytes),
         spec: bytes,
         tasks,

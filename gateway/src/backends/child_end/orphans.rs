@@ -30,6 +30,7 @@ impl ChildEnd {
                         phase,
                         share: self.share().key,
                         cost: p.cost,
+                        attempts: p.attempts,
                     });
                 }
             };

@@ -37,7 +37,7 @@ fn place(number: u64, job: u64, tasks: TaskSet, argv: &[&str]) -> Down {
     Down::Place(Box::new(Place {
         number,
         job,
-        origin: Origin { site: site_of("parent"), job: "j".into(), principal: "p".into() },
+        origin: Origin { site: site_of("parent"), job: "j".into(), principal: "p".into(), submitted_ms: 0 },
         spec_hash: BlobHash::of(&spec),
         spec,
         array_size: tasks.end(),

@@ -200,7 +200,7 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
     let place = Place {
         number: 1,
         job: 1,
-        origin: Origin { site: parent, job: "j".into(), principal: "ann".into() },
+        origin: Origin { site: parent, job: "j".into(), principal: "ann".into(), submitted_ms: 0 },
         spec_hash: BlobHash::of(&spec),
         spec,
         tasks: TaskSet::one(0),

@@ -3,6 +3,7 @@
 mod archive;
 mod away;
 mod hand;
+mod late;
 mod orders;
 mod recover;
 mod room;

@@ -100,7 +100,7 @@ fn failures_of_several_kinds_are_told_apart_and_known_by_their_exits_after_a_res
 /// A placement of that parent's job 1.
 fn placement(number: u64, tasks: TaskSet, want: Want) -> Box<Place> {
     let spec = sleep(3_600_000).encode();
-    let origin = Origin { site: site_of("top"), job: "1".into(), principal: "ann".into() };
+    let origin = Origin { site: site_of("top"), job: "1".into(), principal: "ann".into(), submitted_ms: 0 };
     let (spec_hash, route, share) = (BlobHash::of(&spec), vec![site_of("top")], "none".to_string());
     let (job, attempts, hops_left, chain, array_size, known) = (1, 0, 8, Vec::new(), 8, Known::Nothing);
     Box::new(Place { number, job, origin, spec_hash, spec, tasks, share, attempts, want, route, hops_left, chain, array_size, known })

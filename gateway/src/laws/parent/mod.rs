@@ -137,7 +137,7 @@ impl Parent {
         let number = self.number;
         let Some(j) = self.jobs.get_mut(&job) else { return 0 };
         j.sent_to.insert(child);
-        let origin = Origin { site: self.me.site, job: format!("law{job}"), principal: "laws".into() };
+        let origin = Origin { site: self.me.site, job: format!("law{job}"), principal: "laws".into(), submitted_ms: 0 };
         let place = Place {
             number,
             job,
