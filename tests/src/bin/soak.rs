@@ -1,4 +1,4 @@
-//! `soak N [FIRST_SEED] [--recovery] [--trace] [--all]`: runs N seeds of the simulator, to the first that fails or to the last.
+//! `soak N [FIRST_SEED] [--recovery] [--orders] [--trace] [--all]`: runs N seeds of the simulator, to the first that fails or to the last.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +11,11 @@ fn main() -> ExitCode {
     let numbers: Vec<u64> = args.iter().filter_map(|a| a.parse().ok()).collect();
     let has = |flag: &str| args.iter().any(|a| a == flag);
     let Some(seeds) = numbers.first().copied() else {
-        eprintln!("usage: tests/soak SEEDS [FIRST_SEED] [--recovery] [--trace] [--all]");
+        eprintln!("usage: tests/soak SEEDS [FIRST_SEED] [--recovery] [--orders] [--trace] [--all]");
         return ExitCode::from(2);
     };
     let first = numbers.get(1).copied().unwrap_or(1);
-    let options = Options { recovery: has("--recovery"), ..Options::default() };
+    let options = Options { recovery: has("--recovery"), orders: has("--orders"), ..Options::default() };
     if has("--trace") {
         let run = trace(first, options);
         run.trace.iter().for_each(|line| println!("{line}"));

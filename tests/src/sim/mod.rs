@@ -34,6 +34,8 @@ use world::World;
 pub struct Options {
     /// Stores are lost and go back.
     pub recovery: bool,
+    /// Administrators and owners order: drains, losses, throttles, cancels by force; and not everybody is let in everywhere.
+    pub orders: bool,
     /// Only what may not change any task's result.
     pub benign: bool,
     /// One more broker above the top.
@@ -60,7 +62,7 @@ pub struct Run {
 }
 
 fn world(seed: u64, options: Options, cut: &Cut, trace: bool) -> Run {
-    let mut scenario = Scenario::of(seed, options.recovery, options.benign);
+    let mut scenario = Scenario::of(seed, options);
     if options.one_more_hop {
         scenario = scenario.with_one_more_hop();
     }

@@ -8,6 +8,8 @@ use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
+use super::oracle::Process;
+use super::scenario::{Machine, STRANGER};
 use super::world::World;
 
 impl World {
@@ -31,8 +33,8 @@ impl World {
     fn may_be_answered(&self, deed: usize) -> bool {
         use super::scenario::Deed;
         match &self.scenario.deeds[deed].1 {
-            Deed::Submit { site, .. } => !self.cut.sites.contains(site),
-            Deed::Want { submit, .. } => {
+            Deed::Submit { site, .. } | Deed::Order { site, .. } => !self.cut.sites.contains(site),
+            Deed::Want { submit, .. } | Deed::OrderOf { submit, .. } => {
                 !self.cut.deeds.contains(submit) && self.may_be_answered(*submit) && !matches!(self.users[*submit].answer, Some(Err(_)))
             }
         }
@@ -54,18 +56,19 @@ impl World {
             let cancelled = job.want.tasks(WantValue::Cancel, &tasks);
             let held = job.want.tasks(WantValue::Hold, &tasks);
             let waits_for_ever = job.spec.parsed.on_lost == OnLost::Wait;
-            let lost = self.oracle.machines_replaced && waits_for_ever;
+            let lost = waits_for_ever && self.oracle.was_on_emptied(site, no, &tasks.subtract(&held));
             // What may have started, and nobody can say so.
             let in_doubt = waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::EvidenceLost));
             let in_doubt = in_doubt && self.oracle.led_to_replaced(site, no, &tasks.subtract(&held));
             // Slots of tasks that nobody knows any more are taken until somebody declares them lost.
-            let taken = self.oracle.machines_replaced && self.any_lost() || self.any_orphan() || self.any_in_doubt();
+            let taken = self.any_lost() || self.any_orphan() || self.any_in_doubt();
             let rightly = match phase {
                 _ if !cancelled.is_empty() && !lost && !in_doubt => false,
-                _ if !self.could_run(site, job.shape()) => true,
+                _ if !self.could_run(site, job) => true,
                 // Or its attempts are used up, and it says so.
                 Phase::Held => held == tasks || in_doubt || !waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::AttemptsUsed)),
                 Phase::Queued => taken,
+                Phase::Placed if taken && self.oracle.on_no_machine(site, no, &tasks) => true,
                 _ => lost || held == tasks,
             };
             let waiting_without = matches!(phase, Phase::Queued | Phase::Held) && reason.is_none();
@@ -80,33 +83,45 @@ impl World {
 
     /// Is some task that may start once below, and not going to end?
     fn any_lost(&self) -> bool {
-        let jobs = self.sites.iter().filter_map(|s| s.core.as_ref()).flat_map(|c| c.state().jobs.values());
-        jobs.into_iter().any(|j| j.spec.parsed.on_lost == OnLost::Wait && !j.select(&j.all(), |c| c.is_below()).is_empty())
+        self.any_below(|site, job, tasks| self.oracle.was_on_emptied(site, job.no, tasks), |_| true)
     }
 
     /// Does something run that its user's site has forgotten? Its slots are taken until it ends.
     fn any_orphan(&self) -> bool {
-        !self.oracle.replaced.is_empty() && self.oracle.processes.values().any(|p| p.alive && !self.oracle.counts(p))
+        self.oracle.processes.values().any(|p| p.alive && self.oracle.is_forgotten(p))
     }
 
     /// Is some task that may start once in doubt below? What it may use is kept for it.
     fn any_in_doubt(&self) -> bool {
-        let jobs = self.sites.iter().filter_map(|s| s.core.as_ref()).flat_map(|c| c.state().jobs.values());
-        let lost = |j: &Job| !j.select(&j.all(), |c| c.is_below() && c.phase() == Some(Phase::Held)).is_empty();
-        !self.oracle.replaced.is_empty() && jobs.into_iter().any(|j| j.spec.parsed.on_lost == OnLost::Wait && lost(j))
+        self.any_below(|site, job, tasks| self.oracle.led_to_replaced(site, job.no, tasks), |phase| phase == Phase::Held)
     }
 
-    /// Is there a machine for this shape within the hops that a job may pass?
-    fn could_run(&self, site: usize, shape: &intergrid_proto::Shape) -> bool {
+    /// Is some task that may start once below, in such a phase, and of such a kind?
+    fn any_below(&self, good: impl Fn(usize, &Job, &TaskSet) -> bool, phase: impl Fn(Phase) -> bool) -> bool {
+        let jobs = self.sites.iter().enumerate().filter_map(|(i, s)| Some((i, s.core.as_ref()?)));
+        let jobs = jobs.flat_map(|(i, c)| c.state().jobs.values().map(move |j| (i, j))).filter(|(_, j)| j.spec.parsed.on_lost == OnLost::Wait);
+        let below = |j: &Job| j.select(&j.all(), |c| c.is_below() && c.phase().is_some_and(&phase));
+        jobs.into_iter().any(|(i, j)| below(j).iter().any(|t| good(i, j, &TaskSet::one(t))))
+    }
+
+    /// Is there a machine for this shape within the hops that a job may pass, that takes new work of its user?
+    fn could_run(&self, site: usize, job: &Job) -> bool {
+        let (shape, strange) = (job.shape(), job.origin.principal == STRANGER);
+        let takes = |c: usize, p: usize| !(self.oracle.is_drained(p, self.sites[c].hop.site) || strange && self.scenario.denies.contains(&c));
         let (mut reached, mut edge) = (BTreeSet::from([site]), vec![site]);
         for _ in 0..HOPS_MAX {
-            let next: Vec<usize> =
-                self.scenario.links.iter().filter(|(c, p)| edge.contains(p) && !self.cut.sites.contains(c)).map(|(c, _)| *c).collect();
+            let next: Vec<usize> = self
+                .scenario
+                .links
+                .iter()
+                .filter(|(c, p)| edge.contains(p) && !self.cut.sites.contains(c) && takes(*c, *p))
+                .map(|(c, _)| *c)
+                .collect();
             edge = next.into_iter().filter(|c| reached.insert(*c)).collect();
         }
         let fits = |slots: u32| shape.slots <= slots && shape.memory_bytes <= u64::from(slots) << 30;
-        let on = |i: usize| !self.cut.machines.contains(&i);
-        self.scenario.machines.iter().enumerate().any(|(i, m)| on(i) && reached.contains(&m.gateway) && fits(m.slots))
+        let on = |i: usize, m: &Machine| !self.cut.machines.contains(&i) && !self.oracle.is_drained(m.gateway, self.leaves[i].hop.site);
+        self.scenario.machines.iter().enumerate().any(|(i, m)| on(i, m) && reached.contains(&m.gateway) && fits(m.slots))
     }
 
     /// Everything is over: nothing may be outstanding anywhere.
@@ -117,7 +132,9 @@ impl World {
             if let Some((parent, link)) = state.links.iter().find(|(_, l)| !l.outbox.is_empty()) {
                 return Some(format!("site {i} keeps {} events for {parent:?}", link.outbox.len()));
             }
-            let orphaned = |j: &Job, t: u32| self.oracle.is_orphan(i, j.no, t);
+            // Or a machine had it that is no more, and nobody can say whether it has started.
+            let lost = |j: &Job, t: u32| j.spec.parsed.on_lost == OnLost::Wait && self.oracle.was_on_emptied(i, j.no, &TaskSet::one(t));
+            let orphaned = |j: &Job, t: u32| self.oracle.is_orphan(i, j.no, t) || lost(j, t);
             let mut orphans = false;
             for j in state.jobs.values() {
                 let open = j.select(&j.all(), |c| c.is_open());
@@ -125,11 +142,11 @@ impl World {
                 if !rest.is_empty() {
                     return Some(format!("site {i}: job {} has open tasks {rest}, and its user's has none", j.no));
                 }
-                let stays = |d: &DownEntry| open.is_empty() || !d.fenced.is_empty();
+                let stays = |d: &DownEntry| if d.fenced.is_empty() { open.is_empty() } else { !d.fenced.iter().all(|t| lost(j, t)) };
                 if let Some((number, d)) = j.downs.iter().find(|(_, d)| stays(d)) {
                     return Some(format!("site {i}: placement {number} of job {} stays: {d:?}", j.no));
                 }
-                orphans |= !open.is_empty();
+                orphans |= !open.is_empty() || !j.downs.is_empty();
             }
             let all: u64 = state.held_for.values().chain(state.outstanding.values()).sum();
             if all > 0 && !orphans {
@@ -154,10 +171,10 @@ impl World {
 
     /// Every end that a machine made durable is in the history of its job's root, with its usage.
     fn missing_usage(&self) -> Option<String> {
-        if self.oracle.ends_resynced || self.oracle.machines_replaced {
-            return None;
-        }
-        let missing = self.oracle.processes.iter().find(|(uid, p)| p.evident && !self.oracle.is_counted(**uid) && !self.oracle.may_be_forgotten(p));
+        let o = &self.oracle;
+        let emptied = |p: &Process| o.emptied.get(&p.leaf).is_some_and(|(at, ..)| *at >= p.since_ms);
+        let excused = |p: &Process| o.resynced.contains(&p.task) || emptied(p) || o.may_be_forgotten(p);
+        let missing = o.processes.iter().find(|(uid, p)| p.evident && !o.is_counted(**uid) && !excused(p));
         missing.map(|(uid, p)| format!("usage of process {uid}, {:?} on leaf {}, is nowhere in its root's history", p.task, p.leaf))
     }
 }

@@ -7,6 +7,7 @@ use intergrid_proto::JobSpec;
 use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
 
+use super::Options;
 use super::rng::Rng;
 
 /// Exits of a payload, by its second argument.
@@ -28,7 +29,31 @@ pub enum Deed {
     Submit { site: usize, key: usize, spec: usize, tasks: u32, hold: bool },
     /// Wish something of the job that another deed submitted.
     Want { submit: usize, value: WantValue, tasks: Option<(u32, u32)> },
+    /// Order something of a site: of itself, or of what is attached to it.
+    Order { site: usize, what: Ordered },
+    /// Order something of the job that another deed submitted.
+    OrderOf { submit: usize, what: OrderedOf },
 }
+
+/// What an administrator orders; names are those of sites (s0) and agents (a0).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ordered {
+    Drain(String),
+    Resume(String),
+    Lost(String),
+}
+
+/// What an owner orders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OrderedOf {
+    /// A cancel that waits for nobody's word.
+    Cancel,
+    /// So many tasks at a time; 0: as many as can be.
+    Throttle(u32),
+}
+
+/// Who is not let in everywhere.
+pub const STRANGER: &str = "bob";
 
 /// Where a crash strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +147,10 @@ pub struct Scenario {
     pub faults: Vec<(u64, Fault)>,
     /// From here on nothing goes wrong any more.
     pub calm_ms: u64,
+    /// Sites that let no stranger's work in.
+    pub denies: BTreeSet<usize>,
+    /// Users whose submissions are a stranger's: those with an odd key, or none.
+    pub strangers: bool,
     /// Changes between checkpoints.
     pub checkpoint: u64,
     /// Messages are turned into bytes' types and back.
@@ -138,8 +167,9 @@ pub struct Cut {
 }
 
 impl Scenario {
-    /// Of a seed. `recovery`: stores may be lost and go back. `benign`: nothing that could make a task's result another one.
-    pub fn of(seed: u64, recovery: bool, benign: bool) -> Self {
+    /// Of a seed.
+    pub fn of(seed: u64, options: Options) -> Self {
+        let (recovery, benign) = (options.recovery, options.benign);
         let mut r = Rng::new(seed, 1);
         let sites = match r.range(0, 100) {
             0..70 => r.range(1, 6),
@@ -186,6 +216,8 @@ impl Scenario {
             deeds,
             faults: Vec::new(),
             calm_ms: span_ms,
+            denies: BTreeSet::new(),
+            strangers: false,
             checkpoint: [5, 20, 100, 20_000][r.index(4)],
             convert: r.one_in(4),
         };
@@ -195,7 +227,47 @@ impl Scenario {
             s.faults.push((r.range(300, span_ms), fault));
         }
         s.faults.sort_by_key(|f| f.0);
+        if options.orders {
+            s.orders(&mut Rng::new(seed, 2), span_ms);
+        }
         s
+    }
+
+    /// Orders come on top of all else, from numbers of their own: without them a seed is the run that it was.
+    fn orders(&mut self, r: &mut Rng, span_ms: u64) {
+        for spec in &mut self.specs {
+            spec.tasks_at_once = r.one_in(6).then(|| r.range(1, 5) as u32);
+        }
+        let submits: Vec<(u64, usize)> =
+            self.deeds.iter().enumerate().filter_map(|(i, (at, d))| matches!(d, Deed::Submit { key, .. } if *key == i).then_some((*at, i))).collect();
+        for (at, submit) in submits {
+            for what in [OrderedOf::Throttle(r.range(0, 4) as u32), OrderedOf::Throttle(0), OrderedOf::Cancel] {
+                if r.one_in(if what == OrderedOf::Cancel { 8 } else { 4 }) {
+                    self.deeds.push((r.range(at, span_ms), Deed::OrderOf { submit, what }));
+                }
+            }
+        }
+        for _ in 0..r.range(0, 4) {
+            let leaf = r.index(self.machines.len());
+            let (child, parent) = if self.links.is_empty() || r.one_in(2) {
+                (format!("a{leaf}"), self.machines[leaf].gateway)
+            } else {
+                let (child, parent) = self.links[r.index(self.links.len())];
+                (format!("s{child}"), parent)
+            };
+            let at = r.range(300, span_ms);
+            if r.one_in(2) {
+                self.deeds.push((at, Deed::Order { site: parent, what: Ordered::Lost(child) }));
+                continue;
+            }
+            let name = if r.one_in(3) { format!("s{parent}") } else { child };
+            self.deeds.push((at, Deed::Order { site: parent, what: Ordered::Drain(name.clone()) }));
+            if r.percent(80) {
+                self.deeds.push((r.range(at, span_ms), Deed::Order { site: parent, what: Ordered::Resume(name) }));
+            }
+        }
+        self.strangers = r.one_in(3);
+        self.denies = (0..self.sites).filter(|_| self.strangers && r.one_in(4)).collect();
     }
 
     fn fault(&self, r: &mut Rng, recovery: bool, benign: bool) -> Fault {

@@ -8,7 +8,7 @@ const TRIES_MAX: usize = 400;
 
 /// The smallest part of this seed's run that breaks the same rule: what it is, and its run with its trace.
 pub fn shortest(seed: u64, options: Options, invariant: &str) -> (String, Run) {
-    let s = Scenario::of(seed, options.recovery, options.benign);
+    let s = Scenario::of(seed, options);
     let mut cut = Cut::default();
     let mut tries = 0;
     let mut fails = |cut: &Cut| {

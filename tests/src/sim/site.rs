@@ -206,8 +206,7 @@ impl World {
         for action in actions.into_iter().take(done) {
             match action {
                 Action::Submitted(token, answer) => self.submitted(token as usize, answer),
-                // Nobody orders anything here, and nobody reads its log.
-                Action::Ordered(..) | Action::Step(..) => {}
+                Action::Ordered(token, answer) => self.ordered(site, token as usize, answer),
                 Action::Wanted(token, answer) => self.wanted(token as usize, answer),
                 Action::ToParent(parent, message) => {
                     let Some(link) = self.link_of.get(&(me, parent)).copied() else { continue };

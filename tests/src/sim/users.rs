@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use intergrid_gateway::core::orders::{Done, Order};
 use intergrid_gateway::core::state::{Job, Spec};
 use intergrid_gateway::core::{Input, Submission};
 use intergrid_proto::link::WantValue;
 use intergrid_proto::{Refusal, RefusalKind, TaskSet};
 
-use super::scenario::Deed;
+use super::scenario::{Deed, Ordered, OrderedOf, STRANGER};
 use super::world::{Next, World};
 use intergrid_gateway::backends::child_end::site_of;
 
@@ -25,7 +26,7 @@ pub struct User {
 
 impl World {
     pub fn act(&mut self, deed: usize) {
-        if self.users[deed].answer.is_some() {
+        if self.users[deed].answer.is_some() || self.cut.deeds.contains(&deed) {
             return;
         }
         match self.scenario.deeds[deed].1.clone() {
@@ -35,27 +36,64 @@ impl World {
                 }
                 let parsed = self.scenario.specs[spec].clone();
                 let spec = Arc::new(Spec { bytes: parsed.encode(), parsed });
-                let (owner, owner_name, key) = (site_of("ann"), "ann".to_string(), format!("key {key}"));
+                let name = if self.scenario.strangers && key % 2 == 1 { STRANGER } else { "ann" };
+                let (owner, owner_name, key) = (site_of(name), name.to_string(), format!("key {key}"));
                 let submission = Submission { owner, owner_name, key, spec, tasks, hold, chain: Vec::new() };
                 self.input(site, Input::Submit { token: deed as u64, submission });
                 self.after(AGAIN_MS, Next::User(deed));
             }
             Deed::Want { submit, value, tasks } => {
-                if self.cut.deeds.contains(&submit) {
+                let tasks = tasks.map(|(from, to)| TaskSet::range(from..to));
+                self.ask(deed, submit, |token, job| Input::SetWant { token, job, value, tasks });
+            }
+            Deed::OrderOf { submit, what } => self.ask(deed, submit, |token, job| {
+                let order = match what {
+                    OrderedOf::Cancel => Order::Cancel { job, tasks: None },
+                    OrderedOf::Throttle(at_once) => Order::Throttle { job, at_once },
+                };
+                Input::Order { token, order }
+            }),
+            Deed::Order { site, what } => {
+                if self.cut.sites.contains(&site) {
                     return;
                 }
-                let Deed::Submit { site, .. } = self.scenario.deeds[submit].1 else { return };
-                match self.users[submit].answer {
-                    Some(Ok(job)) => {
-                        let tasks = tasks.map(|(from, to)| TaskSet::range(from..to));
-                        self.input(site, Input::SetWant { token: deed as u64, job, value, tasks });
-                        self.after(AGAIN_MS, Next::User(deed));
-                    }
-                    Some(Err(_)) => {}
-                    None => self.after(LATER_MS, Next::User(deed)),
-                }
+                let by = "root".to_string();
+                let order = match what {
+                    // By the words of its reason it is known again.
+                    Ordered::Drain(site) => Order::Drain { site, reason: format!("deed {deed}"), by },
+                    Ordered::Resume(site) => Order::Resume { site },
+                    Ordered::Lost(site) => Order::Lost { site, by },
+                };
+                self.input(site, Input::Order { token: deed as u64, order });
+                self.after(AGAIN_MS, Next::User(deed));
             }
         }
+    }
+
+    /// Of a job that was submitted, once that is answered.
+    fn ask(&mut self, deed: usize, submit: usize, input: impl FnOnce(u64, u64) -> Input) {
+        let Deed::Submit { site, .. } = self.scenario.deeds[submit].1 else { return };
+        match self.users[submit].answer {
+            _ if self.cut.deeds.contains(&submit) => {}
+            Some(Ok(job)) => {
+                self.input(site, input(deed as u64, job));
+                self.after(AGAIN_MS, Next::User(deed));
+            }
+            Some(Err(_)) => {}
+            None => self.after(LATER_MS, Next::User(deed)),
+        }
+    }
+
+    pub fn ordered(&mut self, site: usize, deed: usize, answer: Result<Done, Refusal>) {
+        self.note(|| format!("deed {deed} is answered: {answer:?}"));
+        let job = match self.scenario.deeds[deed].1 {
+            Deed::OrderOf { submit, .. } => self.users[submit].answer.clone().and_then(Result::ok),
+            _ => None,
+        };
+        if answer.is_ok() {
+            self.oracle.ordered(site, deed, &self.scenario.deeds[deed].1, job);
+        }
+        self.users[deed].answer = Some(answer.map(|d| d.tasks));
     }
 
     pub fn submitted(&mut self, deed: usize, answer: Result<(u64, bool), Refusal>) {
@@ -101,7 +139,7 @@ impl World {
                     }
                     self.after(AGAIN_MS, Next::User(deed));
                 }
-                Deed::Want { submit, value: WantValue::Cancel, .. }
+                Deed::Want { submit, value: WantValue::Cancel, .. } | Deed::OrderOf { submit, what: OrderedOf::Cancel }
                     if matches!(self.scenario.deeds[*submit].1, Deed::Submit { site: at, .. } if at == site)
                         && self.users[deed].answer.take().is_some() =>
                 {
@@ -112,7 +150,7 @@ impl World {
         }
         // What waits for a job may have one now.
         for deed in 0..self.users.len() {
-            if matches!(self.scenario.deeds[deed].1, Deed::Want { .. }) && self.users[deed].answer.is_none() {
+            if matches!(self.scenario.deeds[deed].1, Deed::Want { .. } | Deed::OrderOf { .. }) && self.users[deed].answer.is_none() {
                 self.after(2 * AGAIN_MS, Next::User(deed));
             }
         }

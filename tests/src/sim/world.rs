@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use intergrid_gateway::core::Input;
-use intergrid_proto::SiteId;
 use intergrid_proto::link::{Down, Up, WantValue};
+use intergrid_proto::{Reason, ReasonKind, SiteId};
 
 use super::disk::Disk;
 use super::leaf::{Leaf, Uid};
 use super::net::{Link, Lower, Message};
 use super::oracle::{Mirror, Oracle};
 use super::rng::Rng;
-use super::scenario::{Cut, Deed, Fault, Scenario};
+use super::scenario::{Cut, Deed, Fault, STRANGER, Scenario};
 use super::site::Site;
 use super::users::User;
 use intergrid_agent::core::Key;
@@ -402,7 +402,14 @@ impl World {
                 match child {
                     Lower::Site(c) => {
                         let parent = self.sites[parent].hop.site;
-                        self.input(c, Input::ParentSays { parent, message });
+                        let input = match message {
+                            // As the shell does.
+                            Down::Place(place) if self.scenario.denies.contains(&c) && place.origin.principal == STRANGER => {
+                                Input::Denied { parent, place, reason: Reason::new(ReasonKind::NotAuthorised, "a stranger") }
+                            }
+                            message => Input::ParentSays { parent, message },
+                        };
+                        self.input(c, input);
                     }
                     Lower::Leaf(c) => self.leaf_hears(c, message),
                 }

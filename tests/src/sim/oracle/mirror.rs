@@ -51,6 +51,8 @@ pub struct Job {
     pub hash: BlobHash,
     pub cells: Vec<Cell>,
     pub want: Want,
+    /// How many at a time, as it was ordered one after the other.
+    pub throttles: Vec<u32>,
 }
 
 impl Job {
@@ -72,6 +74,8 @@ pub struct Issued {
     /// Each task's placement above.
     pub ups: BTreeMap<u32, u64>,
     above: BTreeMap<u32, usize>,
+    /// The child had these tasks already.
+    adopted: bool,
     /// Fenced, or come back as a lost attempt.
     pub lost: TaskSet,
 }
@@ -89,10 +93,14 @@ pub struct Placed {
 pub struct Mirror {
     pub jobs: BTreeMap<u64, Job>,
     pub placed: BTreeMap<u64, Placed>,
+    pub incarnation: u64,
     /// Children's events: incarnation and sequence.
     pub cursors: BTreeMap<SiteId, (u64, u64)>,
     /// The highest number of each parent's placements.
     pub seen: BTreeMap<SiteId, u64>,
+    /// Who takes no new work, and why; and why anybody ever was, or who was resumed.
+    pub drains: BTreeMap<SiteId, String>,
+    pub reasons: BTreeSet<String>,
     /// Usage that this root has counted.
     pub counted: BTreeSet<Uid>,
     emitted: BTreeMap<SiteId, u64>,
@@ -132,11 +140,24 @@ impl Oracle {
             What::Want(w) => self.wanted(site, w),
             What::Placed(p) => self.place(site, p),
             What::Seen(c) => _ = self.mirrors[site].seen.insert(change::site(&c.peer), c.number),
-            What::Born(_) | What::Accepted(_) | What::Acked(_) | What::Drained(_) | What::Throttled(_) => {}
+            What::Drained(d) => self.drained(site, d),
+            What::Throttled(t) => self.throttled(site, t),
+            What::Born(b) => {
+                let was = std::mem::replace(&mut self.mirrors[site].incarnation, b.incarnation);
+                if let Some(r) = self.replaced.get_mut(&site).filter(|_| was != b.incarnation) {
+                    r.1 = self.issued.len();
+                }
+            }
+            What::Accepted(_) | What::Acked(_) => {}
             What::Ended(e) => self.end(site, e),
             What::Requeued(r) => self.requeue(site, r, false),
             What::Fenced(r) => self.requeue(site, r, true),
             What::Stopped(s) => {
+                // An orphan (again): what was fenced under an older incarnation, and what was to be adopted and fenced before the child heard of it.
+                let unheard = |id: usize| self.issued[id].adopted && self.seen_by(self.issued[id].child, site) < s.number;
+                if self.mirrors[site].placed.get(&s.number).is_some_and(|p| self.is_older(site, p.id) || unheard(p.id)) {
+                    self.mirrors[site].placed.remove(&s.number);
+                }
                 for t in change::tasks(&s.tasks).iter() {
                     self.must_be_over(site, s.number, t, ("I10", "seen to have stopped"), true);
                 }
@@ -209,6 +230,7 @@ impl Oracle {
     }
 
     fn job(&mut self, site: usize, j: change::JobNew) {
+        self.may_come_in(site, &j);
         let mut route = j.route.clone();
         route.sort();
         route.dedup();
@@ -229,6 +251,7 @@ impl Oracle {
             hash: BlobHash::from_slice(&j.spec_hash).unwrap_or(BlobHash([0; 32])),
             cells: vec![Cell::default(); j.size as usize],
             want: Want::default(),
+            throttles: Vec::new(),
         };
         if self.mirrors[site].jobs.insert(j.job, job).is_some() {
             self.fail("I1", format!("site {site} gives number {} to a second job", j.job));
@@ -275,9 +298,13 @@ impl Oracle {
     }
 
     fn renamed(&mut self, was: usize, is: usize, task: u32) {
-        let was = self.now_is(was, task);
-        if was < is {
-            self.later.insert((was, task), is);
+        let (was, end) = (self.now_is(was, task), self.now_is(is, task));
+        // A parent that has gone back may call it by an earlier name again.
+        if was == end {
+            self.later.remove(&(is, task));
+        }
+        if was != is {
+            self.later.insert((was, task), if was == end { is } else { end });
             let above = |id: usize| self.issued[id].above.get(&task).copied();
             if let (Some(was), Some(is)) = (above(was), above(is)) {
                 self.renamed(was, is, task);
@@ -301,11 +328,15 @@ impl Oracle {
         }
     }
 
+    /// The highest of a site's placements that a child has made durable.
+    pub(super) fn seen_by(&self, child: SiteId, site: usize) -> u64 {
+        let below = self.site(child).map(|c| self.mirrors[c].seen.get(&self.ids[site]).copied().unwrap_or(0));
+        below.or_else(|| self.leaf_seen.get(&child).copied()).unwrap_or(0)
+    }
+
     fn place(&mut self, site: usize, p: change::Placed) {
         let (child, tasks) = (change::site(&p.child), change::tasks(&p.tasks));
-        let below = self.site(child).map(|c| self.mirrors[c].seen.get(&self.ids[site]).copied().unwrap_or(0));
-        let seen = below.or_else(|| self.leaf_seen.get(&child).copied()).unwrap_or(0);
-        if p.number <= seen || self.mirrors[site].placed.keys().next_back().is_some_and(|last| p.number <= *last) {
+        if p.number <= self.seen_by(child, site) || self.mirrors[site].placed.keys().next_back().is_some_and(|last| p.number <= *last) {
             self.fail("I10", format!("site {site} issues placement number {} again", p.number));
         }
         let Some(job) = self.mirrors[site].jobs.get(&p.job) else { return };
@@ -318,8 +349,23 @@ impl Oracle {
             ups.insert(t, c.up);
             self.set(site, p.job, t, Cell { phase: Phase::Placed as u8, down: p.number, ..c });
         }
+        if p.adopt.is_none() {
+            self.may_be_placed(site, &p);
+        }
         let above = ups.iter().filter_map(|(t, up)| Some((*t, self.issued_by(site, p.job, *up)?))).collect();
-        self.issued.push(Issued { site, number: p.number, job: p.job, child, parent, origin, hash, ups, above, lost: TaskSet::new() });
+        self.issued.push(Issued {
+            site,
+            number: p.number,
+            job: p.job,
+            child,
+            parent,
+            origin,
+            hash,
+            ups,
+            above,
+            adopted: p.adopt.is_some(),
+            lost: TaskSet::new(),
+        });
         let former = p.adopt.and_then(|f| self.issued_to(site, child, f.number));
         tasks.iter().for_each(|t| former.into_iter().for_each(|f| self.renamed(f, id, t)));
         self.named.insert((site, child, p.number), id);
@@ -396,7 +442,7 @@ impl Oracle {
             if self.processes.get(uid).is_none_or(|p| p.task != key) {
                 self.fail("I11", format!("site {site}: usage of process {uid} is counted for task {task} of job {job}, which it never was"));
             }
-            if !self.mirrors[site].counted.insert(*uid) {
+            if !self.mirrors[site].counted.insert(*uid) && !self.was_found_again(*uid) {
                 self.fail("I11", format!("site {site}: usage of process {uid}, task {task} of job {job}, is counted twice"));
             }
         }
@@ -434,6 +480,12 @@ impl Oracle {
             if found.want.ranges != job.want.ranges {
                 wrong = Some(format!("the register of job {no} is {:?} instead of {:?}", found.want, job.want));
             }
+            if found.at_once != job.throttles.last().copied() {
+                wrong = Some(format!("the throttle of job {no} is {:?} instead of {:?}", found.at_once, job.throttles.last()));
+            }
+        }
+        if !state.drains.iter().map(|(id, d)| (*id, &d.reason)).eq(mirror.drains.iter().map(|(id, reason)| (*id, reason))) {
+            wrong = Some(format!("who is drained is {:?} instead of {:?}", state.drains, mirror.drains));
         }
         for (child, at) in &mirror.cursors {
             let found = state.cursors.get(child).map(|c| (c.incarnation, c.sequence)).unwrap_or_default();

@@ -12,13 +12,16 @@
 //! - I3: under `wait` there is one start, whatever is lost, and one more each time that the user himself lets the task go again; but a start of which
 //!   both ends of a link have forgotten the placement is one that nobody can know of. Under `requeue` there is one more for each time that a task in
 //!   doubt is placed again.
-//! - I10: a number that its child has durably seen is never issued again, by whatever store.
-//! - I11: a root that went back counts again what its copy had not counted. Usage may be missing if a store of its way was replaced, or
+//! - I10: a number that its child has durably seen is never issued again, by whatever store. What the site had fenced before is let go as soon as its
+//!   child has said what it has: if it runs, it runs on as an orphan.
+//! - I11: a root that went back counts again what its copy had not counted. What was counted as a lost attempt's is counted once more where a store that
+//!   was lost finds it again, as the end of the attempt that replaced it: only that store knew which of the two it was. Usage may be missing if a store of its way was replaced, or
 //!   found it again, after the start.
 //! - L1: a `wait` task may stay held for good if its way led to or through the store, and if it says so (EvidenceLost). All else ends.
 //! - L2: what is here for a placement that the parent has forgotten may stay: orphans are nobody's to end but an administrator's.
 
 mod mirror;
+mod orders;
 mod truth;
 mod words;
 
@@ -108,11 +111,17 @@ pub struct Oracle {
     fitting: BTreeSet<(usize, SiteId, u64)>,
     /// Open tasks that a full state has named so far: site and parent.
     resyncs: BTreeMap<(usize, SiteId), BTreeMap<u64, TaskSet>>,
-    /// Ends were told by a full state somewhere: their usage does not come with it.
-    pub ends_resynced: bool,
-    pub machines_replaced: bool,
-    /// Sites whose store was lost or is an old copy: since when.
-    pub replaced: BTreeMap<usize, u64>,
+    /// Tasks whose end was told by a full state somewhere: their usage does not come with it.
+    pub resynced: BTreeSet<TaskKey>,
+    /// Machines that an empty one took the place of: when the last did, and the last placement that its gateway had decided when it knew, if it does.
+    pub emptied: BTreeMap<usize, (u64, u64, bool)>,
+    names: BTreeMap<SiteId, String>,
+    /// Sites that let no stranger's work in.
+    denies: BTreeSet<usize>,
+    /// What a site had placed when it was told, by this deed, that a child is lost.
+    placed_before: BTreeMap<usize, u64>,
+    /// Sites whose store was lost or is an old copy: when that was, and how many placements had been issued before it knew.
+    pub replaced: BTreeMap<usize, (u64, usize)>,
 }
 
 impl Oracle {
@@ -123,7 +132,10 @@ impl Oracle {
         let mirrors = ids.iter().map(|_| Mirror::default()).collect();
         let gateway_of = s.machines.iter().map(|m| m.gateway).collect();
         let leaf_ids = (0..s.machines.len()).map(|i| site_of(&format!("a{i}"))).collect();
-        Oracle { ids, index, gateway_of, leaf_ids, specs, spec_hashes, ended: vec![(0, 0); s.sites], mirrors, uids: 1_000, ..Oracle::default() }
+        let (denies, ended) = (s.denies.clone(), vec![(0, 0); s.sites]);
+        let names = (0..s.sites).map(|i| format!("s{i}")).chain((0..s.machines.len()).map(|i| format!("a{i}")));
+        let names = names.map(|n| (site_of(&n), n)).collect();
+        Oracle { ids, index, gateway_of, leaf_ids, specs, spec_hashes, ended, mirrors, names, denies, uids: 1_000, ..Oracle::default() }
     }
 
     /// The first failure counts.
@@ -200,7 +212,7 @@ impl Oracle {
     /// A site has an old copy of its store, or an empty one: what it promised since is forgotten, and nothing else. True of its users' jobs and cancels;
     /// what others have made durable stays true of them.
     pub fn store_replaced(&mut self, site: usize, copy: Option<Mirror>) {
-        self.replaced.insert(site, self.now_ms);
+        self.replaced.insert(site, (self.now_ms, self.issued.len()));
         let mirror = copy.unwrap_or_default();
         self.keys.retain(|(s, _), _| *s != site);
         for (no, j) in mirror.jobs.iter().filter(|(_, j)| j.parent.is_none()) {
@@ -231,7 +243,7 @@ impl Oracle {
 
     /// A machine came in another's place, with an empty store.
     pub fn machine_replaced(&mut self, leaf: usize) {
-        self.machines_replaced = true;
+        self.emptied.insert(leaf, (self.now_ms, u64::MAX, false));
         self.leaf_seen.remove(&self.leaf_ids[leaf]);
     }
 }

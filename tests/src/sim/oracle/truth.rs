@@ -12,7 +12,7 @@ use crate::sim::leaf::Uid;
 pub struct Process {
     pub task: TaskKey,
     pub leaf: usize,
-    /// Placements that led to it, the gateway's first, the root's last, as they were called then.
+    /// Placements that led to it, the gateway's first, the root's last, as they were called then below.
     pub path: Vec<usize>,
     pub since_ms: u64,
     pub alive: bool,
@@ -31,8 +31,10 @@ impl Oracle {
         let mut path = Vec::new();
         let mut next = self.issued_to(self.gateway_of[leaf], self.leaf_ids[leaf], key.0);
         while let Some(id) = next {
-            path.push(self.now_is(id, task));
-            let at = &self.issued[self.now_is(id, task)];
+            let now = self.now_is(id, task);
+            let at = &self.issued[now];
+            // As its child calls it, who may not have heard yet that it has another name.
+            path.push(if self.seen_by(at.child, at.site) < at.number { id } else { now });
             let above = at.parent.and_then(|p| Some((self.site(p)?, *at.ups.get(&task)?)));
             next = above.and_then(|(parent, up)| self.issued_to(parent, self.ids[at.site], up));
         }
@@ -42,7 +44,7 @@ impl Oracle {
         };
         let task: TaskKey = (top.origin.0, top.origin.1.clone(), task);
         let waits = self.specs.get(&top.hash).is_some_and(|s| s.on_lost == intergrid_proto::spec::OnLost::Wait);
-        let known = |p: &&Process| p.task == task && !p.path.iter().any(|id| self.gone.contains(id));
+        let known = |p: &&Process| p.task == task && !p.path.iter().any(|id| self.gone.contains(&self.now_is(*id, task.2)));
         let starts = 1 + self.processes.values().filter(known).count() as u64;
         let excused = self.excused.get(&task).copied().unwrap_or(0);
         let released = self.released.get(&task).copied().unwrap_or(0);
@@ -112,10 +114,20 @@ impl Oracle {
         self.issued_to(self.gateway_of[leaf], self.leaf_ids[leaf], number).is_some_and(|id| self.forgotten(id, task))
     }
 
+    /// Was this issued before its site knew that its store was replaced? What it had fenced is an orphan then, and nobody's to wait for.
+    pub(super) fn is_older(&self, site: usize, id: usize) -> bool {
+        self.replaced.get(&site).is_some_and(|(_, issued)| id < *issued)
+    }
+
     /// Has the store of a site of its way been replaced since it started, or found it again only then? An end that is told from a state has no usage.
     pub fn may_be_forgotten(&self, p: &Process) -> bool {
-        let since = |id: &usize| self.replaced.get(&self.issued[*id].site).is_some_and(|at| *at >= p.since_ms);
+        let since = |id: &usize| self.replaced.get(&self.issued[*id].site).is_some_and(|(at, _)| *at >= p.since_ms);
         self.is_forgotten(p) || p.path.iter().any(|id| since(id) || self.later.contains_key(&(*id, p.task.2)))
+    }
+
+    /// Did a site of its way that had lost its store find it again under another name?
+    pub(super) fn was_found_again(&self, uid: Uid) -> bool {
+        self.processes.get(&uid).is_some_and(|p| p.path.iter().any(|id| self.later.contains_key(&(*id, p.task.2))))
     }
 
     /// Does a store that was replaced have had to do with each of these tasks of a user's job?
@@ -124,6 +136,22 @@ impl Oracle {
         let passed =
             |i: &Issued, t: u32| i.origin == origin && i.ups.contains_key(&t) && self.site(i.child).is_some_and(|c| self.replaced.contains_key(&c));
         self.replaced.contains_key(&site) || tasks.iter().all(|t| self.issued.iter().any(|i| passed(i, t)))
+    }
+
+    /// Was each of these tasks of a job placed on a machine before an empty one took its place?
+    pub fn was_on_emptied(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
+        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let emptied = |i: &Issued| self.emptied.iter().any(|(leaf, (_, number, _))| self.leaf_ids[*leaf] == i.child && i.number <= *number);
+        let passed = |i: &Issued, t: u32| i.origin == origin && i.ups.contains_key(&t) && emptied(i);
+        !self.emptied.is_empty() && tasks.iter().all(|t| self.issued.iter().any(|i| passed(i, t)))
+    }
+
+    /// Is none of these tasks of a user's job on a machine, as gateways know it? Then they wait at some site below.
+    pub fn on_no_machine(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
+        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let machines = || self.issued.iter().filter(|i| i.origin == origin && self.site(i.child).is_none());
+        let there = |i: &Issued, t: u32| self.cell(i.site, i.job, t).is_some_and(|c| c.is_open() && c.down == i.number);
+        !machines().any(|i| tasks.iter().any(|t| there(i, t)))
     }
 
     /// Where on its way this placement is, as its site knows it.

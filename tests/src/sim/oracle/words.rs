@@ -20,6 +20,7 @@ impl Oracle {
     /// A site is about to take an input.
     pub fn stepping(&mut self, site: usize, state: &State, input: &Input) {
         let me = self.ids[site];
+        self.ordering(state, input);
         match input {
             Input::ParentSays { parent, message: Down::Want(w) } => self.register(me, *parent, w),
             Input::ParentSays { parent, message: Down::Place(p) } => {
@@ -35,13 +36,24 @@ impl Oracle {
             Input::ParentSays { parent, message: Down::Saw(version) } if self.befores.get(&(site, *parent)).is_some_and(|b| b.1 == *version) => {
                 self.befores.remove(&(site, *parent));
             }
-            Input::ChildUp { child, .. } | Input::ChildGone { child, .. } => _ = self.offers.remove(&(site, *child)),
+            Input::ChildUp { child, .. } | Input::ChildGone { child, .. } => {
+                self.offers.remove(&(site, *child));
+                let leaf = self.leaf_ids.iter().position(|id| id == child).filter(|_| matches!(input, Input::ChildUp { .. }));
+                // Until it hears from the new one, a site places on the old.
+                if let Some((_, number, known @ false)) = leaf.and_then(|l| self.emptied.get_mut(&l)) {
+                    (*number, *known) = (state.next_number, true);
+                }
+            }
             Input::ChildSays { child, message: Up::Advert(a) } => {
                 let offer = |s: &Share| Offer { key: s.key.clone(), window: s.window, machine_slots: s.machine_slots };
                 self.offers.insert((site, *child), a.shares.iter().map(offer).collect());
             }
-            Input::ChildSays { message: Up::Resync(r), .. } => {
-                self.ends_resynced |= r.ranges.iter().any(|r| r.ended.is_some());
+            Input::ChildSays { child, message: Up::Resync(r) } => {
+                for r in r.ranges.iter().filter(|r| r.ended.is_some()) {
+                    let Some(id) = self.issued_to(site, *child, r.of.number) else { continue };
+                    let (origin, job) = self.issued[id].origin.clone();
+                    self.resynced.extend(r.of.tasks.iter().map(|t| (origin, job.clone(), t)));
+                }
             }
             _ => {}
         }
@@ -159,7 +171,7 @@ impl Oracle {
     fn must_name_all(&mut self, site: usize, parent: SiteId, state: &State, output: &Output) {
         // What came in later in the same turn is told by its events.
         let fresh = |bytes: &[u8]| match Change::decode(bytes).ok().and_then(|c| c.what) {
-            Some(What::Tasks(t)) => Some((t.number, change::tasks(&t.tasks))),
+            Some(What::Tasks(t) | What::Adopted(t)) => Some((t.number, change::tasks(&t.tasks))),
             _ => None,
         };
         let fresh: Vec<(u64, TaskSet)> = output.batch.changes.iter().filter_map(|(_, bytes)| fresh(bytes)).collect();
