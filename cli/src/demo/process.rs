@@ -278,7 +278,7 @@ mod tests {
         (layout, program)
     }
 
-    const SERVES: &str = r#"echo '{"endpoint":"127.0.0.1:1","pid":'$$',"site":"00","name":"campus"}' > "$5"; cat"#;
+    const SERVES: &str = r#"echo '{"endpoint":"127.0.0.1:1","pid":'$$',"site":"00","name":"campus"}' > "$5"; read _"#;
 
     #[tokio::test]
     async fn parts_end_with_the_demo() {
@@ -297,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_kept_is_ended_by_its_record() {
         let dir = tempfile::tempdir().unwrap();
-        let (layout, program) = script(dir.path(), &SERVES.replace("cat", "exec sleep 60"));
+        let (layout, program) = script(dir.path(), &SERVES.replace("read _", "exec sleep 60"));
         let mut part = Running::start(&program, &layout, super::super::layout::named("campus").unwrap(), true).unwrap();
         part.ready().await.unwrap();
         let proc = Proc::of(part.pid()).unwrap();
