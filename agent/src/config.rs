@@ -43,6 +43,12 @@ pub struct AgentConfig {
     /// With less free on the disk of `state` no task is begun, as `"64M"`; absent: 64 MiB, or an eighth of a small disk.
     #[serde(default, deserialize_with = "bytes")]
     pub state_free_min_bytes: Option<u64>,
+    /// Without its gateway and with nothing that runs, it ends after so long, as `"10m"`; absent: never.
+    #[serde(default, deserialize_with = "time")]
+    pub alone_max: Option<u64>,
+    /// What it runs as its last act then, program and arguments, as `["systemctl", "poweroff"]`.
+    #[serde(default)]
+    pub on_alone: Vec<String>,
     /// How tasks are run.
     #[serde(default)]
     pub executor: Executor,
@@ -90,6 +96,12 @@ impl AgentConfig {
     }
 }
 
+fn time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    let time = intergrid_proto::units::parse_duration(&text).map_err(|e| de::Error::custom(e.to_string()))?;
+    Ok(Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)))
+}
+
 fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(d)?;
     let wrong = || de::Error::custom(format!("{text:?} is not a size: write a number with K, M, G or T, as \"2G\""));
@@ -115,6 +127,8 @@ mod tests {
     #[test]
     fn paths_are_relative_to_the_file_and_the_rest_has_defaults() {
         let c = AgentConfig::parse(&format!("{GOOD}slots = 2\nmemory = \"2G\"\n"), Path::new("/etc/ig")).unwrap();
+        let alone = AgentConfig::parse(&format!("{GOOD}alone_max = \"10m\"\non_alone = [\"poweroff\"]\n"), Path::new("")).unwrap();
+        assert_eq!((Some(600_000), vec!["poweroff".to_string()], None), (alone.alone_max, alone.on_alone, c.alone_max));
         assert_eq!((PathBuf::from("/etc/ig/id"), PathBuf::from("/s")), (c.identity, c.state));
         assert_eq!((Some(2), Some(2 << 30), None, Executor::Process), (c.slots, c.memory, c.cgroup, c.executor));
     }

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod alone;
 pub mod config;
 pub mod core;
 mod desk;

@@ -13,6 +13,7 @@ use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use crate::alone::Alone;
 use crate::config::AgentConfig;
 use crate::core::{Action, Input};
 use crate::desk::{Desk, SharedDesk};
@@ -41,6 +42,8 @@ pub(crate) enum End {
     Stopped,
     /// Nobody is left who wants them.
     ParentGone,
+    /// Nothing runs, and nobody has been there for too long.
+    Alone,
     Refused(Refusal),
 }
 
@@ -74,6 +77,7 @@ pub(crate) struct Shell {
     /// In which interval the capacity was read last.
     pub capacity_read: u64,
     pub disk: Disk,
+    pub alone: Alone,
 }
 
 /// Where news come from.
@@ -125,7 +129,22 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
             () = sleep_until(until) => {}
         }
     };
-    shell.finish(end, &mut sources).await
+    let last = if matches!(end, End::Alone) { shell.config.on_alone.clone() } else { Vec::new() };
+    shell.finish(end, &mut sources).await?;
+    last_act(&last)
+}
+
+/// Of a machine that is alone: what its configuration says, as `systemctl poweroff`.
+fn last_act(words: &[String]) -> Result<(), Refusal> {
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    tracing::warn!("running {words:?}");
+    let failed = |what: String| Refusal::new(RefusalKind::Internal, format!("on_alone: {program}: {what}"));
+    // It may end this process, and all others, before it ends.
+    match std::process::Command::new(program).args(arguments).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(status.to_string())),
+        Err(e) => Err(failed(e.to_string())),
+    }
 }
 
 /// Until the parent has gone; for ever where there is none.
@@ -276,6 +295,9 @@ impl Shell {
         }
         desk.step(Input::Room(why));
         desk.step(Input::Tick);
+        if self.alone.is_over(desk.core.is_attached(), desk.core.works(), desk.clock.now()) {
+            self.ended = Some(End::Alone);
+        }
         desk.tick_at = Instant::now() + desk.tick_interval();
     }
 
@@ -287,6 +309,7 @@ impl Shell {
         match end {
             End::Refused(refusal) => return Err(refusal),
             End::Stopped => tracing::info!("stopping; tasks run on"),
+            End::Alone => tracing::warn!("nothing runs here, and the gateway has been away for {} ms: ending", self.config.alone_max.unwrap_or(0)),
             End::ParentGone => {
                 tracing::info!("the parent is gone; ending all tasks");
                 while !self.desk.lock().exec.kill_all() && Instant::now() < until {

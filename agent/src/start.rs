@@ -10,6 +10,7 @@ use intergrid_proto::{Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::alone::Alone;
 use crate::config::{AgentConfig, Executor as ExecutorKind};
 use crate::core::{Core, Input};
 use crate::desk::{Desk, SharedDesk};
@@ -109,7 +110,8 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left: Vec::new(), asleep_until: now, tick_at: now, is_closed };
     let desk = Arc::new(SharedDesk::new(desk));
     let _ = way.set(Arc::downgrade(&desk));
-    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk };
+    let alone = Alone::new(config.alone_max);
+    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk, alone };
     Ok((shell, Sources { written, said, fetched: fetched_source, uploaded, parent_gone }))
 }
 

@@ -262,6 +262,11 @@ impl Core {
         self.lives.is_empty() && self.lazy_since_ms.is_none()
     }
 
+    /// Has anything been started here, or is it about to be, that has not ended?
+    pub fn works(&self) -> bool {
+        self.lives.values().any(|l| !matches!(l.stage, Stage::Uploading))
+    }
+
     /// Content that tasks here still need.
     pub fn blobs_in_use(&self) -> BTreeSet<BlobHash> {
         self.plans.values().flat_map(|s| s.plan.spec.blobs()).map(|f| f.hash).collect()
