@@ -91,6 +91,17 @@ pub struct Over {
     pub evidence: String,
 }
 
+/// What has been charged to a node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ledger {
+    /// Rate of all machines that may exist.
+    pub rate: Rate,
+    /// By day (days since 1970).
+    pub days: Vec<(u64, Money)>,
+    /// To days that are no longer kept.
+    pub before: Money,
+}
+
 /// The tree.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Budget {
@@ -130,6 +141,13 @@ impl Budget {
             }
         }
         caps
+    }
+
+    /// Put back what was charged to a node; one that is no longer there has been charged above it.
+    pub(crate) fn restore(&mut self, name: &str, ledger: &Ledger) {
+        if let Some(node) = self.nodes.iter_mut().find(|n| n.name == name) {
+            (node.rate, node.days, node.before) = (ledger.rate, ledger.days.iter().copied().collect(), ledger.before);
+        }
     }
 
     /// The node that pays for an owner: his own, or the root.
@@ -196,6 +214,11 @@ impl Budget {
 }
 
 impl Node {
+    /// What has been charged.
+    pub fn ledger(&self) -> Ledger {
+        Ledger { rate: self.rate, days: self.days.iter().map(|(d, m)| (*d, *m)).collect(), before: self.before }
+    }
+
     /// Rate of all machines that may exist.
     pub fn rate(&self) -> Rate {
         self.rate

@@ -223,6 +223,11 @@ impl Provisioner {
         (std::mem::take(&mut self.records), std::mem::take(&mut self.actions))
     }
 
+    /// All that is durable, as records that make it again: instead of those that were committed so far.
+    pub fn checkpoint(&self) -> Vec<Record> {
+        self.state.checkpoint()
+    }
+
     /// All machines.
     pub fn machines(&self) -> impl Iterator<Item = &Machine> {
         self.state.machines.values()

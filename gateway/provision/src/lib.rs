@@ -23,17 +23,19 @@ mod machine;
 mod market;
 mod money;
 mod pack;
+mod promise;
 mod records;
 mod round;
 #[cfg(test)]
 mod tests;
 
 pub use ask::{Ask, Curb, ask};
-pub use budget::{Budget, Caps, Charge, Node, Over};
+pub use budget::{Budget, Caps, Charge, Ledger, Node, Over};
 pub use core::{Action, Input, Outcome, Provisioner, Refused, Seen, SeenState, Settings};
 pub use machine::{Machine, Stage, Why};
 pub use market::{Billing, Catalogue, MachineType, Offer, OfferKey, Price};
 pub use money::{Money, Rate};
 pub use pack::{Demand, Supply};
+pub use promise::Promise;
 pub use records::Record;
 pub use round::{Round, Unmet, UnmetWhy};

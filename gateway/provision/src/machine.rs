@@ -110,6 +110,11 @@ impl Machine {
         self.stage != Stage::Ended
     }
 
+    /// Slots with work.
+    pub fn busy(&self) -> u64 {
+        self.busy
+    }
+
     /// Is it on its way?
     pub fn is_booting(&self) -> bool {
         self.may_exist() && self.ending.is_none() && !self.attached

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::{Budget, Charge};
+use crate::budget::{Budget, Charge, Ledger};
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
@@ -64,6 +64,23 @@ pub enum Record {
     /// Its paid hour is over, too.
     Forgotten {
         /// Which.
+        number: u64,
+    },
+    /// Of a checkpoint: a machine as it is; it has been charged.
+    Kept {
+        /// The durable part; how it does is found again.
+        machine: Box<Machine>,
+    },
+    /// Of a checkpoint: what has been charged to a budget.
+    Spent {
+        /// The node's name.
+        name: String,
+        /// What has been charged.
+        ledger: Ledger,
+    },
+    /// Of a checkpoint: the number of the next machine.
+    Next {
+        /// It.
         number: u64,
     },
 }
@@ -129,6 +146,32 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
                 budget.refund(budget.node_of(&m.owner), &Charge { rate: m.price.ceiling, days: Vec::new() });
             }
         }
+        Record::Kept { machine } => _ = machines.insert(machine.number, (**machine).clone()),
+        Record::Spent { name, ledger } => budget.restore(name, ledger),
+        Record::Next { number } => *next = (*next).max(*number),
+    }
+}
+
+impl State {
+    /// All of it, as records that make it again.
+    pub fn checkpoint(&self) -> Vec<Record> {
+        let machines = self.machines.values().map(|m| Record::Kept { machine: Box::new(kept(m)) });
+        let spent = self.budget.nodes().iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger() });
+        std::iter::once(Record::Next { number: self.next }).chain(spent).chain(machines).collect()
+    }
+}
+
+/// The durable part of a machine.
+fn kept(m: &Machine) -> Machine {
+    let again = machine(m.number, &m.offer, &m.kind, &m.owner, m.price, m.since_ms, m.paid_ms);
+    Machine { stage: m.stage, id: m.id.clone(), ending: m.ending, settled_ms: m.settled_ms, ..again }
+}
+
+impl Machine {
+    /// From its durable part.
+    pub fn again(intended: &Record, stage: Stage, id: String, ending: Option<Why>, settled_ms: u64) -> Option<Machine> {
+        let Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } = intended else { return None };
+        Some(Machine { stage, id, ending, settled_ms, ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) })
     }
 }
 

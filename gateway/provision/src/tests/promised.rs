@@ -168,3 +168,46 @@ fn limits_are_named() {
     p.step(Input::Demand(demand(4, 30)), TEN);
     assert_eq!(Some("machines"), p.latest().asks["alice"].hard.as_ref().map(|c| c.name.as_str()));
 }
+
+#[test]
+fn a_checkpoint_is_all_that_was_committed() {
+    let one = || (settings(), catalogue(&[("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", SECOND)]));
+    let (s, c) = one();
+    let mut p = Provisioner::new(s, c, per_hour("10"));
+    p.step(Input::Demand(demand(8, 20)), TEN);
+    let mut records = p.take().0;
+    p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+    p.step(Input::Answered(2, Outcome::Launched("i-2".into())), TEN);
+    p.step(Input::End(2), TEN + MINUTE);
+    p.step(Input::Terminated(2, Some(SeenState::Ended)), TEN + 2 * MINUTE);
+    p.step(Input::Tick, TEN + 9 * MINUTE);
+    records.extend(p.take().0);
+    let resumed = |records: Vec<Record>| {
+        let (s, c) = one();
+        Provisioner::resume(s, c, per_hour("10"), records, TEN + 9 * MINUTE)
+    };
+    let (from_records, from_checkpoint) = (resumed(records), resumed(p.checkpoint()));
+    assert_eq!(from_records.checkpoint(), from_checkpoint.checkpoint());
+    assert_eq!(from_records.machines().collect::<Vec<_>>(), from_checkpoint.machines().collect::<Vec<_>>());
+    assert_eq!(from_records.budget(), from_checkpoint.budget());
+    assert!(from_checkpoint.budget().nodes()[0].total() > Money(0));
+}
+
+#[test]
+fn what_could_be_rented_is_promised() {
+    let five = Settings { slots_max: 5, ..settings() };
+    let mut p = Provisioner::new(five.clone(), catalogue(&[("m1.small", 1)], vec![offer("m1.small", "0.085", HOUR)]), per_hour("10"));
+    let promised = |p: &Provisioner| p.promises().iter().map(|p| p.machines).collect::<Vec<_>>();
+    assert_eq!(vec![5], promised(&p), "as soon as it starts");
+    p.step(Input::Demand(demand(1, 6)), TEN);
+    assert_eq!(vec![5], promised(&p), "what boots is not there yet");
+    assert_eq!(2, launch(&mut p, TEN).len());
+    assert_eq!(vec![3], promised(&p), "what is there says so itself");
+    // Of two types, one of the dearer, and the rest of the cheaper.
+    let two = catalogue(&[("m1.small", 1), ("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", HOUR), offer("m1.small", "0.05", HOUR)]);
+    let q = Provisioner::new(Settings { slots_max: 12, ..settings() }, two.clone(), per_hour("10"));
+    assert_eq!(vec![1, 4], promised(&q));
+    // Money is a limit, too; and nothing is promised without a cap.
+    assert_eq!(vec![1, 6], promised(&Provisioner::new(settings(), two.clone(), per_hour("1"))));
+    assert_eq!(vec![0, 0], promised(&Provisioner::new(settings(), two, Budget::new(Caps::default(), &[]).unwrap())));
+}
