@@ -1,12 +1,20 @@
 //! How a broker chooses among children: the cheapest first, then the nearest, then where most is free in proportion. Small on purpose: it orders, the
-//! common `fill` keeps the properties of a plan.
+//! common `fill` keeps the properties of a plan. What costs money is used when the rest has been waited for long enough.
 
-use intergrid_gateway::core::schedule::{Plan, Policy, Problem, fill};
+use intergrid_gateway::core::schedule::{Burst, Plan, Policy, Problem, fill};
 
 /// The broker's policy.
-pub struct Spread;
+#[derive(Default)]
+pub struct Spread {
+    /// When shares that have a price may be used.
+    pub burst: Burst,
+}
 
 impl Policy for Spread {
+    fn burst(&self) -> Burst {
+        self.burst
+    }
+
     fn plan(&self, problem: &Problem<'_>) -> Plan {
         fill(problem, |left, allowed| {
             let mut order = allowed.to_vec();
@@ -38,6 +46,6 @@ mod tests {
         let shares = [share(5, 1, 8), share(0, 2, 8), share(0, 1, 16), share(0, 1, 8)];
         let offers = shares.iter().map(|share| Offer { child: SiteId::default(), share, credit: 4, free: 4 }).collect();
         let demands = vec![Demand { shape: Shape { slots: 1, memory_bytes: 0 }, tasks: 13, oldest: 1, allowed: vec![0, 1, 2, 3] }];
-        assert_eq!(Spread.plan(&Problem { demands, offers }), vec![(0, 0, 1), (0, 1, 4), (0, 2, 4), (0, 3, 4)]);
+        assert_eq!(Spread::default().plan(&Problem { demands, offers }), vec![(0, 0, 1), (0, 1, 4), (0, 2, 4), (0, 3, 4)]);
     }
 }

@@ -47,6 +47,17 @@ pub struct Configured {
     pub unreachable: String,
 }
 
+/// What is rented, and what that costs: see the messages.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Account {
+    /// Machines that exist, or may.
+    pub machines: Vec<pb::Machine>,
+    /// Budgets, the root first.
+    pub spending: Vec<pb::Spending>,
+    /// ISO 4217.
+    pub currency: String,
+}
+
 /// What a running task has printed is asked for: from where on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Peek {
@@ -99,4 +110,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Children that are configured, attached or not.
     fn configured(&self) -> Vec<Configured>;
+
+    /// What is rented here, and what that costs; empty where nothing is.
+    fn account(&self) -> Account {
+        Account::default()
+    }
 }

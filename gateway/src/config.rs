@@ -18,9 +18,14 @@ use serde::{Deserialize, de::DeserializeOwned};
 use toml::Spanned;
 
 use crate::blobs::BlobLimits;
+use crate::core::schedule::Burst;
 
+#[path = "config_cloud.rs"]
+mod cloud;
 #[path = "config_lrms.rs"]
 mod lrms;
+
+pub use cloud::{CloudConfig, CloudProvider};
 
 pub use lrms::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits, MapRule};
 
@@ -65,6 +70,8 @@ pub struct GatewayConfig {
     pub agents: AgentsConfig,
     /// A local resource manager in place of agents.
     pub lrms: Option<LrmsConfig>,
+    /// Machines that are rented.
+    pub cloud: Option<CloudConfig>,
 }
 
 /// `broker.toml`.
@@ -74,6 +81,8 @@ pub struct BrokerConfig {
     pub site: SiteConfig,
     /// The gateways and brokers below.
     pub children: Vec<ChildConfig>,
+    /// When shares that have a price are used.
+    pub burst: Burst,
 }
 
 /// One `[[trust]]`.
@@ -166,17 +175,29 @@ impl GatewayConfig {
         if let Some(child) = file.child.first() {
             return Err(source.refuse(child.span(), "`child` belongs to a broker's configuration"));
         }
+        if let Some(burst) = &file.burst {
+            return Err(source.refuse(burst.span(), "`burst` belongs to a broker's configuration: it says when its priced shares are used"));
+        }
         let lrms = file.lrms(&source)?;
         let mut agents = file.agents(&source)?;
         if let AgentsConfig::Process { program: Some(program), .. } = &mut agents {
             source.resolve(program);
         }
-        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms })
+        let mut cloud = file.cloud(&source)?;
+        if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &mut cloud {
+            source.resolve(program);
+        }
+        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms, cloud })
     }
 
     /// What it names is there and fits.
     pub fn check(&self) -> Result<(), Refusal> {
         self.site.check()?;
+        if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud
+            && !program.is_file()
+        {
+            return Err(absent("the agent's program", program));
+        }
         match &self.agents {
             AgentsConfig::Process { program: Some(program), .. } if !program.is_file() => Err(absent("the agent's program", program)),
             AgentsConfig::Process { .. } | AgentsConfig::Static => Ok(()),
@@ -192,6 +213,9 @@ impl BrokerConfig {
         if let Some(agents) = &file.agents {
             return Err(source.refuse(agents.span(), "`agents` belongs to a gateway's configuration"));
         }
+        if let Some(cloud) = &file.cloud {
+            return Err(source.refuse(cloud.span(), "`cloud` belongs to a gateway's configuration"));
+        }
         if let Some(lrms) = file.slurm.as_ref().or(file.gridengine.as_ref()) {
             return Err(source.refuse(lrms.span(), "a local resource manager belongs to a gateway's configuration"));
         }
@@ -204,7 +228,9 @@ impl BrokerConfig {
             source.resolve(&mut new.ca);
             children.push(new);
         }
-        Ok(BrokerConfig { site: file.site(&source)?, children })
+        let burst = file.burst.as_ref().map(|b| b.get_ref().clone()).unwrap_or_default();
+        let burst = Burst { after_ms: burst.after.unwrap_or(if burst.tasks.is_some() { u64::MAX } else { 0 }), tasks: burst.tasks };
+        Ok(BrokerConfig { site: file.site(&source)?, children, burst })
     }
 
     /// What it names is there and fits.
@@ -258,6 +284,8 @@ struct File {
     agents: Option<Spanned<Agents>>,
     slurm: Option<Spanned<lrms::Section>>,
     gridengine: Option<Spanned<lrms::Section>>,
+    cloud: Option<Spanned<cloud::Section>>,
+    burst: Option<Spanned<BurstSection>>,
     #[serde(default)]
     map: Vec<Spanned<MapRule>>,
     #[serde(default)]
@@ -275,6 +303,14 @@ struct Agents {
     #[serde(default, deserialize_with = "memory")]
     memory: Option<u64>,
     program: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Clone, Default)]
+#[serde(deny_unknown_fields)]
+struct BurstSection {
+    #[serde(default, deserialize_with = "some_time")]
+    after: Option<u64>,
+    tasks: Option<u64>,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq)]
@@ -299,6 +335,15 @@ impl File {
             return Err(source.refuse(agents.span(), "[agents] beside a local resource manager; give each a gateway of its own"));
         }
         lrms::read(kind, section, &self.map, source).map(Some)
+    }
+
+    fn cloud(&self, source: &Source) -> Result<Option<CloudConfig>, Refusal> {
+        let Some(section) = &self.cloud else { return Ok(None) };
+        let both = self.slurm.as_ref().or(self.gridengine.as_ref()).map(Spanned::span).or(self.agents.as_ref().map(Spanned::span));
+        match both {
+            Some(span) => Err(source.refuse(span, "this beside [cloud]; give each a gateway of its own")),
+            None => cloud::read(section, source).map(Some),
+        }
     }
 
     fn agents(&self, source: &Source) -> Result<AgentsConfig, Refusal> {
@@ -430,6 +475,15 @@ fn memory<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 
 fn bytes<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     units::parse_bytes(&String::deserialize(d)?).map_err(D::Error::custom)
+}
+
+fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(d)?;
+    let time = units::parse_duration(&text).map_err(D::Error::custom)?;
+    match u64::try_from(time.as_millis()) {
+        Ok(ms) if ms > 0 => Ok(Some(ms)),
+        _ => Err(D::Error::custom(format!("{text:?} is not a time above 0"))),
+    }
 }
 
 /// The port of `host:port`.

@@ -17,13 +17,14 @@ use tokio_stream::StreamExt;
 use crate::backend::Backend;
 use crate::backends::agents::{Above, AgentPool, ProcessConfig, ProcessProvider, Provider, StaticProvider};
 use crate::blobs::BlobStore;
-use crate::config::{AgentsConfig, GatewayConfig, SiteConfig, read_ca};
+use crate::config::{AgentsConfig, CloudConfig, CloudProvider, GatewayConfig, SiteConfig, read_ca};
 use crate::core::schedule::{FirstFit, Policy};
 use crate::core::{Core, Now};
 use crate::daemon_files::{self, Ready};
 use crate::engine::Engine;
 use crate::metrics;
 use crate::outputs::OutputStore;
+use crate::rent::{ProcessCloud, RentConfig, Rented};
 use crate::room;
 use crate::service::Service;
 use crate::service::callers::Guarded;
@@ -63,6 +64,8 @@ pub struct Parts {
     pub outputs: OutputStore,
     /// Asks above.
     pub above: Arc<dyn Above>,
+    /// The engine, once it runs.
+    pub engine: Arc<OnceCell<Engine>>,
     /// Ends with its parent.
     pub die_with_parent: bool,
 }
@@ -112,14 +115,29 @@ fn store_refusal(e: StoreError) -> Refusal {
 
 /// A gateway over agents.
 pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Refusal> {
-    let agents = config.agents.clone();
+    let (agents, cloud) = (config.agents.clone(), config.cloud.clone());
     let (state, identity) = (config.site.state.clone(), config.site.identity.clone());
     run_site(Kind::Gateway, config.site, options, move |parts| {
-        let provider: Arc<dyn Provider> = match agents {
-            AgentsConfig::Static => Arc::new(StaticProvider),
-            AgentsConfig::Process { agents, slots, memory_bytes, program } => {
-                let (gateway, die_with_parent) = (parts.me.name.clone(), parts.die_with_parent);
-                ProcessProvider::new(ProcessConfig { gateway, agents, slots, memory_bytes, program, state, identity, die_with_parent })
+        let (gateway, die_with_parent) = (parts.me.name.clone(), parts.die_with_parent);
+        let processes = |agents, slots, memory_bytes, program, alone_ms| ProcessConfig {
+            gateway: gateway.clone(),
+            agents,
+            slots,
+            memory_bytes,
+            program,
+            state,
+            identity,
+            die_with_parent,
+            alone_ms,
+        };
+        let provider: Arc<dyn Provider> = match (cloud, agents) {
+            (Some(CloudConfig { provider: CloudProvider::Process { program }, settings, catalogue, budget, alone_ms }), _) => {
+                let rent = RentConfig { gateway: gateway.clone(), settings, catalogue, budget };
+                Rented::new(rent, ProcessCloud::new(processes(0, None, None, program, Some(alone_ms))), parts.engine.clone())
+            }
+            (None, AgentsConfig::Static) => Arc::new(StaticProvider),
+            (None, AgentsConfig::Process { agents, slots, memory_bytes, program }) => {
+                ProcessProvider::new(processes(agents, slots, memory_bytes, program, None))
             }
         };
         let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
@@ -197,8 +215,15 @@ impl Running {
         let staging = Staging::new(blobs.clone());
         let cell = Arc::new(OnceCell::new());
         let above = Arc::new(SiteAbove { staging: staging.clone(), engine: cell.clone() });
-        let parts =
-            Parts { me: me.clone(), identity: identity.clone(), blobs: blobs.clone(), outputs, above, die_with_parent: options.die_with_parent };
+        let parts = Parts {
+            me: me.clone(),
+            identity: identity.clone(),
+            blobs: blobs.clone(),
+            outputs,
+            above,
+            engine: cell.clone(),
+            die_with_parent: options.die_with_parent,
+        };
         let Built { backend, policy, pool, children } = build(&parts)?;
         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now = Now { mono_ms: 1, unix_ms: unix.as_millis() as u64 };

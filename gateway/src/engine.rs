@@ -4,7 +4,7 @@
 //! It decides nothing. Where the store finds no room it is waited for ([`room`]). If it fails, the engine ends, and the process with it: what is not
 //! durable must not be acted on.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,6 +18,7 @@ use crate::backend::{Backend, FromChild};
 use crate::core::orders::{Done, Order};
 use crate::core::steps::{Line, Step};
 use crate::core::{Action, Core, Input, Now, Output, Submission};
+use crate::heard::{Heard, INPUTS_AT_ONCE};
 use crate::metrics::Stats;
 use crate::queue;
 use crate::room::{self, Stuck};
@@ -30,10 +31,6 @@ const COMMANDS_MAX: usize = 8_192;
 const PARENT_MESSAGES_MAX: usize = 16_384;
 /// What parents say and waits for the engine; beyond it their links wait.
 const PARENT_INPUTS_MAX: usize = 512;
-/// Messages of children, and of parents, that are taken at once; and how long they are looked at before others are heard.
-const INPUTS_AT_ONCE: usize = 256;
-/// See [`INPUTS_AT_ONCE`].
-const SLICE: Duration = Duration::from_millis(10);
 /// Inputs of one turn: while so many wait for a commit, no more are taken.
 const TURN_INPUTS_MAX: usize = 4_096;
 /// Changes of one turn in bytes: while so much waits for a commit, nothing more is looked at, so that no commit takes long.
@@ -51,10 +48,14 @@ enum Command {
     Submit { submission: Submission, reply: Reply<(u64, bool)> },
     SetWant { job: u64, value: WantValue, tasks: Option<TaskSet>, reply: Reply<u64> },
     Order { order: Order, reply: Reply<Done> },
+    Rows { rows: Rows, reply: Reply<()> },
     Read(Box<dyn FnOnce(&Core) -> After + Send>),
     Parent { parent: SiteId, name: String, link: queue::Sender<Up>, session: u64 },
     ParentGone { parent: SiteId, session: u64 },
 }
+
+/// Rows to put, or to delete.
+pub type Rows = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// Seen and done at once, whatever waits for a commit.
 type Look = Box<dyn FnOnce(&mut Core, Now) + Send>;
@@ -121,6 +122,7 @@ impl Engine {
             orders: HashMap::new(),
             tokens: 0,
             after: Vec::new(),
+            rows: Rows::new(),
             reader: engine.reader.clone(),
             fault: None,
             start: Instant::now(),
@@ -170,6 +172,11 @@ impl Engine {
         self.call(|reply| Command::Order { order, reply }).await?
     }
 
+    /// Put rows of a table that is not the core's; answered when they are durable, all of them or none.
+    pub async fn put(&self, rows: Rows) -> Result<(), Refusal> {
+        self.call(|reply| Command::Rows { rows, reply }).await?
+    }
+
     /// Read the core; what is read is durable when the answer comes.
     pub async fn read<T: Send + 'static>(&self, f: impl FnOnce(&Core) -> T + Send + 'static) -> Result<T, Refusal> {
         self.call(|tx| {
@@ -187,6 +194,11 @@ impl Engine {
         let look: Look = Box::new(move |core, _| _ = tx.send(f(core)));
         self.looks.send(look).await.map_err(|_| stopped())?;
         rx.await.map_err(|_| stopped())
+    }
+
+    /// Change what the core keeps in memory alone, as it is now.
+    pub async fn change(&self, f: impl FnOnce(&mut Core) + Send + 'static) -> Result<(), Refusal> {
+        self.looks.send(Box::new(move |core, _| f(core))).await.map_err(|_| stopped())
     }
 
     /// Tell the core something that changes nothing durable, whatever waits for a commit.
@@ -275,49 +287,6 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// What peers have said and the engine has not looked at yet, in order.
-struct Heard<T> {
-    fresh: Vec<T>,
-    waiting: VecDeque<T>,
-}
-
-impl<T> Default for Heard<T> {
-    fn default() -> Self {
-        Heard { fresh: Vec::new(), waiting: VecDeque::new() }
-    }
-}
-
-impl<T> Heard<T> {
-    fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-
-    /// Where there is nothing left: what has come meanwhile.
-    fn more(&mut self, from: &mut mpsc::Receiver<T>) -> usize {
-        let mut n = 0;
-        while self.waiting.is_empty()
-            && self.fresh.len() < INPUTS_AT_ONCE
-            && let Ok(t) = from.try_recv()
-        {
-            self.fresh.push(t);
-            n += 1;
-        }
-        n
-    }
-
-    /// Look at some of it.
-    fn for_a_while(&mut self, mut f: impl FnMut(T)) {
-        self.waiting.extend(self.fresh.drain(..));
-        let began = Instant::now();
-        while let Some(t) = self.waiting.pop_front() {
-            f(t);
-            if began.elapsed() >= SLICE {
-                return;
-            }
-        }
-    }
-}
-
 struct Shell {
     core: Core,
     traces: Option<Traces>,
@@ -333,6 +302,8 @@ struct Shell {
     orders: HashMap<u64, Reply<Done>>,
     tokens: u64,
     after: Vec<After>,
+    /// Of tables that are not the core's, for the next commit.
+    rows: Rows,
     reader: Arc<dyn Reader + Send + Sync>,
     /// The store can't be read: the engine ends.
     fault: Option<StoreError>,
@@ -406,13 +377,13 @@ impl Shell {
                     look(&mut self.core, now);
                 }
                 () = std::future::ready(()), if !full && (!from_children.is_empty() || !from_parents.is_empty()) => {}
-                n = children.recv_many(&mut from_children.fresh, room.min(INPUTS_AT_ONCE)), if room > 0 => {
+                n = from_children.some(&mut children, room), if room > 0 => {
                     taken += n;
                     if n == 0 {
                         return Ok(());
                     }
                 }
-                n = parents.recv_many(&mut from_parents.fresh, room.min(INPUTS_AT_ONCE)), if room > 0 => {
+                n = from_parents.some(&mut parents, room), if room > 0 => {
                     taken += n;
                     if n == 0 {
                         return Ok(());
@@ -449,7 +420,8 @@ impl Shell {
             if in_flight.is_none() {
                 taken = 0;
                 let now = self.now();
-                let Output { batch, actions } = self.core.turn(now);
+                let Output { mut batch, actions } = self.core.turn(now);
+                batch.rows.append(&mut self.rows);
                 let after = std::mem::take(&mut self.after);
                 if batch.is_empty() {
                     self.perform(actions, after);
@@ -503,6 +475,10 @@ impl Shell {
                 tracing::info!(?order, "ordered");
                 self.orders.insert(token, reply);
                 Input::Order { token, order }
+            }
+            Command::Rows { rows, reply } => {
+                self.rows.extend(rows);
+                return self.after.push(Box::new(move || _ = reply.send(Ok(()))));
             }
             Command::Read(f) => {
                 let after = f(&self.core);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use intergrid_gateway::config::{AccountsConfig, AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, LrmsKind, PeerConfig};
+use intergrid_gateway::core::schedule::Burst;
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Role};
 
@@ -78,6 +79,11 @@ fn a_broker_is_read() {
     let children: Vec<_> = config.children.iter().map(|c| (c.name.as_str(), c.endpoint.as_deref())).collect();
     assert_eq!(vec![("campus", Some("campus.example:7411")), ("partner", None)], children);
     assert_eq!(dir.path().join("partner.pem"), config.children[1].ca);
+    assert_eq!(Burst::default(), config.burst);
+    for (text, want) in [("after = \"2m\"", (120_000, None)), ("tasks = 9", (u64::MAX, Some(9))), ("after = \"1s\"\ntasks = 9", (1_000, Some(9)))] {
+        let (_dir, path) = file(&format!("{BROKER}\n[burst]\n{text}\n"));
+        assert_eq!(Burst { after_ms: want.0, tasks: want.1 }, BrokerConfig::load(path).unwrap().burst, "{text}");
+    }
 }
 
 #[test]
@@ -126,6 +132,59 @@ fn a_wrong_file_is_refused_with_line_and_column() {
     }
     let absent = GatewayConfig::load("/nowhere/gateway.toml").unwrap_err().to_string();
     assert!(absent.starts_with("configuration /nowhere/gateway.toml: No such file"), "{absent}");
+}
+
+const CLOUD: &str = r#"[cloud]
+provider = "process"
+slots_max = 5
+currency = "USD"
+budget = { hour = "10", day = "100.50" }
+
+[[cloud.type]]
+name = "m1.small"
+slots = 1
+memory = "1740M"
+price = "0.085"
+billing = "hour"
+
+[[cloud.owner]]
+name = "ann"
+hour = "1"
+"#;
+
+#[test]
+fn what_is_rented_is_read_and_a_wrong_word_is_named() {
+    let before = GATEWAY.split("[agents]").next().unwrap();
+    let (_dir, path) = file(&format!("{before}{CLOUD}"));
+    let cloud = GatewayConfig::load(&path).unwrap().cloud.unwrap();
+    let (root, ann) = (&cloud.budget.nodes()[0], &cloud.budget.nodes()[1]);
+    assert_eq!(("10.00", "100.50"), (root.caps.hour.unwrap().to_string().as_str(), root.caps.day.unwrap().to_string().as_str()));
+    assert_eq!(("ann", Some(0)), (ann.name.as_str(), ann.above));
+    assert_eq!((5, "0.085"), (cloud.settings.slots_max, cloud.catalogue.offers[0].price.unwrap().rate.to_string().as_str()));
+    assert_eq!(1_740 << 20, cloud.catalogue.types["m1.small"].memory_bytes);
+    let cases = [
+        ("hour = \"10\", day = \"100.50\"", "", "14:1: [cloud] budget has no cap"),
+        ("\"10\"", "10", "18:19: invalid type: integer `10`"),
+        ("\"10\"", "\"ten\"", "`ten` is not an amount"),
+        ("slots_max = 5", "slots_max = 0", "14:1: [cloud] slots_max = 0"),
+        ("\"USD\"", "\"dollars\"", "currency = \"dollars\""),
+        ("\"hour\"\n", "\"hour\"\nmin_seconds = 60\n", "20:1: type \"m1.small\": min_seconds belongs to"),
+        ("\"hour\"\n", "\"year\"\n", "unknown variant `year`"),
+        ("slots = 1\n", "slots = 0\n", "20:1: type \"m1.small\": slots must be"),
+        ("price = \"0.085\"\n", "", "missing field `price`"),
+        ("hour = \"1\"\n", "of = \"lab\"\n", "it is below `lab`, and there is none"),
+        ("[[cloud.type]]", "[[cloud.kind]]", "unknown field `kind`"),
+    ];
+    for (old, new, want) in cases {
+        assert!(CLOUD.contains(old), "{old}");
+        let (_dir, path) = file(&format!("{before}{}", CLOUD.replacen(old, new, 1)));
+        let refused = GatewayConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
+    }
+    let (_dir, path) = file(&format!("{GATEWAY}{CLOUD}"));
+    assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("beside [cloud]"));
+    let (_dir, path) = file(&format!("{BROKER}{CLOUD}"));
+    assert!(BrokerConfig::load(path).unwrap_err().to_string().contains("`cloud` belongs to a gateway"));
 }
 
 #[test]

@@ -54,6 +54,8 @@ kinds! {
     StillStopping = 13, "still-stopping";
     /// As many tasks of the array as may be are placed or running.
     Throttled = 14, "throttled";
+    /// A machine could run it, and none is rented for it (yet): which limit stands in the way.
+    NotRented = 15, "not-rented";
 
     /// The payload exited with a code other than 0.
     ExitNonZero = 32, "exit-code";

@@ -11,6 +11,7 @@ use intergrid_gateway::backends::agents::{AgentPool, StaticProvider};
 use intergrid_gateway::backends::fake::Fake;
 use intergrid_gateway::backends::remote::{Remote, Source};
 use intergrid_gateway::config::{BrokerConfig, ChildConfig, LimitsConfig, PeerConfig, SiteConfig, TrustConfig};
+use intergrid_gateway::core::schedule::Burst;
 use intergrid_gateway::core::schedule::FirstFit;
 use intergrid_gateway::daemon::{Built, DaemonOptions, Running};
 use intergrid_proto::link::{Hop, Kind};
@@ -134,7 +135,7 @@ impl Grid {
             let ca = self.identity(name).join("ca.pem");
             ChildConfig { name: name.clone(), endpoint: endpoint.clone(), ca }
         };
-        BrokerConfig { site, children: children.iter().map(child).collect() }
+        BrokerConfig { site, children: children.iter().map(child).collect(), burst: Burst::default() }
     }
 
     /// A broker. One that was just stopped is waited for.

@@ -12,7 +12,7 @@ const FILE_LINES_MAX: usize = 600;
 /// Our packages, where they are, and what each may import. A new one is added here on purpose.
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
-    ("gateway", "intergrid-gateway", &["intergrid-proto"]),
+    ("gateway", "intergrid-gateway", &["intergrid-proto", "intergrid-provision"]),
     ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-gateway", "intergrid-agent"]),
     ("gateway/provision", "intergrid-provision", &["intergrid-proto"]),
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
@@ -203,7 +203,9 @@ fn example_configurations_are_good() {
     assert_eq!("rack1-07", agent.name);
     let slurm = GatewayConfig::load(dir.join("slurm.toml")).unwrap().lrms.unwrap();
     assert_eq!(("slurm", 2, Some(5_000)), (slurm.kind.name(), slurm.queues.len(), slurm.limits.tasks_max));
-    let loaded = ["gateway.toml", "broker.toml", "agent.toml", "slurm.toml"];
+    let cloud = GatewayConfig::load(dir.join("cloud.toml")).unwrap().cloud.unwrap();
+    assert_eq!((2, 64, 2), (cloud.catalogue.offers.len(), cloud.settings.slots_max, cloud.budget.nodes().len()));
+    let loaded = ["cloud.toml", "gateway.toml", "broker.toml", "agent.toml", "slurm.toml"];
     let there: Vec<_> =
         files(&["toml"]).into_iter().filter(|p| p.starts_with("deploy/examples")).map(|p| p.file_name().unwrap().to_os_string()).collect();
     none(

@@ -71,6 +71,10 @@ pub enum Command {
     Explain(JobArgs),
     /// The sites and agents of this grid.
     Hosts(HostsArgs),
+    /// Machines that are rented below: what each is, costs and does.
+    Machines(WatchArgs),
+    /// What rented machines cost, against the caps.
+    Cost(CostArgs),
     /// No new work for a site, an agent, or a site below; what runs goes on to its end.
     Drain(DrainArgs),
     /// New work again for what was drained.
@@ -273,6 +277,20 @@ pub struct HostsArgs {
     /// Again every second, until it is stopped.
     #[arg(short, long)]
     pub watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct WatchArgs {
+    /// Again every second, until it is stopped.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CostArgs {
+    /// Again every second, until it is stopped.
+    #[arg(short, long, visible_alias = "watch")]
+    pub live: bool,
 }
 
 /// A number of tasks, slots or jobs; how many there may be is said where it is used.

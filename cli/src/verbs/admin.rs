@@ -120,6 +120,8 @@ pub async fn throttle(context: &Context<'_>, args: &ThrottleArgs, job: &JobName)
     let (out, id) = (context.out, &reply.job);
     if out.json {
         out.object(json!({"job": id, "tasks_at_once": args.tasks, "tasks": reply.tasks}))?;
+    } else if reply.tasks == 0 {
+        out.line(format!("job {id}: nothing to do, all its tasks have ended"))?;
     } else if args.tasks == 0 {
         out.line(format!("job {id}: as many tasks at a time as there is room for"))?;
     } else {

@@ -66,7 +66,8 @@ fn table(host: &pb::Host, tree: bool) -> Table {
     table
 }
 
-fn nodes<'a>(h: &'a pb::Host, above: &str) -> Tree<(String, &'a pb::Host)> {
+/// Every site, with its route from the one that was asked.
+pub fn nodes<'a>(h: &'a pb::Host, above: &str) -> Tree<(String, &'a pb::Host)> {
     let name = h.site.as_ref().map_or("?", |s| s.name.as_str());
     let route = if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") };
     let below = h.below.iter().map(|b| nodes(b, &route)).collect();

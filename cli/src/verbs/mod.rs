@@ -11,7 +11,8 @@ pub mod hosts;
 pub mod jobs;
 pub mod live;
 pub mod logs;
-pub mod run;
+pub mod rented;
+mod run;
 pub mod submit;
 #[cfg(test)]
 mod tests;
@@ -98,6 +99,14 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
             asked(out, args.watch, async |out| hosts::run(&context, out, args.tree).await.map(|_| false)).await
         }
         Command::Doctor(args) => doctor::run(args, out).await,
+        Command::Machines(args) => {
+            let context = connect().await?;
+            asked(out, args.watch, async |out| rented::machines(&context, out).await.map(|_| false)).await
+        }
+        Command::Cost(args) => {
+            let context = connect().await?;
+            asked(out, args.live, async |out| rented::cost(&context, out).await.map(|_| false)).await
+        }
         Command::Demo(args) => crate::demo::run(args, out).await,
         Command::DemoTile(args) => crate::demo::tile::run(&args),
         Command::LrmsHand(args) => crate::roles::hand(&args),

@@ -15,15 +15,37 @@ use super::planted::{Plant, planted};
 use super::{Action, Core};
 
 /// A share as told upward, before it is divided.
-struct Upward {
-    share: Share,
+pub(super) struct Upward {
+    pub share: Share,
     /// Slots that can still be placed below.
-    room: u64,
+    pub room: u64,
 }
 
 /// `x86_64-4c-16g`: machines of one kind.
-fn machine_class(s: &Share) -> String {
+pub(super) fn machine_class(s: &Share) -> String {
     format!("{}-{}c-{}g", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
+}
+
+impl Upward {
+    /// More machines of this kind.
+    fn add(&mut self, share: Share, room: u64) {
+        let e = &mut self.share;
+        self.room += room;
+        e.slots_total += share.slots_total;
+        e.slots_free += share.slots_free;
+        e.largest_free = e.largest_free.max(share.largest_free);
+        e.machine_memory_bytes = e.machine_memory_bytes.min(share.machine_memory_bytes);
+        e.machines = e.machines.saturating_add(share.machines);
+        e.age_ms = e.age_ms.min(share.age_ms);
+        e.draining &= share.draining;
+        if !e.draining {
+            (e.draining_reason, e.draining_age_ms) = Default::default();
+        }
+        if e.currency.is_empty() {
+            (e.price_micro_per_slot_hour, e.currency) = (share.price_micro_per_slot_hour, share.currency);
+        }
+        e.fit_version = e.fit_version.wrapping_add(share.fit_version);
+    }
 }
 
 impl Core {
@@ -57,20 +79,7 @@ impl Core {
                 }
                 match out.get_mut(&share.key) {
                     None => _ = out.insert(share.key.clone(), Upward { share, room }),
-                    Some(e) if c.hop.kind == Kind::Agent && e.share.origin == self.me.site => {
-                        e.room += room;
-                        e.share.slots_total += share.slots_total;
-                        e.share.slots_free += share.slots_free;
-                        e.share.largest_free = e.share.largest_free.max(share.largest_free);
-                        e.share.machine_memory_bytes = e.share.machine_memory_bytes.min(share.machine_memory_bytes);
-                        e.share.machines = e.share.machines.saturating_add(1);
-                        e.share.age_ms = e.share.age_ms.min(share.age_ms);
-                        e.share.draining &= share.draining;
-                        if !e.share.draining {
-                            (e.share.draining_reason, e.share.draining_age_ms) = Default::default();
-                        }
-                        e.share.fit_version = e.share.fit_version.wrapping_add(share.fit_version);
-                    }
+                    Some(e) if c.hop.kind == Kind::Agent && e.share.origin == self.me.site => e.add(share, room),
                     Some(e) if e.share.origin == share.origin => {
                         e.room += room;
                         e.share.merge(&share);
@@ -80,11 +89,18 @@ impl Core {
                 }
             }
         }
+        for more in self.rentable() {
+            match out.get_mut(&more.share.key) {
+                None => _ = out.insert(more.share.key.clone(), more),
+                Some(e) if e.share.origin == self.me.site => e.add(more.share, more.room),
+                Some(_) => {}
+            }
+        }
         out
     }
 
     /// Slots that parents' tasks wait for here, by share.
-    fn queued_for_parents(&self) -> BTreeMap<String, u64> {
+    pub(super) fn queued_for_parents(&self) -> BTreeMap<String, u64> {
         let mut out = BTreeMap::new();
         for n in self.state.waiting.values().flatten() {
             let Some(j) = self.state.jobs.get(n).filter(|j| j.parent.is_some()) else { continue };

@@ -26,6 +26,7 @@ pub mod orders;
 mod pauses;
 pub mod planted;
 mod recover;
+pub mod rent;
 mod resync;
 mod room;
 pub mod rows;
@@ -112,6 +113,8 @@ pub enum Input {
     ChildGone { child: SiteId, why: String, silent_ms: u64 },
     /// Why there is no room for new work on the disk; None: there is.
     Room(Option<Refusal>),
+    /// What could be rented for this site. Not durable.
+    ForRent(rent::ForRent),
     /// Time has passed.
     Tick,
 }
@@ -266,6 +269,8 @@ pub struct Core {
     missed: BTreeSet<SiteId>,
     /// There is no room for new work on the disk: why, and since when.
     no_room: Option<(Refusal, u64)>,
+    /// Machines that are not there, and could be.
+    for_rent: rent::ForRent,
 }
 
 /// What one turn of the shell has to commit, and then do.
@@ -323,6 +328,7 @@ impl Core {
             lists_less: false,
             missed: BTreeSet::new(),
             no_room: None,
+            for_rent: rent::ForRent::default(),
         };
         core.be_careful();
         (core.loaded, core.lists_less) = (core.state.next_job, core.state.recovering);
@@ -379,6 +385,7 @@ impl Core {
             Input::ChildSays { child, message } => self.child_says(child, message),
             Input::ChildGone { child, why, silent_ms } => self.child_gone(child, why, silent_ms),
             Input::Room(why) => self.room(why),
+            Input::ForRent(offer) => self.hear_of(offer),
             Input::Tick => self.tick(),
         }
     }

@@ -24,6 +24,8 @@ pub enum Order {
     Resume { site: String },
     /// Every open attempt of this child is lost: it runs elsewhere, or has failed.
     Lost { site: String, by: String },
+    /// As `Lost`, and it is certain that nothing of it runs any more: its machine is gone.
+    Gone { site: String, by: String },
     /// Tasks end as cancelled, whatever still runs below. None: all.
     Cancel { job: u64, tasks: Option<TaskSet> },
     /// So many tasks of an array at a time; 0: as many as can be.
@@ -49,6 +51,7 @@ impl Core {
             Order::Drain { site, reason, by } => self.drain(&site, Some((reason, by))),
             Order::Resume { site } => self.drain(&site, None),
             Order::Lost { site, by } => self.declare_lost(&site, &by),
+            Order::Gone { site, by } => self.gone_for_good(&site, &by),
             Order::Cancel { job, tasks } => self.cancel_by_force(job, tasks),
             Order::Throttle { job, at_once } => self.throttle(job, at_once),
         }
@@ -207,6 +210,21 @@ impl Core {
             done.at.push((hop, done.tasks));
         }
         self.tell_stale(told);
+        Ok(done)
+    }
+
+    fn gone_for_good(&mut self, name: &str, by: &str) -> Result<Done, Refusal> {
+        let done = self.declare_lost(name, by)?;
+        let Some(site) = done.site.as_ref().map(|s| s.site) else { return Ok(done) };
+        let placed: Vec<(u64, u64)> = self.state.placed_on.get(&site).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
+        for (number, job) in placed {
+            let fenced = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).map(|d| d.fenced.clone()).unwrap_or_default();
+            for tasks in pieces(&fenced, u64::MAX, CHANGE_RANGES_MAX) {
+                self.record(What::Stopped(change::OfPlacement { job, number, tasks: tasks.to_runs() }));
+            }
+            self.changed.insert(job);
+        }
+        self.schedule_due = true;
         Ok(done)
     }
 

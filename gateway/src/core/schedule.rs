@@ -60,6 +60,34 @@ pub type Plan = Vec<(usize, usize, u64)>;
 pub trait Policy: Send + Sync {
     /// See the properties above.
     fn plan(&self, problem: &Problem<'_>) -> Plan;
+
+    /// When shares that have a price may be used.
+    fn burst(&self) -> Burst {
+        Burst::default()
+    }
+}
+
+/// Work goes to shares that have a price once it has waited so long, or so much of it waits: whatever comes first. By default at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Burst {
+    /// Since the submission: milliseconds.
+    pub after_ms: u64,
+    /// Tasks of one shape and principal; None: however many.
+    pub tasks: Option<u64>,
+}
+
+impl Burst {
+    /// May tasks that have waited so long, so many of them, cost money? Else: when.
+    fn may(&self, waited_ms: u64, tasks: u64) -> Result<(), String> {
+        if waited_ms >= self.after_ms || self.tasks.is_some_and(|most| tasks >= most) {
+            return Ok(());
+        }
+        let time =
+            (self.after_ms < u64::MAX).then(|| format!("after {} s of waiting ({} s so far)", self.after_ms.div_ceil(1_000), waited_ms / 1_000));
+        let many = self.tasks.map(|most| format!("when {most} tasks wait ({tasks} do)"));
+        let when: Vec<String> = time.into_iter().chain(many).collect();
+        Err(format!("what costs money is used {}", when.join(", or ")))
+    }
 }
 
 /// In order of the demands: to the offer with the most free slots first; lookahead only when no slot is free anywhere.
@@ -144,7 +172,12 @@ impl Core {
                         break;
                     }
                 }
-                let allowed = (0..problem.offers.len()).filter(|i| self.may_go(queue, &problem.offers[*i], &keys[*i]).is_ok()).collect();
+                let bursts = self.may_burst(queue).is_ok();
+                let may = |i: &usize| {
+                    let offer = &problem.offers[*i];
+                    (bursts || offer.share.price_micro_per_slot_hour == 0) && self.may_go(queue, offer, &keys[*i]).is_ok()
+                };
+                let allowed = (0..problem.offers.len()).filter(may).collect();
                 let oldest = jobs.first().copied().unwrap_or(0);
                 problem.demands.push(Demand { shape: queue.shape.clone(), tasks: tasks.min(room), oldest, allowed });
                 queues.push(queue);
@@ -197,6 +230,17 @@ impl Core {
             return Err(Reason::new(ReasonKind::BackOff, text).because(vec![reason.clone()]));
         }
         Ok(())
+    }
+
+    /// May tasks of this queue go where they cost money? Else: why not yet.
+    fn may_burst(&self, queue: &QueueKey) -> Result<(), String> {
+        let burst = self.policy.burst();
+        if burst == Burst::default() {
+            return Ok(());
+        }
+        let jobs = || self.state.waiting.get(queue).into_iter().flatten().filter_map(|n| self.state.jobs.get(n));
+        let waited_ms = jobs().next().map_or(0, |j| self.now.unix_ms.saturating_sub(j.created_ms));
+        burst.may(waited_ms, jobs().map(|j| j.placeable()).sum())
     }
 
     /// Take tasks from a queue, oldest job first, and place them.
@@ -278,12 +322,16 @@ impl Core {
         let queue = QueueKey::of(j);
         let attached = self.children.values().filter(|c| c.attached).count();
         let mut because = Vec::new();
+        let later = self.may_burst(&queue).err();
         let mut fits = false;
         for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
             for (key, share) in &c.shares {
                 let (credit, free) = self.credit(*id, key, share, c.heard_ms);
                 let mut reason = match self.may_go(&queue, &Offer { child: *id, share, credit, free }, key) {
                     Err(r) => r,
+                    Ok(()) if share.price_micro_per_slot_hour > 0 && later.is_some() => {
+                        Reason::new(ReasonKind::NotRented, format!("{key}: {}", later.clone().unwrap_or_default()))
+                    }
                     Ok(()) if share.draining || self.is_closed(*id) => self.why_draining(*id, key, share),
                     Ok(()) if credit < share.cost(&queue.shape) => {
                         Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
@@ -300,13 +348,14 @@ impl Core {
             because.push(Reason::new(ReasonKind::ContactLost, format!("{}: {}", c.hop.name, c.why_lost)).aged(age));
         }
         because.truncate(intergrid_proto::limits::SHARES_MAX);
-        let top = if attached == 0 {
+        let rented = self.why_not_rented(&queue);
+        let top = if attached == 0 && rented.is_none() {
             Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
         } else if j.unsure {
             Reason::new(ReasonKind::NotYetScheduled, format!("{} has just started, and waits until its peers are back", self.me.name))
-        } else if because.is_empty() {
+        } else if because.is_empty() && rented.is_none() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
-        } else if !fits {
+        } else if !fits && rented.is_none() {
             Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: it needs {} on one", human_shape(&queue.shape)))
                 .remedy("ask for fewer slots or less memory")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
@@ -316,8 +365,12 @@ impl Core {
             // Where there is room does not matter.
             because.clear();
             Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")
+        } else if let Some(why) = rented {
+            why
         } else if only_drained(&because) {
             Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
+        } else if because.iter().all(|b| matches!(b.kind, ReasonKind::NotRented | ReasonKind::NoFit | ReasonKind::Loop)) {
+            Reason::new(ReasonKind::NotRented, "every share that fits costs money, and is used later")
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
         };
@@ -373,6 +426,17 @@ fn human_shape(shape: &Shape) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn money_is_spent_after_a_while_or_when_much_waits() {
+        let burst = |after_ms, tasks| Burst { after_ms, tasks };
+        assert!(Burst::default().may(0, 1).is_ok());
+        let both = burst(120_000, Some(4));
+        assert!(both.may(120_000, 1).is_ok() && both.may(0, 4).is_ok());
+        let later = "what costs money is used after 120 s of waiting (119 s so far), or when 4 tasks wait (3 do)";
+        assert_eq!(Err(later.to_string()), both.may(119_999, 3));
+        assert_eq!(Err("what costs money is used when 4 tasks wait (3 do)".to_string()), burst(u64::MAX, Some(4)).may(u64::MAX - 1, 3));
+    }
     use proptest::prelude::*;
 
     fn share(slots: u32) -> Share {

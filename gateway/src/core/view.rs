@@ -210,6 +210,12 @@ impl Core {
         me.slots_total =
             if self.children.values().all(|c| c.hop.kind == Kind::Agent) { children.iter().map(|(_, h)| h.slots_total).sum() } else { slots_total };
         me.slots_free = slots_free.min(me.slots_total);
+        for more in self.rentable() {
+            me.slots_total += more.share.slots_total;
+            me.slots_free += more.share.slots_free;
+            me.memory_bytes = me.memory_bytes.saturating_add(more.share.machine_memory_bytes.saturating_mul(more.share.machines.into()));
+            me.shares.push(more.share.into());
+        }
         me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
         me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
         me.done = self.state.ended;

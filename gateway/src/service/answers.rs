@@ -29,6 +29,9 @@ fn reason(r: &mut pb::Reason) {
 fn host(h: &mut pb::Host, levels: u32) {
     [&mut h.version, &mut h.unreachable, &mut h.backend, &mut h.endpoint].into_iter().for_each(words);
     h.site.iter_mut().for_each(|s| words(&mut s.name));
+    words(&mut h.currency);
+    h.machines.iter_mut().for_each(|m| [&mut m.name, &mut m.id, &mut m.r#type, &mut m.zone, &mut m.state, &mut m.owner].into_iter().for_each(words));
+    h.spending.iter_mut().for_each(|s| [&mut s.name, &mut s.above].into_iter().for_each(words));
     h.draining.iter_mut().for_each(reason);
     h.shares
         .iter_mut()

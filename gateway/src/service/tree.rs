@@ -76,6 +76,8 @@ impl Service {
             .await?;
         me.backend = self.backend.kind().into();
         me.endpoint = self.endpoint.clone();
+        let account = self.backend.account();
+        (me.machines, me.spending, me.currency) = (account.machines, account.spending, account.currency);
         let left = less(deadline);
         let known: Vec<String> = children.iter().filter_map(|(_, h)| h.site.as_ref()).map(|s| s.name.clone()).collect();
         let asked = children.into_iter().map(|(id, seen)| self.host_of(id, seen, left));

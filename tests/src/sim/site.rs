@@ -94,7 +94,7 @@ impl World {
         s.born_ms = ms;
         (s.polled, s.flight, s.strike) = (false, None, None);
         s.inbox.clear();
-        let policy: Box<dyn Policy> = if s.leaf_site { Box::new(FirstFit) } else { Box::new(Spread) };
+        let policy: Box<dyn Policy> = if s.leaf_site { Box::new(FirstFit) } else { Box::new(Spread::default()) };
         let fresh = s.rng.range(1, 1 << 40);
         match Core::load(s.hop.clone(), &s.disk, policy, s.now(ms), fresh) {
             Ok(mut core) => {

@@ -4,7 +4,7 @@
 //! nothing about tasks. Outputs of agents live here, at the gateway, because machines go away.
 
 mod live;
-mod process;
+pub(crate) mod process;
 mod provider;
 mod service;
 
@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 pub use process::{ProcessConfig, ProcessProvider};
 pub use provider::{Provider, StaticProvider};
 
-use crate::backend::{Backend, Configured, Content, Peek, Sink};
+use crate::backend::{Account, Backend, Configured, Content, Peek, Sink};
 use crate::blobs::BlobStore;
 use crate::outputs::OutputStore;
 use crate::queue;
@@ -153,6 +153,10 @@ impl Backend for AgentPool {
     /// Agents fetch for themselves.
     fn put_blob(&self, _: SiteId, _: BlobHash, _: PathBuf) -> BoxFuture<'static, Result<(), Refusal>> {
         std::future::ready(Ok(())).boxed()
+    }
+
+    fn account(&self) -> Account {
+        self.0.provider.account()
     }
 
     fn configured(&self) -> Vec<Configured> {

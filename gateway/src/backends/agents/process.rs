@@ -33,7 +33,7 @@ const LOOK_INTERVAL_MS: u64 = 250;
 const STOP_WAIT_MS: u64 = 5_000;
 /// The small binary of its own, where it is installed beside this one.
 const AGENT_PROGRAM: &str = "grid-agent";
-const CONFIG_FILE: &str = "agent.toml";
+pub const CONFIG_FILE: &str = "agent.toml";
 /// A longer log becomes `agent.log.old` when its agent is started again.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
@@ -56,6 +56,8 @@ pub struct ProcessConfig {
     pub identity: PathBuf,
     /// Agents end when this process does.
     pub die_with_parent: bool,
+    /// An agent ends when it has been without a gateway, and without work, for so long; None: never.
+    pub alone_ms: Option<u64>,
 }
 
 /// Agents as processes.
@@ -82,6 +84,8 @@ struct AgentToml<'a> {
     slots: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alone_max: Option<String>,
 }
 
 impl ProcessProvider {
@@ -130,7 +134,8 @@ struct Keeper {
     faults: Faults,
 }
 
-enum Process {
+/// A process of ours.
+pub enum Process {
     /// With its stdin, which a child that dies with us watches.
     Ours(Box<Child>, Option<ChildStdin>),
     /// Started by an earlier process of this gateway.
@@ -234,7 +239,8 @@ impl Keeper {
 }
 
 impl ProcessConfig {
-    fn dir(&self, name: &str) -> PathBuf {
+    /// An agent's directory.
+    pub fn dir(&self, name: &str) -> PathBuf {
         let dir = self.state.join("agents").join(name);
         std::path::absolute(&dir).unwrap_or(dir)
     }
@@ -242,25 +248,28 @@ impl ProcessConfig {
 
 /// All that one start needs.
 #[derive(Clone)]
-struct Plan {
+pub struct Plan {
     name: String,
     dir: PathBuf,
-    file: PathBuf,
+    /// Its configuration.
+    pub file: PathBuf,
     text: String,
 }
 
 impl Plan {
-    fn new(config: &ProcessConfig, name: &str, endpoint: &str) -> Result<Self, Refusal> {
+    /// For an agent of this name.
+    pub fn new(config: &ProcessConfig, name: &str, endpoint: &str) -> Result<Self, Refusal> {
         let dir = config.dir(name);
         let memory = config.memory_bytes.map(|b| format!("{b}B"));
+        let alone_max = config.alone_ms.map(|ms| format!("{ms}ms"));
         let (identity, state) = (dir.join("identity"), dir.join("state"));
-        let toml = AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory };
+        let toml = AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory, alone_max };
         let text = toml::to_string(&toml).map_err(|e| Refusal::new(RefusalKind::Internal, format!("the configuration of agent {name}: {e}")))?;
         Ok(Plan { name: name.to_string(), file: dir.join(CONFIG_FILE), dir, text })
     }
 
     /// Directory, identity, configuration. Blocking.
-    fn prepare(&self, config: &ProcessConfig) -> Result<(), Refusal> {
+    pub fn prepare(&self, config: &ProcessConfig) -> Result<(), Refusal> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|e| io_refusal("make", &self.dir, e))?;
         let identity = self.dir.join("identity");
@@ -274,7 +283,8 @@ impl Plan {
         write_atomic(&self.file, self.text.as_bytes()).map_err(|e| io_refusal("write", &self.file, e))
     }
 
-    fn spawn(&self, config: &ProcessConfig) -> Result<Process, Refusal> {
+    /// Start it.
+    pub fn spawn(&self, config: &ProcessConfig) -> Result<Process, Refusal> {
         let (program, role) = program(config)?;
         let log = self.dir.join("agent.log");
         if fs::metadata(&log).is_ok_and(|m| m.len() > LOG_BYTES_MAX) {
@@ -308,9 +318,22 @@ fn program(config: &ProcessConfig) -> Result<(PathBuf, Option<&'static str>), Re
 }
 
 /// The process that runs with this configuration.
-fn find(file: &Path) -> Option<Pid> {
+pub fn find(file: &Path) -> Option<Pid> {
     let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
     pids.filter_map(Pid::from_raw).find(|pid| is_ours(*pid, file))
+}
+
+/// Which of these configurations a process runs with: one look at /proc for all.
+pub fn running(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<i32>().is_ok()));
+    for pid in pids {
+        let line = fs::read(pid.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
+        let configs = words.windows(3).filter(|w| w[0] == b"--config" && w[2] == b"--ready-file");
+        found.extend(configs.map(|w| PathBuf::from(std::ffi::OsStr::from_bytes(w[1]))).filter(|path| files.contains(path)));
+    }
+    found
 }
 
 /// Has it `--config <file> --ready-file` on its command line? A zombie has none.
@@ -321,7 +344,7 @@ fn is_ours(pid: Pid, file: &Path) -> bool {
 }
 
 /// Ask it to end; when it does not, kill it.
-async fn end(process: Process) {
+pub async fn end(process: Process) {
     let file_of = |pid: Pid| fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     match process {
         Process::Ours(mut child, stdin) => {
@@ -367,6 +390,7 @@ mod tests {
             state: dir.join("state"),
             identity: dir.join("site"),
             die_with_parent,
+            alone_ms: None,
         };
         ProcessProvider::new(config)
     }

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use intergrid_proto::Refusal;
+
+use crate::backend::Account;
 
 /// A maker of machines.
 pub trait Provider: Send + Sync + 'static {
@@ -12,6 +15,16 @@ pub trait Provider: Send + Sync + 'static {
 
     /// The machines that it keeps: label, and why it is not up; empty: it is, as far as is known.
     fn machines(&self) -> Vec<(String, String)>;
+
+    /// May an agent of this label attach? Certificates outlive machines.
+    fn admits(&self, _label: &str) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    /// What is rented, and what that costs; empty where nothing is.
+    fn account(&self) -> Account {
+        Account::default()
+    }
 
     /// Begin, inside a tokio runtime: agents shall dial this endpoint.
     fn start(&self, endpoint: String);

@@ -173,6 +173,7 @@ impl Inner {
         if hop.kind != Kind::Agent || hop.name != peer.label {
             return denied(format!("its hello says {} {:?}, its certificate agent {:?}", hop.kind.name(), hop.name, peer.label));
         }
+        self.provider.admits(&hop.name)?;
         let mut sessions = self.lock();
         if let Some(other) = sessions.values().find(|s| s.hop.site == peer.id || s.hop.name == hop.name) {
             let message = format!("agent {} ({:?}) is attached already, from {}", other.hop.name, other.hop.site, other.addr);

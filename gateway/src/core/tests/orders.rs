@@ -226,6 +226,24 @@ fn what_is_declared_lost_runs_elsewhere_and_the_old_attempt_is_stopped() {
 }
 
 #[test]
+fn a_machine_that_is_gone_leaves_nothing_behind() {
+    for (on_lost, phase) in [(OnLost::Requeue, Phase::Running), (OnLost::Wait, Phase::Failed)] {
+        let (mut w, root, g1, job) = cut_off(on_lost);
+        let done = order(&mut w, root, Order::Gone { site: "g1".into(), by: "root".into() }).unwrap();
+        assert_eq!(2, done.tasks);
+        w.pass(1_000);
+        assert_eq!(2, w.count(root, job, phase));
+        let state = w.sites[&root].core.state();
+        assert!(state.jobs[&job].downs.values().all(|d| d.child != g1), "nothing waits for its word");
+        assert!(state.outstanding.keys().all(|(child, _)| *child != g1));
+        assert_eq!(0, order(&mut w, root, Order::Gone { site: "g1".into(), by: "root".into() }).unwrap().tasks);
+        restart_without(&mut w, root, g1);
+        w.pass(1_000);
+        assert_eq!(2, w.count(root, job, phase), "durable");
+    }
+}
+
+#[test]
 fn what_may_start_once_only_has_failed_when_it_is_declared_lost() {
     let (mut w, root, g1, job) = cut_off(OnLost::Wait);
     let done = order(&mut w, root, Order::Lost { site: "g1".into(), by: "root".into() }).unwrap();

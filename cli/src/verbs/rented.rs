@@ -1,0 +1,144 @@
+//! `machines`, and `cost`: what the gateways below have rented, and what that costs, against the caps. Told with the sites, hop by hop.
+
+use intergrid_proto::pb;
+use serde_json::{Value, json};
+
+use super::hosts;
+use crate::out::{Out, Paint};
+use crate::render;
+use crate::render::table::{Cell, Table};
+use crate::stop::{Ending, Result};
+use crate::verbs::Context;
+
+/// Millionths, as people write them.
+fn money(micro: u64) -> String {
+    let (whole, part) = (micro / 1_000_000, format!("{:06}", micro % 1_000_000));
+    let kept = part.trim_end_matches('0').len().max(2);
+    format!("{whole}.{}", &part[..kept])
+}
+
+fn cap(micro: Option<u64>) -> String {
+    micro.map_or_else(|| "-".into(), money)
+}
+
+/// Every site that could be asked, with its route.
+fn sites(host: &pb::Host) -> (Vec<(String, &pb::Host)>, Vec<String>) {
+    let nodes: Vec<(String, &pb::Host)> = hosts::nodes(host, "").rows().into_iter().map(|(_, node)| node).collect();
+    let away = nodes.iter().filter(|(_, h)| !h.unreachable.is_empty()).map(|(route, _)| route.clone()).collect();
+    (nodes, away)
+}
+
+/// What is not in the answer is said.
+fn note(out: &Out, away: &[String]) {
+    if !away.is_empty() {
+        out.note(format!("unreachable, so not counted here: {}", away.join(", ")));
+    }
+}
+
+/// Each machine, and why it is there.
+pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
+    let host = hosts::ask(&context.client).await?;
+    let (sites, away) = sites(&host);
+    let all: Vec<(&str, &pb::Host, &pb::Machine)> = sites.iter().flat_map(|(route, h)| h.machines.iter().map(|m| (route.as_str(), *h, m))).collect();
+    if out.json {
+        let machines: Vec<Value> = all.iter().map(|(route, h, m)| machine(route, &h.currency, m)).collect();
+        out.object(json!({ "machines": machines, "unreachable": away }))?;
+        return Ok(Ending::Well);
+    }
+    note(out, &away);
+    if all.is_empty() {
+        out.line("no machine is rented")?;
+    } else {
+        let mut table = Table::new(&["MACHINE", "SITE", "TYPE", ">SLOTS", ">BUSY", ">PER HOUR", ">AGE", ">PAID FOR", "OWNER", "STATE"]);
+        for (route, h, m) in &all {
+            table.row(vec![
+                m.name.as_str().into(),
+                (*route).into(),
+                kind(m).into(),
+                u64::from(m.slots).into(),
+                m.busy.into(),
+                format!("{} {}", money(m.rate_micro), h.currency).into(),
+                render::duration(m.age_ms).into(),
+                render::duration(m.paid_ms).into(),
+                m.owner.as_str().into(),
+                Cell::painted(m.state.clone(), if m.unknown { Paint::Warn } else { Paint::Plain }),
+            ]);
+        }
+        table.print(out)?;
+    }
+    out.next("next: grid cost")?;
+    Ok(Ending::Well)
+}
+
+fn kind(m: &pb::Machine) -> String {
+    let zone = if m.zone.is_empty() { String::new() } else { format!(" in {}", m.zone) };
+    format!("{}{zone}{}", m.r#type, if m.spot { " (spot)" } else { "" })
+}
+
+fn machine(route: &str, currency: &str, m: &pb::Machine) -> Value {
+    json!({
+        "machine": m.name, "site": route, "id": m.id, "type": m.r#type, "zone": m.zone, "spot": m.spot, "slots": m.slots, "busy": m.busy,
+        "price_per_hour": money(m.rate_micro), "currency": currency, "age_ms": m.age_ms, "paid_ms": m.paid_ms, "owner": m.owner,
+        "state": m.state, "unknown": m.unknown,
+    })
+}
+
+/// Each budget: what is charged, and what may be.
+pub async fn cost(context: &Context<'_>, out: &Out) -> Result<Ending> {
+    let host = hosts::ask(&context.client).await?;
+    let (sites, away) = sites(&host);
+    let all: Vec<(&str, &pb::Host, &pb::Spending)> = sites.iter().flat_map(|(route, h)| h.spending.iter().map(|s| (route.as_str(), *h, s))).collect();
+    if out.json {
+        let budgets: Vec<Value> = all.iter().map(|(route, h, s)| budget(route, &h.currency, s)).collect();
+        out.object(json!({ "budgets": budgets, "unreachable": away }))?;
+        return Ok(Ending::Well);
+    }
+    note(out, &away);
+    if all.is_empty() {
+        out.line("nothing can be rented here or below: no budget")?;
+        return Ok(Ending::Well);
+    }
+    let mut table = Table::new(&["BUDGET", "SITE", "", ">PER HOUR", ">CAP", ">UNKNOWN", ">TODAY", ">CAP", ">MONTH", ">CAP", ">TOTAL", ">CAP"]);
+    for (route, h, s) in &all {
+        let name = if s.above.is_empty() { s.name.clone() } else { format!("{} (of {})", s.name, s.above) };
+        let used = |n: u64, of: Option<u64>| Cell::painted(money(n), if of.is_some_and(|of| n * 5 >= of * 4) { Paint::Warn } else { Paint::Plain });
+        table.row(vec![
+            name.into(),
+            (*route).into(),
+            h.currency.as_str().into(),
+            used(s.rate_micro, s.rate_cap_micro),
+            cap(s.rate_cap_micro).into(),
+            Cell::painted(money(s.unknown_micro), if s.unknown_micro > 0 { Paint::Warn } else { Paint::Plain }),
+            used(s.today_micro, s.today_cap_micro),
+            cap(s.today_cap_micro).into(),
+            used(s.month_micro, s.month_cap_micro),
+            cap(s.month_cap_micro).into(),
+            used(s.total_micro, s.total_cap_micro),
+            cap(s.total_cap_micro).into(),
+        ]);
+    }
+    table.print(out)?;
+    out.next("charged: what was spent, and what running machines can cost until their leases end. next: grid machines")?;
+    Ok(Ending::Well)
+}
+
+fn budget(route: &str, currency: &str, s: &pb::Spending) -> Value {
+    json!({
+        "budget": s.name, "above": s.above, "site": route, "currency": currency,
+        "per_hour": money(s.rate_micro), "per_hour_cap": s.rate_cap_micro.map(money), "per_hour_unknown": money(s.unknown_micro),
+        "today": money(s.today_micro), "today_cap": s.today_cap_micro.map(money),
+        "month": money(s.month_micro), "month_cap": s.month_cap_micro.map(money),
+        "total": money(s.total_micro), "total_cap": s.total_cap_micro.map(money),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_is_written_as_people_do() {
+        assert_eq!(["0.00", "0.68", "0.0052", "12.00"], [0, 680_000, 5_200, 12_000_000].map(money).each_ref().map(String::as_str));
+        assert_eq!(("-".to_string(), "1.50".to_string()), (cap(None), cap(Some(1_500_000))));
+    }
+}

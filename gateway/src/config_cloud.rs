@@ -1,0 +1,180 @@
+//! The part of `gateway.toml` that rents machines: `[cloud]`, its types with their prices, and the budget.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use intergrid_proto::Refusal;
+use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
+use intergrid_provision::{Billing, Budget, Caps, Catalogue, MachineType, Money, Offer, OfferKey, Price, Rate, Settings};
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::Source;
+
+/// Machines that boot at a time, unless the site says otherwise.
+const BOOTING_MAX_DEFAULT: u32 = 16;
+/// Machines, unless the site says otherwise.
+const MACHINES_MAX_DEFAULT: u32 = 1_000;
+/// A machine without work is kept for so long, unless the site says otherwise.
+const IDLE_MS_DEFAULT: u64 = 60_000;
+/// A machine without its agent, likewise.
+const AWAY_MS_DEFAULT: u64 = 600_000;
+/// A machine whose gateway does not come back ends by itself after so long, unless the site says otherwise.
+const ALONE_MS_DEFAULT: u64 = 900_000;
+/// Types of machines.
+const TYPES_MAX: usize = 64;
+/// Seconds that are billed at least, where a type is billed by the second.
+const MIN_SECONDS_DEFAULT: u32 = 60;
+
+/// What can be rented, and for how much in all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CloudConfig {
+    /// From whom.
+    pub provider: CloudProvider,
+    /// Limits.
+    pub settings: Settings,
+    /// Types and prices.
+    pub catalogue: Catalogue,
+    /// Caps.
+    pub budget: Budget,
+    /// A machine that has been without this gateway, and without work, for so long ends by itself.
+    pub alone_ms: u64,
+}
+
+/// Who rents machines out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CloudProvider {
+    /// Agents as processes of this machine; the prices are fictitious.
+    Process {
+        /// The agent's binary; absent: the one beside ours.
+        program: Option<PathBuf>,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ProviderName {
+    Process,
+}
+
+/// The section as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Section {
+    provider: ProviderName,
+    program: Option<PathBuf>,
+    slots_max: u64,
+    machines_max: Option<u32>,
+    booting_max: Option<u32>,
+    #[serde(default, deserialize_with = "super::some_time")]
+    idle: Option<u64>,
+    #[serde(default, deserialize_with = "super::some_time")]
+    away: Option<u64>,
+    #[serde(default, deserialize_with = "super::some_time")]
+    alone: Option<u64>,
+    currency: String,
+    #[serde(rename = "type", default)]
+    types: Vec<Spanned<Type>>,
+    budget: CapsSection,
+    #[serde(default)]
+    owner: Vec<Spanned<Owner>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Type {
+    name: String,
+    slots: u32,
+    #[serde(deserialize_with = "super::bytes")]
+    memory: u64,
+    architecture: Option<String>,
+    /// Of one machine, for an hour.
+    price: Rate,
+    billing: BillingName,
+    min_seconds: Option<u32>,
+    machines_max: Option<u32>,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum BillingName {
+    Hour,
+    Second,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapsSection {
+    hour: Option<Rate>,
+    day: Option<Money>,
+    month: Option<Money>,
+    total: Option<Money>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Owner {
+    name: String,
+    of: Option<String>,
+    hour: Option<Rate>,
+    day: Option<Money>,
+    month: Option<Money>,
+    total: Option<Money>,
+}
+
+pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudConfig, Refusal> {
+    let s = section.get_ref();
+    let refuse = |what: String| Err(source.refuse(section.span(), &format!("[cloud] {what}")));
+    if s.types.is_empty() || s.types.len() > TYPES_MAX {
+        return refuse(format!("has {} types of machines; write 1 to {TYPES_MAX} [[cloud.type]]", s.types.len()));
+    }
+    if s.currency.len() != 3 || !s.currency.bytes().all(|b| b.is_ascii_uppercase()) {
+        return refuse(format!("currency = {:?}: write its three letters, as \"USD\"", s.currency));
+    }
+    if s.slots_max == 0 {
+        return refuse("slots_max = 0: nothing could ever be rented".into());
+    }
+    let root = Caps { hour: s.budget.hour, day: s.budget.day, month: s.budget.month, total: s.budget.total };
+    if root == Caps::default() {
+        return refuse("budget has no cap, and without one nothing is rented; set `hour`, `day`, `month` or `total`".into());
+    }
+    let mut catalogue = Catalogue { currency: s.currency.clone(), types: BTreeMap::new(), offers: Vec::new() };
+    for spanned in &s.types {
+        let t = spanned.get_ref();
+        let wrong = |what: String| Err(source.refuse(spanned.span(), &format!("type {:?}: {what}", t.name)));
+        if t.name.is_empty() || t.name.chars().any(char::is_control) || catalogue.types.contains_key(&t.name) {
+            return wrong("names are unique, and not empty".into());
+        }
+        if !(1..=SLOTS_PER_TASK_MAX).contains(&t.slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&t.memory) {
+            return wrong(format!("slots must be 1 to {SLOTS_PER_TASK_MAX}, memory 1 to {MEMORY_PER_TASK_BYTES_MAX} bytes"));
+        }
+        let billing = match (&t.billing, t.min_seconds) {
+            (BillingName::Hour, None) => Billing::Hour,
+            (BillingName::Hour, Some(_)) => return wrong("min_seconds belongs to billing = \"second\"".into()),
+            (BillingName::Second, min_s) => Billing::Second { min_s: min_s.unwrap_or(MIN_SECONDS_DEFAULT) },
+        };
+        let architecture = t.architecture.clone().unwrap_or_else(|| std::env::consts::ARCH.to_string());
+        let kind = MachineType { slots: t.slots, memory_bytes: t.memory, architecture, machines_max: t.machines_max };
+        let key = OfferKey { machine: t.name.clone(), zone: String::new(), spot: false };
+        catalogue.types.insert(t.name.clone(), kind);
+        catalogue.offers.push(Offer { key, price: Some(Price { rate: t.price, ceiling: t.price, billing }) });
+    }
+    let owners: Vec<(String, Option<String>, Caps)> = s
+        .owner
+        .iter()
+        .map(|o| o.get_ref())
+        .map(|o| (o.name.clone(), o.of.clone(), Caps { hour: o.hour, day: o.day, month: o.month, total: o.total }))
+        .collect();
+    let budget = Budget::new(root, &owners).map_err(|what| source.refuse(section.span(), &format!("[cloud] {what}")))?;
+    let settings = Settings {
+        slots_max: s.slots_max,
+        machines_max: s.machines_max.unwrap_or(MACHINES_MAX_DEFAULT),
+        booting_max: s.booting_max.unwrap_or(BOOTING_MAX_DEFAULT),
+        idle_ms: s.idle.unwrap_or(IDLE_MS_DEFAULT),
+        away_ms: s.away.unwrap_or(AWAY_MS_DEFAULT),
+    };
+    let provider = match s.provider {
+        ProviderName::Process => CloudProvider::Process { program: s.program.clone() },
+    };
+    Ok(CloudConfig { provider, settings, catalogue, budget, alone_ms: s.alone.unwrap_or(ALONE_MS_DEFAULT) })
+}

@@ -1,0 +1,159 @@
+//! Machines that are not there and could be rented: offered upward like those that are, so that work comes for which they are then rented.
+//!
+//! Not durable: the provisioner says it again after a start. It decides about machines, this core about tasks; what each must know of the other is here.
+
+use std::collections::BTreeMap;
+
+use intergrid_proto::link::Kind;
+use intergrid_proto::share::Fit;
+use intergrid_proto::{Reason, ReasonKind, Shape, Share};
+
+use super::Core;
+use super::advert::{Upward, machine_class};
+use super::limits::RENT_DEMANDS_MAX;
+use super::state::QueueKey;
+
+/// What the provisioner says.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ForRent {
+    /// By type of machine.
+    pub types: Vec<Rentable>,
+    /// Why no more is rented for what waits: shape, principal, reason.
+    pub unmet: Vec<(Shape, String, Reason)>,
+}
+
+/// Machines of one type that are not there.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Rentable {
+    /// Slots of one.
+    pub slots: u32,
+    /// Bytes of one.
+    pub memory_bytes: u64,
+    /// As `uname -m`.
+    pub architecture: String,
+    /// How many could come. With none of them left the type is still told of: work that fits it may wait above.
+    pub machines: u64,
+    /// Millionths of `currency` per slot and hour.
+    pub price_micro_per_slot_hour: u64,
+    /// ISO 4217.
+    pub currency: String,
+}
+
+/// What the provisioner must know: what waits, and how its machines do.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Renting {
+    /// Waiting tasks by shape and principal, the oldest jobs first counted.
+    pub waiting: Vec<(Shape, String, u64)>,
+    /// Every agent that this process has seen, or that has work.
+    pub agents: Vec<Agent>,
+}
+
+/// How an agent is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Agent {
+    /// Its label.
+    pub name: String,
+    /// It has a session.
+    pub attached: bool,
+    /// Slots with work.
+    pub busy: u64,
+    /// Tasks that are placed there and have not ended, or whose stop is not confirmed.
+    pub open: u64,
+    /// Who ordered that it takes no new work; empty: nobody.
+    pub drained_by: String,
+}
+
+impl Core {
+    pub(super) fn hear_of(&mut self, offer: ForRent) {
+        if self.for_rent == offer {
+            return;
+        }
+        self.advert_due = true;
+        if self.for_rent.unmet != offer.unmet {
+            let waiting: Vec<u64> = self.state.waiting.values().flatten().copied().collect();
+            self.changed.extend(waiting);
+        }
+        self.for_rent = offer;
+    }
+
+    /// See [`Renting`].
+    pub fn renting(&self) -> Renting {
+        let mut waiting: BTreeMap<(Shape, String), u64> = BTreeMap::new();
+        for (queue, jobs) in &self.state.waiting {
+            let tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
+            // What is beyond that waits for the next look.
+            if tasks > 0 && (waiting.len() < RENT_DEMANDS_MAX || waiting.contains_key(&(queue.shape.clone(), queue.principal.clone()))) {
+                *waiting.entry((queue.shape.clone(), queue.principal.clone())).or_default() += tasks;
+            }
+        }
+        let children = self.children.iter().filter(|(_, c)| c.hop.kind == Kind::Agent);
+        let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
+        let placed = self.state.placed_on.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| id);
+        let others = placed.chain(self.state.drains.keys().filter(|id| **id != self.me.site)).map(|id| (*id, false));
+        for (id, attached) in children.map(|(id, c)| (*id, c.attached)).chain(others) {
+            let name = self.child_name(id);
+            let agent = agents.entry(name.clone()).or_insert_with(|| Agent { name, ..Agent::default() });
+            if agent.attached {
+                continue;
+            }
+            agent.attached = attached;
+            agent.busy = self.state.outstanding.iter().filter(|((child, _), _)| *child == id).map(|(_, slots)| *slots).sum();
+            agent.open = self.state.placed_on.get(&id).map_or(0, |p| p.len() as u64);
+            agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
+        }
+        Renting { waiting: waiting.into_iter().map(|((shape, who), n)| (shape, who, n)).collect(), agents: agents.into_values().collect() }
+    }
+
+    /// An agent that is gone for good, and has nothing here, is no longer listed.
+    pub fn forget_agent(&mut self, name: &str) {
+        let gone = |id: &intergrid_proto::SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
+        self.children.retain(|id, c| c.hop.name != name || c.attached || c.hop.kind != Kind::Agent || !gone(id));
+    }
+
+    /// What could be rented, as shares of this site.
+    pub(super) fn rentable(&self) -> Vec<Upward> {
+        // Tasks of our own users take what comes, too.
+        let own = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).filter(|j| j.parent.is_none());
+        let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable())).collect();
+        self.for_rent.types.iter().map(|t| self.upward_of(t, &mut own)).collect()
+    }
+
+    fn upward_of(&self, t: &Rentable, own: &mut [(Shape, u64)]) -> Upward {
+        let slots = t.machines.saturating_mul(u64::from(t.slots));
+        let mut share = Share {
+            origin: self.me.site,
+            origin_name: self.me.name.clone(),
+            path: vec![self.me.site],
+            machine_slots: t.slots,
+            machine_memory_bytes: t.memory_bytes,
+            architecture: t.architecture.clone(),
+            slots_total: slots,
+            machines: u32::try_from(t.machines).unwrap_or(u32::MAX),
+            price_micro_per_slot_hour: t.price_micro_per_slot_hour,
+            currency: t.currency.clone(),
+            ..Share::default()
+        };
+        share.key = format!("{}/{}", self.me.name, machine_class(&share));
+        let mut room = slots;
+        for (shape, tasks) in own.iter_mut().filter(|(shape, _)| share.fit(shape) == Fit::Yes) {
+            let cost = share.cost(shape).max(1);
+            let n = (*tasks).min(room / cost);
+            (*tasks, room) = (*tasks - n, room - n * cost);
+        }
+        let placed = self.queued_for_parents().get(&share.key).copied().unwrap_or(0);
+        share.slots_free = room.saturating_sub(placed);
+        share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.slots);
+        Upward { share, room }
+    }
+
+    /// Why nothing (more) is rented for this queue, where anything could be.
+    pub(super) fn why_not_rented(&self, queue: &QueueKey) -> Option<Reason> {
+        let fits = |t: &Rentable| queue.shape.slots <= t.slots && queue.shape.memory_bytes <= t.memory_bytes;
+        if !self.for_rent.types.iter().any(fits) {
+            return None;
+        }
+        let of = |u: &&(Shape, String, Reason)| u.0 == queue.shape && u.1 == queue.principal;
+        let said = self.for_rent.unmet.iter().find(of).map(|u| u.2.clone());
+        Some(said.unwrap_or_else(|| Reason::new(ReasonKind::NotRented, "a machine is on its way for it, or will be asked for")))
+    }
+}

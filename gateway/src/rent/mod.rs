@@ -1,0 +1,360 @@
+//! Rented machines: the provisioner's shell. It tells the provisioner what waits and how its agents do, commits what that decided to the site's store, and
+//! only then calls the cloud.
+//!
+//! Invariants: no call before its record is durable; an agent attaches only while its machine may exist; when a machine's end is certain, what was open
+//! there is declared lost, so that it goes elsewhere or has failed. It decides nothing about money: [`intergrid_provision`] does.
+
+mod book;
+mod cloud;
+mod process;
+mod show;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
+use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Provisioner, Record, Settings};
+use tokio::sync::{OnceCell, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+pub use cloud::{Cloud, Launch};
+pub use process::ProcessCloud;
+
+use crate::backend::Account;
+use crate::backends::agents::Provider;
+use crate::core;
+use crate::core::orders::Order;
+use crate::core::rent::{Agent, ForRent, Rentable, Renting};
+use crate::engine::Engine;
+use book::Book;
+
+/// How often agents are looked at.
+const LOOK_MS: u64 = 250;
+/// A round of the provisioner: what waits is told.
+const ROUND_MS: u64 = 1_000;
+/// A call of the cloud takes no longer; what came of it is then unknown.
+const CALL_MAX_MS: u64 = 120_000;
+/// Answers of the cloud that may wait: more than calls can be in flight.
+const ANSWERS_MAX: usize = 1_024;
+/// A commit that was refused (there is no room) is tried again after so long.
+const COMMIT_AGAIN_MS: u64 = 500;
+/// In orders, who gave them.
+const BY: &str = "provisioner";
+
+/// What is rented, and how far.
+#[derive(Clone, Debug)]
+pub struct RentConfig {
+    /// The gateway's name: prefix of its machines'.
+    pub gateway: String,
+    /// Limits.
+    pub settings: Settings,
+    /// Types and prices.
+    pub catalogue: Catalogue,
+    /// Caps.
+    pub budget: Budget,
+}
+
+/// The provider of rented machines.
+pub struct Rented {
+    config: RentConfig,
+    cloud: Arc<dyn Cloud>,
+    engine: Arc<OnceCell<Engine>>,
+    stop: watch::Sender<bool>,
+    task: Mutex<Option<JoinHandle<()>>>,
+    seen: Arc<Mutex<Shown>>,
+}
+
+/// For callers from elsewhere, as of the last look.
+#[derive(Default)]
+struct Shown {
+    /// The records have been read.
+    known: bool,
+    /// Machines that may exist: label, and how it is.
+    machines: BTreeMap<String, String>,
+    account: Account,
+}
+
+impl Rented {
+    /// With machines of this cloud; nothing is done before `start`.
+    pub fn new(config: RentConfig, cloud: Arc<dyn Cloud>, engine: Arc<OnceCell<Engine>>) -> Arc<Self> {
+        Arc::new(Rented { config, cloud, engine, stop: watch::Sender::new(false), task: Mutex::default(), seen: Arc::default() })
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Provider for Rented {
+    fn name(&self) -> &'static str {
+        self.cloud.name()
+    }
+
+    fn machines(&self) -> Vec<(String, String)> {
+        lock(&self.seen).machines.iter().map(|(label, state)| (label.clone(), state.clone())).collect()
+    }
+
+    fn admits(&self, label: &str) -> Result<(), Refusal> {
+        let seen = lock(&self.seen);
+        match (seen.known, seen.machines.contains_key(label)) {
+            (false, _) => Err(Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("attach again")),
+            (true, true) => Ok(()),
+            (true, false) => {
+                let message = format!("{label:?} is not a machine that this gateway has rented, or it has been ended");
+                Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("`grid machines` lists those that are"))
+            }
+        }
+    }
+
+    fn account(&self) -> Account {
+        lock(&self.seen).account.clone()
+    }
+
+    fn start(&self, endpoint: String) {
+        let Some(engine) = self.engine.get().cloned() else { return };
+        let shell = Shell {
+            config: self.config.clone(),
+            cloud: self.cloud.clone(),
+            engine,
+            endpoint,
+            stop: self.stop.subscribe(),
+            seen: self.seen.clone(),
+            agents: BTreeMap::new(),
+            drains: BTreeMap::new(),
+        };
+        *lock(&self.task) = Some(tokio::spawn(async move {
+            if let Err(e) = shell.run().await {
+                tracing::error!("nothing is rented, and no machine is ended: {e}");
+            }
+        }));
+    }
+
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
+        self.stop.send_replace(true);
+        let (task, cloud) = (lock(&self.task).take(), self.cloud.clone());
+        async move {
+            if let Some(mut task) = task
+                && timeout(Duration::from_millis(2 * COMMIT_AGAIN_MS), &mut task).await.is_err()
+            {
+                task.abort();
+            }
+            cloud.stop(busy).await;
+        }
+        .boxed()
+    }
+}
+
+/// `burst-m17`.
+fn label(gateway: &str, number: u64) -> String {
+    format!("{gateway}-m{number}")
+}
+
+/// The number in a label.
+fn number(gateway: &str, label: &str) -> Option<u64> {
+    label.strip_prefix(gateway)?.strip_prefix("-m")?.parse().ok()
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+struct Shell {
+    config: RentConfig,
+    cloud: Arc<dyn Cloud>,
+    engine: Engine,
+    endpoint: String,
+    stop: watch::Receiver<bool>,
+    seen: Arc<Mutex<Shown>>,
+    /// As they were told to the provisioner.
+    agents: BTreeMap<u64, Agent>,
+    /// Machines that shall take no new work, and why.
+    drains: BTreeMap<u64, String>,
+}
+
+impl Shell {
+    async fn run(mut self) -> Result<(), Refusal> {
+        let RentConfig { settings, catalogue, budget, .. } = self.config.clone();
+        let (mut book, records) = Book::load(&*self.engine.reader())?;
+        let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+        self.show(&p);
+        let (answers, mut answered) = mpsc::channel(ANSWERS_MAX);
+        let mut look = tokio::time::interval(Duration::from_millis(LOOK_MS));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut round = Instant::now();
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                Some(input) = answered.recv() => p.step(input, now_ms()),
+                _ = look.tick() => {
+                    let renting = self.engine.look(core::Core::renting).await?;
+                    self.tell_agents(&mut p, &renting.agents);
+                    if Instant::now() >= round {
+                        round = Instant::now() + Duration::from_millis(ROUND_MS);
+                        p.step(Input::Demand(demand(&renting)), now_ms());
+                    } else {
+                        p.step(Input::Tick, now_ms());
+                    }
+                    self.order(&p, &renting.agents).await;
+                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.catalogue.currency))).await?;
+                }
+                () = stopped(&mut stop) => return Ok(()),
+            }
+            let (records, actions) = p.take();
+            if !records.is_empty() {
+                records.iter().for_each(|r| log(&self.config.gateway, r));
+                let rows = book.rows(&records, || p.checkpoint());
+                while let Err(why) = self.engine.put(rows.clone()).await {
+                    tracing::warn!(%why, "what the provisioner decided can't be written down, so it is not done; trying again");
+                    if timeout(Duration::from_millis(COMMIT_AGAIN_MS), stopped(&mut stop)).await.is_ok() {
+                        return Ok(());
+                    }
+                }
+            }
+            self.show(&p);
+            actions.into_iter().for_each(|a| self.perform(a, &p, &answers));
+        }
+    }
+
+    /// What has changed of its agents.
+    fn tell_agents(&mut self, p: &mut Provisioner, agents: &[Agent]) {
+        let now = now_ms();
+        for agent in agents {
+            let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
+            let before = self.agents.insert(number, agent.clone()).unwrap_or_default();
+            if agent.attached != before.attached {
+                p.step(if agent.attached { Input::Attached(number) } else { Input::Detached(number) }, now);
+            }
+            if agent.busy != before.busy || agent.attached != before.attached {
+                p.step(Input::Busy(number, agent.busy), now);
+            }
+            if agent.drained_by == BY && agent.open == 0 && self.drains.contains_key(&number) {
+                p.step(Input::Drained(number), now);
+            }
+        }
+        self.agents.retain(|number, _| agents.iter().any(|a| a.name == label(&self.config.gateway, *number)));
+    }
+
+    /// Orders that are due: each is given again at the next look where it was not carried out.
+    async fn order(&mut self, p: &Provisioner, agents: &[Agent]) {
+        let exist: BTreeSet<u64> = p.machines().filter(|m| m.may_exist()).map(|m| m.number).collect();
+        self.drains.retain(|number, _| exist.contains(number));
+        for agent in agents {
+            let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
+            let (site, by) = (agent.name.clone(), BY.to_string());
+            if !exist.contains(&number) {
+                if agent.open > 0 {
+                    self.give(Order::Gone { site, by }).await;
+                } else if !agent.drained_by.is_empty() {
+                    self.give(Order::Resume { site }).await;
+                } else if !agent.attached {
+                    _ = self.engine.change(move |core| core.forget_agent(&site)).await;
+                }
+                continue;
+            }
+            match (self.drains.get(&number).cloned(), agent.drained_by.as_str()) {
+                (Some(reason), "") => self.give(Order::Drain { site, reason, by }).await,
+                (None, BY) => self.give(Order::Resume { site }).await,
+                _ => {}
+            }
+        }
+    }
+
+    async fn give(&self, order: Order) {
+        if let Err(why) = self.engine.order(order).await {
+            tracing::debug!(%why, "an order of the provisioner is given again");
+        }
+    }
+
+    fn perform(&mut self, action: Action, p: &Provisioner, answers: &mpsc::Sender<Input>) {
+        match action {
+            Action::Launch { number, offer, price } => {
+                let Some(kind) = p.machines().find(|m| m.number == number).map(|m| m.kind.clone()) else { return };
+                let (label, endpoint) = (label(&self.config.gateway, number), self.endpoint.clone());
+                let call = self.cloud.launch(Launch { number, label, offer, kind, price, endpoint });
+                answer(answers, call, move |outcome| Input::Answered(number, outcome.unwrap_or(Outcome::Unknown)));
+            }
+            Action::Terminate { number, id } => {
+                answer(answers, self.cloud.terminate(id), move |state| Input::Terminated(number, state.flatten()));
+            }
+            Action::TerminateStranger(id) => {
+                tracing::warn!(%id, "a machine of ours that no record knows is ended");
+                answer(answers, self.cloud.terminate(id), |_| Input::Tick);
+            }
+            Action::Look => {
+                let began = now_ms();
+                answer(answers, self.cloud.list(), move |seen| Input::Listed(began, seen.flatten()));
+            }
+            Action::Drain(number, why) => _ = self.drains.insert(number, why.to_string()),
+            Action::Undrain(number) => _ = self.drains.remove(&number),
+        }
+    }
+
+    fn show(&self, p: &Provisioner) {
+        let machines = p.machines().filter(|m| m.may_exist()).map(|m| (label(&self.config.gateway, m.number), m.state())).collect();
+        let account = show::account(&self.config.gateway, p, &self.config.catalogue.currency, now_ms());
+        *lock(&self.seen) = Shown { known: true, machines, account };
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Make a call, and say what came of it; None: nothing in time.
+fn answer<T: Send + 'static>(to: &mpsc::Sender<Input>, call: BoxFuture<'static, T>, input: impl FnOnce(Option<T>) -> Input + Send + 'static) {
+    let to = to.clone();
+    tokio::spawn(async move {
+        let result = timeout(Duration::from_millis(CALL_MAX_MS), call).await.ok();
+        _ = to.send(input(result)).await;
+    });
+}
+
+fn demand(renting: &Renting) -> Vec<Demand> {
+    let one = |(shape, owner, tasks): &(intergrid_proto::Shape, String, u64)| Demand {
+        shape: shape.clone(),
+        tasks: *tasks,
+        owner: owner.clone(),
+        slot_rate_max: None,
+    };
+    renting.waiting.iter().map(one).collect()
+}
+
+fn for_rent(p: &Provisioner, currency: &str) -> ForRent {
+    let types = p.promises().into_iter().map(|promise| Rentable {
+        slots: promise.kind.slots,
+        memory_bytes: promise.kind.memory_bytes,
+        architecture: promise.kind.architecture.clone(),
+        machines: promise.machines,
+        price_micro_per_slot_hour: promise.price.map_or(0, |price| price.ceiling.0.div_ceil(u64::from(promise.kind.slots.max(1)))),
+        currency: promise.price.map_or_else(String::new, |_| currency.to_string()),
+    });
+    let unmet = p.latest().unmet.iter().map(|u| {
+        let reason = Reason::new(ReasonKind::NotRented, format!("{}: {}", u.why.limit, u.why.evidence));
+        (u.demand.shape.clone(), u.demand.owner.clone(), reason)
+    });
+    ForRent { types: types.collect(), unmet: unmet.collect() }
+}
+
+/// The main steps of each machine.
+fn log(gateway: &str, record: &Record) {
+    match record {
+        Record::Intended { number, offer, owner, price, .. } => {
+            tracing::info!(machine = %label(gateway, *number), %offer, %owner, per_hour = %price.ceiling, "a machine is rented");
+        }
+        Record::Named { number, id } => tracing::info!(machine = %label(gateway, *number), %id, "the provider has launched it"),
+        Record::Ending { number, why } => tracing::info!(machine = %label(gateway, *number), %why, "a machine is ended"),
+        Record::Gone { number, never, .. } => {
+            tracing::info!(machine = %label(gateway, *number), "{}", if *never { "it never was" } else { "its end is certain" });
+        }
+        _ => {}
+    }
+}
+
+/// In doubt: it may exist, and nobody has said so.
+fn is_unknown(m: &Machine) -> bool {
+    m.may_exist() && m.id.is_empty()
+}

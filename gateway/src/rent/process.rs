@@ -1,0 +1,145 @@
+//! A cloud of processes on this machine: each "machine" is an agent, started for its number, and gone when its process is. For trying a catalogue and a
+//! budget without an account; the prices are as fictitious as the machines.
+//!
+//! A number is spent when its directory is there: a second launch finds the process, or says that it is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
+use intergrid_provision::{Outcome, Refused, Seen, SeenState};
+use tokio::process::ChildStdin;
+
+use super::{Cloud, Launch, lock, number};
+use crate::backends::agents::process::{self, CONFIG_FILE, Plan, Process, ProcessConfig};
+use crate::durable::blocking;
+
+/// Processes on this machine.
+pub struct ProcessCloud(Arc<Inner>);
+
+struct Inner {
+    config: ProcessConfig,
+    /// Of agents that die with us.
+    stdins: Mutex<BTreeMap<String, ChildStdin>>,
+    /// Directories of machines whose end has been told: removed at the next look.
+    told: Mutex<BTreeSet<String>>,
+}
+
+impl ProcessCloud {
+    /// Under the state directory of a gateway; sizes come with each launch.
+    pub fn new(config: ProcessConfig) -> Arc<Self> {
+        Arc::new(ProcessCloud(Arc::new(Inner { config, stdins: Mutex::default(), told: Mutex::default() })))
+    }
+}
+
+impl Inner {
+    async fn launch(&self, what: Launch) -> Outcome {
+        let config = ProcessConfig { slots: Some(what.kind.slots), memory_bytes: Some(what.kind.memory_bytes), ..self.config.clone() };
+        let plan = match Plan::new(&config, &what.label, &what.endpoint) {
+            Ok(plan) => plan,
+            Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),
+        };
+        if process::find(&plan.file).is_some() {
+            return Outcome::Launched(what.label);
+        }
+        if plan.file.exists() {
+            return Outcome::Refused(Refused::TokenSpent, "its process has ended".into());
+        }
+        let (prepared, with) = (plan.clone(), config.clone());
+        let spawned = match blocking(move || prepared.prepare(&with)).await {
+            Ok(()) => plan.spawn(&config),
+            Err(why) => Err(why),
+        };
+        match spawned {
+            Ok(Process::Ours(mut child, stdin)) => {
+                if let Some(stdin) = stdin {
+                    lock(&self.stdins).insert(what.label.clone(), stdin);
+                }
+                // Reaped when it ends.
+                tokio::spawn(async move { _ = child.wait().await });
+                Outcome::Launched(what.label)
+            }
+            Ok(Process::Adopted(_)) => Outcome::Launched(what.label),
+            Err(why) => {
+                _ = fs::remove_dir_all(config.dir(&what.label));
+                Outcome::Refused(Refused::Provider, why.to_string())
+            }
+        }
+    }
+
+    async fn end(&self, label: &str) {
+        if let Some(pid) = process::find(&self.config.dir(label).join(CONFIG_FILE)) {
+            process::end(Process::Adopted(pid)).await;
+        }
+        lock(&self.stdins).remove(label);
+    }
+
+    fn machines(&self) -> Option<Vec<String>> {
+        match fs::read_dir(self.config.state.join("agents")) {
+            Ok(entries) => {
+                let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
+                Some(names.filter(|name| number(&self.config.gateway, name).is_some()).collect())
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(Vec::new()),
+            Err(_) => None,
+        }
+    }
+
+    fn list(&self) -> Option<Vec<Seen>> {
+        let names = self.machines()?;
+        let files: BTreeMap<PathBuf, String> = names.into_iter().map(|name| (self.config.dir(&name).join(CONFIG_FILE), name)).collect();
+        let run = process::running(&files.keys().cloned().collect());
+        let (mut seen, mut told) = (Vec::new(), lock(&self.told));
+        for (file, id) in files {
+            let ended = !run.contains(&file);
+            if ended && !told.insert(id.clone()) {
+                _ = fs::remove_dir_all(self.config.dir(&id));
+                told.remove(&id);
+                continue;
+            }
+            seen.push(Seen { number: number(&self.config.gateway, &id), id, state: if ended { SeenState::Ended } else { SeenState::Exists } });
+        }
+        Some(seen)
+    }
+}
+
+impl Cloud for ProcessCloud {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    fn launch(&self, what: Launch) -> BoxFuture<'static, Outcome> {
+        let inner = self.0.clone();
+        async move { inner.launch(what).await }.boxed()
+    }
+
+    fn terminate(&self, id: String) -> BoxFuture<'static, Option<SeenState>> {
+        let inner = self.0.clone();
+        async move {
+            number(&inner.config.gateway, &id)?;
+            inner.end(&id).await;
+            Some(SeenState::Ended)
+        }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'static, Option<Vec<Seen>>> {
+        let inner = self.0.clone();
+        async move { tokio::task::spawn_blocking(move || inner.list()).await.ok().flatten() }.boxed()
+    }
+
+    /// Idle ones end: there is nobody who could end them later but the next start of this gateway.
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
+        let inner = self.0.clone();
+        async move {
+            let left = if inner.config.die_with_parent { BTreeSet::new() } else { busy };
+            let names = inner.machines().unwrap_or_default();
+            let idle: Vec<String> = names.into_iter().filter(|name| !left.contains(name)).collect();
+            join_all(idle.iter().map(|name| inner.end(name))).await;
+        }
+        .boxed()
+    }
+}

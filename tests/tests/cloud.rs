@@ -1,0 +1,206 @@
+//! A gateway that rents its machines, under a root broker: real processes as machines, real certificates, real budgets; only the prices are made up.
+//!
+//! Starts are counted by the payload itself, machines by /proc.
+
+#[allow(dead_code)]
+#[path = "faults/tree.rs"]
+mod tree;
+#[allow(dead_code)]
+#[path = "faults/user.rs"]
+mod user;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use tree::{Tree, until};
+use user::User;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Types of one slot, 0.10 an hour; `hour` is the cap.
+fn cloud(slots_max: u32, hour: &str, more: &str) -> String {
+    format!(
+        "\n[cloud]\nprovider = \"process\"\nslots_max = {slots_max}\nidle = \"2s\"\ncurrency = \"EUR\"\nbudget = {{ hour = \"{hour}\" }}\n{more}\n\
+         [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\n"
+    )
+}
+
+/// A root broker over `burst`, and its user.
+fn world(config: &str) -> (Tree, User) {
+    let mut tree = Tree::new().alone();
+    tree.gateway("burst", Some("root"), config);
+    tree.broker("root", &["burst"], None);
+    let user = tree.user("root");
+    (tree, user)
+}
+
+fn machines(user: &User) -> Vec<Value> {
+    user.json(&["machines"])["machines"].as_array().unwrap().clone()
+}
+
+fn starts(tree: &Tree) -> Vec<String> {
+    let dir = fs::read_dir(tree.path("dir")).unwrap().flatten();
+    dir.flat_map(|e| fs::read_to_string(e.path()).unwrap().lines().map(str::to_string).collect::<Vec<_>>()).collect()
+}
+
+/// Each task appends a line to a file of its own.
+fn submit(tree: &Tree, user: &User, tasks: u32, more: &[&str], sleep: &str) -> String {
+    let env = format!("DIR={}", tree.path("dir").display());
+    let script = format!("echo \"$GRID_TASK_ID\" >> \"$DIR/$GRID_TASK_ID\"; sleep {sleep}");
+    let tasks = tasks.to_string();
+    let words: Vec<&str> = ["-n", &tasks, "--env", &env].into_iter().chain(more.iter().copied()).chain(["--", "/bin/sh", "-c", &script]).collect();
+    user.submit(&words)
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_str().and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{value} is not an amount"))
+}
+
+#[test]
+fn machines_come_work_and_go() {
+    let (tree, user) = world(&cloud(3, "1.00", ""));
+    user.until_slots(3, PATIENCE);
+    assert!(machines(&user).is_empty() && tree.below("burst").is_empty(), "offered, and not there");
+    let job = submit(&tree, &user, 6, &[], "1");
+    assert_eq!(0, user.wait(&job), "{:?}", user.run(&["explain", &job]));
+    assert_eq!(6, starts(&tree).len());
+    let there = machines(&user);
+    assert!((1..=3).contains(&there.len()), "{there:?}");
+    for m in &there {
+        assert_eq!(("small", "0.10"), (m["type"].as_str().unwrap(), m["price_per_hour"].as_str().unwrap()), "{m}");
+    }
+    let cost = &user.json(&["cost"])["budgets"][0];
+    assert_eq!(
+        ("budget", "EUR", "1.00"),
+        (cost["budget"].as_str().unwrap(), cost["currency"].as_str().unwrap(), cost["per_hour_cap"].as_str().unwrap())
+    );
+    assert!(number(&cost["per_hour"]) <= 0.30 && number(&cost["today"]) > 0.0, "{cost}");
+    // For people, too.
+    assert!(user.run(&["machines"]).well().contains("burst-m1"));
+    assert!(user.run(&["cost"]).well().contains("1.00"));
+
+    until("all machines are gone", PATIENCE, || match (machines(&user).len(), tree.below("burst").len()) {
+        (0, 0) => Ok(()),
+        n => Err(format!("{n:?} are there")),
+    });
+    user.until_slots(3, PATIENCE);
+    let cost = &user.json(&["cost"])["budgets"][0];
+    assert_eq!("0.00", cost["per_hour"].as_str().unwrap(), "{cost}");
+    assert!(number(&cost["today"]) > 0.0, "what was spent stays charged: {cost}");
+    until("machines that are gone are not listed", PATIENCE, || match user.json(&["hosts"])["below"][0]["below"].as_array().unwrap().len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are")),
+    });
+}
+
+#[test]
+fn a_cap_holds_and_says_so() {
+    let (tree, user) = world(&cloud(50, "0.20", ""));
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 2, &[], "600");
+    user.until_phase(&job, "running", 2);
+    let more = submit(&tree, &tree.user("burst"), 5, &[], "600");
+    let local = tree.user("burst");
+    let said = until("the cap is named", PATIENCE, || match local.run(&["explain", &more]).well() {
+        said if said.contains("budget rate") => Ok(said),
+        said => Err(said),
+    });
+    assert!(said.contains("not-rented") && said.contains("0.20"), "{said}");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(2, tree.below("burst").len(), "not one more");
+    assert_eq!("0.20", user.json(&["cost"])["budgets"][0]["per_hour"].as_str().unwrap());
+    for (user, job) in [(&user, &job), (&local, &more)] {
+        user.run(&["cancel", job]).well();
+    }
+    until("all machines are gone", PATIENCE, || match tree.below("burst").len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are there")),
+    });
+}
+
+#[test]
+fn what_costs_money_is_used_when_the_rest_has_been_waited_for() {
+    let mut tree = Tree::new().alone();
+    tree.gateway("campus", Some("root"), "\n[agents]\nprovider = \"process\"\nagents = 1\nslots = 1\nmemory = \"64M\"\n");
+    tree.gateway("burst", Some("root"), &cloud(2, "1.00", ""));
+    tree.broker("root", &["campus", "burst"], None);
+    tree.kill("root");
+    let config = fs::read_to_string(tree.config("root")).unwrap();
+    fs::write(tree.config("root"), format!("{config}\n[burst]\nafter = \"6s\"\n")).unwrap();
+    tree.start("root");
+    let user = tree.user("root");
+    user.until_slots(3, PATIENCE);
+    let first = submit(&tree, &user, 1, &[], "600");
+    user.until_phase(&first, "running", 1);
+    let second = submit(&tree, &user, 2, &[], "600");
+    let said = user.run(&["explain", &second]).well();
+    assert!(said.contains("not-rented") && said.contains("after 6 s of waiting"), "{said}");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(machines(&user).is_empty(), "not yet");
+    user.until_phase(&second, "running", 2);
+    assert_eq!(2, machines(&user).len());
+    for job in [&first, &second] {
+        user.run(&["cancel", job]).well();
+    }
+}
+
+#[test]
+fn a_gateway_that_is_killed_finds_its_machines_again() {
+    let (mut tree, user) = world(&cloud(3, "1.00", ""));
+    user.until_slots(3, PATIENCE);
+    let job = submit(&tree, &user, 12, &["--no-requeue"], "1.5");
+    until("a machine is on its way", PATIENCE, || if tree.below("burst").is_empty() { Err("none".into()) } else { Ok(()) });
+    let mut seen: BTreeSet<i32> = tree.below("burst");
+    for pause in [0, 300, 900, 1_700] {
+        std::thread::sleep(Duration::from_millis(pause));
+        tree.kill("burst");
+        let left = tree.below("burst");
+        tree.start("burst");
+        seen.extend(&left);
+    }
+    assert_eq!(0, user.wait(&job), "{:?}", user.run(&["explain", &job]));
+    let mut starts = starts(&tree);
+    starts.sort();
+    starts.dedup();
+    assert_eq!(12, starts.len());
+    assert_eq!(12, self::starts(&tree).len(), "each once");
+    seen.extend(tree.below("burst"));
+    assert!(seen.len() <= 3, "more machines than slots: {seen:?}\n{}", tree.log("burst"));
+    until("all machines are gone", PATIENCE, || match tree.below("burst").len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are there: {:?}", machines(&user))),
+    });
+}
+
+#[test]
+fn machines_end_by_themselves_when_nobody_is_left() {
+    let (mut tree, user) = world(&cloud(2, "1.00", "alone = \"3s\""));
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 2, &[], "6");
+    user.until_phase(&job, "running", 2);
+    tree.kill("burst");
+    tree.kill("root");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(2, tree.below("burst").len(), "their work goes on");
+    until("all machines are gone", PATIENCE, || match tree.below("burst").len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are there")),
+    });
+    assert_eq!(2, starts(&tree).len());
+}
+
+#[test]
+fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
+    let (mut tree, user) = world(&cloud(2, "1.00", ""));
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 2, &["--disconnect-timeout", "2s"], "4");
+    user.until_phase(&job, "running", 2);
+    let victim = *tree.below("burst").first().unwrap();
+    assert!(std::process::Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
+    assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
+    assert_eq!(Some(0), tree.terminate("burst"));
+    assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
+}
