@@ -11,6 +11,7 @@ mod files;
 mod help;
 mod init;
 mod log;
+mod memory;
 mod names;
 mod out;
 mod render;

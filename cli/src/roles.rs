@@ -11,9 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{HandArgs, RoleArgs};
 use crate::env::Environment;
-use crate::log;
 use crate::out::Out;
 use crate::stop::{Ending, Result, local};
+use crate::{log, memory};
 
 /// One domain's machines as one resource.
 pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
@@ -23,6 +23,7 @@ pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Re
         return good(out, &args.config);
     }
     log::init(environment)?;
+    memory::keep_small();
     match config.lrms.clone() {
         None => intergrid_gateway::daemon::run(config, options(args)).await?,
         Some(lrms) => intergrid_lrms::daemon::run(config, lrms, options(args)).await?,
@@ -45,6 +46,7 @@ pub async fn broker(args: RoleArgs, environment: &Environment, out: &Out) -> Res
         return good(out, &args.config);
     }
     log::init(environment)?;
+    memory::keep_small();
     intergrid_broker::daemon::run(config, options(args)).await?;
     Ok(Ending::Well)
 }

@@ -18,7 +18,11 @@ const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
     ("agent/sys", "intergrid-agent-sys", &[]),
     ("agent", "intergrid-agent", &["intergrid-proto", "intergrid-agent-sys"]),
-    ("cli", "intergrid-cli", &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent"]),
+    (
+        "cli",
+        "intergrid-cli",
+        &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys"],
+    ),
     (
         "tests",
         "intergrid-tests",

@@ -1,4 +1,4 @@
-//! The only unsafe code of Intergrid: starting a process and `wait4` as safe functions.
+//! The only unsafe code of Intergrid: starting a process, `wait4`, and giving freed memory back, as safe functions.
 //!
 //! A process is started as `posix_spawn` does it, but for two things that cost more than the rest of it: a stack mapped anew for each child, and a system
 //! call for each of 64 signals in it.
@@ -7,6 +7,8 @@
 //! other descriptor of ours (everything that Rust opens is close-on-exec). No search path, no limits, no policy: that is the caller's.
 
 #![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod memory;
 
 use std::ffi::{CStr, CString};
 use std::io;
