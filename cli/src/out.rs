@@ -171,9 +171,11 @@ impl Out {
         self.progress
     }
 
-    /// Something that does not end the verb.
+    /// Something that does not end the verb. In a frame, a line of it.
     pub fn note(&self, text: impl AsRef<str>) {
-        if !self.json {
+        if let (Some(frame), false) = (&self.frame, self.json) {
+            frame.lock().unwrap_or_else(PoisonError::into_inner).push_str(&format!("{}\n", text.as_ref()));
+        } else if !self.json {
             // Nobody reads it: then it need not be said.
             let _ = writeln!(io::stderr().lock(), "grid: {}", text.as_ref());
         }

@@ -30,6 +30,9 @@ pub async fn ls(context: &Context<'_>, out: &Out, limit: u32) -> Result<Ending> 
         return Ok(Ending::Well);
     }
     list(&jobs).print(out)?;
+    if jobs.len() == limit as usize {
+        out.note(format!("the newest {limit}; -n LIMIT lists more, at most {LIST_MAX}"));
+    }
     out.next(format!("next: grid show {}", jobs[0].id))?;
     Ok(Ending::Well)
 }
