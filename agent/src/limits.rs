@@ -10,6 +10,8 @@ pub const TICK_MS: u64 = 100;
 pub const IDLE_TICK_MS: u64 = 1_000;
 /// A task that runs this long is worth a hint and a pid record; a shorter one is found by its directory, if need be.
 pub const SETTLED_MS: u64 = 100;
+/// What a machine that is alone runs last is killed after this.
+pub const LAST_ACT_MAX_MS: u64 = 30_000;
 /// Records that nobody waits for are synced after this time at the latest.
 pub const LAZY_SYNC_MS: u64 = 200;
 /// Syncs are at least this far apart where slots are freed at more than `PACED_RATE_MIN` a second.

@@ -11,7 +11,7 @@ use intergrid_proto::link::{Hop, Up};
 use intergrid_proto::net::disk::Disk;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::alone::Alone;
 use crate::config::AgentConfig;
@@ -131,19 +131,28 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
     };
     let last = if matches!(end, End::Alone) { shell.config.on_alone.clone() } else { Vec::new() };
     shell.finish(end, &mut sources).await?;
-    last_act(&last)
+    last_act(&last).await
 }
 
 /// Of a machine that is alone: what its configuration says, as `systemctl poweroff`.
-fn last_act(words: &[String]) -> Result<(), Refusal> {
+async fn last_act(words: &[String]) -> Result<(), Refusal> {
     let Some((program, arguments)) = words.split_first() else { return Ok(()) };
     tracing::warn!("running {words:?}");
     let failed = |what: String| Refusal::new(RefusalKind::Internal, format!("on_alone: {program}: {what}"));
     // It may end this process, and all others, before it ends.
-    match std::process::Command::new(program).args(arguments).status() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(failed(status.to_string())),
-        Err(e) => Err(failed(e.to_string())),
+    let mut child = std::process::Command::new(program).args(arguments).spawn().map_err(|e| failed(e.to_string()))?;
+    let until = Instant::now() + Duration::from_millis(LAST_ACT_MAX_MS);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => return Err(failed(status.to_string())),
+            Ok(None) if Instant::now() < until => sleep(Duration::from_millis(POLL_INTERVAL_MS)).await,
+            Ok(None) => {
+                let _ = child.kill();
+                return Err(failed(format!("it did not end within {LAST_ACT_MAX_MS} ms, and was killed")));
+            }
+            Err(e) => return Err(failed(e.to_string())),
+        }
     }
 }
 

@@ -45,6 +45,24 @@ async fn a_killed_agent_comes_back_to_its_processes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_nobody_is_left_for_switches_itself_off() {
+    let g = Gateway::new().await;
+    let off = g.dir.path().join("off");
+    let on_alone = |script: &str| format!("slots = 1\nalone_max = \"300ms\"\non_alone = [\"/bin/sh\", \"-c\", \"{script}\"]");
+    let mut agent = g.agent(&on_alone(&format!("echo $PPID > {}", off.display())));
+    g.attached().await;
+    g.place(1, 0..1, &sh("sleep 3"));
+    g.until("it runs", |k| k.hinted(1, Phase::Running)).await;
+    g.cut(true);
+    tokio::time::sleep(Duration::from_millis(2_000)).await;
+    assert!(!off.exists(), "something runs");
+    assert_eq!((Some(0), agent.pid()), (agent.wait(), pid_in(&off).await), "once, by the agent");
+    // Where that fails, it says so.
+    let (code, said) = stderr_of(&g.config(&on_alone("exit 3")));
+    assert!(code != Some(0) && said.contains("on_alone: /bin/sh: exit status: 3"), "{code:?} {said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_whose_pid_was_not_written_down_is_found() {
     let g = Gateway::new().await;
     let config = g.config("slots = 1");

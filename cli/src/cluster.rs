@@ -1,6 +1,7 @@
 //! `init gateway --backend slurm`: looks at the cluster and writes an identity and a configuration that offers what is there. `grid doctor` examines the
 //! result. Nothing that exists is overwritten.
 
+use std::io::Write;
 use std::path::Path;
 
 use intergrid_lrms::lrms::{Lrms, Queue};
@@ -38,7 +39,9 @@ pub async fn init(args: InitGatewayArgs, out: &Out) -> Result<Ending> {
     if !identity.exists() {
         issue::new_site(&identity, &args.name, &[])?;
     }
-    std::fs::write(&file, text).map_err(|e| local(format!("{} can't be written: {e}", file.display())))?;
+    std::fs::File::create_new(&file)
+        .and_then(|mut f| f.write_all(text.as_bytes()))
+        .map_err(|e| local(format!("{} can't be written: {e}", file.display())))?;
     let next = format!("grid doctor --config {0}, then grid gateway --config {0}", file.display());
     if out.json {
         out.object(json!({"made": "gateway", "name": args.name, "dir": args.dir, "config": file, "queues": queues.len()}))?;

@@ -26,7 +26,6 @@ mod cloud;
 mod lrms;
 
 pub use cloud::{CloudConfig, CloudProvider};
-
 pub use lrms::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits, MapRule};
 
 /// All inputs of a site together, unless it says otherwise.

@@ -196,11 +196,6 @@ impl Engine {
         rx.await.map_err(|_| stopped())
     }
 
-    /// Change what the core keeps in memory alone, as it is now.
-    pub async fn change(&self, f: impl FnOnce(&mut Core) + Send + 'static) -> Result<(), Refusal> {
-        self.looks.send(Box::new(move |core, _| f(core))).await.map_err(|_| stopped())
-    }
-
     /// Tell the core something that changes nothing durable, whatever waits for a commit.
     pub async fn tell(&self, input: Input) -> Result<(), Refusal> {
         self.looks.send(Box::new(move |core, now| core.step(input, now))).await.map_err(|_| stopped())
@@ -283,7 +278,7 @@ impl Drop for ParentLink {
 }
 
 /// A lock whose holder never panics while holding it.
-fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

@@ -1,11 +1,12 @@
 //! What the C library keeps of memory that was freed. glibc gives back what is free at the end of a heap by itself; what lies between things that are still
 //! in use, only when it is told to. With another C library these do nothing.
 
-/// Bytes that are free and kept, among them those whose pages were given back already.
+/// Bytes that are free and kept, among them those whose pages were given back already; modulo 4 GiB, as old systems have no `mallinfo2` to link with
+/// (glibc 2.33).
 pub fn free_bytes() -> usize {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes the library's own locks, and returns numbers.
-    return unsafe { libc::mallinfo2() }.fordblks;
+    return unsafe { libc::mallinfo() }.fordblks as u32 as usize;
     #[cfg(not(target_env = "gnu"))]
     0
 }

@@ -12,7 +12,7 @@ pub mod jobs;
 pub mod live;
 pub mod logs;
 pub mod rented;
-mod run;
+pub mod run;
 pub mod submit;
 #[cfg(test)]
 mod tests;

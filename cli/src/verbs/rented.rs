@@ -101,7 +101,8 @@ pub async fn cost(context: &Context<'_>, out: &Out) -> Result<Ending> {
     let mut table = Table::new(&["BUDGET", "SITE", "", ">PER HOUR", ">CAP", ">UNKNOWN", ">TODAY", ">CAP", ">MONTH", ">CAP", ">TOTAL", ">CAP"]);
     for (route, h, s) in &all {
         let name = if s.above.is_empty() { s.name.clone() } else { format!("{} (of {})", s.name, s.above) };
-        let used = |n: u64, of: Option<u64>| Cell::painted(money(n), if of.is_some_and(|of| n * 5 >= of * 4) { Paint::Warn } else { Paint::Plain });
+        let near = |n: u64, of: u64| u128::from(n) * 5 >= u128::from(of) * 4;
+        let used = |n: u64, of: Option<u64>| Cell::painted(money(n), if of.is_some_and(|of| near(n, of)) { Paint::Warn } else { Paint::Plain });
         table.row(vec![
             name.into(),
             (*route).into(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::link::Kind;
 use intergrid_proto::share::Fit;
-use intergrid_proto::{Reason, ReasonKind, Shape, Share};
+use intergrid_proto::{Reason, ReasonKind, Shape, Share, SiteId};
 
 use super::Core;
 use super::advert::{Upward, machine_class};
@@ -20,6 +20,8 @@ pub struct ForRent {
     pub types: Vec<Rentable>,
     /// Why no more is rented for what waits: shape, principal, reason.
     pub unmet: Vec<(Shape, String, Reason)>,
+    /// Agents whose machines are gone for good: those that have nothing here are no longer listed.
+    pub gone: Vec<String>,
 }
 
 /// Machines of one type that are not there.
@@ -35,7 +37,7 @@ pub struct Rentable {
     pub machines: u64,
     /// Millionths of `currency` per slot and hour.
     pub price_micro_per_slot_hour: u64,
-    /// ISO 4217.
+    /// ISO 4217; empty: no price is known, and what has none is not offered.
     pub currency: String,
 }
 
@@ -64,7 +66,8 @@ pub struct Agent {
 }
 
 impl Core {
-    pub(super) fn hear_of(&mut self, offer: ForRent) {
+    pub(super) fn hear_of(&mut self, mut offer: ForRent) {
+        std::mem::take(&mut offer.gone).iter().for_each(|name| self.forget_agent(name));
         if self.for_rent == offer {
             return;
         }
@@ -81,14 +84,19 @@ impl Core {
         let mut waiting: BTreeMap<(Shape, String), u64> = BTreeMap::new();
         for (queue, jobs) in &self.state.waiting {
             let tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
+            let whose = (queue.shape.clone(), queue.principal.clone());
             // What is beyond that waits for the next look.
-            if tasks > 0 && (waiting.len() < RENT_DEMANDS_MAX || waiting.contains_key(&(queue.shape.clone(), queue.principal.clone()))) {
-                *waiting.entry((queue.shape.clone(), queue.principal.clone())).or_default() += tasks;
+            if tasks > 0 && (waiting.len() < RENT_DEMANDS_MAX || waiting.contains_key(&whose)) {
+                *waiting.entry(whose).or_default() += tasks;
             }
         }
         let children = self.children.iter().filter(|(_, c)| c.hop.kind == Kind::Agent);
         let mut agents: BTreeMap<String, Agent> = BTreeMap::new();
         let placed = self.state.placed_on.iter().filter(|(_, p)| !p.is_empty()).map(|(id, _)| id);
+        let mut busy: BTreeMap<SiteId, u64> = BTreeMap::new();
+        for ((child, _), slots) in &self.state.outstanding {
+            *busy.entry(*child).or_default() += slots;
+        }
         let others = placed.chain(self.state.drains.keys().filter(|id| **id != self.me.site)).map(|id| (*id, false));
         for (id, attached) in children.map(|(id, c)| (*id, c.attached)).chain(others) {
             let name = self.child_name(id);
@@ -97,16 +105,15 @@ impl Core {
                 continue;
             }
             agent.attached = attached;
-            agent.busy = self.state.outstanding.iter().filter(|((child, _), _)| *child == id).map(|(_, slots)| *slots).sum();
+            agent.busy = busy.get(&id).copied().unwrap_or(0);
             agent.open = self.state.placed_on.get(&id).map_or(0, |p| p.len() as u64);
             agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
         }
         Renting { waiting: waiting.into_iter().map(|((shape, who), n)| (shape, who, n)).collect(), agents: agents.into_values().collect() }
     }
 
-    /// An agent that is gone for good, and has nothing here, is no longer listed.
-    pub fn forget_agent(&mut self, name: &str) {
-        let gone = |id: &intergrid_proto::SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
+    fn forget_agent(&mut self, name: &str) {
+        let gone = |id: &SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
         self.children.retain(|id, c| c.hop.name != name || c.attached || c.hop.kind != Kind::Agent || !gone(id));
     }
 
@@ -115,10 +122,11 @@ impl Core {
         // Tasks of our own users take what comes, too.
         let own = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).filter(|j| j.parent.is_none());
         let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable())).collect();
-        self.for_rent.types.iter().map(|t| self.upward_of(t, &mut own)).collect()
+        let placed = self.queued_for_parents();
+        self.for_rent.types.iter().filter(|t| !t.currency.is_empty()).map(|t| self.upward_of(t, &mut own, &placed)).collect()
     }
 
-    fn upward_of(&self, t: &Rentable, own: &mut [(Shape, u64)]) -> Upward {
+    fn upward_of(&self, t: &Rentable, own: &mut [(Shape, u64)], placed: &BTreeMap<String, u64>) -> Upward {
         let slots = t.machines.saturating_mul(u64::from(t.slots));
         let mut share = Share {
             origin: self.me.site,
@@ -140,8 +148,7 @@ impl Core {
             let n = (*tasks).min(room / cost);
             (*tasks, room) = (*tasks - n, room - n * cost);
         }
-        let placed = self.queued_for_parents().get(&share.key).copied().unwrap_or(0);
-        share.slots_free = room.saturating_sub(placed);
+        share.slots_free = room.saturating_sub(placed.get(&share.key).copied().unwrap_or(0));
         share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.slots);
         Upward { share, room }
     }

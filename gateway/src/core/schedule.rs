@@ -426,6 +426,7 @@ fn human_shape(shape: &Shape) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn money_is_spent_after_a_while_or_when_much_waits() {
@@ -437,7 +438,6 @@ mod tests {
         assert_eq!(Err(later.to_string()), both.may(119_999, 3));
         assert_eq!(Err("what costs money is used when 4 tasks wait (3 do)".to_string()), burst(u64::MAX, Some(4)).may(u64::MAX - 1, 3));
     }
-    use proptest::prelude::*;
 
     fn share(slots: u32) -> Share {
         Share { machine_slots: slots, machine_memory_bytes: u64::from(slots) << 30, slots_total: 64, window: 64, ..Share::default() }

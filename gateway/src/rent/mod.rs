@@ -10,7 +10,7 @@ mod process;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -29,7 +29,7 @@ use crate::backends::agents::Provider;
 use crate::core;
 use crate::core::orders::Order;
 use crate::core::rent::{Agent, ForRent, Rentable, Renting};
-use crate::engine::Engine;
+use crate::engine::{Engine, lock};
 use book::Book;
 
 /// How often agents are looked at.
@@ -83,10 +83,6 @@ impl Rented {
     pub fn new(config: RentConfig, cloud: Arc<dyn Cloud>, engine: Arc<OnceCell<Engine>>) -> Arc<Self> {
         Arc::new(Rented { config, cloud, engine, stop: watch::Sender::new(false), task: Mutex::default(), seen: Arc::default() })
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Provider for Rented {
@@ -198,8 +194,8 @@ impl Shell {
                     } else {
                         p.step(Input::Tick, now_ms());
                     }
-                    self.order(&p, &renting.agents).await;
-                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.catalogue.currency))).await?;
+                    let gone = self.order(&p, &renting.agents).await;
+                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.catalogue.currency, gone))).await?;
                 }
                 () = stopped(&mut stop) => return Ok(()),
             }
@@ -238,8 +234,9 @@ impl Shell {
         self.agents.retain(|number, _| agents.iter().any(|a| a.name == label(&self.config.gateway, *number)));
     }
 
-    /// Orders that are due: each is given again at the next look where it was not carried out.
-    async fn order(&mut self, p: &Provisioner, agents: &[Agent]) {
+    /// Orders that are due: each is given again at the next look where it was not carried out. Returns the agents that are gone, and have nothing here.
+    async fn order(&mut self, p: &Provisioner, agents: &[Agent]) -> Vec<String> {
+        let mut gone = Vec::new();
         let exist: BTreeSet<u64> = p.machines().filter(|m| m.may_exist()).map(|m| m.number).collect();
         self.drains.retain(|number, _| exist.contains(number));
         for agent in agents {
@@ -251,7 +248,7 @@ impl Shell {
                 } else if !agent.drained_by.is_empty() {
                     self.give(Order::Resume { site }).await;
                 } else if !agent.attached {
-                    _ = self.engine.change(move |core| core.forget_agent(&site)).await;
+                    gone.push(site);
                 }
                 continue;
             }
@@ -261,6 +258,7 @@ impl Shell {
                 _ => {}
             }
         }
+        gone
     }
 
     async fn give(&self, order: Order) {
@@ -323,7 +321,7 @@ fn demand(renting: &Renting) -> Vec<Demand> {
     renting.waiting.iter().map(one).collect()
 }
 
-fn for_rent(p: &Provisioner, currency: &str) -> ForRent {
+fn for_rent(p: &Provisioner, currency: &str, gone: Vec<String>) -> ForRent {
     let types = p.promises().into_iter().map(|promise| Rentable {
         slots: promise.kind.slots,
         memory_bytes: promise.kind.memory_bytes,
@@ -336,7 +334,7 @@ fn for_rent(p: &Provisioner, currency: &str) -> ForRent {
         let reason = Reason::new(ReasonKind::NotRented, format!("{}: {}", u.why.limit, u.why.evidence));
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
-    ForRent { types: types.collect(), unmet: unmet.collect() }
+    ForRent { types: types.collect(), unmet: unmet.collect(), gone }
 }
 
 /// The main steps of each machine.

@@ -13,9 +13,10 @@ use futures::future::{BoxFuture, join_all};
 use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use tokio::process::ChildStdin;
 
-use super::{Cloud, Launch, lock, number};
+use super::{Cloud, Launch, number};
 use crate::backends::agents::process::{self, CONFIG_FILE, Plan, Process, ProcessConfig};
 use crate::durable::blocking;
+use crate::engine::lock;
 
 /// Processes on this machine.
 pub struct ProcessCloud(Arc<Inner>);
@@ -26,12 +27,14 @@ struct Inner {
     stdins: Mutex<BTreeMap<String, ChildStdin>>,
     /// Directories of machines whose end has been told: removed at the next look.
     told: Mutex<BTreeSet<String>>,
+    /// One launch, or look, at a time.
+    one: tokio::sync::Mutex<()>,
 }
 
 impl ProcessCloud {
     /// Under the state directory of a gateway; sizes come with each launch.
     pub fn new(config: ProcessConfig) -> Arc<Self> {
-        Arc::new(ProcessCloud(Arc::new(Inner { config, stdins: Mutex::default(), told: Mutex::default() })))
+        Arc::new(ProcessCloud(Arc::new(Inner { config, stdins: Mutex::default(), told: Mutex::default(), one: tokio::sync::Mutex::default() })))
     }
 }
 
@@ -42,15 +45,21 @@ impl Inner {
             Ok(plan) => plan,
             Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),
         };
-        if process::find(&plan.file).is_some() {
-            return Outcome::Launched(what.label);
-        }
-        if plan.file.exists() {
-            return Outcome::Refused(Refused::TokenSpent, "its process has ended".into());
-        }
-        let (prepared, with) = (plan.clone(), config.clone());
-        let spawned = match blocking(move || prepared.prepare(&with)).await {
-            Ok(()) => plan.spawn(&config),
+        // Nobody looks before it runs: a directory without a process would be a machine that has ended.
+        let _one = self.one.lock().await;
+        let (look, with, label) = (plan.clone(), config.clone(), what.label.clone());
+        let there = blocking(move || {
+            if process::find(&look.file).is_some() {
+                return Ok(Some(Outcome::Launched(label)));
+            }
+            if look.file.exists() {
+                return Ok(Some(Outcome::Refused(Refused::TokenSpent, "its process has ended".into())));
+            }
+            look.prepare(&with).map(|()| None)
+        });
+        let spawned = match there.await {
+            Ok(Some(known)) => return known,
+            Ok(None) => plan.spawn(&config),
             Err(why) => Err(why),
         };
         match spawned {
@@ -71,7 +80,8 @@ impl Inner {
     }
 
     async fn end(&self, label: &str) {
-        if let Some(pid) = process::find(&self.config.dir(label).join(CONFIG_FILE)) {
+        let file = self.config.dir(label).join(CONFIG_FILE);
+        if let Ok(Some(pid)) = tokio::task::spawn_blocking(move || process::find(&file)).await {
             process::end(Process::Adopted(pid)).await;
         }
         lock(&self.stdins).remove(label);
@@ -128,7 +138,12 @@ impl Cloud for ProcessCloud {
 
     fn list(&self) -> BoxFuture<'static, Option<Vec<Seen>>> {
         let inner = self.0.clone();
-        async move { tokio::task::spawn_blocking(move || inner.list()).await.ok().flatten() }.boxed()
+        async move {
+            let look = inner.clone();
+            let _one = inner.one.lock().await;
+            tokio::task::spawn_blocking(move || look.list()).await.ok().flatten()
+        }
+        .boxed()
     }
 
     /// Idle ones end: there is nobody who could end them later but the next start of this gateway.

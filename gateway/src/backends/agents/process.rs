@@ -224,7 +224,7 @@ impl Keeper {
             }
             Process::Adopted(pid) => {
                 let file = self.config.dir(&self.name).join(CONFIG_FILE);
-                while is_ours(pid, &file) {
+                while config_of(pid).is_some_and(|config| config == file) {
                     if timeout(Duration::from_millis(LOOK_INTERVAL_MS), self.stop.changed()).await.is_ok() {
                         if !self.is_left() {
                             end(Process::Adopted(pid)).await;
@@ -319,28 +319,24 @@ fn program(config: &ProcessConfig) -> Result<(PathBuf, Option<&'static str>), Re
 
 /// The process that runs with this configuration.
 pub fn find(file: &Path) -> Option<Pid> {
-    let pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    pids.filter_map(Pid::from_raw).find(|pid| is_ours(*pid, file))
+    pids().find(|pid| config_of(*pid).is_some_and(|config| config == file))
 }
 
 /// Which of these configurations a process runs with: one look at /proc for all.
 pub fn running(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-    let mut found = BTreeSet::new();
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter(|e| e.file_name().to_str().is_some_and(|n| n.parse::<i32>().is_ok()));
-    for pid in pids {
-        let line = fs::read(pid.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-        let configs = words.windows(3).filter(|w| w[0] == b"--config" && w[2] == b"--ready-file");
-        found.extend(configs.map(|w| PathBuf::from(std::ffi::OsStr::from_bytes(w[1]))).filter(|path| files.contains(path)));
-    }
-    found
+    pids().filter_map(config_of).filter(|config| files.contains(config)).collect()
 }
 
-/// Has it `--config <file> --ready-file` on its command line? A zombie has none.
-fn is_ours(pid: Pid, file: &Path) -> bool {
-    let Ok(line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else { return false };
+fn pids() -> impl Iterator<Item = Pid> {
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| Pid::from_raw(e.file_name().to_str()?.parse().ok()?))
+}
+
+/// Of a process that was started as our agents are: `--config <file> --ready-file`. A zombie has none.
+fn config_of(pid: Pid) -> Option<PathBuf> {
+    let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
     let words: Vec<&[u8]> = line.split(|b| *b == 0).collect();
-    words.windows(3).any(|w| w[0] == b"--config" && w[1] == file.as_os_str().as_bytes() && w[2] == b"--ready-file")
+    let config = words.windows(3).find(|w| w[0] == b"--config" && w[2] == b"--ready-file")?[1];
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(config)))
 }
 
 /// Ask it to end; when it does not, kill it.

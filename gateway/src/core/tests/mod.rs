@@ -6,6 +6,7 @@ mod hand;
 mod late;
 mod orders;
 mod recover;
+mod rented;
 mod room;
 mod steps;
 mod told;

@@ -1,0 +1,70 @@
+//! What could be rented, as the core tells it, and what the provisioner is told.
+
+use intergrid_proto::{JobSpec, ReasonKind};
+
+use super::{World, sleep};
+use crate::core::Input;
+use crate::core::rent::{ForRent, Rentable};
+
+fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
+    Rentable {
+        slots,
+        memory_bytes: 8 << 30,
+        architecture: "x86_64".into(),
+        machines,
+        price_micro_per_slot_hour: if currency.is_empty() { 0 } else { 25_000 },
+        currency: currency.into(),
+    }
+}
+
+fn wide(slots: u32) -> JobSpec {
+    let mut spec = sleep(100);
+    spec.shape.slots = slots;
+    spec
+}
+
+#[test]
+fn what_has_a_price_is_offered_upward_before_it_is_there() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.link(g, root);
+    w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 3, "EUR"), kind(64, 9, "")], ..ForRent::default() }));
+    w.pass(500);
+    let shares: Vec<_> = w.sites[&root].core.children[&g].shares.iter().map(|(_, s)| s).collect();
+    let [share] = shares[..] else { panic!("{shares:?}") };
+    assert_eq!((12, 12, 4), (share.slots_total, share.slots_free, share.largest_free));
+    assert_eq!((25_000, "EUR"), (share.price_micro_per_slot_hour, share.currency.as_str()), "what has no price would look free");
+
+    let (job, _) = w.submit(root, "k", wide(4), 2).unwrap();
+    let (odd, _) = w.submit(root, "odd", wide(64), 1).unwrap();
+    w.pass(500);
+    assert_eq!(2, w.sites[&root].core.state().jobs[&job].downs.values().map(|d| d.open).sum::<u64>(), "it came for them");
+    let told = w.sites[&g].core.renting();
+    assert_eq!(vec![(4, 2)], told.waiting.iter().map(|(shape, _, n)| (shape.slots, *n)).collect::<Vec<_>>());
+    let reason = |site, job| ReasonKind::from_number(w.explanation(site, job).0.reasons[0].kind);
+    assert_eq!(ReasonKind::NoFit, reason(root, odd));
+    let below = *w.sites[&g].core.state().jobs.keys().next().unwrap();
+    assert_eq!(ReasonKind::NotRented, reason(g, below));
+}
+
+#[test]
+fn an_agent_whose_machine_is_gone_is_no_longer_listed() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let agent = w.agent("g-m1", 1, g);
+    let gone = || Input::ForRent(ForRent { gone: vec!["g-m1".into()], ..ForRent::default() });
+    w.submit(g, "k", sleep(60_000), 1).unwrap();
+    w.pass(500);
+    let listed = |w: &World| w.sites[&g].core.renting().agents.iter().map(|a| (a.name.clone(), a.attached, a.busy, a.open)).collect::<Vec<_>>();
+    w.input(g, gone());
+    assert_eq!(vec![("g-m1".into(), true, 1, 1)], listed(&w), "it is attached");
+    w.cut(agent, g);
+    w.input(g, gone());
+    assert_eq!(vec![("g-m1".into(), false, 1, 1)], listed(&w), "it has work");
+    w.link(agent, g);
+    w.pass(61_000);
+    w.cut(agent, g);
+    assert_eq!(vec![("g-m1".into(), false, 0, 0)], listed(&w));
+    w.input(g, gone());
+    assert!(listed(&w).is_empty());
+}
