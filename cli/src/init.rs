@@ -8,7 +8,7 @@ use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Identity};
 use serde_json::json;
 
-use crate::args::{Cluster, HomeRole, InitArgs, InitWhat, IssueArgs};
+use crate::args::{HomeRole, InitArgs, InitWhat, IssueArgs};
 use crate::client::HOME_CONFIG;
 use crate::env::Environment;
 use crate::out::Out;
@@ -28,9 +28,7 @@ pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environme
                 &format!("grid init agent NAME --site {shown} --out DIR, grid init home --site {shown} --endpoint HOST:PORT"),
             )
         }
-        InitWhat::Gateway(args) => match args.backend {
-            Cluster::Slurm => crate::cluster::init(args, out).await,
-        },
+        InitWhat::Gateway(args) => crate::cluster::init(args, out).await,
         InitWhat::User(args) => {
             certificate(out, CertRole::User, &args, "put it into that user's home as ca.pem, cert.pem and key.pem, with a config.toml")
         }

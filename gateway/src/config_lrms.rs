@@ -43,12 +43,16 @@ pub struct LrmsConfig {
     pub directory: String,
     /// Directory of its commands; absent: searched for.
     pub commands: Option<PathBuf>,
-    /// Its configuration file; absent: the usual one.
+    /// Its configuration file (`slurm.conf`, or the `settings.sh` of a cell of Grid Engine); absent: the usual one.
     pub conf: Option<PathBuf>,
-    /// Directory of the records of ended jobs that a program of ours in the LRMS writes.
+    /// Slurm: directory of the records of ended jobs that a program of ours in it writes. Grid Engine: its accounting file; absent: the usual one.
     pub records: Option<PathBuf>,
-    /// It keeps accounts that can be asked (sacct).
+    /// Slurm keeps accounts that can be asked (sacct).
     pub accounting: bool,
+    /// Grid Engine's, for tasks with several slots on one machine; absent: none can have them.
+    pub parallel_environment: Option<String>,
+    /// Grid Engine's resource, for each slot, that bounds memory; absent: it is not told of memory.
+    pub memory: Option<String>,
     /// Whose tasks run as which account.
     pub accounts: AccountsConfig,
     /// What the site allows.
@@ -126,8 +130,9 @@ pub(super) struct Section {
     commands: Option<PathBuf>,
     conf: Option<PathBuf>,
     records: Option<PathBuf>,
-    #[serde(default)]
-    accounting: bool,
+    accounting: Option<bool>,
+    parallel_environment: Option<String>,
+    memory: Option<String>,
     account: Option<String>,
     #[serde(default)]
     limits: LrmsLimits,
@@ -150,6 +155,19 @@ pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<Ma
     }
     if !(1..=100).contains(&s.limits.ceiling_percent) {
         return refuse(format!("limits.ceiling_percent must be 1 to 100, not {}", s.limits.ceiling_percent));
+    }
+    let foreign = match kind {
+        LrmsKind::Slurm => [("parallel_environment", s.parallel_environment.is_some()), ("memory", s.memory.is_some())],
+        LrmsKind::GridEngine => [("accounting", s.accounting.is_some()), ("accounting", false)],
+    };
+    if let Some((field, _)) = foreign.iter().find(|(_, is_there)| *is_there) {
+        return refuse(format!("{field} is none of its settings; leave it out"));
+    }
+    for (field, value) in [("parallel_environment", &s.parallel_environment), ("memory", &s.memory)] {
+        let word = |v: &String| !v.is_empty() && !v.starts_with('-') && v.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        if value.as_ref().is_some_and(|v| !word(v)) {
+            return refuse(format!("{field} must be a name of letters, digits, '_', '-' and '.'"));
+        }
     }
     let accounts = match (s.account.as_deref(), map) {
         (Some("self"), []) => AccountsConfig::Own,
@@ -184,7 +202,8 @@ pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<Ma
     };
     let [commands, conf, records] = [&s.commands, &s.conf, &s.records].map(|path| path.as_ref().map(absolute));
     let (queues, directory) = (s.queues.clone(), s.directory.clone());
-    Ok(LrmsConfig { kind, queues, directory, commands, conf, records, accounting: s.accounting, accounts, limits: s.limits })
+    let (parallel_environment, memory, accounting) = (s.parallel_environment.clone(), s.memory.clone(), s.accounting.unwrap_or(false));
+    Ok(LrmsConfig { kind, queues, directory, commands, conf, records, accounting, parallel_environment, memory, accounts, limits: s.limits })
 }
 
 fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

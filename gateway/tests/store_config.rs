@@ -253,6 +253,26 @@ pool = ["grid1", "grid2"]
 "#;
 
 #[test]
+fn grid_engine_has_settings_of_its_own_and_none_of_slurms() {
+    let text = SLURM.replace("slurm", "gridengine").replace("accounting = true", "parallel_environment = \"smp\"\nmemory = \"h_vmem\"");
+    let (_dir, path) = file(&text);
+    let lrms = GatewayConfig::load(&path).unwrap().lrms.unwrap();
+    assert_eq!((LrmsKind::GridEngine, vec!["batch".to_string(), "debug".to_string()]), (lrms.kind, lrms.queues));
+    assert_eq!((Some("smp"), Some("h_vmem")), (lrms.parallel_environment.as_deref(), lrms.memory.as_deref()));
+    for (old, new, want) in [
+        ("memory = \"h_vmem\"", "accounting = true", "[gridengine] accounting is none of its settings"),
+        ("\"h_vmem\"", "\"h_vmem=1,x\"", "memory must be a name"),
+        ("\"smp\"", "\"-q\"", "parallel_environment must be a name"),
+        ("[gridengine]", "[slurm]", "[slurm] parallel_environment is none of its settings"),
+    ] {
+        let (_dir, path) =
+            file(&text.replacen(old, new, 1).replace("[gridengine.limits]", if new == "[slurm]" { "[slurm.limits]" } else { "[gridengine.limits]" }));
+        let refused = GatewayConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.contains(want), "{old} -> {new}: {refused}");
+    }
+}
+
+#[test]
 fn a_cluster_behind_a_gateway_is_read_and_a_wrong_one_names_its_place() {
     let (dir, path) = file(SLURM);
     let lrms = GatewayConfig::load(&path).unwrap().lrms.unwrap();

@@ -51,6 +51,8 @@ fn config(cluster: &Slurm, shared: &Path) -> LrmsConfig {
         conf: Some(cluster.conf()),
         records: Some(cluster.records()),
         accounting: false,
+        parallel_environment: None,
+        memory: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits { waiting_max: 16, ..LrmsLimits::default() },
     }

@@ -207,9 +207,11 @@ fn example_configurations_are_good() {
     assert_eq!("rack1-07", agent.name);
     let slurm = GatewayConfig::load(dir.join("slurm.toml")).unwrap().lrms.unwrap();
     assert_eq!(("slurm", 2, Some(5_000)), (slurm.kind.name(), slurm.queues.len(), slurm.limits.tasks_max));
+    let engine = GatewayConfig::load(dir.join("gridengine.toml")).unwrap().lrms.unwrap();
+    assert_eq!(("gridengine", 2, Some("smp")), (engine.kind.name(), engine.queues.len(), engine.parallel_environment.as_deref()));
     let cloud = GatewayConfig::load(dir.join("cloud.toml")).unwrap().cloud.unwrap();
     assert_eq!((2, 64, 2), (cloud.catalogue.offers.len(), cloud.settings.slots_max, cloud.budget.nodes().len()));
-    let loaded = ["cloud.toml", "gateway.toml", "broker.toml", "agent.toml", "slurm.toml"];
+    let loaded = ["cloud.toml", "gateway.toml", "broker.toml", "agent.toml", "slurm.toml", "gridengine.toml"];
     let there: Vec<_> =
         files(&["toml"]).into_iter().filter(|p| p.starts_with("deploy/examples")).map(|p| p.file_name().unwrap().to_os_string()).collect();
     none(

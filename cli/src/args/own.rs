@@ -90,7 +90,7 @@ pub struct DoctorArgs {
     pub config: PathBuf,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct InitGatewayArgs {
     /// Where to put gateway.toml and identity/; what exists stays.
     pub dir: PathBuf,
@@ -106,6 +106,9 @@ pub struct InitGatewayArgs {
     /// Directory of the cluster's commands [default: they are on the usual path].
     #[arg(long, value_name = "DIR")]
     pub commands: Option<PathBuf>,
+    /// The cluster's slurm.conf, or the settings.sh of its cell [default: the usual one].
+    #[arg(long, value_name = "FILE")]
+    pub conf: Option<PathBuf>,
 }
 
 /// A local resource manager.
@@ -113,6 +116,9 @@ pub struct InitGatewayArgs {
 pub enum Cluster {
     /// Slurm.
     Slurm,
+    /// Grid Engine.
+    #[value(name = "gridengine")]
+    GridEngine,
 }
 
 /// What a home's certificate may.

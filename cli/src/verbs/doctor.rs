@@ -4,6 +4,7 @@ use intergrid_gateway::config::{AccountsConfig, GatewayConfig, LrmsConfig, LrmsK
 use intergrid_lrms::accounts::Accounts;
 use intergrid_lrms::command::Account;
 use intergrid_lrms::doctor::{Finding, Grade, Wish, examine};
+use intergrid_lrms::gridengine::{self, GridEngine, GridEngineConfig};
 use intergrid_lrms::slurm::{self, Slurm};
 use intergrid_proto::Refusal;
 use serde_json::json;
@@ -28,7 +29,11 @@ pub async fn run(args: DoctorArgs, out: &Out) -> Result<Ending> {
                 found.extend(slurm::doctor::examine(&slurm).await);
                 found.extend(examine(&slurm, &wish(lrms)?).await);
             }
-            LrmsKind::GridEngine => found.push(Finding::warning("gridengine", "can't be examined yet", "see its own `qstat -f` and `qhost`")),
+            LrmsKind::GridEngine => {
+                let engine = GridEngine::new(GridEngineConfig::of(lrms)?);
+                found.extend(gridengine::doctor::examine(&engine).await);
+                found.extend(examine(&engine, &wish(lrms)?).await);
+            }
         },
     }
     show(&found, out)?;

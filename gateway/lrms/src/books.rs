@@ -228,7 +228,9 @@ impl Books {
         }
         for e in entries {
             let place = (e.tag.clone(), e.position);
-            let Some(sub) = self.subs.get_mut(&e.tag) else { continue };
+            // Anybody can give his job the name of one of ours.
+            let is_his = |s: &Sub| e.owner.is_empty() || s.intent.account.as_ref().is_none_or(|a| *a == e.owner);
+            let Some(sub) = self.subs.get_mut(&e.tag).filter(|s| is_his(s)) else { continue };
             if let Step::Lost(_) = sub.step {
                 sub.step = Step::Sent;
             }
@@ -337,7 +339,7 @@ mod tests {
     }
 
     fn entry(tag: &str, id: u64, position: u32, state: State) -> Entry {
-        Entry { id: LrmsId(id), position, tag: tag.into(), state, slots: 2, machine: String::new(), restarts: 0 }
+        Entry { id: LrmsId(id), position, tag: tag.into(), owner: String::new(), state, slots: 2, machine: String::new(), restarts: 0 }
     }
 
     fn place(tag: &str, position: u32) -> Place {
@@ -387,6 +389,18 @@ mod tests {
         // It was only a controller that had just come back.
         b.surveyed(5_000, vec![entry("a", 1, 1, State::Running), entry("a", 1, 2, State::Running)], 5_010);
         assert_eq!(None, b.watch(&place("a", 1)).unwrap().gone_ms);
+    }
+
+    #[test]
+    fn a_job_of_another_account_with_our_name_is_none_of_ours() {
+        let mut b = Books::default();
+        let intent = Intent { account: Some("ann".into()), ..books().sub("a").unwrap().intent.clone() };
+        b.add(intent, Step::Sending, 100);
+        b.sent("a", LrmsId(1));
+        let of = |owner: &str, id| Entry { owner: owner.into(), ..entry("a", id, 1, State::Pending(Wait::Broken, "Eqw".into())) };
+        assert!(b.surveyed(2_000, vec![of("eve", 9)], 2_010).is_empty());
+        assert_eq!(vec![LrmsId(1)], b.sub("a").unwrap().ids);
+        assert_eq!(1, b.surveyed(3_000, vec![of("ann", 1), of("eve", 9)], 3_010).len());
     }
 
     #[test]

@@ -100,6 +100,13 @@ impl Output {
         self.code == Some(0)
     }
 
+    /// sudo refused to run it, before anything was done.
+    pub fn is_refused_by_sudo(&self) -> bool {
+        const COMPLAINTS: [&str; 5] =
+            ["a password is required", "unknown user", "not allowed to execute", "is not in the sudoers file", "may not run sudo"];
+        self.stderr.contains("sudo: ") && COMPLAINTS.iter().any(|c| self.stderr.contains(c))
+    }
+
     /// What it complained of, in one short line.
     pub fn complaint(&self) -> String {
         let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
@@ -148,6 +155,16 @@ impl Hands {
             }
         };
         run(call).await
+    }
+
+    /// What a command prints that changes nothing, as our own account.
+    pub async fn asked(&self, call: Call) -> Result<String, CallFailure> {
+        let name = std::path::Path::new(&call.program).file_name().unwrap_or_default().display().to_string();
+        let output = self.run(&Account::Own, call).await?;
+        match output.is_good() {
+            true => Ok(output.stdout),
+            false => Err(CallFailure::Failed(format!("{name}: {}", output.complaint()))),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use intergrid_gateway::daemon::{self, Built, DaemonOptions};
 use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
 
+use crate::gridengine::{GridEngine, GridEngineConfig};
 use crate::slurm::{Slurm, SlurmConfig};
 use crate::{Lrms, LrmsPool, Parts};
 
@@ -21,7 +22,7 @@ pub async fn run(config: GatewayConfig, lrms: LrmsConfig, options: DaemonOptions
 fn spoken_to(config: &LrmsConfig) -> Result<Arc<dyn Lrms>, Refusal> {
     match config.kind {
         LrmsKind::Slurm => Ok(Arc::new(Slurm::new(SlurmConfig::of(config)))),
-        LrmsKind::GridEngine => Err(Refusal::invalid("[gridengine]: this version does not speak to Grid Engine").remedy("use a later version")),
+        LrmsKind::GridEngine => Ok(Arc::new(GridEngine::new(GridEngineConfig::of(config)?))),
     }
 }
 

@@ -231,6 +231,11 @@ async fn followed(lrms: &dyn Lrms, what: &str, id: LrmsId, tag: &str, mut seen: 
                 State::Pending(Wait::Never | Wait::Held | Wait::Broken, _) => break,
                 _ => {}
             }
+        } else if over.is_none()
+            && let Some(record) = lrms.records(&[id]).await.unwrap_or_default().pop()
+        {
+            // It is not listed any more.
+            (last, over) = (format!("{:?} {}", record.over, record.words), Some(Instant::now()));
         }
         sleep(Duration::from_millis(DOCTOR_LOOK_MS)).await;
     }

@@ -13,11 +13,13 @@ pub mod command;
 pub mod daemon;
 pub mod doctor;
 pub mod driver;
+pub mod gridengine;
 pub mod hand;
 pub mod limits;
 pub mod log;
 pub mod lrms;
 pub mod pool;
+pub mod records;
 pub mod script;
 pub mod slurm;
 #[cfg(test)]

@@ -78,6 +78,8 @@ pub struct Entry {
     pub position: u32,
     /// The job's name.
     pub tag: String,
+    /// Whose it is; empty: not said.
+    pub owner: String,
     /// Where it is.
     pub state: State,
     /// Slots that it occupies, or will.
@@ -224,6 +226,11 @@ pub trait Lrms: Send + Sync + 'static {
 
     /// What a complaint of the LRMS beside a task's output says of its end; a user may have written any of it.
     fn complaint(&self, text: &str) -> Option<How>;
+
+    /// Does a script hear of its removal by a signal, and of nothing else by one? Then one that has heard it was removed, however it ended.
+    fn signals_removal_only(&self) -> bool {
+        false
+    }
 
     /// Remove tasks, all of one account: pending ones are dropped, running ones get SIGTERM and after the site's grace SIGKILL; `kill`: SIGKILL now. An
     /// id that is not known (any more) is no failure.

@@ -138,6 +138,7 @@ fn minutes_us(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
     use intergrid_proto::JobSpec;
@@ -171,7 +172,7 @@ mod tests {
             let mut command = Command::new("/bin/sh");
             command.arg(&file).env_clear().env("PATH", "/usr/bin:/bin").env("SLURM_ARRAY_TASK_ID", position.to_string());
             command.envs(env.iter().copied());
-            command.stdin(Stdio::null()).status().unwrap().code().unwrap()
+            command.stdin(Stdio::null()).process_group(0).status().unwrap().code().unwrap()
         };
         (0..times).flat_map(|_| (1..=n).map(one).collect::<Vec<_>>()).collect()
     }
@@ -255,6 +256,15 @@ mod tests {
         spec.shape.memory_bytes = 200 << 20;
         assert_eq!(vec![126], run_with(&base, &spec, &[0], 1, &[("SLURM_MEM_PER_NODE", "199")]));
         assert_eq!("less-memory", record(&base, 1).fault);
+    }
+
+    #[test]
+    fn grid_engines_warnings_reach_a_payload_as_term_and_only_as_that() {
+        let (_dir, base) = base();
+        let words = "trap 'exit 5' TERM; kill -USR1 0; sleep 0.2; echo went on; kill -USR2 0; sleep 5 & wait; exit 6";
+        assert_eq!(vec![5], run_with(&base, &JobSpec::new(["/bin/sh", "-c", words]), &[0], 1, &[("SGE_TASK_ID", "1")]));
+        assert_eq!("went on\n", std::fs::read_to_string(base.join("t/1/stdout")).unwrap());
+        assert!(record(&base, 1).was_asked);
     }
 
     #[test]

@@ -9,7 +9,9 @@ use crate::script::ExitRecord;
 /// Exit codes of the wrapper that are not the payload's: its claim was taken; it could not begin.
 pub const CLAIMED: Exit = Exit::Code(120);
 /// See [`CLAIMED`].
-pub const NOT_HERE: Exit = Exit::Code(121);
+pub const NOT_HERE: Exit = Exit::Code(NOT_HERE_CODE);
+/// See [`CLAIMED`].
+pub const NOT_HERE_CODE: u8 = 121;
 /// A shell says so much more than a signal's number.
 const SIGNAL_BASE: u8 = 128;
 const SIGNALS: u8 = 64;

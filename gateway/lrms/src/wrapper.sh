@@ -36,6 +36,8 @@ on_term() {
   [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
 }
 trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
+# Grid Engine says USR1 to all processes of a job that it will stop, and USR2 before it kills them. A payload hears of its end by TERM, as everywhere.
+[ -n "$SGE_TASK_ID" ] && trap '' USR1
 read -r t0 rest </proc/uptime
 # A shell says 128+n of a signal and of an exit code alike, and nothing of memory: perl, where there is one, sees to the end of the payload.
 perl=$(command -v perl)
@@ -54,6 +56,7 @@ payload() {
   [ "${SLURM_MEM_PER_NODE:-$grid_memory}" -lt "$grid_memory" ] 2>/dev/null && less=memory
   [ -z "$less" ] || { echo "less-$less" >fault; exit 126; }
   trap - TERM INT XCPU USR1 USR2 2>/dev/null
+  [ -n "$SGE_TASK_ID" ] && trap '' USR1 USR2
   cd w || exit 126
   if [ -d ../../in ]; then
     cp -R -p ../../in/. . || { echo stage-in >../fault; exit 126; }

@@ -138,13 +138,16 @@ impl Driver {
                 let stopped = {
                     let mut inner = self.lock();
                     inner.books.sent(&intent.tag, id);
-                    let sub = inner.books.sub_mut(&intent.tag);
-                    sub.map_or(Vec::new(), |s| {
-                        s.sent_ms = self.clock.now();
-                        s.tasks.iter().filter(|(_, w)| w.over || w.stopped).map(|(p, _)| (intent.tag.clone(), *p)).collect()
-                    })
+                    match inner.books.sub_mut(&intent.tag) {
+                        Some(s) => {
+                            s.sent_ms = self.clock.now();
+                            s.tasks.iter().filter(|(_, w)| w.over || w.stopped).map(|(p, _)| *p).collect()
+                        }
+                        // Nothing of it was wanted any more when the answer came.
+                        None => (1..=submission.tasks).collect::<Vec<u32>>(),
+                    }
                 };
-                self.cancel(stopped, false).await;
+                self.remove(&submission.account, &[(id, stopped)], false).await;
             }
             Err(SubmitFailure::Refused(kind, why)) => {
                 let (kind, remedy) = match kind {
@@ -284,14 +287,20 @@ impl Driver {
             ids.into_iter().for_each(|id| by_account.entry(account.clone()).or_default().entry(id).or_default().push(position));
         }
         for (account, jobs) in by_account {
-            let jobs: Vec<_> = jobs.into_iter().collect();
-            for n in 1..=CANCEL_TRIES_MAX {
-                match self.lrms.cancel(&account, &jobs, kill).await {
-                    Ok(()) => break,
-                    Err(why) => tracing::warn!("tasks can't be removed from {}: {why} (try {n} of {CANCEL_TRIES_MAX})", self.lrms.name()),
-                }
-                pause(FIND_INTERVAL_MS).await;
+            self.remove(&account, &jobs.into_iter().collect::<Vec<_>>(), kill).await;
+        }
+    }
+
+    async fn remove(&self, account: &Account, jobs: &[(crate::lrms::LrmsId, Vec<u32>)], kill: bool) {
+        if jobs.iter().all(|(_, positions)| positions.is_empty()) {
+            return;
+        }
+        for n in 1..=CANCEL_TRIES_MAX {
+            match self.lrms.cancel(account, jobs, kill).await {
+                Ok(()) => return,
+                Err(why) => tracing::warn!("tasks can't be removed from {}: {why} (try {n} of {CANCEL_TRIES_MAX})", self.lrms.name()),
             }
+            pause(FIND_INTERVAL_MS).await;
         }
     }
 }

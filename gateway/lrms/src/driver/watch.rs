@@ -101,6 +101,9 @@ impl Driver {
                 let how = self.complaint(place).await.unwrap_or(How::Exited);
                 Some((Over { how, exit }, words))
             }
+            (Some((Over { how: How::Exited, exit }, words)), Some(record)) if record.was_asked && self.lrms.signals_removal_only() => {
+                Some((Over { how: How::Removed, exit }, words))
+            }
             (over, _) => over,
         };
         let mut report = match verdict(record, over.as_ref().map(|(o, w)| (o, w.as_str())), self.lrms.name()) {

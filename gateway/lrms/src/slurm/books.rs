@@ -2,18 +2,17 @@
 //!
 //! Of an array, tasks that were removed before they started have no record of their own; nobody may conclude anything from its absence.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::{squeue, words};
 use crate::lrms::{How, LrmsId, Record};
+use crate::records::{Records, bytes};
 
 /// Days of records that are read; older ones are left alone.
 pub const RECORD_FILES_MAX: usize = 14;
-/// Records that are kept in memory; the oldest go first.
-pub const RECORDS_MAX: usize = 200_000;
 /// What one look reads of one file; the next look goes on.
 const READ_BYTES_MAX: u64 = 64 << 20;
 /// Version of a record's line.
@@ -23,8 +22,7 @@ const VERSION: &str = "1";
 #[derive(Debug, Default)]
 pub struct Files {
     read: BTreeMap<PathBuf, u64>,
-    records: BTreeMap<LrmsId, BTreeMap<u32, Record>>,
-    order: VecDeque<(LrmsId, u32)>,
+    records: Records,
 }
 
 impl Files {
@@ -46,36 +44,19 @@ impl Files {
             read.map_err(|e| failed(path, e))?;
             let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
             self.read.insert(path.clone(), at + whole as u64);
-            String::from_utf8_lossy(&bytes[..whole]).lines().filter_map(record).for_each(|r| self.insert(r));
+            String::from_utf8_lossy(&bytes[..whole]).lines().filter_map(record).for_each(|r| self.records.insert(r));
         }
         Ok(())
     }
 
-    fn insert(&mut self, record: Record) {
-        let key = (record.id, record.position);
-        // A task that was started over is over again: the last word counts.
-        if self.records.entry(key.0).or_default().insert(key.1, record).is_none() {
-            self.order.push_back(key);
-        }
-        while self.order.len() > RECORDS_MAX {
-            let Some((id, position)) = self.order.pop_front() else { break };
-            if let Some(tasks) = self.records.get_mut(&id) {
-                tasks.remove(&position);
-                if tasks.is_empty() {
-                    self.records.remove(&id);
-                }
-            }
-        }
-    }
-
     /// Of these jobs.
     pub fn of(&self, ids: &[LrmsId]) -> Vec<Record> {
-        ids.iter().filter_map(|id| self.records.get(id)).flat_map(|tasks| tasks.values().cloned()).collect()
+        self.records.of(ids)
     }
 
     /// Jobs with this name.
     pub fn named(&self, tag: &str) -> Vec<LrmsId> {
-        self.records.iter().filter(|(_, tasks)| tasks.values().any(|r| r.tag == tag)).map(|(id, _)| *id).collect()
+        self.records.named(tag)
     }
 }
 
@@ -133,7 +114,7 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
         }
         let key = (LrmsId(id.parse().map_err(|_| unreadable())?), squeue::position(task).ok_or_else(unreadable)?);
         if step.is_some() {
-            if let (Some(place), Some(bytes)) = (places.get(&key), peak_bytes(peak)) {
+            if let (Some(place), Some(bytes)) = (places.get(&key), bytes(peak)) {
                 let record = &mut records[*place];
                 record.peak_bytes = record.peak_bytes.max(Some(bytes));
             }
@@ -161,20 +142,6 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
         }
     }
     Ok(records)
-}
-
-/// `1024K`, `1.50M`; a number without a unit has bytes.
-fn peak_bytes(text: &str) -> Option<u64> {
-    let (number, shift) = match text.char_indices().next_back()? {
-        (n, 'K') => (&text[..n], 10),
-        (n, 'M') => (&text[..n], 20),
-        (n, 'G') => (&text[..n], 30),
-        (n, 'T') => (&text[..n], 40),
-        _ => (text, 0),
-    };
-    let number: f64 = number.parse().ok()?;
-    // A cast of what is negative, too large or no number stays within bounds.
-    (number.is_finite() && number >= 0.0).then_some((number * (1u64 << shift) as f64) as u64)
 }
 
 #[cfg(test)]
@@ -234,7 +201,7 @@ mod tests {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_. :\n-]{0,200}") {
             for text in [&text, &more, &format!("1 {more}")] {
-                let _ = (record(text), sacct(text), peak_bytes(text));
+                let _ = (record(text), sacct(text), bytes(text));
             }
         }
     }

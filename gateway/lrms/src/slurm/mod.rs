@@ -93,14 +93,8 @@ impl Slurm {
         Ok(sinfo::Controller::parse(&self.asked(calls::show_config(self.call("scontrol"))).await?))
     }
 
-    /// What a command prints that changes nothing, as our own account.
     async fn asked(&self, call: Call) -> Result<String, CallFailure> {
-        let name = PathBuf::from(&call.program).file_name().unwrap_or_default().display().to_string();
-        let output = self.hands.run(&Account::Own, call).await?;
-        match output.is_good() {
-            true => Ok(output.stdout),
-            false => Err(CallFailure::Failed(format!("{name}: {}", output.complaint()))),
-        }
+        self.hands.asked(call).await
     }
 
     async fn follow<T: Send + 'static>(&self, dir: PathBuf, look: impl FnOnce(&Files) -> T + Send + 'static) -> Result<T, CallFailure> {

@@ -46,6 +46,7 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
             id: LrmsId(id.parse().map_err(|_| unreadable())?),
             position: position(task).ok_or_else(unreadable)?,
             tag: name.to_string(),
+            owner: String::new(),
             state,
             slots: cpus.parse().map_err(|_| unreadable())?,
             machine: machines.to_string(),

@@ -146,14 +146,10 @@ const COMPLAINTS: &[(&str, Refused)] = &[
     ("slurm_load", Refused::Later),
 ];
 
-/// What sudo complains of, before it runs anything.
-const SUDO_COMPLAINTS: &[&str] =
-    &["a password is required", "unknown user", "not allowed to execute", "is not in the sudoers file", "may not run sudo"];
-
 /// Why a submission has no number: the exit of sbatch and what it printed.
 pub fn refusal(output: &Output) -> SubmitFailure {
     let text = output.complaint();
-    if output.stderr.contains("sudo: ") && SUDO_COMPLAINTS.iter().any(|c| output.stderr.contains(c)) {
+    if output.is_refused_by_sudo() {
         return SubmitFailure::Refused(Refused::NotAuthorised, text);
     }
     match COMPLAINTS.iter().find(|(complaint, _)| output.code.is_some() && !output.is_good() && output.stderr.contains(complaint)) {

@@ -199,6 +199,7 @@ impl Lrms for Local {
                 id: *id,
                 position: *position,
                 tag: t.tag.clone(),
+                owner: String::new(),
                 state: if t.began { State::Running } else { State::Pending(Wait::Turn, "Resources".into()) },
                 slots: 1,
                 machine: String::new(),

@@ -48,6 +48,8 @@ fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<
         conf: None,
         records: None,
         accounting: false,
+        parallel_environment: None,
+        memory: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits::default(),
     };

@@ -1,0 +1,182 @@
+//! Grid Engine's books: the accounting file, which `qacct` reads too, followed as it grows. The parser is pure and takes any text.
+//!
+//! A task that was removed before it started has no record; nobody may conclude anything from that.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::words;
+use crate::lrms::{LrmsId, Record};
+use crate::records::Records;
+
+/// Of a file that was there before us, so much of its end is read. It has what has ended while a gateway was away.
+pub const TAIL_BYTES_MAX: u64 = 64 << 20;
+/// What one look reads; the next look goes on.
+const READ_BYTES_MAX: u64 = 64 << 20;
+/// Fields up to the last that we read; what users can write is in none of these but the name, which has no colon.
+const FIELDS: usize = 37;
+
+/// The file, open, and what was read from it.
+#[derive(Debug, Default)]
+pub struct Accounting {
+    open: Option<File>,
+    /// Up to here whole lines were read.
+    at: u64,
+    records: Records,
+}
+
+impl Accounting {
+    /// Read what is new. A line without its end is read when it has one; one file that takes the place of another is read from its beginning.
+    pub fn follow(&mut self, path: &Path) -> Result<(), String> {
+        let failed = |e: io::Error| format!("accounting {}: {e}", path.display());
+        let there = match File::open(path) {
+            // Before the first task has ended there is none.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) => return Ok(()),
+            other => other.map_err(failed)?,
+        };
+        let new = there.metadata().map_err(failed)?;
+        match self.open.take() {
+            None => {
+                self.at = new.len().saturating_sub(TAIL_BYTES_MAX);
+                self.begin(&there).map_err(failed)?;
+            }
+            Some(old) => {
+                let was = old.metadata().map_err(failed)?;
+                if (was.dev(), was.ino()) != (new.dev(), new.ino()) {
+                    self.read(&old).map_err(failed)?;
+                    self.at = 0;
+                } else if new.len() < self.at {
+                    self.at = 0;
+                }
+            }
+        }
+        self.read(&there).map_err(failed)?;
+        self.open = Some(there);
+        Ok(())
+    }
+
+    /// In the middle of a line: go on to the next.
+    fn begin(&mut self, mut file: &File) -> io::Result<()> {
+        if self.at > 0 {
+            let mut bytes = vec![0; 1 << 16];
+            file.seek(SeekFrom::Start(self.at))?;
+            let n = file.read(&mut bytes)?;
+            self.at += bytes[..n].iter().position(|b| *b == b'\n').map_or(0, |n| n as u64 + 1);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, mut file: &File) -> io::Result<()> {
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut bytes = Vec::new();
+        file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
+        self.at += whole as u64;
+        String::from_utf8_lossy(&bytes[..whole]).lines().filter_map(record).for_each(|r| self.records.insert(r));
+        Ok(())
+    }
+
+    /// What was read.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+}
+
+/// One line; None for what is no end of a task: a comment, one that goes back to the queue, a part of a parallel task, nonsense.
+pub fn record(line: &str) -> Option<Record> {
+    let fields: Vec<&str> = line.splitn(FIELDS, ':').collect();
+    let machine = fields.get(1)?.to_string();
+    let tag = fields.get(4)?.to_string();
+    let number = |n: usize| fields.get(n)?.parse::<u64>().ok();
+    let (id, start, failed, status, task) = (number(5)?, number(9)?, number(11)?, number(12)?, number(35)?);
+    let last: Vec<&str> = fields.get(36)?.rsplitn(5, ':').collect();
+    // `pe_taskid`: what a task has started on other machines has records of its own.
+    if last.get(3).is_some_and(|part| *part != "NONE") {
+        return None;
+    }
+    let failed = u32::try_from(failed).ok()?;
+    let (over, began) = words::over(failed, u32::try_from(status).ok()?)?;
+    // Kilobytes, with a fraction of zeros.
+    let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
+    Some(Record {
+        id: LrmsId(id),
+        position: u32::try_from(task.max(1)).ok()?,
+        tag,
+        started: Some(began && start > 0),
+        over,
+        machine,
+        words: format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
+        peak_bytes: peak,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use intergrid_proto::Exit;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::lrms::How;
+
+    /// Of Son of Grid Engine 8.1.9.
+    const RECORDED: &str = include_str!("recorded/accounting.txt");
+
+    #[test]
+    fn recorded_ends_are_read() {
+        let mut records = Records::default();
+        RECORDED.lines().filter_map(record).for_each(|r| records.insert(r));
+        let of = |tag: &str, position| {
+            let id = records.named(tag)[0];
+            records.of(&[id]).into_iter().find(|r| r.position == position).unwrap()
+        };
+        let end = |tag, position| {
+            let r = of(tag, position);
+            (r.over.how, r.over.exit, r.started)
+        };
+        assert_eq!((How::Exited, Some(Exit::Code(0)), Some(true)), end("ig-ends", 1));
+        assert_eq!((How::Exited, Some(Exit::Code(2)), Some(true)), end("ig-ends", 3));
+        assert_eq!((How::Removed, Some(Exit::Signal(9)), Some(true)), end("ig-sig", 1));
+        assert_eq!((How::NotStarted, Some(Exit::NotStarted), Some(false)), end("ig-bad", 2));
+        assert_eq!((How::TimeLimit, None, Some(true)), end("ig-rt", 1));
+        assert_eq!((How::Exited, Some(Exit::Code(0)), Some(true)), end("a<x>&amp;\"b", 1));
+        let ended = of("ig-ends", 1);
+        assert!(ended.machine == "localhost" && ended.peak_bytes > Some(1 << 20), "{ended:?}");
+        assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
+    }
+
+    #[test]
+    fn a_file_is_followed_and_one_in_its_place_is_read_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("accounting");
+        let mut books = Accounting::default();
+        books.follow(&path).unwrap();
+        let lines: Vec<&str> = RECORDED.lines().filter(|l| l.contains(":ig-ends:")).collect();
+        let mut file = File::create(&path).unwrap();
+        let (half, rest) = lines[1].split_at(30);
+        write!(file, "# Version\n{}\n{half}", lines[0]).unwrap();
+        books.follow(&path).unwrap();
+        let count = |books: &Accounting| books.records().of(&books.records().named("ig-ends")).len();
+        assert_eq!(1, count(&books));
+        writeln!(file, "{rest}").unwrap();
+        std::fs::rename(&path, dir.path().join("accounting.0")).unwrap();
+        std::fs::write(&path, format!("{}\n", lines[2])).unwrap();
+        books.follow(&path).unwrap();
+        assert_eq!(3, count(&books), "the rest of the old one, and the new one");
+        assert!(Accounting::default().follow(&dir.path().join("none/accounting")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9:.a-zA-Z]{0,300}", n in 0..12usize, with in "[0-9:.-]{0,20}") {
+            for text in [&text, &more] {
+                let _ = record(text);
+            }
+            let line = RECORDED.lines().find(|l| l.contains(":ig-ends:")).unwrap();
+            let _ = record(&line.replacen(&n.to_string(), &with, 3));
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What only Grid Engine can be examined for: version, its books, the environment for several slots, and how long a task has between two signals.
+
+use super::{GridEngine, calls, qhost};
+use crate::command::{Account, CallFailure, Hands};
+use crate::doctor::Finding;
+use crate::lrms::{Lrms, LrmsId};
+
+/// How slots have to be given for a task to be on one machine.
+const ON_ONE_MACHINE: &str = "$pe_slots";
+/// Environments that are looked at for one that does.
+const ENVIRONMENTS_MAX: usize = 50;
+/// Records come later than this otherwise.
+const FLUSH: &str = "accounting_flush_time=00:00:01";
+
+/// Look at the configuration and the books.
+pub async fn examine(engine: &GridEngine) -> Vec<Finding> {
+    let hands = Hands;
+    let global = match hands.asked(calls::qconf_global(engine.call("qconf"))).await {
+        Ok(text) => text,
+        Err(e) => return vec![Finding::bad("controller", e.to_string(), "see that sge_qmaster runs, and that `qconf -sh` finds it from here")],
+    };
+    let mut found = settings(&global);
+    if let Some(name) = &engine.config().terms.environment {
+        found.push(match hands.asked(calls::qconf_environment(engine.call("qconf"), name)).await {
+            Ok(text) => environment(name, &text),
+            Err(e) => Finding::bad("slots", e.to_string(), "name one of `qconf -spl` in parallel_environment"),
+        });
+    } else {
+        found.push(Finding::warning("slots", "no parallel_environment: each task has one slot", "name one whose allocation_rule is $pe_slots"));
+    }
+    let path = engine.accounting().display().to_string();
+    found.push(match engine.records(&[LrmsId(1)]).await {
+        Ok(_) => Finding::good("books", format!("{path} can be read")),
+        Err(e) => Finding::bad("books", e.to_string(), "let the gateway's account read the accounting file, or name it in `records`"),
+    });
+    found
+}
+
+/// A parallel environment that gives the slots of a task on one machine, if there is one.
+pub async fn environment_on_one_machine(engine: &GridEngine) -> Result<Option<String>, CallFailure> {
+    let hands = Hands;
+    // It says no where there is none at all.
+    let listed = hands.run(&Account::Own, calls::qconf_environments(engine.call("qconf"))).await?;
+    for name in listed.stdout.lines().map(str::trim).filter(|n| !n.is_empty() && listed.is_good()).take(ENVIRONMENTS_MAX) {
+        let text = hands.asked(calls::qconf_environment(engine.call("qconf"), name)).await?;
+        if qhost::setting(&text, "allocation_rule") == Some(ON_ONE_MACHINE) {
+            return Ok(Some(name.to_string()));
+        }
+    }
+    Ok(None)
+}
+
+fn settings(global: &str) -> Vec<Finding> {
+    let unfolded = global.replace("\\\n", " ");
+    let mut found = Vec::new();
+    let reporting = qhost::setting(&unfolded, "reporting_params").unwrap_or_default();
+    if !reporting.contains("accounting=true") {
+        found.push(Finding::bad("settings", "reporting_params: accounting is off", "set accounting=true: qconf -mconf"));
+    } else if !reporting.contains(FLUSH) {
+        let seen = "records of what is over come late";
+        found.push(Finding::warning("settings", seen, format!("set {FLUSH} in reporting_params: qconf -mconf")));
+    }
+    if !qhost::setting(&unfolded, "execd_params").unwrap_or_default().to_ascii_uppercase().contains("INHERIT_ENV=FALSE") {
+        let seen = "tasks are given the environment of sge_execd";
+        found.push(Finding::warning("settings", seen, "set INHERIT_ENV=false in execd_params, or start sge_execd with an empty one"));
+    }
+    found
+}
+
+fn environment(name: &str, text: &str) -> Finding {
+    match qhost::setting(text, "allocation_rule") {
+        Some(ON_ONE_MACHINE) => Finding::good("slots", format!("{name} gives the slots of a task on one machine")),
+        other => {
+            let seen = format!("{name} has allocation_rule {}: a task's slots may be on several machines", other.unwrap_or("none"));
+            Finding::bad("slots", seen, format!("name another in parallel_environment, or set allocation_rule {ON_ONE_MACHINE}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Grade;
+
+    #[test]
+    fn what_is_amiss_is_named() {
+        let grades = |text: &str| settings(text).iter().map(|f| f.grade).collect::<Vec<_>>();
+        // Of Son of Grid Engine 8.1.9, as our tests set it up.
+        assert_eq!(vec![Grade::Warning], grades(include_str!("recorded/conf.txt")));
+        assert_eq!(vec![Grade::Bad, Grade::Warning], grades("reporting_params accounting=false\n"));
+        assert_eq!(vec![Grade::Warning], grades("reporting_params accounting=true \\\n  flush_time=00:00:15\nexecd_params INHERIT_ENV=false\n"));
+        assert_eq!(Grade::Good, environment("smp", "pe_name smp\nallocation_rule    $pe_slots\n").grade);
+        assert_eq!(Grade::Bad, environment("mpi", "allocation_rule $round_robin\n").grade);
+    }
+}

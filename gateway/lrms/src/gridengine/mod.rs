@@ -1,0 +1,249 @@
+//! Grid Engine, by its own commands: qsub, qstat, qhost, qconf and qdel, and its accounting file.
+//!
+//! One qstat shows all jobs of all accounts. It has been tried with Son of Grid Engine 8.1.9; other descendants of 6.2 speak alike. Grid Engine kills what it
+//! removes: our jobs ask to be told before (`-notify`), and how long before is the queue's `notify`.
+
+pub mod accounting;
+pub mod calls;
+pub mod doctor;
+pub mod qhost;
+pub mod qstat;
+pub mod settings;
+pub mod words;
+pub mod xml;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use intergrid_gateway::config::LrmsConfig;
+use intergrid_proto::Refusal;
+
+use crate::command::{Account, Call, CallFailure, Hands};
+use crate::limits::SUBMISSION_TASKS_MAX;
+use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Refused, State, Submission, SubmitFailure, Wait};
+use crate::records::Records;
+use accounting::Accounting;
+use calls::Terms;
+use qhost::Configured;
+use settings::Settings;
+
+/// What queues are configured to be is asked for again after this.
+const CONFIGURED_OLD_MS: u64 = 60_000;
+
+/// How it is spoken to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct GridEngineConfig {
+    /// Directory of its commands; absent: they are on the usual path.
+    pub commands: Option<PathBuf>,
+    /// Where its cell is.
+    pub settings: Settings,
+    /// The accounting file.
+    pub accounting: PathBuf,
+    /// How wishes are said here.
+    pub terms: Terms,
+    /// Queues that are offered.
+    pub queues: Vec<String>,
+}
+
+impl GridEngineConfig {
+    /// As a gateway's configuration has it; `conf` is its `settings.sh`, else our own environment counts.
+    pub fn of(config: &LrmsConfig) -> Result<Self, Refusal> {
+        let settings = match &config.conf {
+            Some(path) => Settings::read(path)?,
+            None => Settings::of_environment(|name| std::env::var(name).ok()),
+        };
+        Ok(GridEngineConfig {
+            commands: config.commands.clone(),
+            accounting: config.records.clone().unwrap_or_else(|| settings.accounting()),
+            settings,
+            terms: Terms { environment: config.parallel_environment.clone(), memory: config.memory.clone() },
+            queues: config.queues.clone(),
+        })
+    }
+}
+
+/// A Grid Engine cluster.
+#[derive(Debug)]
+pub struct GridEngine {
+    config: GridEngineConfig,
+    hands: Hands,
+    /// Tasks that wait, by queue, as the last look showed it.
+    waiting: Mutex<BTreeMap<String, u64>>,
+    configured: Mutex<Option<(Instant, BTreeMap<String, Configured>)>>,
+    books: Arc<Mutex<Accounting>>,
+}
+
+impl GridEngine {
+    /// Nothing is run yet.
+    pub fn new(config: GridEngineConfig) -> Self {
+        GridEngine { config, hands: Hands, waiting: Mutex::default(), configured: Mutex::default(), books: Arc::default() }
+    }
+
+    /// How it is spoken to.
+    pub fn config(&self) -> &GridEngineConfig {
+        &self.config
+    }
+
+    /// One of its commands.
+    pub fn call(&self, program: &str) -> Call {
+        let program = self.config.commands.as_ref().map_or_else(|| OsString::from(program), |dir| dir.join(program).into());
+        let mut call = Call::new(program);
+        call.env.extend(self.config.settings.0.iter().map(|(name, value)| (name.clone(), value.into())));
+        call
+    }
+
+    async fn asked(&self, call: Call) -> Result<String, CallFailure> {
+        self.hands.asked(call).await
+    }
+
+    /// The accounting file as it is now.
+    async fn follow<T: Send + 'static>(&self, look: impl FnOnce(&Records) -> T + Send + 'static) -> Result<T, CallFailure> {
+        let (books, path): (_, PathBuf) = (self.books.clone(), self.accounting().into());
+        let read = move || {
+            let mut books = books.lock().unwrap_or_else(PoisonError::into_inner);
+            books.follow(&path).map(|()| look(books.records()))
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|e| CallFailure::Unknown(e.to_string()))?.map_err(CallFailure::Failed)
+    }
+
+    /// The accounting file.
+    pub fn accounting(&self) -> &Path {
+        &self.config.accounting
+    }
+
+    async fn look(&self, prefix: &str) -> Result<qstat::Look, CallFailure> {
+        let text = self.asked(calls::qstat(self.call("qstat"))).await?;
+        qstat::look(&text, prefix).map_err(CallFailure::Failed)
+    }
+
+    /// Why our tasks are in error: asked for only where there are some.
+    async fn explain(&self, entries: &mut [Entry]) -> Result<(), CallFailure> {
+        let broken = |e: &Entry| matches!(e.state, State::Pending(Wait::Broken, _));
+        let mut ids: Vec<LrmsId> = entries.iter().filter(|e| broken(e)).map(|e| e.id).collect();
+        ids.dedup();
+        ids.truncate(calls::ERRORS_JOBS_MAX);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let output = self.hands.run(&Account::Own, calls::qstat_jobs(self.call("qstat"), &ids)).await?;
+        let errors = qstat::errors(&output.stdout);
+        for e in entries.iter_mut().filter(|e| broken(e)) {
+            if let (State::Pending(_, why), Some(said)) = (&mut e.state, errors.get(&(e.id, e.position))) {
+                *why = format!("{why}: {said}");
+            }
+        }
+        Ok(())
+    }
+
+    async fn configured(&self) -> Result<BTreeMap<String, Configured>, CallFailure> {
+        let known = || self.configured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, configured)) = known().as_ref().filter(|(at, _)| at.elapsed() < Duration::from_millis(CONFIGURED_OLD_MS)) {
+            return Ok(configured.clone());
+        }
+        // It says no where one of them is not there, and tells of the others all the same.
+        let output = self.hands.run(&Account::Own, calls::qconf_queues(self.call("qconf"), &self.config.queues)).await?;
+        let configured = qhost::configured(&output.stdout);
+        if !configured.is_empty() {
+            *known() = Some((Instant::now(), configured.clone()));
+        }
+        Ok(configured)
+    }
+}
+
+impl Lrms for GridEngine {
+    fn name(&self) -> &'static str {
+        "gridengine"
+    }
+
+    fn tasks_max(&self) -> BoxFuture<'_, Result<u32, CallFailure>> {
+        Box::pin(async {
+            let text = self.asked(calls::qconf_global(self.call("qconf"))).await?;
+            let said = qhost::setting(&text, "max_aj_tasks").and_then(|n| n.parse::<u32>().ok());
+            let said = said.ok_or_else(|| CallFailure::Failed("qconf -sconf does not say max_aj_tasks".to_string()))?;
+            // 0: not limited.
+            Ok(if said == 0 { SUBMISSION_TASKS_MAX as u32 } else { said.min(SUBMISSION_TASKS_MAX as u32) })
+        })
+    }
+
+    fn submit<'a>(&'a self, submission: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {
+        Box::pin(async move {
+            if submission.slots > 1 && self.config.terms.environment.is_none() {
+                let why = "this site names no parallel environment for several slots on one machine".to_string();
+                return Err(SubmitFailure::Refused(Refused::Never, why));
+            }
+            let call = calls::qsub(self.call("qsub"), submission, &self.config.terms);
+            let output = match self.hands.run(&submission.account, call).await {
+                Ok(output) => output,
+                Err(CallFailure::NotRun(why)) => return Err(SubmitFailure::Refused(Refused::Later, why)),
+                Err(CallFailure::Failed(why) | CallFailure::Unknown(why)) => return Err(SubmitFailure::Unknown(why)),
+            };
+            match qstat::submitted(&output.stdout).filter(|_| output.is_good()) {
+                Some(id) => Ok(id),
+                None => Err(words::refusal(&output)),
+            }
+        })
+    }
+
+    fn find<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Vec<LrmsId>, CallFailure>> {
+        Box::pin(async move {
+            let mut ids: Vec<LrmsId> = self.look(tag).await?.entries.into_iter().filter(|e| e.tag == tag).map(|e| e.id).collect();
+            let tag = tag.to_string();
+            ids.extend(self.follow(move |books| books.named(&tag)).await?);
+            ids.sort_unstable();
+            ids.dedup();
+            Ok(ids)
+        })
+    }
+
+    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+        Box::pin(async move {
+            let mut look = self.look(prefix).await?;
+            self.explain(&mut look.entries).await?;
+            *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = look.waiting;
+            Ok(look.entries)
+        })
+    }
+
+    fn queues(&self) -> BoxFuture<'_, Result<Vec<Queue>, CallFailure>> {
+        Box::pin(async {
+            let text = self.asked(calls::qhost(self.call("qhost"))).await?;
+            let configured = self.configured().await?;
+            let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            qhost::queues(&text, &waiting, &configured, self.config.terms.environment.as_deref()).map_err(CallFailure::Failed)
+        })
+    }
+
+    fn records<'a>(&'a self, ids: &'a [LrmsId]) -> BoxFuture<'a, Result<Vec<Record>, CallFailure>> {
+        Box::pin(async move {
+            let ids = ids.to_vec();
+            self.follow(move |books| books.of(&ids)).await
+        })
+    }
+
+    fn complaint(&self, _: &str) -> Option<How> {
+        None
+    }
+
+    fn signals_removal_only(&self) -> bool {
+        true
+    }
+
+    fn cancel<'a>(&'a self, account: &'a Account, tasks: &'a [(LrmsId, Vec<u32>)], _kill: bool) -> BoxFuture<'a, Result<(), CallFailure>> {
+        Box::pin(async move {
+            // It has one way: told to end at once, killed after the queue's `notify`.
+            for call in calls::qdel(|| self.call("qdel"), tasks) {
+                let output = self.hands.run(account, call).await?;
+                match (words::not_removed(&output), output.code) {
+                    (Some(line), _) => return Err(CallFailure::Failed(format!("qdel: {line}"))),
+                    (None, None) => return Err(CallFailure::Unknown("qdel: killed".to_string())),
+                    (None, Some(_)) => {}
+                }
+            }
+            Ok(())
+        })
+    }
+}

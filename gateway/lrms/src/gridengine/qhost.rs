@@ -1,0 +1,222 @@
+//! What qhost and qconf print of machines and queues, read. Pure; any text is taken, and what does not parse is an error, never a guess.
+
+use std::collections::BTreeMap;
+
+use super::xml::{self, Event, attribute};
+use crate::lrms::Queue;
+use crate::records::bytes;
+
+/// What a cluster queue is configured to be.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Configured {
+    /// The longest that a task may run.
+    pub time_max_ms: Option<u64>,
+    /// Its parallel environments.
+    pub environments: Vec<String>,
+}
+
+/// One queue on one machine.
+#[derive(Default)]
+struct Instance<'a> {
+    queue: &'a str,
+    used: u64,
+    reserved: u64,
+    slots: u64,
+    states: &'a str,
+}
+
+/// `qhost -q -xml`, joined with what is configured. `environment` is the one for tasks with several slots; without it a task can have one.
+pub fn queues(
+    text: &str,
+    waiting: &BTreeMap<String, u64>,
+    configured: &BTreeMap<String, Configured>,
+    environment: Option<&str>,
+) -> Result<Vec<Queue>, String> {
+    let events = xml::events(text).map_err(|e| format!("qhost: {e}"))?;
+    let mut queues: BTreeMap<String, Queue> = BTreeMap::new();
+    let mut closed: BTreeMap<String, String> = BTreeMap::new();
+    let (mut architecture, mut memory, mut name) = ("", 0, "");
+    let mut instance: Option<Instance> = None;
+    for event in &events {
+        match event {
+            Event::Open("host", _) => (architecture, memory) = ("", 0),
+            Event::Open("queue", attributes) => {
+                instance = Some(Instance { queue: attribute(attributes, "name").unwrap_or_default(), ..Instance::default() });
+            }
+            Event::Open(_, attributes) => name = attribute(attributes, "name").unwrap_or_default(),
+            Event::Close("queue") => {
+                let Some(i) = instance.take().filter(|i| !i.queue.is_empty()) else { continue };
+                let queue = queues.entry(i.queue.to_string()).or_insert_with(|| Queue { name: i.queue.to_string(), ..Queue::default() });
+                add(queue, &i, architecture, memory);
+                if let Some(why) = out_of_order(i.states) {
+                    closed.insert(i.queue.to_string(), why);
+                }
+            }
+            Event::Close(_) => name = "",
+            Event::Text(text) => match (name, &mut instance) {
+                ("arch_string", None) => architecture = text,
+                ("mem_total", None) => memory = bytes(text).unwrap_or(0),
+                ("state_string", Some(i)) => i.states = text,
+                ("slots" | "slots_used" | "slots_resv", Some(i)) => {
+                    let number = text.trim().parse().map_err(|_| format!("qhost: {name} of {:?} is no number", i.queue))?;
+                    *match name {
+                        "slots" => &mut i.slots,
+                        "slots_used" => &mut i.used,
+                        _ => &mut i.reserved,
+                    } = number;
+                }
+                _ => {}
+            },
+        }
+    }
+    for queue in queues.values_mut() {
+        let conf = configured.get(&queue.name);
+        queue.time_max_ms = conf.and_then(|c| c.time_max_ms);
+        queue.waiting = waiting.get(&queue.name).copied().unwrap_or(0).saturating_add(waiting.get("").copied().unwrap_or(0));
+        let several = environment.is_some_and(|e| conf.is_none_or(|c| c.environments.iter().any(|there| there == e)));
+        if !several {
+            queue.machine_slots = queue.machine_slots.min(1);
+            queue.largest_free = queue.largest_free.min(1);
+        }
+        if queue.machines == 0 {
+            queue.closed = closed.remove(&queue.name);
+        }
+    }
+    Ok(queues.into_values().collect())
+}
+
+fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64) {
+    let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    queue.machine_slots = queue.machine_slots.max(narrow(i.slots));
+    queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory);
+    if queue.architecture.is_empty() {
+        queue.architecture = machine(architecture).to_string();
+    }
+    if out_of_order(i.states).is_some() {
+        return;
+    }
+    let free = i.slots.saturating_sub(i.used).saturating_sub(i.reserved);
+    queue.machines = queue.machines.saturating_add(1);
+    queue.slots_total = queue.slots_total.saturating_add(i.slots);
+    queue.slots_free = queue.slots_free.saturating_add(free);
+    queue.largest_free = queue.largest_free.max(narrow(free));
+}
+
+/// Why a queue takes nothing on a machine, by the letters of its state there.
+fn out_of_order(states: &str) -> Option<String> {
+    let word = |c| match c {
+        'd' => Some("disabled"),
+        'D' => Some("disabled by its calendar"),
+        'E' => Some("in error"),
+        'u' => Some("its machine is not heard of"),
+        'c' => Some("its configuration is ambiguous"),
+        'o' => Some("orphaned"),
+        's' | 'S' | 'C' => Some("suspended"),
+        'a' | 'A' => Some("its machine is overloaded"),
+        _ => None,
+    };
+    let words: Vec<&str> = states.chars().filter_map(word).collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
+/// As `uname -m` says it.
+fn machine(architecture: &str) -> &'static str {
+    match architecture.rsplit('-').next() {
+        Some("amd64" | "x64") => "x86_64",
+        Some("arm64" | "aarch64") => "aarch64",
+        _ => "",
+    }
+}
+
+/// `qconf -sq`: a name and a value a line, long ones folded with a backslash.
+pub fn configured(text: &str) -> BTreeMap<String, Configured> {
+    let text = text.replace("\\\n", " ");
+    let (mut queues, mut name) = (BTreeMap::new(), String::new());
+    for line in text.lines() {
+        let (key, value) = line.split_once(char::is_whitespace).map_or((line, ""), |(key, value)| (key, value.trim()));
+        if key == "qname" {
+            name = value.to_string();
+            queues.insert(name.clone(), Configured::default());
+        }
+        let Some(queue) = queues.get_mut(&name) else { continue };
+        match key {
+            "h_rt" | "s_rt" => {
+                // What machines have of their own, comes after the first.
+                let time = value.split(',').next().and_then(time_ms);
+                queue.time_max_ms = queue.time_max_ms.into_iter().chain(time).min();
+            }
+            "pe_list" => queue.environments = value.split([' ', ',', '[', ']', '=']).filter(|e| !e.is_empty()).map(String::from).collect(),
+            _ => {}
+        }
+    }
+    queues
+}
+
+/// `00:10:00`, or seconds; None: not limited.
+fn time_ms(text: &str) -> Option<u64> {
+    let mut seconds = 0u64;
+    for part in text.trim().split(':') {
+        seconds = seconds.checked_mul(60)?.checked_add(if part.is_empty() { 0 } else { part.parse().ok()? })?;
+    }
+    seconds.checked_mul(1_000).filter(|ms| *ms > 0)
+}
+
+/// One value of `qconf -sconf`, `-ssconf` or `-sp`.
+pub fn setting<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.split_once(char::is_whitespace).filter(|(key, _)| *key == name).map(|(_, value)| value.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of Son of Grid Engine 8.1.9.
+    const RECORDED: &str = include_str!("recorded/qhost.xml");
+    const QUEUES: &str = include_str!("recorded/queues.txt");
+    const CONF: &str = include_str!("recorded/conf.txt");
+
+    #[test]
+    fn recorded_queues_are_read() {
+        let waiting = BTreeMap::from([("batch".to_string(), 5), (String::new(), 2)]);
+        let read = queues(RECORDED, &waiting, &configured(QUEUES), Some("smp")).unwrap();
+        assert_eq!(vec!["batch", "short"], read.iter().map(|q| q.name.as_str()).collect::<Vec<_>>());
+        let [batch, short] = &read[..] else { panic!("{read:?}") };
+        assert_eq!((8, 1, 8, 7, "x86_64", None), {
+            (batch.slots_total, batch.machines, batch.machine_slots, batch.waiting, batch.architecture.as_str(), batch.time_max_ms)
+        });
+        assert!(batch.machine_memory_bytes > 20 << 30 && batch.slots_free < 8 && batch.closed.is_none(), "{batch:?}");
+        assert_eq!((0, 0, 4, Some(600_000)), (short.slots_total, short.machines, short.machine_slots, short.time_max_ms));
+        assert_eq!(Some("disabled"), short.closed.as_deref());
+        // Without an environment for them, no task has several slots.
+        for environment in [None, Some("mpi")] {
+            let read = queues(RECORDED, &waiting, &configured(QUEUES), environment).unwrap();
+            assert!(read.iter().all(|q| q.machine_slots == 1 && q.largest_free <= 1), "{environment:?}");
+        }
+        assert!(queues(&RECORDED[..RECORDED.len() / 2], &waiting, &BTreeMap::new(), None).is_err());
+    }
+
+    #[test]
+    fn settings_are_read() {
+        assert_eq!((Some("75000"), Some("2000"), None), (setting(CONF, "max_aj_tasks"), setting(CONF, "max_aj_instances"), setting(CONF, "none")));
+        assert_eq!((Some(600_000), Some(90_000), None, None), (time_ms("0:10:0"), time_ms("90"), time_ms("INFINITY"), time_ms("0")));
+        assert_eq!((Some(47 << 29), Some(5), None), (bytes("23.5G"), bytes("5"), bytes("-")));
+        let folded = configured("qname x\npe_list mpi \\\n   smp,[@big=wide]\nh_rt 60,[a=90]\ns_rt 50\n");
+        assert_eq!(Some(50_000), folded["x"].time_max_ms);
+        assert!(["mpi", "smp", "wide"].iter().all(|e| folded["x"].environments.iter().any(|there| there == e)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken(text in "(?s).{0,100}", more in "[0-9A-Za-z:., \n]{0,60}") {
+            for text in [&text, &more] {
+                let _ = (queues(text, &BTreeMap::new(), &BTreeMap::new(), None), configured(text), time_ms(text), bytes(text), setting(text, "a"));
+                let _ = configured(&format!("qname a\nh_rt {text}\npe_list {more}\n"));
+                let slots = "<queuevalue name='slots'>";
+                let row = format!("<q><host name='a'><queue name='b'>{slots}{more}</queuevalue></queue></host></q>");
+                let _ = queues(&row, &BTreeMap::new(), &BTreeMap::new(), None);
+            }
+        }
+    }
+}

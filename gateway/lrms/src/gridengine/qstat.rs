@@ -1,0 +1,222 @@
+//! What qstat and qsub print, read. Pure; any text is taken, and what does not parse is an error, never a guess.
+//!
+//! A name can't have '/', so that nobody's name closes a tag; it has no newline either.
+
+use std::collections::BTreeMap;
+
+use super::words;
+use super::xml::{self, Event};
+use crate::limits::SUBMISSION_TASKS_MAX;
+use crate::lrms::{Entry, LrmsId, State, Wait};
+
+/// One look at the queue.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Look {
+    /// Tasks whose job's name begins with the prefix.
+    pub entries: Vec<Entry>,
+    /// Tasks that wait, of everybody, by the queue that they ask for; those that ask for none under the empty name.
+    pub waiting: BTreeMap<String, u64>,
+}
+
+/// One `<job_list>`: a task, or some of an array that are alike.
+#[derive(Default)]
+struct Row<'a> {
+    number: &'a str,
+    name: String,
+    owner: &'a str,
+    state: &'a str,
+    place: String,
+    slots: &'a str,
+    tasks: &'a str,
+    queues: Vec<String>,
+}
+
+/// `qstat -xml -r` of all jobs of all accounts.
+pub fn look(text: &str, prefix: &str) -> Result<Look, String> {
+    let events = xml::events(text).map_err(|e| format!("qstat: {e}"))?;
+    let mut look = Look::default();
+    let (mut row, mut field) = (None, "");
+    for event in &events {
+        match event {
+            Event::Open("job_list", _) => row = Some(Row::default()),
+            Event::Close("job_list") => row.take().map_or(Ok(()), |row| look.row(&row, prefix))?,
+            Event::Open(name, _) => field = name,
+            Event::Close(_) => field = "",
+            Event::Text(text) => {
+                if let Some(row) = row.as_mut() {
+                    row.field(field, text);
+                }
+            }
+        }
+    }
+    Ok(look)
+}
+
+impl<'a> Row<'a> {
+    fn field(&mut self, name: &str, text: &'a str) {
+        match name {
+            "JB_job_number" => self.number = text,
+            "JB_name" | "full_job_name" => self.name = text.to_string(),
+            "JB_owner" => self.owner = text,
+            "state" => self.state = text,
+            "queue_name" => self.place = text.to_string(),
+            "slots" => self.slots = text,
+            "tasks" => self.tasks = text,
+            "hard_req_queue" => self.queues.push(text.split('@').next().unwrap_or(text).to_string()),
+            _ => {}
+        }
+    }
+}
+
+impl Look {
+    fn row(&mut self, row: &Row, prefix: &str) -> Result<(), String> {
+        let unreadable = |what: &str| format!("qstat: {what} of job {:?} can't be read", row.number.chars().take(40).collect::<String>());
+        let (count, positions) = tasks(row.tasks).ok_or_else(|| unreadable("the tasks"))?;
+        let state = words::state(row.state, None);
+        if let State::Pending(wait, _) = &state
+            && *wait != Wait::Broken
+        {
+            match row.queues.is_empty() {
+                true => *self.waiting.entry(String::new()).or_default() += count,
+                false => row.queues.iter().for_each(|q| *self.waiting.entry(q.clone()).or_default() += count),
+            }
+        }
+        if !row.name.starts_with(prefix) {
+            return Ok(());
+        }
+        let id = LrmsId(row.number.parse().map_err(|_| unreadable("the number"))?);
+        let slots = row.slots.parse().map_err(|_| unreadable("the slots"))?;
+        let machine = row.place.split_once('@').map_or("", |(_, machine)| machine);
+        self.entries.extend(positions.into_iter().map(|position| Entry {
+            id,
+            position,
+            tag: row.name.clone(),
+            owner: row.owner.to_string(),
+            state: state.clone(),
+            slots,
+            machine: machine.to_string(),
+            restarts: u32::from(row.state.contains('R')),
+        }));
+        Ok(())
+    }
+}
+
+/// `1-3:1`, `1,2,5-8:1`, `3-9:2`, or nothing for a job that is no array: how many, and those of them that can be ours.
+fn tasks(text: &str) -> Option<(u64, Vec<u32>)> {
+    if text.is_empty() {
+        return Some((1, vec![1]));
+    }
+    let (mut count, mut positions) = (0u64, Vec::new());
+    for part in text.split(',') {
+        let (range, step) = part.split_once(':').unwrap_or((part, "1"));
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last, step) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?, step.parse::<u32>().ok()?.max(1));
+        count = count.checked_add(u64::from(last.checked_sub(first)? / step) + 1)?;
+        let most = (SUBMISSION_TASKS_MAX).saturating_sub(positions.len());
+        positions.extend((first..=last.min(SUBMISSION_TASKS_MAX as u32)).step_by(step as usize).take(most));
+    }
+    Some((count, positions))
+}
+
+/// Why tasks are in error: `error reason   2:   11/21/2026 17:52:50 [1004:11282]: error: can't chdir to /x`.
+pub fn errors(text: &str) -> BTreeMap<(LrmsId, u32), String> {
+    let (mut id, mut errors) = (None, BTreeMap::new());
+    for line in text.lines() {
+        if let Some(number) = line.strip_prefix("job_number:") {
+            id = number.trim().parse().ok().map(LrmsId);
+        } else if let Some((task, why)) = line.strip_prefix("error reason").and_then(|rest| rest.split_once(':'))
+            && let (Some(id), Ok(task)) = (id, task.trim().parse())
+        {
+            let why = why.split_once("]: ").map_or(why, |(_, why)| why).trim();
+            errors.insert((id, task), why.strip_prefix("error: ").unwrap_or(why).chars().take(crate::limits::COMPLAINT_CHARS_MAX).collect());
+        }
+    }
+    errors
+}
+
+/// What `qsub -terse` answers: `13.1-6:1`, or `13` of a plain job.
+pub fn submitted(text: &str) -> Option<LrmsId> {
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty());
+    let line = lines.next()?.trim();
+    let (number, tasks) = line.split_once('.').unwrap_or((line, "1"));
+    let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && tasks.bytes().all(|b| b.is_ascii_digit() || b"-:".contains(&b));
+    (plain && lines.next().is_none()).then(|| number.parse().ok().filter(|n| *n > 0).map(LrmsId))?
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of Son of Grid Engine 8.1.9.
+    const RECORDED: &str = include_str!("recorded/qstat.xml");
+    const ERRORS: &str = include_str!("recorded/errors.txt");
+
+    #[test]
+    fn a_recorded_queue_is_read() {
+        let look = look(RECORDED, "ig-").unwrap();
+        let of = |tag: &str, position| look.entries.iter().find(|e| e.tag == tag && e.position == position).unwrap();
+        assert_eq!(12, look.entries.len());
+        assert_eq!((State::Suspended, "localhost", 2, 37, "intergrid-t1"), {
+            let e = of("ig-run", 1);
+            (e.state.clone(), e.machine.as_str(), e.slots, e.id.0, e.owner.as_str())
+        });
+        assert_eq!((State::Running, State::Running), (of("ig-run", 2).state.clone(), of("ig-run", 4).state.clone()));
+        assert_eq!(State::Pending(Wait::Turn, "qw".into()), of("ig-run", 5).state);
+        assert_eq!(State::Pending(Wait::Held, "hqw".into()), of("ig-run", 6).state);
+        assert_eq!(State::Pending(Wait::Broken, "Eqw".into()), of("ig-bad", 3).state);
+        // 2 of our own that are held, and 4 that may go to either; the last asks for none.
+        assert_eq!((Some(&6), Some(&6), Some(&1)), (look.waiting.get("batch"), look.waiting.get("short"), look.waiting.get("")));
+    }
+
+    #[test]
+    fn why_it_is_in_error_is_read() {
+        let errors = errors(ERRORS);
+        assert_eq!(Some("can't chdir to /nowhere/x: No such file or directory"), errors.get(&(LrmsId(39), 2)).map(String::as_str));
+        assert_eq!(3, errors.len());
+    }
+
+    #[test]
+    fn tasks_are_counted_and_only_those_that_can_be_ours_are_listed() {
+        assert_eq!(Some((1, vec![1])), tasks(""));
+        assert_eq!(Some((3, vec![3, 5, 7])), tasks("3-7:2"));
+        assert_eq!(Some((6, vec![1, 2, 5, 6, 7, 8])), tasks("1,2,5-8:1"));
+        let (count, ours) = tasks("1-4294967295:1").unwrap();
+        assert_eq!((4_294_967_295, SUBMISSION_TASKS_MAX), (count, ours.len()));
+        for bad in ["x", "3-1", "1-", "1:x", ",", "4294967296"] {
+            assert_eq!(None, tasks(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn answers_are_numbers_and_nothing_else() {
+        assert_eq!((Some(LrmsId(13)), Some(LrmsId(7))), (submitted("13.1-6:1\n"), submitted("7\n")));
+        for bad in ["", "\n", "Your job 7 (\"x\") has been submitted", "7 8", "7\n8\n", "-1", "0", "7.x", "99999999999999999999999"] {
+            assert_eq!(None, submitted(bad), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken(text in "(?s).{0,100}", more in "[0-9:,.-]{0,30}", cut in 0..RECORDED.len()) {
+            for text in [&text, &more] {
+                let _ = (look(text, ""), tasks(text), errors(text), submitted(text));
+                let row = format!("<a><job_list><state>{more}</state><tasks>{more}</tasks><slots>{text}</slots></job_list></a>");
+                let _ = look(&row, "");
+                let _ = errors(&format!("job_number: {more}\nerror reason {more}: {text}"));
+            }
+            if RECORDED.is_char_boundary(cut) {
+                prop_assert!(look(&RECORDED[..cut], "ig-").is_err() || RECORDED[cut..].trim().is_empty());
+            }
+        }
+
+        #[test]
+        fn any_name_leaves_the_others_alone(name in "[^\n\t\r/:@*\\\\?]{0,60}") {
+            prop_assume!(!name.trim_start().starts_with("ig-"));
+            let name = name.replace('&', "&amp;").replace('>', "&gt;").replace('<', "%lt;");
+            let text = RECORDED.replace("<JB_name>other</JB_name>", &format!("<JB_name>{name}</JB_name>"));
+            prop_assert_eq!(12, look(&text, "ig-").unwrap().entries.len());
+        }
+    }
+}
