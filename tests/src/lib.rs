@@ -1,12 +1,15 @@
 //! What the end-to-end tests share: [`grid`] makes real sites in this process, over loopback TCP and mTLS, and clients that call them; [`logs`] keeps
 //! what they log. They hold no assertions of their own but time-outs: what is right, each test says itself. [`sim`] is a world of its own: cores in virtual
-//! time, from a seed. [`slurm`] is a real cluster.
+//! time, from a seed. [`slurm`] and [`gridengine`] are real clusters,
+//! and [`starts`] are what payloads say of themselves there.
 
 pub mod client;
 pub mod grid;
+pub mod gridengine;
 pub mod logs;
 pub mod sim;
 pub mod slurm;
+pub mod starts;
 
 use std::time::Duration;
 

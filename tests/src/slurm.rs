@@ -76,7 +76,7 @@ impl Slurm {
         let dir = tempfile::Builder::new().prefix("slurm-").tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("permissions");
         options.write(dir.path(), ports(options.machines + 2));
-        let guard = guard(dir.path());
+        let guard = guard(dir.path(), "SLURM_CONF");
         let mut slurm = Slurm { dir, machines: options.machines, parts: Default::default(), guard, _alone: alone };
         for part in [Part::Munge, Part::Controller].into_iter().chain((1..=options.machines).map(Part::Machine)) {
             slurm.start_part(part);
@@ -272,15 +272,16 @@ fn waited(child: &mut Child, command: &Command) -> ExitStatus {
     }
 }
 
-/// Kills every process whose environment names this directory when its input ends. In a session of its own, so that a signal to the test is none to it.
-fn guard(dir: &Path) -> Child {
+/// Kills every process in whose environment this variable names the directory when its input ends. In a session of its own, so that a signal to the test is
+/// none to it.
+pub(crate) fn guard(dir: &Path, variable: &str) -> Child {
     const SCRIPT: &str = r#"
         trap '' TERM INT HUP
         cat > /dev/null
         n=0 found=yes
         while [ -n "$found" ] && [ $n -lt 100 ]; do
             found=
-            for environ in $(grep -lsF "SLURM_CONF=$1/" /proc/[0-9]*/environ); do
+            for environ in $(grep -lsF "$2=$1/" /proc/[0-9]*/environ); do
                 pid=${environ#/proc/}
                 kill -9 "${pid%/environ}" 2> /dev/null && found=yes
             done
@@ -289,7 +290,7 @@ fn guard(dir: &Path) -> Child {
         done
         rm -rf "$1""#;
     let mut command = Command::new("setsid");
-    command.args(["sh", "-c", SCRIPT, "guard"]).arg(dir).current_dir("/").env_remove("SLURM_CONF");
+    command.args(["sh", "-c", SCRIPT, "guard"]).arg(dir).arg(variable).current_dir("/").env_remove(variable);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a guard")
 }
 
@@ -305,7 +306,7 @@ fn check_machine() {
     assert!(missing.is_empty(), "not on the path: {}; install them with `tests/run --prepare`", missing.join(", "));
 }
 
-fn make_account(name: &str) {
+pub(crate) fn make_account(name: &str) {
     let exists = || ended(Command::new("getent").args(["passwd", name]), "").status.success();
     if !exists() {
         let output = ended(Command::new("useradd").args(["--create-home", "--shell", "/bin/sh", name]), "");
@@ -314,7 +315,7 @@ fn make_account(name: &str) {
 }
 
 /// Ports that nobody listens at. Different processes begin to look at different places.
-fn ports(count: usize) -> Vec<u16> {
+pub(crate) fn ports(count: usize) -> Vec<u16> {
     let span = PORTS.end - PORTS.start;
     let first = (std::process::id() % u32::from(span)) as u16;
     let candidates = (0..span).map(|n| PORTS.start + (first + n * 7) % span);
