@@ -29,6 +29,9 @@ pub struct AgentConfig {
     pub gateway: String,
     /// Directory of its certificate, key, and its gateway's CA.
     pub identity: PathBuf,
+    /// With which it asks for a certificate where `identity` has none: a file of `grid token`; deleted when it has been used.
+    #[serde(default)]
+    pub token: Option<PathBuf>,
     /// Directory of its spool, task directories and cached content. On a local disk; one agent a directory.
     pub state: PathBuf,
     /// Slots it offers; absent: one a core.
@@ -77,6 +80,7 @@ impl AgentConfig {
         })?;
         config.identity = directory.join(&config.identity);
         config.state = directory.join(&config.state);
+        config.token = config.token.map(|token| directory.join(token));
         config.check()?;
         Ok(config)
     }

@@ -1,6 +1,6 @@
 //! Connections to the gateway: one for the link, one for bulk data as soon as there is any, so that a large file never delays a start or an end.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use intergrid_proto::limits::{CONNECT_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS};
@@ -23,7 +23,7 @@ pub type Pool = PoolClient<Channel>;
 /// How to reach the gateway.
 pub struct Dial {
     endpoint: String,
-    identity: Identity,
+    identity: RwLock<Identity>,
     bulk: Mutex<Option<Pool>>,
 }
 
@@ -50,11 +50,22 @@ pub enum Said {
 impl Dial {
     /// Nothing is dialled yet.
     pub fn new(endpoint: String, identity: Identity) -> Arc<Self> {
-        Arc::new(Dial { endpoint, identity, bulk: Mutex::new(None) })
+        Arc::new(Dial { endpoint, identity: RwLock::new(identity), bulk: Mutex::new(None) })
+    }
+
+    /// What it shows to the gateway.
+    pub fn identity(&self) -> Identity {
+        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From the next connection on.
+    pub fn is_now(&self, identity: Identity) {
+        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
     }
 
     async fn connect(&self) -> Result<(Pool, SiteId), Refusal> {
-        let (channel, peer) = client::connect(&self.endpoint, &self.identity, self.identity.ca_pem()?, None).await?;
+        let identity = self.identity();
+        let (channel, peer) = client::connect(&self.endpoint, &identity, identity.ca_pem()?, None).await?;
         let pool = PoolClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
         Ok((pool, peer.id))
     }

@@ -15,6 +15,7 @@ mod desk;
 pub mod dial;
 pub mod exec;
 pub mod fetch;
+mod join;
 pub mod limits;
 mod live;
 pub mod log;

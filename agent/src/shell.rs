@@ -20,6 +20,7 @@ use crate::desk::{Desk, SharedDesk};
 use crate::dial::{Said, random};
 use crate::exec::dirs::Dirs;
 use crate::fetch::Fetcher;
+use crate::join::join;
 use crate::limits::*;
 use crate::live;
 use crate::machine::Capacity;
@@ -92,8 +93,17 @@ pub(crate) struct Sources {
 
 /// Run an agent until `shutdown`, which leaves its tasks running. Errors: what keeps it from being one at all.
 pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Refusal> {
-    let (mut shell, mut sources) = start(config, options)?;
     let mut shutdown = std::pin::pin!(shutdown);
+    let joined = tokio::select! {
+        joined = join(&config) => joined,
+        () = &mut shutdown => return Ok(()),
+    };
+    if let Err(why) = joined {
+        // Nobody wants this machine, or nobody is there: what it costs is for nothing.
+        let last = if config.alone_max.is_some() { last_act(&config.on_alone).await } else { Ok(()) };
+        return last.and(Err(why));
+    }
+    let (mut shell, mut sources) = start(config, options)?;
     let shared = shell.desk.clone();
     let end = loop {
         let (until, blocked) = {

@@ -19,6 +19,7 @@ use crate::exec::Executor;
 use crate::exec::cgroup::Cgroup;
 use crate::exec::dirs::Dirs;
 use crate::fetch::Fetcher;
+use crate::join::renew;
 use crate::limits::*;
 use crate::machine::{self, Capacity};
 use crate::shell::{Options, Shell, Sources};
@@ -91,6 +92,9 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let dial = Dial::new(config.gateway.clone(), identity);
     let (say, said) = mpsc::channel(INPUT_QUEUE_MAX);
     tokio::spawn(dial.clone().keep(say));
+    if config.token.is_some() {
+        tokio::spawn(renew(config.clone(), dial.clone()));
+    }
     let (uploads, requests) = mpsc::unbounded_channel();
     let (done, uploaded) = mpsc::channel(INPUT_QUEUE_MAX);
     tokio::spawn(Uploader::new(dial.clone(), dirs.clone(), requests, done).run());

@@ -1,18 +1,26 @@
-//! `init`: identities. A site gets its own certificate authority; users, administrators and agents get certificates of it; a home joins a certificate
+//! `init` and `token`: identities, and what becomes one. A site gets its own certificate authority; users, administrators and agents get certificates of it; a home joins a certificate
 //! with the endpoint to ask. What exists is never overwritten.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use intergrid_proto::Refusal;
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Identity};
+use intergrid_proto::units::parse_duration;
 use serde_json::json;
 
-use crate::args::{HomeRole, InitArgs, InitWhat, IssueArgs};
+use crate::args::{HomeRole, InitArgs, InitWhat, IssueArgs, TokenArgs};
 use crate::client::HOME_CONFIG;
 use crate::env::Environment;
 use crate::out::Out;
 use crate::stop::{Ending, Result, local};
+
+/// A token is for a machine that joins soon.
+const TOKEN_MS_MAX: u64 = 7 * 86_400_000;
 
 /// Make it, and say what is next.
 pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environment, out: &Out) -> Result<Ending> {
@@ -56,6 +64,26 @@ pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environme
 fn certificate(out: &Out, role: CertRole, args: &IssueArgs, next: &str) -> Result<Ending> {
     issue::issue(&args.site, role, &args.name, &args.out, Validity::default())?;
     made(out, role.name(), &args.name, &args.out, next)
+}
+
+/// A token for a machine.
+pub fn token(args: &TokenArgs, out: &Out) -> Result<Ending> {
+    let time = parse_duration(&args.valid).map_err(|e| Refusal::invalid(format!("--valid {}: {e}", args.valid)))?;
+    if time.is_zero() || time > Duration::from_millis(TOKEN_MS_MAX) {
+        return Err(Refusal::invalid(format!("--valid {}: more than nothing, and at most 7d", args.valid)).into());
+    }
+    let text = issue::token(&args.site, &args.name, Validity::of(time))?;
+    let shown = args.out.display();
+    let bad = |e: std::io::Error| local(format!("{shown} can't be written: {e}")).remedy("name another file");
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.out).map_err(bad)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(bad)?;
+    if out.json {
+        out.object(json!({"made": "token", "name": args.name, "file": args.out, "valid_ms": time.as_millis() as u64}))?;
+    } else {
+        out.line(format!("token for {} in {shown}, good once, for {}", args.name, args.valid))?;
+        out.next("next: copy it to the machine, and name it as `token` in the agent's configuration")?;
+    }
+    Ok(Ending::Well)
 }
 
 /// A home for this user.

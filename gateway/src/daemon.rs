@@ -22,6 +22,7 @@ use crate::core::schedule::{FirstFit, Policy};
 use crate::core::{Core, Now};
 use crate::daemon_files::{self, Ready};
 use crate::engine::Engine;
+use crate::joins::Joins;
 use crate::metrics;
 use crate::outputs::OutputStore;
 use crate::rent::{ProcessCloud, RentConfig, Rented};
@@ -258,6 +259,7 @@ impl Running {
             servers.push(metrics::serve(address, metrics::Source::new(engine.clone(), site.state.join("store")), stopped.clone()).await?);
         }
         if let Some(pool) = &pool {
+            pool.let_join(Joins::new(engine.clone(), site.identity.clone()));
             pool.provide(&endpoint);
         }
         Ok(Running { me, endpoint, engine, pool, failed, servers, stop })

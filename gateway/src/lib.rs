@@ -15,6 +15,7 @@ pub mod daemon_files;
 pub mod durable;
 pub mod engine;
 mod heard;
+pub mod joins;
 pub mod laws;
 pub mod metrics;
 pub mod outputs;

@@ -10,6 +10,10 @@ pub const SPEC_BYTES_MAX: usize = 60 * 1024;
 pub const SPEC_ITEMS_MAX: usize = 1_000;
 /// Any name that a user gives: a job, a file, an environment variable, a key.
 pub const NAME_BYTES_MAX: usize = 128;
+/// A request for a certificate, in DER.
+pub const CSR_BYTES_MAX: usize = 4_096;
+/// A machine's certificate, issued when it joined: it is renewed when half of this is over.
+pub const JOINED_CERT_MS: u64 = 24 * 3_600_000;
 /// Slots of one task.
 pub const SLOTS_PER_TASK_MAX: u32 = 65_536;
 /// Memory of one task.

@@ -245,6 +245,15 @@ impl Pool for Gateway {
         Ok(Response::new(ReceiverStream::new(downs)))
     }
 
+    /// Its agents come with certificates.
+    async fn join(&self, _: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        Err(Status::permission_denied("nobody joins here"))
+    }
+
+    async fn renew(&self, _: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        Err(Status::permission_denied("nobody joins here"))
+    }
+
     async fn get_blob(&self, request: Request<pb::BlobHash>) -> Result<Response<Self::GetBlobStream>, Status> {
         self.lock().calls += 1;
         let hash = BlobHash::from_slice(&request.into_inner().hash).unwrap();

@@ -83,6 +83,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Make identities: a site's, a user's, an agent's, or this user's home.
     Init(InitArgs),
+    /// A token, with which a machine can join a gateway: once, within its time.
+    Token(TokenArgs),
     /// Examine a gateway's configuration, and the cluster behind it: what is wrong, and what would help.
     Doctor(DoctorArgs),
     /// Be a gateway: one domain's machines as one resource.

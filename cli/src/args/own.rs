@@ -80,6 +80,27 @@ pub enum InitWhat {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
+Copy the file to the machine, name it as `token` in its agent's configuration.
+The agent makes its key itself, and the token is worth nothing any more once it
+has a certificate. Until then it is secret.
+
+  grid token rack1-07 --site /etc/intergrid/campus --out rack1-07.token")]
+pub struct TokenArgs {
+    /// The machine's name, as in its agent's configuration.
+    pub name: String,
+    /// The gateway's identity directory, with its CA's key.
+    #[arg(long, value_name = "DIR")]
+    pub site: PathBuf,
+    /// The file to write; must not exist yet.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// How long it is good for, as 10m, 1h or 2d; at most 7d.
+    #[arg(long, value_name = "TIME", default_value = "1h")]
+    pub valid: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "\
 It reads what a start would read, asks the cluster what a gateway would ask,
 and runs a small task as each account. Exit code 1: something is bad.
 

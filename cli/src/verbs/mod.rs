@@ -98,6 +98,7 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
             let context = connect().await?;
             asked(out, args.watch, async |out| hosts::run(&context, out, args.tree).await.map(|_| false)).await
         }
+        Command::Token(args) => crate::init::token(&args, out),
         Command::Doctor(args) => doctor::run(args, out).await,
         Command::Machines(args) => {
             let context = connect().await?;

@@ -30,6 +30,8 @@ pub enum CertRole {
     Admin,
     /// A machine.
     Agent,
+    /// A machine that is to be: a token, good for one call, once.
+    Join,
 }
 
 impl CertRole {
@@ -40,6 +42,7 @@ impl CertRole {
             CertRole::User => "user",
             CertRole::Admin => "admin",
             CertRole::Agent => "agent",
+            CertRole::Join => "join",
         }
     }
 
@@ -50,11 +53,12 @@ impl CertRole {
             CertRole::User => &[Role::User],
             CertRole::Admin => &[Role::User, Role::Admin],
             CertRole::Agent => &[Role::Agent],
+            CertRole::Join => &[Role::Join],
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [CertRole::Site, CertRole::User, CertRole::Admin, CertRole::Agent].into_iter().find(|r| r.name() == name)
+        [CertRole::Site, CertRole::User, CertRole::Admin, CertRole::Agent, CertRole::Join].into_iter().find(|r| r.name() == name)
     }
 }
 
@@ -72,6 +76,9 @@ pub enum Role {
     Agent,
     /// A site that dials us and serves us over that connection.
     Child,
+    /// Asks for the certificate of a machine, and may do nothing else: wherever agents may come.
+    #[serde(skip)]
+    Join,
 }
 
 impl Role {
@@ -83,6 +90,7 @@ impl Role {
             Role::Delegate => "delegate",
             Role::Agent => "agent",
             Role::Child => "child",
+            Role::Join => "join",
         }
     }
 }
@@ -161,14 +169,42 @@ impl Identity {
         let dir = dir.as_ref();
         let (cert_path, key_path, ca_path) = (dir.join("cert.pem"), dir.join("key.pem"), dir.join("ca.pem"));
         let chain = certificates(&read(&cert_path)?).map_err(within(&cert_path))?;
-        let first = chain.first().map(|c| PeerCert::parse(c)).transpose().map_err(within(&cert_path))?;
-        let cert = first.ok_or_else(|| Refusal::invalid(format!("{}: no certificate in it", cert_path.display())))?;
         private(&key_path)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?).map_err(|e| Refusal::invalid(format!("{}: {e:?}", key_path.display())))?;
-        let key = CertifiedKey::from_der(chain, key, &tls::provider())
-            .map_err(|e| Refusal::invalid(format!("{}: not the key of cert.pem: {e}", key_path.display())))?;
         let ca_pem = if ca_path.exists() { Some(read(&ca_path)?) } else { None };
-        Ok(Identity { cert, key: Arc::new(key), ca_pem, dir: dir.to_owned() })
+        Self::of(chain, (&cert_path, &key_path), ca_pem, dir)
+    }
+
+    /// Read a token: one PEM file with its certificate, its key, and the CA of the site to be called.
+    pub fn load_token(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let pem = read(path)?;
+        let mut chain = certificates(&pem).map_err(within(path))?;
+        private(path)?;
+        if chain.len() < 2 {
+            return Err(
+                Refusal::invalid(format!("{}: it has no CA after its certificate", path.display())).remedy("use the whole token, as it was made")
+            );
+        }
+        chain.truncate(1);
+        // The order is that in which tokens are made: certificate, key, CA.
+        let ca_pem = String::from_utf8_lossy(&pem).rfind("-----BEGIN CERTIFICATE-----").map(|at| pem[at..].to_vec());
+        let token = Self::of(chain, (path, path), ca_pem, path)?;
+        match token.role() {
+            CertRole::Join => Ok(token),
+            other => {
+                Err(Refusal::invalid(format!("{}: it is of a {}, and no token", path.display(), other.name())).remedy("make one with `grid token`"))
+            }
+        }
+    }
+
+    fn of(chain: Vec<CertificateDer<'static>>, (cert, key): (&Path, &Path), ca_pem: Option<Vec<u8>>, dir: &Path) -> Result<Self> {
+        let first = chain.first().map(|c| PeerCert::parse(c)).transpose().map_err(within(cert))?;
+        let parsed = first.ok_or_else(|| Refusal::invalid(format!("{}: no certificate in it", cert.display())))?;
+        let secret = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(|e| Refusal::invalid(format!("{}: {e:?}", key.display())))?;
+        let of = cert.file_name().unwrap_or_default().display();
+        let secret = CertifiedKey::from_der(chain, secret, &tls::provider())
+            .map_err(|e| Refusal::invalid(format!("{}: not the key of {of}: {e}", key.display())))?;
+        Ok(Identity { cert: parsed, key: Arc::new(secret), ca_pem, dir: dir.to_owned() })
     }
 
     /// Hash of our public key.

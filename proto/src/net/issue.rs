@@ -1,4 +1,4 @@
-//! Makes a site's certificate authority, and certificates of it: ECDSA P-256, in PEM. Existing files are never overwritten; keys are for their owner only.
+//! Makes a site's certificate authority, and certificates and tokens of it: ECDSA P-256, in PEM. Existing files are never overwritten; keys are for their owner only.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
@@ -8,13 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 
 use super::SITE_NAME;
 use super::identity::{CertRole, check_label};
 use crate::error::{Refusal, RefusalKind, Result};
+use crate::ids::SiteId;
+use crate::limits::CSR_BYTES_MAX;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Clocks of a federation may differ by this much.
@@ -34,8 +36,13 @@ pub struct Validity {
 impl Validity {
     /// From now on.
     pub fn days(days: u32) -> Self {
+        Self::of(DAY * days)
+    }
+
+    /// From now on, so long.
+    pub fn of(time: Duration) -> Self {
         let now = SystemTime::now();
-        Validity { not_before: now - SKEW, not_after: now + DAY * days }
+        Validity { not_before: now - SKEW, not_after: now + time }
     }
 
     /// Over since an hour ago: for tests.
@@ -80,13 +87,7 @@ pub fn issue(site_dir: impl AsRef<Path>, role: CertRole, label: &str, out_dir: i
     let (site_dir, out_dir) = (site_dir.as_ref(), out_dir.as_ref());
     check_label(label)?;
     absent(out_dir, &["ca.pem", "cert.pem", "key.pem"])?;
-    let read = |file: &str| {
-        let path = site_dir.join(file);
-        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy("make a site with `grid init` first"))
-    };
-    let (ca_pem, ca_key) = (read("ca.pem")?, read("ca.key")?);
-    let bad = |file: &str, e: rcgen::Error| Refusal::invalid(format!("{}: {e}", site_dir.join(file).display()));
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key).map_err(|e| bad("ca.key", e))?).map_err(|e| bad("ca.pem", e))?;
+    let (ca_pem, issuer) = issuer(site_dir)?;
     let (cert, key) = certify(&issuer, role, label, &[], validity)?;
     make(out_dir)?;
     write(out_dir, "key.pem", &key, 0o600)?;
@@ -94,7 +95,60 @@ pub fn issue(site_dir: impl AsRef<Path>, role: CertRole, label: &str, out_dir: i
     write(out_dir, "cert.pem", &cert, 0o644)
 }
 
+/// A token for a machine of this label: certificate, key and CA in one PEM text. It is secret.
+pub fn token(site_dir: impl AsRef<Path>, label: &str, validity: Validity) -> Result<String> {
+    check_label(label)?;
+    let (ca_pem, issuer) = issuer(site_dir.as_ref())?;
+    let (cert, key) = certify(&issuer, CertRole::Join, label, &[], validity)?;
+    Ok([cert, key, ca_pem].concat())
+}
+
+/// A request for a certificate, whose signature is that of its key.
+pub struct Csr(CertificateSigningRequestParams);
+
+impl Csr {
+    /// From DER, as a peer sent it.
+    pub fn read(der: &[u8]) -> Result<Self> {
+        if der.len() > CSR_BYTES_MAX {
+            return Err(Refusal::invalid(format!("a request for a certificate has {} bytes, at most {CSR_BYTES_MAX}", der.len())));
+        }
+        let read = CertificateSigningRequestParams::from_der(&der.into());
+        read.map(Csr).map_err(|e| Refusal::invalid(format!("not a request for a certificate: {e}")))
+    }
+
+    /// Of its key.
+    pub fn id(&self) -> SiteId {
+        SiteId::of_public_key(&self.0.public_key.subject_public_key_info())
+    }
+
+    /// A certificate of the site's CA for its key; what it asks for itself is not looked at.
+    pub fn sign(mut self, site_dir: impl AsRef<Path>, role: CertRole, label: &str, validity: Validity) -> Result<String> {
+        check_label(label)?;
+        let (_, issuer) = issuer(site_dir.as_ref())?;
+        self.0.params = params(role, label, &[], validity)?;
+        Ok(self.0.signed_by(&issuer).map_err(failed)?.pem())
+    }
+}
+
+/// A site's CA: its certificate, and what signs.
+fn issuer(site_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>)> {
+    let read = |file: &str| {
+        let path = site_dir.join(file);
+        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy("make a site with `grid init` first"))
+    };
+    let (ca_pem, ca_key) = (read("ca.pem")?, read("ca.key")?);
+    let bad = |file: &str, e: rcgen::Error| Refusal::invalid(format!("{}: {e}", site_dir.join(file).display()));
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key).map_err(|e| bad("ca.key", e))?).map_err(|e| bad("ca.pem", e))?;
+    Ok((ca_pem, issuer))
+}
+
 fn certify(issuer: &Issuer<'_, KeyPair>, role: CertRole, label: &str, hosts: &[String], validity: Validity) -> Result<(String, String)> {
+    let key = new_key()?;
+    let cert = params(role, label, hosts, validity)?.signed_by(&key, issuer).map_err(failed)?;
+    Ok((cert.pem(), key.serialize_pem()))
+}
+
+fn params(role: CertRole, label: &str, hosts: &[String], validity: Validity) -> Result<CertificateParams> {
     let mut params = CertificateParams::new(hosts.to_vec()).map_err(|e| Refusal::invalid(format!("hosts {}: {e}", hosts.join(", "))))?;
     params.distinguished_name = name(&format!("{} {label}", role.name()));
     params.subject_alt_names.push(SanType::URI(ia5(&format!("intergrid:{}/{label}", role.name()))?));
@@ -106,9 +160,7 @@ fn certify(issuer: &Issuer<'_, KeyPair>, role: CertRole, label: &str, hosts: &[S
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     set(&mut params, validity);
-    let key = new_key()?;
-    let cert = params.signed_by(&key, issuer).map_err(failed)?;
-    Ok((cert.pem(), key.serialize_pem()))
+    Ok(params)
 }
 
 fn new_key() -> Result<KeyPair> {

@@ -10,6 +10,7 @@ pub mod identity;
 mod io;
 #[cfg(feature = "issue")]
 pub mod issue;
+pub mod join;
 pub mod reverse;
 pub mod server;
 pub mod status;

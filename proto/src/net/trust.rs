@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
@@ -42,6 +43,8 @@ pub struct Peer {
     pub roles: BTreeSet<Role>,
     /// For whom it may act, if it is a delegate.
     pub on_behalf: Vec<String>,
+    /// Its certificate's last moment.
+    pub not_after: SystemTime,
     /// Where it calls from.
     pub addr: Option<SocketAddr>,
 }
@@ -139,10 +142,11 @@ impl Trust {
         let ca = self.issuer(cert, intermediates, now).map_err(|error| Denied { who: claims(), why: tls::why(&error), error })?;
         let denied = |who, why| Denied { who, why, error: CertificateError::ApplicationVerificationFailure };
         let cert = claimed.as_ref().map_err(|e| denied("unknown".into(), e.to_string()))?;
-        let mut peer =
-            Peer { id: cert.id, label: cert.label.clone(), cert_role: cert.role, roles: BTreeSet::new(), on_behalf: Vec::new(), addr: None };
+        let (id, label, cert_role, not_after) = (cert.id, cert.label.clone(), cert.role, cert.not_after);
+        let mut peer = Peer { id, label, cert_role, roles: BTreeSet::new(), on_behalf: Vec::new(), not_after, addr: None };
         for (may, on_behalf) in &ca.entries {
-            let roles: Vec<Role> = cert.role.may_be().iter().copied().filter(|r| may.contains(r)).collect();
+            let allowed = |r: &Role| may.contains(if *r == Role::Join { &Role::Agent } else { r });
+            let roles: Vec<Role> = cert.role.may_be().iter().copied().filter(allowed).collect();
             // Only an entry that allows delegates says for whom they may act.
             if roles.contains(&Role::Delegate) {
                 peer.on_behalf.extend(on_behalf.iter().cloned());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use intergrid_proto::net::issue::{self, Validity};
+use intergrid_proto::net::join;
 use intergrid_proto::net::server::{self, Limits};
 use intergrid_proto::net::{CertRole, Identity, PeerCert, Role, SITE_NAME, client, refusal_of, reverse};
 use intergrid_proto::pb::{self, grid_client::GridClient, grid_server::GridServer};
@@ -342,6 +343,49 @@ async fn identities_are_private_and_never_overwritten() {
         says(&issue::new_site(world.path("bad"), bad, &[]).unwrap_err(), RefusalKind::Invalid, &["label"]);
     }
     assert!(!world.path("bad").exists());
+}
+
+#[tokio::test]
+async fn a_machine_makes_its_own_key_and_a_token_may_only_join() {
+    let world = World::new(&["campus"]);
+    let (site, machine, token) = (world.path("campus"), world.path("m1"), world.path("m1.token"));
+    let csr = join::request(&machine).unwrap();
+    assert_eq!(0o600, std::fs::metadata(machine.join("key.pem")).unwrap().permissions().mode() & 0o777);
+    let asked = issue::Csr::read(&csr).unwrap();
+    assert_eq!(asked.id(), issue::Csr::read(&join::request(&machine).unwrap()).unwrap().id(), "the same key again");
+    let id = asked.id();
+    let cert = asked.sign(&site, CertRole::Agent, "m1", Validity::default()).unwrap();
+    join::keep(&machine, &cert, &std::fs::read(site.join("ca.pem")).unwrap()).unwrap();
+    let identity = Identity::load(&machine).unwrap();
+    assert_eq!((id, CertRole::Agent, "m1"), (identity.id(), identity.role(), identity.label()));
+    // What is not signed by its own key is no request.
+    for at in [csr.len() - 1, 60, 2] {
+        let mut bad = csr.clone();
+        bad[at] ^= 1;
+        assert!(issue::Csr::read(&bad).is_err(), "byte {at}");
+    }
+    says(&issue::Csr::read(&vec![0x30; 5_000]).err().unwrap(), RefusalKind::Invalid, &["5000 bytes", "4096"]);
+    assert!(issue::Csr::read(b"").is_err());
+
+    let text = issue::token(&site, "m1", Validity::days(1)).unwrap();
+    std::fs::write(&token, &text).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).unwrap();
+    says(&Identity::load_token(&token).unwrap_err(), RefusalKind::Invalid, &["m1.token", "0644", "chmod 600"]);
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let token = Identity::load_token(&token).unwrap();
+    assert_eq!((CertRole::Join, "m1"), (token.role(), token.label()));
+    assert_eq!(std::fs::read(site.join("ca.pem")).unwrap(), token.ca_pem().unwrap());
+    let agents = world.campus(&[("campus", &[Role::Agent])], Limits::default()).await;
+    // Let in where agents are, and nowhere else; and there it may do nothing else.
+    says(&ask(&agents, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["join m1", "and has join"]);
+    let users = world.campus(&[("campus", USERS)], Limits::default()).await;
+    says(&ask(&users, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["it has no right there"]);
+    // Only a token is one.
+    let whole = [std::fs::read(machine.join("cert.pem")).unwrap(), std::fs::read(machine.join("key.pem")).unwrap(), token.ca_pem().unwrap().to_vec()];
+    let other = world.path("other.token");
+    std::fs::write(&other, whole.concat()).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o600)).unwrap();
+    says(&Identity::load_token(&other).unwrap_err(), RefusalKind::Invalid, &["no token", "grid token"]);
 }
 
 #[tokio::test]

@@ -140,7 +140,7 @@ impl Tree {
         at
     }
 
-    fn identity(&self, site: &str) -> PathBuf {
+    pub fn identity(&self, site: &str) -> PathBuf {
         let dir = self.path(site).join("identity");
         if !dir.exists() {
             issue::new_site(&dir, site, &[]).unwrap();
@@ -183,6 +183,21 @@ impl Tree {
     pub fn agent_at(&mut self, name: &str, gateway: &str, endpoint: &str, more: &str) {
         issue::issue(self.identity(gateway), CertRole::Agent, name, self.path(name).join("identity"), Validity::default()).unwrap();
         self.add(name, "agent", &format!("name = \"{name}\"\ngateway = \"{endpoint}\"\nidentity = \"identity\"\nstate = \"state\"\n{more}"));
+    }
+
+    /// An agent that has a token instead of an identity, as `token` beside its configuration; launched only.
+    pub fn joining(&mut self, dir: &str, name: &str, gateway: &str, more: &str) {
+        let words = "identity = \"identity\"\nstate = \"state\"\ntoken = \"token\"";
+        let config = format!("name = \"{name}\"\ngateway = \"{}\"\n{words}\n{more}", self.endpoint(gateway));
+        fs::write(self.config(dir), config).unwrap();
+        self.parts.insert(dir.to_string(), Part { role: "agent", alone: self.alone, endpoint: String::new(), child: None });
+        self.launch(dir);
+    }
+
+    /// Does it end by itself?
+    pub fn ended(&mut self, name: &str) -> bool {
+        let mut child = self.parts.get_mut(name).unwrap().child.take().unwrap();
+        await_end(&mut child)
     }
 
     fn site(&self, name: &str, parent: Option<&str>, own: &str) -> String {

@@ -25,6 +25,7 @@ pub use provider::{Provider, StaticProvider};
 
 use crate::backend::{Account, Backend, Configured, Content, Peek, Sink};
 use crate::blobs::BlobStore;
+use crate::joins::Joins;
 use crate::outputs::OutputStore;
 use crate::queue;
 
@@ -48,6 +49,7 @@ struct Inner {
     outputs: OutputStore,
     above: Arc<dyn Above>,
     sink: OnceLock<Sink>,
+    joins: OnceLock<Joins>,
     sessions: Mutex<BTreeMap<SiteId, Session>>,
     asked: live::Asked,
 }
@@ -64,13 +66,18 @@ struct Session {
 impl AgentPool {
     /// A pool whose machines come from `provider`.
     pub fn new(provider: Arc<dyn Provider>, blobs: BlobStore, outputs: OutputStore, above: Arc<dyn Above>) -> Arc<Self> {
-        let (sink, sessions, asked) = (OnceLock::new(), Mutex::default(), live::Asked::default());
-        Arc::new(AgentPool(Arc::new(Inner { provider, blobs, outputs, above, sink, sessions, asked })))
+        let (sink, joins, sessions, asked) = (OnceLock::new(), OnceLock::new(), Mutex::default(), live::Asked::default());
+        Arc::new(AgentPool(Arc::new(Inner { provider, blobs, outputs, above, sink, joins, sessions, asked })))
     }
 
     /// What the listener serves to agents.
     pub fn service(&self) -> PoolServer<AgentPool> {
         PoolServer::new(self.clone()).max_decoding_message_size(limits::MESSAGE_BYTES_MAX).max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
+    }
+
+    /// Machines may join from now on.
+    pub fn let_join(&self, joins: Joins) {
+        _ = self.0.joins.set(joins);
     }
 
     /// The listener is up, here: the provider may make its machines.

@@ -22,6 +22,7 @@ use super::{AgentPool, Inner, Session};
 use crate::backend::{FromChild, Sink};
 use crate::backends::{LINK_QUEUE_MESSAGES_MAX, bulk};
 use crate::durable::blocking;
+use crate::joins::Joins;
 use crate::outputs::{OutputStore, OutputWriter, Received};
 use crate::queue;
 
@@ -36,9 +37,13 @@ type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The caller, if it is an agent; others are refused and logged.
 fn agent<T>(request: &Request<T>) -> Result<Peer, Refusal> {
+    caller(request, Role::Agent)
+}
+
+fn caller<T>(request: &Request<T>, role: Role) -> Result<Peer, Refusal> {
     let none = || Refusal::new(RefusalKind::NotAuthorised, "no certificate came with this connection");
     let peer = request.extensions().get::<Peer>().cloned().ok_or_else(none)?;
-    if let Err(refusal) = peer.require(Role::Agent) {
+    if let Err(refusal) = peer.require(role) {
         tracing::warn!(caller = %peer, addr = ?peer.addr, why = %refusal, "refused a caller of the agents' service");
         return Err(refusal);
     }
@@ -51,6 +56,24 @@ impl Pool for AgentPool {
     type GetBlobStream = Parts<pb::BlobPart>;
     type PutOutputsStream = Parts<pb::OutputAck>;
     type PeeksStream = Parts<pb::PeekQuestion>;
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let token = caller(&request, Role::Join)?;
+        let certified = match self.0.provider.admits(&token.label) {
+            Ok(()) => self.0.joins()?.join(&token, &request.into_inner().csr).await,
+            Err(why) => Err(why),
+        };
+        self.0.certified(&token, certified)
+    }
+
+    async fn renew(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
+        let peer = agent(&request)?;
+        let certified = match self.0.provider.admits(&peer.label) {
+            Ok(()) => self.0.joins()?.renew(&peer, &request.into_inner().csr).await,
+            Err(why) => Err(why),
+        };
+        self.0.certified(&peer, certified)
+    }
 
     async fn peeks(&self, request: Request<Streaming<pb::PeekAnswer>>) -> Result<Response<Self::PeeksStream>, Status> {
         let peer = agent(&request)?;
@@ -104,6 +127,24 @@ impl Pool for AgentPool {
 }
 
 impl Inner {
+    fn joins(&self) -> Result<&Joins, Refusal> {
+        self.joins.get().ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("ask again"))
+    }
+
+    /// Who got a certificate, and who did not, is logged.
+    fn certified(&self, peer: &Peer, certificate: Result<String, Refusal>) -> Result<Response<pb::JoinReply>, Status> {
+        match certificate {
+            Ok(certificate) => {
+                tracing::info!(machine = %peer, addr = ?peer.addr, "certified");
+                Ok(Response::new(pb::JoinReply { certificate }))
+            }
+            Err(why) => {
+                tracing::warn!(machine = %peer, addr = ?peer.addr, %why, "refused a certificate");
+                Err(why.into())
+            }
+        }
+    }
+
     /// One session, from hello to end. An error refuses it before it began.
     async fn session(
         &self,
