@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::net::disk::Disk;
@@ -152,7 +153,7 @@ pub async fn run_site(
     kind: Kind,
     site: SiteConfig,
     options: DaemonOptions,
-    build: impl FnOnce(&Parts) -> Result<Built, Refusal>,
+    build: impl FnOnce(&Parts) -> Result<Built, Refusal> + Send + 'static,
 ) -> Result<(), Refusal> {
     let end = daemon_files::stop(options.die_with_parent)?;
     let running = Running::start(kind, site, options.clone(), build).await?;
@@ -167,6 +168,8 @@ pub async fn run_site(
     };
     running.until(end).await
 }
+
+type Builder = Box<dyn FnOnce(&Parts) -> Result<Built, Refusal> + Send>;
 
 /// A site that serves. Dropping it ends it; [`stop`](Running::stop) ends it in order.
 pub struct Running {
@@ -183,13 +186,21 @@ pub struct Running {
 }
 
 impl Running {
-    /// Put it together and serve.
-    pub async fn start(
+    /// Put it together and serve. Boxed, so that a whole site is compiled here, once, and not again in each program that starts one.
+    pub fn start(
         kind: Kind,
         site: SiteConfig,
         options: DaemonOptions,
-        build: impl FnOnce(&Parts) -> Result<Built, Refusal>,
-    ) -> Result<Running, Refusal> {
+        build: impl FnOnce(&Parts) -> Result<Built, Refusal> + Send + 'static,
+    ) -> BoxFuture<'static, Result<Running, Refusal>> {
+        Self::boxed(kind, site, options, Box::new(build))
+    }
+
+    fn boxed(kind: Kind, site: SiteConfig, options: DaemonOptions, build: Builder) -> BoxFuture<'static, Result<Running, Refusal>> {
+        Self::put_together(kind, site, options, build).boxed()
+    }
+
+    async fn put_together(kind: Kind, site: SiteConfig, options: DaemonOptions, build: Builder) -> Result<Running, Refusal> {
         site.check()?;
         let identity = Arc::new(Identity::load(&site.identity)?);
         let trust = Arc::new(Trust::new(site.trust_entries()?)?);

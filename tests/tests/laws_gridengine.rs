@@ -99,7 +99,7 @@ async fn a_gateway_over_it_obeys() {
     let grid = Grid::new();
     let site = grid.config("campus", &["top"]);
     let (lrms, state) = ((config(&cluster, &shared(&cluster)), commands(&cluster, &shared(&cluster))), site.state.clone());
-    let build = |parts: &intergrid_gateway::daemon::Parts| {
+    let build = move |parts: &intergrid_gateway::daemon::Parts| {
         let (config, lrms) = lrms;
         let pool = LrmsPool::open(Parts {
             lrms,
