@@ -104,7 +104,8 @@ pub fn record(line: &str) -> Option<Record> {
         id: LrmsId(id),
         position: u32::try_from(task.max(1)).ok()?,
         tag,
-        started: Some(began && start > 0),
+        // Of a task that is removed when it has just begun, Grid Engine may not know when that was.
+        started: if began && start == 0 { None } else { Some(began) },
         over,
         machine,
         words: format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
@@ -146,6 +147,8 @@ mod tests {
         let ended = of("ig-ends", 1);
         assert!(ended.machine == "localhost" && ended.peak_bytes > Some(1 << 20), "{ended:?}");
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
+        let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
+        assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1)).unwrap().started);
     }
 
     #[test]
