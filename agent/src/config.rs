@@ -52,6 +52,12 @@ pub struct AgentConfig {
     /// What it runs as its last act then, program and arguments, as `["systemctl", "poweroff"]`.
     #[serde(default)]
     pub on_alone: Vec<String>,
+    /// So long after its start it takes no new work, as `"3h"`: of a machine whose time is limited; absent: never.
+    #[serde(default, deserialize_with = "time")]
+    pub retire_after: Option<u64>,
+    /// When it is stopped, its tasks end with it: of a machine that goes away then. Else they run on, and its next start finds them.
+    #[serde(default)]
+    pub stop_ends_tasks: bool,
     /// How tasks are run.
     #[serde(default)]
     pub executor: Executor,

@@ -41,8 +41,8 @@ pub struct Options {
 pub(crate) enum End {
     /// Tasks run on, for the next agent to find.
     Stopped,
-    /// Nobody is left who wants them.
-    ParentGone,
+    /// Nobody is left who wants them, or the machine goes away.
+    WithTasks,
     /// Nothing runs, and nobody has been there for too long.
     Alone,
     Refused(Refusal),
@@ -122,8 +122,8 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
         };
         tokio::select! {
             biased;
-            () = &mut shutdown => break End::Stopped,
-            () = gone(&mut sources.parent_gone) => break End::ParentGone,
+            () = &mut shutdown => break if shell.config.stop_ends_tasks { End::WithTasks } else { End::Stopped },
+            () = gone(&mut sources.parent_gone) => break End::WithTasks,
             () = shared.call.notified() => {}
             Some(written) = sources.written.recv() => shell.written(&mut shared.lock(), written),
             Some(said) = sources.said.recv() => {
@@ -305,7 +305,7 @@ impl Shell {
                 desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
             }
         }
-        let why = self.disk.look();
+        let why = self.retired(desk).or_else(|| self.disk.look());
         if why.is_some() != desk.core.lacks_room() {
             match &why {
                 Some(why) => tracing::warn!("no new task is begun: {why}"),
@@ -320,7 +320,14 @@ impl Shell {
         desk.tick_at = Instant::now() + desk.tick_interval();
     }
 
-    /// Write down what is known; tasks run on, unless their parent is gone.
+    /// Why nothing new is begun on a machine whose time is nearly over.
+    fn retired(&self, desk: &Desk) -> Option<Refusal> {
+        let after = self.config.retire_after.filter(|ms| desk.clock.began.elapsed() >= Duration::from_millis(*ms))?;
+        let text = format!("its time is nearly over: it was to take new work for {} s", after / 1_000);
+        Some(Refusal::new(RefusalKind::OverLimit, text))
+    }
+
+    /// Write down what is known; tasks run on, unless they are to end too.
     async fn finish(mut self, end: End, sources: &mut Sources) -> Result<(), Refusal> {
         let until = Instant::now() + Duration::from_millis(DIE_WAIT_MS);
         // Nothing new is started, and no batch is cut: only what is known is kept.
@@ -329,8 +336,8 @@ impl Shell {
             End::Refused(refusal) => return Err(refusal),
             End::Stopped => tracing::info!("stopping; tasks run on"),
             End::Alone => tracing::warn!("nothing runs here, and the gateway has been away for {} ms: ending", self.config.alone_max.unwrap_or(0)),
-            End::ParentGone => {
-                tracing::info!("the parent is gone; ending all tasks");
+            End::WithTasks => {
+                tracing::info!("ending, and all tasks with it");
                 while !self.desk.lock().exec.kill_all() && Instant::now() < until {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }

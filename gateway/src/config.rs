@@ -24,9 +24,12 @@ use crate::core::schedule::Burst;
 mod cloud;
 #[path = "config_lrms.rs"]
 mod lrms;
+#[path = "config_pilots.rs"]
+mod pilots;
 
 pub use cloud::{CloudConfig, CloudProvider};
 pub use lrms::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits, MapRule};
+pub use pilots::PilotsConfig;
 
 /// All inputs of a site together, unless it says otherwise.
 const BLOBS_BYTES_MAX_DEFAULT: u64 = 100 << 30;
@@ -69,6 +72,8 @@ pub struct GatewayConfig {
     pub agents: AgentsConfig,
     /// A local resource manager in place of agents.
     pub lrms: Option<LrmsConfig>,
+    /// Agents that run as its jobs, and tasks under them; absent: each task is a job.
+    pub pilots: Option<PilotsConfig>,
     /// Machines that are rented.
     pub cloud: Option<CloudConfig>,
 }
@@ -186,13 +191,19 @@ impl GatewayConfig {
         if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &mut cloud {
             source.resolve(program);
         }
-        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms, cloud })
+        let pilots = file.pilots.as_ref().map(|section| pilots::read(section, lrms.as_ref(), &source)).transpose()?;
+        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms, pilots, cloud })
     }
 
     /// What it names is there and fits.
     pub fn check(&self) -> Result<(), Refusal> {
         self.site.check()?;
         if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud
+            && !program.is_file()
+        {
+            return Err(absent("the agent's program", program));
+        }
+        if let Some(PilotsConfig { program: Some(program), .. }) = &self.pilots
             && !program.is_file()
         {
             return Err(absent("the agent's program", program));
@@ -217,6 +228,9 @@ impl BrokerConfig {
         }
         if let Some(lrms) = file.slurm.as_ref().or(file.gridengine.as_ref()) {
             return Err(source.refuse(lrms.span(), "a local resource manager belongs to a gateway's configuration"));
+        }
+        if let Some(pilots) = &file.pilots {
+            return Err(source.refuse(pilots.span(), "`pilots` belongs to a gateway's configuration"));
         }
         let mut children: Vec<ChildConfig> = Vec::new();
         for child in &file.child {
@@ -283,6 +297,7 @@ struct File {
     agents: Option<Spanned<Agents>>,
     slurm: Option<Spanned<lrms::Section>>,
     gridengine: Option<Spanned<lrms::Section>>,
+    pilots: Option<Spanned<pilots::Section>>,
     cloud: Option<Spanned<cloud::Section>>,
     burst: Option<Spanned<BurstSection>>,
     #[serde(default)]

@@ -306,3 +306,38 @@ fn a_cluster_behind_a_gateway_is_read_and_a_wrong_one_names_its_place() {
     let (_dir, path) = file(&GATEWAY.replace("[limits]", "[[map]]\nprincipal = \"a\"\naccount = \"a\"\n[limits]"));
     assert!(GatewayConfig::load(&path).unwrap_err().to_string().contains("a [[map]] without [slurm]"));
 }
+
+const PILOTS: &str = r#"
+[pilots]
+slots = 4
+memory = "8G"
+time = "4h"
+pilots_max = 10
+"#;
+
+#[test]
+fn pilots_are_jobs_of_a_cluster_under_one_account() {
+    let alone = SLURM.split("[[map]]").next().unwrap().replace("/home/{account}", "/shared").replace("accounting = true", "account = \"self\"");
+    let whole = format!("{alone}{PILOTS}");
+    let (_dir, path) = file(&whole);
+    let p = GatewayConfig::load(&path).unwrap().pilots.unwrap();
+    assert_eq!((14_400_000, 3_600_000, 900_000, 40, 10), (p.time_ms, p.task_time_ms, p.alone_ms, p.settings.slots_max, p.settings.machines_max));
+    assert_eq!(vec!["batch", "debug"], p.catalogue.types.keys().collect::<Vec<_>>());
+    let refused = |text: &str, want: &str| {
+        let (_dir, path) = file(text);
+        let refused = GatewayConfig::load(&path).expect_err(want).to_string();
+        assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{refused}");
+    };
+    for (old, new, want) in [
+        ("time = \"4h\"\n", "", "missing field `time`"),
+        ("time = \"4h\"", "time = \"1m\"", "[pilots] time must be 120 s or more"),
+        ("time = \"4h\"", "time = \"4h\"\ntask_time = \"4h\"", "task_time must be less than time"),
+        ("pilots_max = 10", "pilots_max = 0", "there would never be one"),
+        ("slots = 4", "slots = 0", "[pilots] slots must be 1 to"),
+    ] {
+        assert!(whole.contains(old), "{old}");
+        refused(&whole.replacen(old, new, 1), want);
+    }
+    refused(&format!("{SLURM}{PILOTS}"), "[pilots] need `account = \"self\"`");
+    refused(&format!("{}{PILOTS}", GATEWAY.split("[agents]").next().unwrap()), "[pilots] without [slurm] or [gridengine]");
+}

@@ -25,3 +25,5 @@ mod killed;
 mod limits;
 #[path = "slurm_grid/pace.rs"]
 mod pace;
+#[path = "slurm_grid/pilots.rs"]
+mod pilots;

@@ -13,7 +13,7 @@ const FILE_LINES_MAX: usize = 600;
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
     ("gateway", "intergrid-gateway", &["intergrid-proto", "intergrid-provision"]),
-    ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-gateway", "intergrid-agent"]),
+    ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-provision", "intergrid-gateway", "intergrid-agent"]),
     ("gateway/provision", "intergrid-provision", &["intergrid-proto"]),
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
     ("agent/sys", "intergrid-agent-sys", &[]),
@@ -21,12 +21,29 @@ const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     (
         "cli",
         "intergrid-cli",
-        &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys"],
+        &[
+            "intergrid-proto",
+            "intergrid-provision",
+            "intergrid-gateway",
+            "intergrid-lrms",
+            "intergrid-broker",
+            "intergrid-agent",
+            "intergrid-agent-sys",
+        ],
     ),
     (
         "tests",
         "intergrid-tests",
-        &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys", "intergrid-cli"],
+        &[
+            "intergrid-proto",
+            "intergrid-provision",
+            "intergrid-gateway",
+            "intergrid-lrms",
+            "intergrid-broker",
+            "intergrid-agent",
+            "intergrid-agent-sys",
+            "intergrid-cli",
+        ],
     ),
 ];
 /// The one package that may use unsafe code.

@@ -2,20 +2,26 @@
 
 use std::sync::Arc;
 
-use intergrid_gateway::config::{GatewayConfig, LrmsConfig, LrmsKind};
+use intergrid_gateway::backends::agents::AgentPool;
+use intergrid_gateway::config::{GatewayConfig, LrmsConfig, LrmsKind, PilotsConfig, SiteConfig};
 use intergrid_gateway::core::schedule::FirstFit;
 use intergrid_gateway::daemon::{self, Built, DaemonOptions};
+use intergrid_gateway::rent::{RentConfig, Rented};
 use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
 
 use crate::gridengine::{GridEngine, GridEngineConfig};
+use crate::pilot::Pilots;
 use crate::slurm::{Slurm, SlurmConfig};
 use crate::{Lrms, LrmsPool, Parts};
 
 /// Serve until it is asked to end. Tasks in the LRMS go on, and are found again.
 pub async fn run(config: GatewayConfig, lrms: LrmsConfig, options: DaemonOptions) -> Result<(), Refusal> {
     let (site, spoken) = (config.site, spoken_to(&lrms)?);
-    daemon::run_site(Kind::Gateway, site.clone(), options, move |parts| build((lrms, spoken), site.state, parts)).await
+    match config.pilots {
+        Some(pilots) => daemon::run_site(Kind::Gateway, site.clone(), options, move |parts| piloted((lrms, spoken), pilots, &site, parts)).await,
+        None => daemon::run_site(Kind::Gateway, site.clone(), options, move |parts| build((lrms, spoken), site.state, parts)).await,
+    }
 }
 
 /// Who speaks to it.
@@ -40,4 +46,14 @@ pub fn build((config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::Path
         above: parts.above.clone(),
     })?;
     Ok(Built { backend, policy: Box::new(FirstFit), pool: None, children: None })
+}
+
+/// The backend of a gateway whose tasks run under agents, which are jobs.
+fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, site: &SiteConfig, parts: &daemon::Parts) -> Result<Built, Refusal> {
+    let PilotsConfig { settings, catalogue, budget, .. } = pilots.clone();
+    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget };
+    let cloud = Pilots::new(lrms, &config, pilots, parts.me.site, site.identity.clone())?;
+    let provider = Rented::new(rent, cloud, parts.engine.clone());
+    let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
+    Ok(Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None })
 }

@@ -67,3 +67,7 @@ pub const CANCEL_TRIES_MAX: u32 = 5;
 pub const FETCH_TRIES_MAX: u32 = 3;
 /// Records of ended jobs are asked for, for so many jobs at once.
 pub const RECORDS_JOBS_MAX: usize = 500;
+/// A pilot may wait in its queue for so long: then the token that it joins with has expired.
+pub const PILOT_TOKEN_MS: u64 = 7 * 86_400_000;
+/// Directories of pilots that are over are kept for so long, with their agents' logs.
+pub const PILOT_DIRS_KEPT_MS: u64 = 86_400_000;

@@ -94,6 +94,8 @@ pub enum Input {
     Drained(u64),
     /// The provider takes it back soon.
     Interrupted(u64),
+    /// It takes no new work of its own accord: its time is nearly over, its disk is full.
+    Leaving(u64),
     /// An administrator wants it ended.
     End(u64),
     /// Other prices, types or offers.
@@ -204,6 +206,7 @@ impl Provisioner {
             }),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
             Input::Interrupted(number) => self.drain(number, Why::Interrupted),
+            Input::Leaving(number) => self.drain(number, Why::Leaving),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::Catalogue(catalogue) => {
                 self.catalogue = catalogue;

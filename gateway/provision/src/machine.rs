@@ -32,6 +32,8 @@ pub enum Why {
     Surplus,
     /// Somebody said so.
     Ordered,
+    /// It takes no new work of its own accord.
+    Leaving,
 }
 
 impl fmt::Display for Why {
@@ -43,6 +45,7 @@ impl fmt::Display for Why {
             Why::Interrupted => "the provider takes it back",
             Why::Surplus => "it was not there yet when its work was done elsewhere",
             Why::Ordered => "an administrator ended it",
+            Why::Leaving => "it takes no new work any more",
         })
     }
 }

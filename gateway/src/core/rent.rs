@@ -37,7 +37,7 @@ pub struct Rentable {
     pub machines: u64,
     /// Millionths of `currency` per slot and hour.
     pub price_micro_per_slot_hour: u64,
-    /// ISO 4217; empty: no price is known, and what has none is not offered.
+    /// ISO 4217; empty: it costs no money.
     pub currency: String,
 }
 
@@ -63,6 +63,8 @@ pub struct Agent {
     pub open: u64,
     /// Who ordered that it takes no new work; empty: nobody.
     pub drained_by: String,
+    /// Why it takes no new work of its own accord: its time is nearly over, its disk is full; empty: it does.
+    pub leaving: String,
 }
 
 impl Core {
@@ -107,6 +109,8 @@ impl Core {
             agent.attached = attached;
             agent.busy = busy.get(&id).copied().unwrap_or(0);
             agent.open = self.state.placed_on.get(&id).map_or(0, |p| p.len() as u64);
+            let word = self.children.get(&id).filter(|c| c.attached).and_then(|c| self.own_word(c));
+            agent.leaving = word.map(|r| r.text).unwrap_or_default();
             agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
         }
         Renting { waiting: waiting.into_iter().map(|((shape, who), n)| (shape, who, n)).collect(), agents: agents.into_values().collect() }
@@ -123,7 +127,7 @@ impl Core {
         let own = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).filter(|j| j.parent.is_none());
         let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable())).collect();
         let placed = self.queued_for_parents();
-        self.for_rent.types.iter().filter(|t| !t.currency.is_empty()).map(|t| self.upward_of(t, &mut own, &placed)).collect()
+        self.for_rent.types.iter().map(|t| self.upward_of(t, &mut own, &placed)).collect()
     }
 
     fn upward_of(&self, t: &Rentable, own: &mut [(Shape, u64)], placed: &BTreeMap<String, u64>) -> Upward {

@@ -135,7 +135,7 @@ const KEPT: u32 = 7;
 const SPENT: u32 = 8;
 const NEXT: u32 = 9;
 
-const WHYS: [Why; 6] = [Why::Idle, Why::Budget, Why::Away, Why::Interrupted, Why::Surplus, Why::Ordered];
+const WHYS: [Why; 7] = [Why::Idle, Why::Budget, Why::Away, Why::Interrupted, Why::Surplus, Why::Ordered, Why::Leaving];
 const STAGES: [Stage; 3] = [Stage::Asked, Stage::Named, Stage::Ended];
 
 fn number_of<T: PartialEq>(all: &[T], one: T) -> u32 {

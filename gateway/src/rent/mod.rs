@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
-use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Provisioner, Record, Settings};
+use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Promise, Provisioner, Record, Settings};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -227,6 +227,9 @@ impl Shell {
             if agent.busy != before.busy || agent.attached != before.attached {
                 p.step(Input::Busy(number, agent.busy), now);
             }
+            if agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty() {
+                p.step(Input::Leaving(number), now);
+            }
             if agent.drained_by == BY && agent.open == 0 && self.drains.contains_key(&number) {
                 p.step(Input::Drained(number), now);
             }
@@ -322,14 +325,19 @@ fn demand(renting: &Renting) -> Vec<Demand> {
 }
 
 fn for_rent(p: &Provisioner, currency: &str, gone: Vec<String>) -> ForRent {
-    let types = p.promises().into_iter().map(|promise| Rentable {
-        slots: promise.kind.slots,
-        memory_bytes: promise.kind.memory_bytes,
-        architecture: promise.kind.architecture.clone(),
-        machines: promise.machines,
-        price_micro_per_slot_hour: promise.price.map_or(0, |price| price.ceiling.0.div_ceil(u64::from(promise.kind.slots.max(1)))),
-        currency: promise.price.map_or_else(String::new, |_| currency.to_string()),
-    });
+    let rentable = |promise: Promise| {
+        // What it would cost is not known, so it is not offered.
+        let price = promise.price?;
+        Some(Rentable {
+            slots: promise.kind.slots,
+            memory_bytes: promise.kind.memory_bytes,
+            architecture: promise.kind.architecture.clone(),
+            machines: promise.machines,
+            price_micro_per_slot_hour: price.ceiling.0.div_ceil(u64::from(promise.kind.slots.max(1))),
+            currency: currency.to_string(),
+        })
+    };
+    let types = p.promises().into_iter().filter_map(rentable);
     let unmet = p.latest().unmet.iter().map(|u| {
         let reason = Reason::new(ReasonKind::NotRented, format!("{}: {}", u.why.limit, u.why.evidence));
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)

@@ -56,7 +56,8 @@ pub fn keep(dir: &Path, cert_pem: &str, ca_pem: &[u8]) -> Result<()> {
     written.map_err(|e| Refusal::new(RefusalKind::Internal, format!("{}: the certificate can't be kept: {e}", dir.display())))
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+/// Write a file, durably, as a whole or not at all, with these permissions from its first byte on.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -35,6 +35,19 @@ impl Site {
 
     /// The same, with more in the gateway's configuration.
     pub fn with(more: &str) -> Self {
+        let mut map = String::new();
+        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
+            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
+        }
+        Self::over(&["batch", "short"], "{account}", &format!("{more}{map}"), SLOTS)
+    }
+
+    /// Two agents of four slots, at most, as jobs of the gateway's own account; submissions are counted.
+    pub fn piloted(pilots: &str) -> Self {
+        Self::over(&["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
+    }
+
+    fn over(partitions: &[&str], directory: &str, more: &str, slots: u64) -> Self {
         let cluster = Slurm::start();
         let shared = dir_of_all(&cluster.dir().join("shared"));
         dir_of_all(&cluster.dir().join("starts"));
@@ -45,22 +58,19 @@ impl Site {
         fs::hard_link(binary("grid"), &grid).or_else(|_| fs::copy(binary("grid"), &grid).map(drop)).unwrap();
         let commands = cluster.dir().join("commands");
         fs::create_dir(&commands).unwrap();
-        let site = Site { tree: Tree::new().with_programs(&programs), cluster };
+        let mut site = Site { tree: Tree::new().with_programs(&programs), cluster };
         COMMANDS.iter().for_each(|name| site.command(name, &format!("exec /usr/bin/{name} \"$@\"")));
-        let mut map = String::new();
-        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
-            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
-        }
+        let counter = site.cluster.dir().join("submissions");
+        site.command("sbatch", &format!("echo >> {}; exec /usr/bin/sbatch \"$@\"", counter.display()));
         let config = format!(
-            "\n[slurm]\npartitions = [\"batch\", \"short\"]\ndirectory = \"{}/{{account}}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{more}{map}",
+            "\n[slurm]\npartitions = {partitions:?}\ndirectory = \"{}/{directory}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{more}",
             shared.display(),
             commands.display(),
             site.cluster.records().display()
         );
-        let mut site = site;
         site.tree.gateway("campus", Some("eu"), &config);
         site.tree.broker("eu", &["campus"], None);
-        site.tree.user("eu").until_slots(SLOTS, ATTACH_TIMEOUT);
+        site.tree.user("eu").until_slots(slots, ATTACH_TIMEOUT);
         site
     }
 

@@ -235,7 +235,7 @@ impl Driver {
 }
 
 /// An account's directory.
-fn base(directory: &str, account: &Account) -> PathBuf {
+pub(crate) fn base(directory: &str, account: &Account) -> PathBuf {
     PathBuf::from(match account {
         Account::Own => directory.to_string(),
         Account::Named(name) => directory.replace("{account}", name),

@@ -24,16 +24,16 @@ fn wide(slots: u32) -> JobSpec {
 }
 
 #[test]
-fn what_has_a_price_is_offered_upward_before_it_is_there() {
+fn what_could_be_rented_is_offered_upward_before_it_is_there() {
     let mut w = World::new();
     let (root, g) = (w.site("root"), w.site("g"));
     w.link(g, root);
-    w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 3, "EUR"), kind(64, 9, "")], ..ForRent::default() }));
+    w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 3, "EUR")], ..ForRent::default() }));
     w.pass(500);
     let shares: Vec<_> = w.sites[&root].core.children[&g].shares.iter().map(|(_, s)| s).collect();
     let [share] = shares[..] else { panic!("{shares:?}") };
     assert_eq!((12, 12, 4), (share.slots_total, share.slots_free, share.largest_free));
-    assert_eq!((25_000, "EUR"), (share.price_micro_per_slot_hour, share.currency.as_str()), "what has no price would look free");
+    assert_eq!((25_000, "EUR"), (share.price_micro_per_slot_hour, share.currency.as_str()));
 
     let (job, _) = w.submit(root, "k", wide(4), 2).unwrap();
     let (odd, _) = w.submit(root, "odd", wide(64), 1).unwrap();

@@ -1,0 +1,78 @@
+//! Agents as jobs of a real Slurm: many tasks, few jobs.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::site::Site;
+use crate::tree::until;
+
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn pilots(more: &str) -> String {
+    format!(
+        "[pilots]\nslots = 4\nmemory = \"128M\"\npilots_max = 2\nidle = \"3s\"\nprogram = \"{}\"\n{more}",
+        crate::tree::binary("grid-agent").display()
+    )
+}
+
+/// Names of pilots that Slurm has, waiting or running.
+fn jobs(site: &Site) -> Vec<String> {
+    site.cluster.run("squeue", &["--noheader", "--format=%j"]).lines().filter(|l| l.starts_with("igp")).map(str::to_string).collect()
+}
+
+fn submissions(site: &Site) -> usize {
+    fs::read_to_string(site.cluster.dir().join("submissions")).map_or(0, |text| text.lines().count())
+}
+
+fn until_no_job(site: &Site) {
+    until("Slurm has no job of ours", PATIENCE, || match jobs(site) {
+        none if none.is_empty() => Ok(()),
+        some => Err(format!("{some:?}\n{}", site.tree.log("campus"))),
+    });
+}
+
+#[test]
+fn many_tasks_cost_a_handful_of_jobs() {
+    let mut site = Site::piloted(&pilots("time = \"30m\"\n"));
+    let user = site.user("ann");
+    let job = user.submit(&["-n", "300", "--no-requeue", "--", "sh", "-c", &site.counted("sleep 0.1")]);
+    until("some have run", PATIENCE, || match site.starts_of_each().len() {
+        n if n >= 30 => Ok(()),
+        n => Err(format!("{n}; {:?}; {}\n{}", jobs(&site), user.run(&["explain", &job]).out, site.tree.log("campus"))),
+    });
+    // Their agents go on without it, and it finds them again.
+    site.tree.kill("campus");
+    std::thread::sleep(Duration::from_secs(1));
+    site.tree.start("campus");
+    assert_eq!(0, user.run(&["wait", "--timeout", "120s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    site.assert_each_started_once(300);
+    assert!(submissions(&site) <= 3, "{} jobs", submissions(&site));
+    until_no_job(&site);
+    let left: Vec<_> = fs::read_dir("/tmp").unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("grid-pilot.")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_pilot_that_somebody_removes_costs_no_task() {
+    let site = Site::piloted(&pilots("time = \"30m\"\n"));
+    let user = site.user("ann");
+    let job = user.submit(&["-n", "8", "--", "sh", "-c", &site.counted("sleep 6")]);
+    user.until_phase(&job, "running", 8);
+    let victim = site.cluster.run("squeue", &["--noheader", "--format=%A %j"]).lines().next().unwrap().split_once(' ').unwrap().0.to_string();
+    site.cluster.run("scancel", &[&victim]);
+    assert_eq!(0, user.run(&["wait", "--timeout", "120s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    let starts = site.starts_of_each();
+    assert_eq!((8, 12), (starts.len(), starts.values().sum::<usize>()), "the four of that pilot once more: {starts:?}");
+    until_no_job(&site);
+}
+
+#[test]
+fn a_pilot_takes_no_new_work_when_its_time_is_nearly_over() {
+    let site = Site::piloted(&pilots("time = \"2m\"\ntask_time = \"112s\"\n"));
+    let user = site.user("ann");
+    let job = user.submit(&["-n", "60", "--no-requeue", "--", "sh", "-c", &site.counted("sleep 1.5")]);
+    assert_eq!(0, user.run(&["wait", "--timeout", "120s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    site.assert_each_started_once(60);
+    assert!(submissions(&site) >= 3, "others have taken their places: {} jobs", submissions(&site));
+    until_no_job(&site);
+}
