@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use intergrid_agent::{AgentConfig, Options};
-use intergrid_gateway::config::{BrokerConfig, GatewayConfig};
-use intergrid_gateway::daemon::DaemonOptions;
+use intergrid_gateway::config::{BrokerConfig, CloudProvider, GatewayConfig};
+use intergrid_gateway::daemon::{DaemonOptions, NEEDS_EC2};
+use intergrid_proto::Refusal;
 use intergrid_proto::net::Identity;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,12 +19,23 @@ use crate::{log, memory};
 /// One domain's machines as one resource.
 pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
     let config = GatewayConfig::load(&args.config)?;
+    if let (Some(CloudProvider::Ec2(_)), false) = (config.cloud.as_ref().map(|c| &c.provider), cfg!(feature = "ec2")) {
+        let what = format!("{}: [cloud] provider = \"ec2\": this program is built without it", args.config.display());
+        return Err(Refusal::invalid(what).remedy(NEEDS_EC2).into());
+    }
     if args.check_config {
         config.check()?;
         return good(out, &args.config);
     }
     log::init(environment)?;
     memory::keep_small();
+    #[cfg(feature = "ec2")]
+    if let Some(cloud) = config.cloud.clone()
+        && let CloudProvider::Ec2(ec2) = cloud.provider.clone()
+    {
+        intergrid_ec2::daemon::run(config, cloud, *ec2, options(args)).await?;
+        return Ok(Ending::Well);
+    }
     match config.lrms.clone() {
         None => intergrid_gateway::daemon::run(config, options(args)).await?,
         Some(lrms) => intergrid_lrms::daemon::run(config, lrms, options(args)).await?,

@@ -27,7 +27,7 @@ mod lrms;
 #[path = "config_pilots.rs"]
 mod pilots;
 
-pub use cloud::{CloudConfig, CloudProvider};
+pub use cloud::{AgentProgram, CloudConfig, CloudProvider, Ec2Config};
 pub use lrms::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits, MapRule};
 pub use pilots::PilotsConfig;
 

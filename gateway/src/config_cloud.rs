@@ -11,6 +11,11 @@ use toml::Spanned;
 
 use super::Source;
 
+#[path = "config_ec2.rs"]
+mod ec2;
+
+pub use ec2::{AgentProgram, Ec2Config};
+
 /// Machines that boot at a time, unless the site says otherwise.
 const BOOTING_MAX_DEFAULT: u32 = 16;
 /// Machines, unless the site says otherwise.
@@ -49,12 +54,15 @@ pub enum CloudProvider {
         /// The agent's binary; absent: the one beside ours.
         program: Option<PathBuf>,
     },
+    /// Machines of an account at EC2.
+    Ec2(Box<Ec2Config>),
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
 enum ProviderName {
     Process,
+    Ec2,
 }
 
 /// The section as it is written.
@@ -63,6 +71,7 @@ enum ProviderName {
 pub(super) struct Section {
     provider: ProviderName,
     program: Option<PathBuf>,
+    ec2: Option<Spanned<ec2::Section>>,
     slots_max: u64,
     machines_max: Option<u32>,
     booting_max: Option<u32>,
@@ -84,9 +93,9 @@ pub(super) struct Section {
 #[serde(deny_unknown_fields)]
 struct Type {
     name: String,
-    slots: u32,
-    #[serde(deserialize_with = "super::bytes")]
-    memory: u64,
+    slots: Option<u32>,
+    #[serde(default, deserialize_with = "super::memory")]
+    memory: Option<u64>,
     architecture: Option<String>,
     /// Of one machine, for an hour.
     price: Rate,
@@ -138,14 +147,37 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
     if root == Caps::default() {
         return refuse("budget has no cap, and without one nothing is rented; set `hour`, `day`, `month` or `total`".into());
     }
+    let mut provider = match (s.provider, &s.ec2) {
+        (ProviderName::Process, None) => CloudProvider::Process { program: s.program.clone() },
+        (ProviderName::Process, Some(ec2)) => return Err(source.refuse(ec2.span(), "[cloud.ec2] belongs to provider = \"ec2\"")),
+        (ProviderName::Ec2, _) if s.program.is_some() => return refuse("program belongs to provider = \"process\"".into()),
+        (ProviderName::Ec2, Some(ec2)) => CloudProvider::Ec2(Box::new(ec2::read(ec2, &s.currency, source)?)),
+        (ProviderName::Ec2, None) => {
+            return refuse("provider = \"ec2\" needs [cloud.ec2] with `region`, `gateway`, and `ami` or `launch_template`".into());
+        }
+    };
     let mut catalogue = Catalogue { currency: s.currency.clone(), types: BTreeMap::new(), offers: Vec::new() };
+    let spot = s.ec2.as_ref().is_some_and(|ec2| ec2.get_ref().is_spot());
+    let zones = match &provider {
+        CloudProvider::Ec2(ec2) if !ec2.subnets.is_empty() => ec2.subnets.clone(),
+        _ => vec![String::new()],
+    };
     for spanned in &s.types {
         let t = spanned.get_ref();
         let wrong = |what: String| Err(source.refuse(spanned.span(), &format!("type {:?}: {what}", t.name)));
         if t.name.is_empty() || t.name.chars().any(char::is_control) || catalogue.types.contains_key(&t.name) {
             return wrong("names are unique, and not empty".into());
         }
-        if !(1..=SLOTS_PER_TASK_MAX).contains(&t.slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&t.memory) {
+        let (slots, memory_bytes) = match (t.slots, t.memory, &mut provider) {
+            (Some(slots), Some(memory), _) => (slots, memory),
+            (None, None, CloudProvider::Ec2(ec2)) => {
+                ec2.measure.insert(t.name.clone());
+                (1, 1)
+            }
+            (_, _, CloudProvider::Ec2(_)) => return wrong("give `slots` and `memory`, or neither: then EC2 is asked".into()),
+            (_, _, CloudProvider::Process { .. }) => return wrong("needs `slots` and `memory`".into()),
+        };
+        if !(1..=SLOTS_PER_TASK_MAX).contains(&slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&memory_bytes) {
             return wrong(format!("slots must be 1 to {SLOTS_PER_TASK_MAX}, memory 1 to {MEMORY_PER_TASK_BYTES_MAX} bytes"));
         }
         let billing = match (&t.billing, t.min_seconds) {
@@ -154,10 +186,12 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
             (BillingName::Second, min_s) => Billing::Second { min_s: min_s.unwrap_or(MIN_SECONDS_DEFAULT) },
         };
         let architecture = t.architecture.clone().unwrap_or_else(|| std::env::consts::ARCH.to_string());
-        let kind = MachineType { slots: t.slots, memory_bytes: t.memory, architecture, machines_max: t.machines_max };
-        let key = OfferKey { machine: t.name.clone(), zone: String::new(), spot: false };
+        let kind = MachineType { slots, memory_bytes, architecture, machines_max: t.machines_max };
         catalogue.types.insert(t.name.clone(), kind);
-        catalogue.offers.push(Offer { key, price: Some(Price { rate: t.price, ceiling: t.price, billing }) });
+        for zone in zones.iter().cloned() {
+            let key = OfferKey { machine: t.name.clone(), zone, spot };
+            catalogue.offers.push(Offer { key, price: Some(Price { rate: t.price, ceiling: t.price, billing }) });
+        }
     }
     let owners: Vec<(String, Option<String>, Caps)> = s
         .owner
@@ -172,9 +206,6 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         booting_max: s.booting_max.unwrap_or(BOOTING_MAX_DEFAULT),
         idle_ms: s.idle.unwrap_or(IDLE_MS_DEFAULT),
         away_ms: s.away.unwrap_or(AWAY_MS_DEFAULT),
-    };
-    let provider = match s.provider {
-        ProviderName::Process => CloudProvider::Process { program: s.program.clone() },
     };
     Ok(CloudConfig { provider, settings, catalogue, budget, alone_ms: s.alone.unwrap_or(ALONE_MS_DEFAULT) })
 }

@@ -26,7 +26,7 @@ use crate::engine::Engine;
 use crate::joins::Joins;
 use crate::metrics;
 use crate::outputs::OutputStore;
-use crate::rent::{ProcessCloud, RentConfig, Rented};
+use crate::rent::{Cloud, ProcessCloud, RentConfig, Rented};
 use crate::room;
 use crate::service::Service;
 use crate::service::callers::Guarded;
@@ -44,6 +44,9 @@ const DRAIN: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// An end in order takes no longer; then the process ends all the same.
 const END_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// What a program says that was built without the EC2 part.
+pub const NEEDS_EC2: &str = "build it with `cargo build --release --features ec2`, or use provider = \"process\"";
 
 /// How a daemon was started.
 #[derive(Clone, Debug, Default)]
@@ -133,19 +136,33 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
             alone_ms,
         };
         let provider: Arc<dyn Provider> = match (cloud, agents) {
-            (Some(CloudConfig { provider: CloudProvider::Process { program }, settings, catalogue, budget, alone_ms }), _) => {
-                let rent = RentConfig { gateway: gateway.clone(), settings, catalogue, budget };
-                Rented::new(rent, ProcessCloud::new(processes(0, None, None, program, Some(alone_ms))), parts.engine.clone())
-            }
+            (Some(cloud), _) => match &cloud.provider {
+                CloudProvider::Process { program } => {
+                    let processes = ProcessCloud::new(processes(0, None, None, program.clone(), Some(cloud.alone_ms)));
+                    return Ok(over_rented(cloud, processes, parts));
+                }
+                CloudProvider::Ec2(_) => return Err(Refusal::invalid("this program can't speak to EC2").remedy(NEEDS_EC2)),
+            },
             (None, AgentsConfig::Static) => Arc::new(StaticProvider),
             (None, AgentsConfig::Process { agents, slots, memory_bytes, program }) => {
                 ProcessProvider::new(processes(agents, slots, memory_bytes, program, None))
             }
         };
-        let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
-        Ok(Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None })
+        Ok(over_agents(provider, parts))
     })
     .await
+}
+
+/// What a gateway is made of whose agents run on machines of this cloud.
+pub fn over_rented(config: CloudConfig, cloud: Arc<dyn Cloud>, parts: &Parts) -> Built {
+    let CloudConfig { settings, catalogue, budget, .. } = config;
+    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget };
+    over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts)
+}
+
+fn over_agents(provider: Arc<dyn Provider>, parts: &Parts) -> Built {
+    let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
+    Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None }
 }
 
 /// Any site, until it is asked to end.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use intergrid_gateway::config::{AccountsConfig, AgentsConfig, BrokerConfig, GatewayConfig, LimitsConfig, LrmsKind, PeerConfig};
+use intergrid_gateway::config::{AccountsConfig, AgentsConfig, BrokerConfig, CloudProvider, GatewayConfig, LimitsConfig, LrmsKind, PeerConfig};
 use intergrid_gateway::core::schedule::Burst;
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::{CertRole, Role};
@@ -185,6 +185,76 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
     assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("beside [cloud]"));
     let (_dir, path) = file(&format!("{BROKER}{CLOUD}"));
     assert!(BrokerConfig::load(path).unwrap_err().to_string().contains("`cloud` belongs to a gateway"));
+}
+
+const EC2: &str = r#"[cloud]
+provider = "ec2"
+slots_max = 8
+currency = "USD"
+budget = { hour = "1" }
+
+[cloud.ec2]
+region = "eu-central-1"
+gateway = "grid.example.org:7411"
+ami = "ami-0123456789abcdef0"
+subnets = ["subnet-0aa", "subnet-0bb"]
+security_groups = ["sg-0cc"]
+market = "spot"
+tags = { project = "x" }
+agent = { url = "https://example.org/grid-agent", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
+
+[[cloud.type]]
+name = "m5.large"
+price = "0.05"
+billing = "second"
+
+[[cloud.type]]
+name = "m5.xlarge"
+slots = 4
+memory = "15G"
+price = "0.10"
+billing = "second"
+"#;
+
+#[test]
+fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
+    let before = GATEWAY.split("[agents]").next().unwrap();
+    let (_dir, path) = file(&format!("{before}{EC2}"));
+    let cloud = GatewayConfig::load(&path).unwrap().cloud.unwrap();
+    let CloudProvider::Ec2(ec2) = cloud.provider else { panic!("{:?}", cloud.provider) };
+    assert_eq!(("eu-central-1", "grid.example.org:7411", None), (ec2.region.as_str(), ec2.gateway.as_str(), ec2.launch_template.as_deref()));
+    assert_eq!(vec!["m5.large"], ec2.measure.iter().collect::<Vec<_>>());
+    let offers: Vec<String> = cloud.catalogue.offers.iter().map(|o| o.key.to_string()).collect();
+    let of = |kind: &str| ["aa", "bb"].map(|subnet| format!("{kind} in subnet-0{subnet} (spot)"));
+    assert_eq!([of("m5.large"), of("m5.xlarge")].concat(), offers, "each subnet is an offer");
+    let cases = [
+        ("provider = \"ec2\"", "provider = \"process\"", "[cloud.ec2] belongs to provider = \"ec2\""),
+        ("slots_max", "program = \"x\"\nslots_max", "program belongs to provider = \"process\""),
+        ("region = \"eu-central-1\"", "region = \"\"", "21:10: [cloud.ec2] region: \"\" is none"),
+        ("region = \"eu-central-1\"\n", "", "missing field `region`"),
+        ("region =", "regoin =", "unknown field `regoin`"),
+        ("ami = \"ami-0123456789abcdef0\"\n", "", "neither `ami` nor `launch_template`"),
+        ("\"ami-0123456789abcdef0\"", "\"debian\"", "23:7: [cloud.ec2] ami: \"debian\" is not an id"),
+        ("\"subnet-0bb\"", "\"subnet-0aa\"", "subnets: at most 16, each once"),
+        ("\"sg-0cc\"", "\"default\"", "25:20: [cloud.ec2] security_groups: \"default\" is not an id"),
+        ("grid.example.org:7411", "grid.example.org", "22:11: \"grid.example.org\" is not host:port"),
+        ("grid.example.org:7411", "$(reboot):7411", "22:11: \"$(reboot):7411\" is not host:port"),
+        ("\"spot\"", "\"auction\"", "unknown variant `auction`"),
+        ("\"USD\"", "\"EUR\"", "bids are in USD"),
+        ("project = \"x\"", "\"intergrid:number\" = \"1\"", "tags: \"intergrid:number\""),
+        ("https://example.org", "s3://example.org", "is not a URL"),
+        ("https://example.org", "https://example.org/'; reboot; '", "is not a URL"),
+        ("sha256 = \"00", "sha256 = \"0G", "sha256 has 64 digits"),
+        ("slots = 4\n", "", "type \"m5.xlarge\": give `slots` and `memory`, or neither"),
+    ];
+    for (old, new, want) in cases {
+        assert!(EC2.contains(old), "{old}");
+        let (_dir, path) = file(&format!("{before}{}", EC2.replacen(old, new, 1)));
+        let refused = GatewayConfig::load(&path).expect_err(new).to_string();
+        assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
+    }
+    let (_dir, path) = file(&format!("{before}{}", CLOUD.replacen("slots = 1\n", "", 1)));
+    assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("needs `slots` and `memory`"));
 }
 
 #[test]

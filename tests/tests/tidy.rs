@@ -13,6 +13,7 @@ const FILE_LINES_MAX: usize = 600;
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
     ("gateway", "intergrid-gateway", &["intergrid-proto", "intergrid-provision"]),
+    ("gateway/ec2", "intergrid-ec2", &["intergrid-proto", "intergrid-gateway", "intergrid-provision"]),
     ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-provision", "intergrid-gateway", "intergrid-agent"]),
     ("gateway/provision", "intergrid-provision", &["intergrid-proto"]),
     ("broker", "intergrid-broker", &["intergrid-proto", "intergrid-gateway"]),
@@ -21,15 +22,7 @@ const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     (
         "cli",
         "intergrid-cli",
-        &[
-            "intergrid-proto",
-            "intergrid-provision",
-            "intergrid-gateway",
-            "intergrid-lrms",
-            "intergrid-broker",
-            "intergrid-agent",
-            "intergrid-agent-sys",
-        ],
+        &["intergrid-proto", "intergrid-gateway", "intergrid-ec2", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys"],
     ),
     (
         "tests",
@@ -228,7 +221,9 @@ fn example_configurations_are_good() {
     assert_eq!(("gridengine", 2, Some("smp")), (engine.kind.name(), engine.queues.len(), engine.parallel_environment.as_deref()));
     let cloud = GatewayConfig::load(dir.join("cloud.toml")).unwrap().cloud.unwrap();
     assert_eq!((2, 64, 2), (cloud.catalogue.offers.len(), cloud.settings.slots_max, cloud.budget.nodes().len()));
-    let loaded = ["cloud.toml", "gateway.toml", "broker.toml", "agent.toml", "slurm.toml", "gridengine.toml"];
+    let ec2 = GatewayConfig::load(dir.join("ec2.toml")).unwrap().cloud.unwrap();
+    assert_eq!((4, 64), (ec2.catalogue.offers.len(), ec2.settings.slots_max), "two types in two subnets");
+    let loaded = ["cloud.toml", "ec2.toml", "gateway.toml", "broker.toml", "agent.toml", "slurm.toml", "gridengine.toml"];
     let there: Vec<_> =
         files(&["toml"]).into_iter().filter(|p| p.starts_with("deploy/examples")).map(|p| p.file_name().unwrap().to_os_string()).collect();
     none(

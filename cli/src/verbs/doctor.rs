@@ -1,6 +1,6 @@
 //! `doctor`: examines a gateway's configuration against this machine and, where there is a cluster behind it, against that. Says what to fix.
 
-use intergrid_gateway::config::{AccountsConfig, GatewayConfig, LrmsConfig, LrmsKind};
+use intergrid_gateway::config::{AccountsConfig, CloudConfig, CloudProvider, Ec2Config, GatewayConfig, LrmsConfig, LrmsKind};
 use intergrid_lrms::accounts::Accounts;
 use intergrid_lrms::command::Account;
 use intergrid_lrms::doctor::{Finding, Grade, Wish, examine};
@@ -36,12 +36,33 @@ pub async fn run(args: DoctorArgs, out: &Out) -> Result<Ending> {
             }
         },
     }
+    if let Some(cloud) = &config.cloud
+        && let CloudProvider::Ec2(ec2) = &cloud.provider
+    {
+        found.extend(account(&config, cloud, ec2).await?);
+    }
     show(&found, out)?;
     let bad = found.iter().any(|f| f.grade == Grade::Bad);
     Ok(if bad { Ending::NotWell } else { Ending::Well })
 }
 
 /// What the configuration asks of the cluster.
+#[cfg(feature = "ec2")]
+async fn account(config: &GatewayConfig, cloud: &CloudConfig, ec2: &Ec2Config) -> Result<Vec<Finding>, Refusal> {
+    let client = intergrid_ec2::daemon::client(ec2, None).await;
+    let found = intergrid_ec2::doctor::examine(client, config, cloud, ec2).await?.into_iter();
+    let one = |(what, how): intergrid_ec2::doctor::Found| match how {
+        Ok(good) => Finding::good(what, good),
+        Err(bad) => Finding::bad(what, bad, "docs/ec2.md says what is needed"),
+    };
+    Ok(found.map(one).collect())
+}
+
+#[cfg(not(feature = "ec2"))]
+async fn account(_: &GatewayConfig, _: &CloudConfig, _: &Ec2Config) -> Result<Vec<Finding>, Refusal> {
+    Ok(vec![Finding::bad("ec2", "this program is built without it", intergrid_gateway::daemon::NEEDS_EC2)])
+}
+
 fn wish(lrms: &LrmsConfig) -> Result<Wish, Refusal> {
     let accounts = match &lrms.accounts {
         AccountsConfig::Own => vec![(Account::Own, lrms.directory.clone().into())],
