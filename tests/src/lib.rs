@@ -1,9 +1,9 @@
 //! What the end-to-end tests share: [`grid`] makes real sites in this process, over loopback TCP and mTLS, and clients that call them; [`logs`] keeps
 //! what they log. They hold no assertions of their own but time-outs: what is right, each test says itself. [`sim`] is a world of its own: cores in virtual
-//! time, from a seed. [`slurm`] and [`gridengine`] are real clusters,
-//! and [`starts`] are what payloads say of themselves there.
+//! time, from a seed. [`slurm`] and [`gridengine`] are real clusters, [`ec2`] is a cloud, and [`starts`] are what payloads say of themselves there.
 
 pub mod client;
+pub mod ec2;
 pub mod grid;
 pub mod gridengine;
 pub mod logs;

@@ -315,7 +315,7 @@ pub(crate) fn make_account(name: &str) {
 }
 
 /// Ports that nobody listens at. Different processes begin to look at different places.
-pub(crate) fn ports(count: usize) -> Vec<u16> {
+pub fn ports(count: usize) -> Vec<u16> {
     let span = PORTS.end - PORTS.start;
     let first = (std::process::id() % u32::from(span)) as u16;
     let candidates = (0..span).map(|n| PORTS.start + (first + n * 7) % span);

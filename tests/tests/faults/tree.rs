@@ -62,18 +62,41 @@ pub struct Tree {
     disks: Vec<PathBuf>,
     /// Where its programs are; None: beside this test.
     programs: Option<PathBuf>,
+    /// Of sites and agents; they have no other.
+    environment: Vec<(String, String)>,
+    /// Where sites listen that are not to choose.
+    listen: BTreeMap<String, String>,
 }
 
 impl Tree {
     /// With nothing in it.
     pub fn new() -> Self {
-        Tree { dir: tempfile::tempdir().unwrap(), parts: BTreeMap::new(), alone: false, disks: Vec::new(), programs: None }
+        Tree {
+            dir: tempfile::tempdir().unwrap(),
+            parts: BTreeMap::new(),
+            alone: false,
+            disks: Vec::new(),
+            programs: None,
+            environment: Vec::new(),
+            listen: BTreeMap::new(),
+        }
     }
 
     /// With programs of this directory.
     pub fn with_programs(mut self, dir: &Path) -> Self {
         self.programs = Some(dir.to_path_buf());
         self
+    }
+
+    /// With these in the environment.
+    pub fn with_environment(mut self, pairs: &[(&str, &str)]) -> Self {
+        self.environment = pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        self
+    }
+
+    /// A site that is not there yet listens here.
+    pub fn listen(&mut self, name: &str, at: &str) {
+        self.listen.insert(name.to_string(), at.to_string());
     }
 
     /// What is added from now on does not end with its parent, as a daemon of a site.
@@ -202,7 +225,8 @@ impl Tree {
 
     fn site(&self, name: &str, parent: Option<&str>, own: &str) -> String {
         self.identity(name);
-        let mut text = format!("name = \"{name}\"\nlisten = \"127.0.0.1:0\"\nstate = \"state\"\nidentity = \"identity\"\n");
+        let listen = self.listen.get(name).map_or("127.0.0.1:0", String::as_str);
+        let mut text = format!("name = \"{name}\"\nlisten = \"{listen}\"\nstate = \"state\"\nidentity = \"identity\"\n");
         text += &format!("\n[[trust]]\nca = \"identity/ca.pem\"\nmay = [{own}]\n");
         if let Some(parent) = parent {
             let ca = self.identity(parent).join("ca.pem");
@@ -266,7 +290,7 @@ impl Tree {
         }
         command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).env_clear();
         // What a task must not see.
-        command.env("SECRET_OF_THE_AGENT", "1");
+        command.env("SECRET_OF_THE_AGENT", "1").envs(self.environment.iter().map(|(k, v)| (k, v)));
         part.child = Some(command.spawn().unwrap());
     }
 
