@@ -27,16 +27,7 @@ const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     (
         "tests",
         "intergrid-tests",
-        &[
-            "intergrid-proto",
-            "intergrid-provision",
-            "intergrid-gateway",
-            "intergrid-lrms",
-            "intergrid-broker",
-            "intergrid-agent",
-            "intergrid-agent-sys",
-            "intergrid-cli",
-        ],
+        &["intergrid-proto", "intergrid-gateway", "intergrid-lrms", "intergrid-broker", "intergrid-agent", "intergrid-agent-sys", "intergrid-cli"],
     ),
 ];
 /// The one package that may use unsafe code.
