@@ -55,6 +55,9 @@ pub struct AgentConfig {
     /// So long after its start it takes no new work, as `"3h"`: of a machine whose time is limited; absent: never.
     #[serde(default, deserialize_with = "time")]
     pub retire_after: Option<u64>,
+    /// Where the machine's provider says that it takes it back, as `"http://169.254.169.254"` (EC2); absent: nobody is asked.
+    #[serde(default)]
+    pub notices: Option<String>,
     /// When it is stopped, its tasks end with it: of a machine that goes away then. Else they run on, and its next start finds them.
     #[serde(default)]
     pub stop_ends_tasks: bool,
@@ -98,6 +101,9 @@ impl AgentConfig {
         }
         if self.gateway.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
             return wrong(format!("gateway: {:?} is not an endpoint; write host:port", self.gateway));
+        }
+        if let Some(url) = self.notices.as_ref().filter(|url| crate::notice::authority(url).is_none()) {
+            return wrong(format!("notices: {url:?} is not the address of a service; write http://host or http://host:port"));
         }
         if let Some(n) = self.slots.filter(|n| !(1..=SLOTS_PER_TASK_MAX).contains(n)) {
             return wrong(format!("slots: {n} is not between 1 and {SLOTS_PER_TASK_MAX}"));

@@ -20,6 +20,7 @@ pub mod limits;
 mod live;
 pub mod log;
 pub mod machine;
+pub mod notice;
 pub mod past;
 pub mod plan;
 pub mod shell;

@@ -4,7 +4,7 @@
 //! never with its hands full.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use intergrid_proto::link::{Hop, Up};
@@ -79,6 +79,10 @@ pub(crate) struct Shell {
     pub capacity_read: u64,
     pub disk: Disk,
     pub alone: Alone,
+    /// Before it joined.
+    pub began: Instant,
+    /// That the provider takes this machine back.
+    pub notice: Arc<OnceLock<String>>,
 }
 
 /// Where news come from.
@@ -93,7 +97,7 @@ pub(crate) struct Sources {
 
 /// Run an agent until `shutdown`, which leaves its tasks running. Errors: what keeps it from being one at all.
 pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Refusal> {
-    let mut shutdown = std::pin::pin!(shutdown);
+    let (mut shutdown, began) = (std::pin::pin!(shutdown), Instant::now());
     let joined = tokio::select! {
         joined = join(&config) => joined,
         () = &mut shutdown => return Ok(()),
@@ -103,7 +107,7 @@ pub async fn run(config: AgentConfig, options: Options, shutdown: impl Future<Ou
         let last = if config.alone_max.is_some() { last_act(&config.on_alone).await } else { Ok(()) };
         return last.and(Err(why));
     }
-    let (mut shell, mut sources) = start(config, options)?;
+    let (mut shell, mut sources) = start(config, options, began)?;
     let shared = shell.desk.clone();
     let end = loop {
         let (until, blocked) = {
@@ -305,7 +309,7 @@ impl Shell {
                 desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
             }
         }
-        let why = self.retired(desk).or_else(|| self.disk.look());
+        let why = self.retired().or_else(|| self.disk.look());
         if why.is_some() != desk.core.lacks_room() {
             match &why {
                 Some(why) => tracing::warn!("no new task is begun: {why}"),
@@ -321,8 +325,11 @@ impl Shell {
     }
 
     /// Why nothing new is begun on a machine whose time is nearly over.
-    fn retired(&self, desk: &Desk) -> Option<Refusal> {
-        let after = self.config.retire_after.filter(|ms| desk.clock.began.elapsed() >= Duration::from_millis(*ms))?;
+    fn retired(&self) -> Option<Refusal> {
+        if let Some(text) = self.notice.get() {
+            return Some(Refusal::new(RefusalKind::OverLimit, text.clone()));
+        }
+        let after = self.config.retire_after.filter(|ms| self.began.elapsed() >= Duration::from_millis(*ms))?;
         let text = format!("its time is nearly over: it was to take new work for {} s", after / 1_000);
         Some(Refusal::new(RefusalKind::OverLimit, text))
     }
@@ -332,16 +339,22 @@ impl Shell {
         let until = Instant::now() + Duration::from_millis(DIE_WAIT_MS);
         // Nothing new is started, and no batch is cut: only what is known is kept.
         self.desk.lock().is_closed = true;
-        match end {
-            End::Refused(refusal) => return Err(refusal),
+        let with_tasks = match &end {
+            End::Refused(_) => self.config.stop_ends_tasks,
+            End::Stopped | End::Alone => false,
+            End::WithTasks => true,
+        };
+        match &end {
+            End::Refused(_) => {}
             End::Stopped => tracing::info!("stopping; tasks run on"),
             End::Alone => tracing::warn!("nothing runs here, and the gateway has been away for {} ms: ending", self.config.alone_max.unwrap_or(0)),
-            End::WithTasks => {
-                tracing::info!("ending, and all tasks with it");
-                while !self.desk.lock().exec.kill_all() && Instant::now() < until {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            }
+            End::WithTasks => tracing::info!("ending, and all tasks with it"),
+        }
+        while with_tasks && !self.desk.lock().exec.kill_all() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if let End::Refused(refusal) = end {
+            return Err(refusal);
         }
         loop {
             let writing = {

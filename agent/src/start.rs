@@ -22,6 +22,7 @@ use crate::fetch::Fetcher;
 use crate::join::renew;
 use crate::limits::*;
 use crate::machine::{self, Capacity};
+use crate::notice::{authority, watch};
 use crate::shell::{Options, Shell, Sources};
 use crate::spool::Spool;
 use crate::state::State;
@@ -45,7 +46,7 @@ impl Clock {
 }
 
 /// All parts, started.
-pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sources), Refusal> {
+pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Result<(Shell, Sources), Refusal> {
     let broken = |what: &str, e: std::io::Error| Refusal::new(RefusalKind::Internal, format!("can't {what}: {e}"));
     let identity = Identity::load(&config.identity)?;
     if identity.role() != CertRole::Agent || identity.label() != config.name {
@@ -114,8 +115,15 @@ pub(crate) fn start(config: AgentConfig, options: Options) -> Result<(Shell, Sou
     let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left: Vec::new(), asleep_until: now, tick_at: now, is_closed };
     let desk = Arc::new(SharedDesk::new(desk));
     let _ = way.set(Arc::downgrade(&desk));
-    let alone = Alone::new(config.alone_max);
-    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk, alone };
+    let (alone, notice) = (Alone::new(config.alone_max), Arc::default());
+    if let Some(at) = config.notices.as_deref().and_then(authority) {
+        let shared = desk.clone();
+        tokio::spawn(watch(at, Arc::clone(&notice), move || {
+            shared.lock().tick_at = Instant::now();
+            shared.call.notify_one();
+        }));
+    }
+    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk, alone, began, notice };
     Ok((shell, Sources { written, said, fetched: fetched_source, uploaded, parent_gone }))
 }
 

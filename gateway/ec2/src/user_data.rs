@@ -5,6 +5,9 @@
 
 use intergrid_gateway::config::AgentProgram;
 
+/// Where an instance asks about itself, and is told that it is taken back.
+const METADATA: &str = "http://169.254.169.254";
+
 /// What EC2 takes.
 pub const USER_DATA_BYTES_MAX: usize = 16 * 1_024;
 
@@ -27,7 +30,7 @@ pub struct Told<'a> {
 }
 
 const HEAD: &str = r#"#!/bin/sh
-# Makes this machine an agent of an Intergrid gateway. The token is good for one machine, once, and for an hour. A machine on which a step fails, or that is
+# Makes this machine an agent of an Intergrid gateway. The token is good for one machine, once, and for a day. A machine on which a step fails, or that is
 # left alone, switches itself off.
 umask 077
 root=${INTERGRID_ROOT:-}
@@ -99,7 +102,7 @@ pub fn user_data(told: &Told<'_>) -> String {
     let (mib, alone_s) = ((told.memory_bytes >> 20).max(1), (told.alone_ms / 1_000).max(1));
     let config = format!(
         "name = \"{}\"\ngateway = \"{}\"\nidentity = \"$lib/identity\"\nstate = \"$lib/state\"\ntoken = \"$etc/token.pem\"\nslots = {}\nmemory = \"{mib}M\"\n\
-         alone_max = \"{alone_s}s\"\non_alone = [\"$root/sbin/poweroff\"]\n",
+         alone_max = \"{alone_s}s\"\non_alone = [\"$root/sbin/poweroff\"]\nnotices = \"{METADATA}\"\n",
         told.label, told.gateway, told.slots
     );
     let token = told.token.trim_end();
@@ -129,7 +132,14 @@ mod tests {
         let script = user_data(&told());
         assert_eq!(script, user_data(&told()));
         assert!(script.len() < USER_DATA_BYTES_MAX / 4, "{} bytes without a token", script.len());
-        for line in ["name = \"burst-m17\"", "gateway = \"grid.example.org:7411\"", "slots = 4", "memory = \"8192M\"", "alone_max = \"900s\""] {
+        for line in [
+            "name = \"burst-m17\"",
+            "gateway = \"grid.example.org:7411\"",
+            "slots = 4",
+            "memory = \"8192M\"",
+            "alone_max = \"900s\"",
+            "notices = \"http://169.254.169.254\"",
+        ] {
             assert!(script.lines().any(|l| l == line), "{line}:\n{script}");
         }
         assert!(script.starts_with("#!/bin/sh\n") && script.contains("fetch 'https://example.org/grid-agent'"));
