@@ -23,7 +23,17 @@ const RENEW_AGAIN_MS: u64 = 60_000;
 
 /// Where there is a token, and no certificate yet: until there is one, or it is refused, or the machine has been alone for too long.
 pub(crate) async fn join(config: &AgentConfig) -> Result<(), Refusal> {
-    let Some(path) = config.token.as_ref().filter(|_| !config.identity.join("cert.pem").exists()) else { return Ok(()) };
+    let Some(path) = &config.token else { return Ok(()) };
+    // One that has expired opens nothing any more, not even a renewal: then a new token helps, and nothing else does.
+    let has_cert = config.identity.join("cert.pem").exists();
+    let is_good = || Identity::load(&config.identity).map_or(true, |known| known.cert().not_after > SystemTime::now());
+    if has_cert && (is_good() || !path.exists()) {
+        // Used, and left behind by an end in between.
+        if path.exists() {
+            _ = fs::remove_file(path);
+        }
+        return Ok(());
+    }
     let token = Identity::load_token(path)?;
     if token.label() != config.name {
         let message = format!("{}: it is a token for {}, not for {}", path.display(), token.label(), config.name);
@@ -78,7 +88,9 @@ async fn ask(dial: &Dial, csr: &[u8], first: bool) -> Result<String, Refusal> {
 pub(crate) async fn renew(config: AgentConfig, dial: Arc<Dial>) {
     loop {
         let left = dial.identity().cert().not_after.duration_since(SystemTime::now()).unwrap_or_default();
-        sleep(left.saturating_sub(Duration::from_millis(JOINED_CERT_MS / 2))).await;
+        // Whatever this machine's clock says, not without a pause, and not later than it is due.
+        let half = JOINED_CERT_MS / 2;
+        sleep(left.saturating_sub(Duration::from_millis(half)).clamp(Duration::from_millis(RENEW_AGAIN_MS), Duration::from_millis(half))).await;
         if let Err(why) = renewed(&config, &dial).await {
             tracing::warn!("the certificate could not be renewed: {why}; trying on");
             sleep(Duration::from_millis(RENEW_AGAIN_MS)).await;

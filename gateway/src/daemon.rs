@@ -160,7 +160,8 @@ pub fn over_rented(config: CloudConfig, cloud: Arc<dyn Cloud>, parts: &Parts) ->
     over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts)
 }
 
-fn over_agents(provider: Arc<dyn Provider>, parts: &Parts) -> Built {
+/// What a gateway is made of whose agents come from this provider.
+pub fn over_agents(provider: Arc<dyn Provider>, parts: &Parts) -> Built {
     let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
     Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None }
 }
@@ -287,7 +288,10 @@ impl Running {
             servers.push(metrics::serve(address, metrics::Source::new(engine.clone(), site.state.join("store")), stopped.clone()).await?);
         }
         if let Some(pool) = &pool {
-            pool.let_join(Joins::new(engine.clone(), site.identity.clone()));
+            // Where it has no CA of its own, nobody joins.
+            if let Ok(ca_pem) = identity.ca_pem() {
+                pool.let_join(Joins::new(engine.clone(), site.identity.clone(), ca_pem)?);
+            }
             pool.provide(&endpoint);
         }
         Ok(Running { me, endpoint, engine, pool, failed, servers, stop })

@@ -13,7 +13,7 @@ pub const NAME_BYTES_MAX: usize = 128;
 /// A request for a certificate, in DER.
 pub const CSR_BYTES_MAX: usize = 4_096;
 /// A machine's certificate, issued when it joined: it is renewed when half of this is over.
-pub const JOINED_CERT_MS: u64 = 24 * 3_600_000;
+pub const JOINED_CERT_MS: u64 = 7 * 86_400_000;
 /// Slots of one task.
 pub const SLOTS_PER_TASK_MAX: u32 = 65_536;
 /// Memory of one task.

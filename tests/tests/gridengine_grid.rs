@@ -21,5 +21,7 @@ mod init;
 mod killed;
 #[path = "gridengine_grid/pace.rs"]
 mod pace;
+#[path = "gridengine_grid/pilots.rs"]
+mod pilots;
 #[path = "gridengine_grid/three.rs"]
 mod three;

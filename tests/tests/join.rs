@@ -11,6 +11,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use intergrid_proto::net::join::request;
+use intergrid_proto::net::{Identity, client, refusal_of};
+use intergrid_proto::pb;
+use intergrid_proto::pb::pool_client::PoolClient;
+
 use tree::{Tree, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,4 +113,29 @@ fn a_token_is_for_its_machine_and_its_time() {
         log if log.contains("not a machine that this gateway has rented") => Ok(()),
         log => Err(log),
     });
+}
+
+/// As somebody would who has read a token: by hand, over a connection of his own.
+async fn stolen(tree: &Tree, token: &Path, name: &str, wait: Duration) -> String {
+    let token = Identity::load_token(token).unwrap();
+    let ca = fs::read(tree.identity("campus").join("ca.pem")).unwrap();
+    let (channel, _) = client::connect(&tree.endpoint("campus"), &token, &ca, None).await.unwrap();
+    let csr = request(&tree.path(name).join("identity")).unwrap();
+    tokio::time::sleep(wait).await;
+    refusal_of(&PoolClient::new(channel).join(pb::JoinRequest { csr }).await.unwrap_err()).to_string()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_held_open_and_another_s_ca_give_no_certificate() {
+    let mut tree = Tree::new();
+    let partner = tree.identity("partner");
+    tree.gateway("campus", None, &format!("\n[[trust]]\nca = \"{}\"\nmay = [\"agent\"]\n", partner.join("ca.pem").display()));
+    let late = token(&tree, "m5", "2s");
+    let said = stolen(&tree, &late, "m5", Duration::from_millis(2_500)).await;
+    assert!(said.contains("the token of m5 has expired"), "{said}");
+    let out = tree.path("tokens").join("m6.token");
+    let words = ["token", "m6", "--site", partner.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    assert!(user::grid(&words).status().unwrap().success());
+    let said = stolen(&tree, &out, "m6", Duration::ZERO).await;
+    assert!(said.contains("another CA than this site's"), "{said}");
 }

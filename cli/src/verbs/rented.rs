@@ -51,15 +51,17 @@ pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
     } else {
         let mut table = Table::new(&["MACHINE", "SITE", "TYPE", ">SLOTS", ">BUSY", ">PER HOUR", ">AGE", ">PAID FOR", "OWNER", "STATE"]);
         for (route, h, m) in &all {
+            // Pilots ask for no money.
+            let paid = |text: String| if h.currency.is_empty() { "-".to_string() } else { text };
             table.row(vec![
                 m.name.as_str().into(),
                 (*route).into(),
                 kind(m).into(),
                 u64::from(m.slots).into(),
                 m.busy.into(),
-                format!("{} {}", money(m.rate_micro), h.currency).into(),
+                paid(format!("{} {}", money(m.rate_micro), h.currency)).into(),
                 render::duration(m.age_ms).into(),
-                render::duration(m.paid_ms).into(),
+                paid(render::duration(m.paid_ms)).into(),
                 m.owner.as_str().into(),
                 Cell::painted(m.state.clone(), if m.unknown { Paint::Warn } else { Paint::Plain }),
             ]);

@@ -1,7 +1,7 @@
 //! The tokens of machines that are on their way: one file a machine, `<state>/tokens/<label>.pem`, for its owner only.
 //!
 //! Invariant: a file is durable before the call that sends it, and stays until no repeat of that call can come, so that each repeat sends the same bytes. When the
-//! machine's end is certain it is emptied, and says that its number is spent. A token opens nothing after an hour, nor after it was used.
+//! machine's end is certain it is emptied, and says that its number is spent. A token opens nothing after that time, nor after it was used.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -13,10 +13,10 @@ use intergrid_gateway::durable::{io_refusal, sync_dir};
 use intergrid_proto::Refusal;
 use intergrid_proto::net::issue::{Validity, token};
 
-/// A machine that has not joined by then never will.
-const TOKEN_MS: u64 = 3_600_000;
 /// What nobody has heard of for so long is swept.
 const KEPT_MS: u64 = 25 * 3_600_000;
+/// A repeat of a launch sends the same token: it is good for as long as repeats may come.
+const TOKEN_MS: u64 = KEPT_MS;
 
 /// The token of a machine.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -103,6 +103,8 @@ pub enum Seen {
 /// All submissions that are not over.
 #[derive(Debug, Default)]
 pub struct Books {
+    /// The name of our own account; empty: not known, and nobody's jobs are told from ours.
+    pub own: String,
     subs: BTreeMap<String, Sub>,
     /// By queue: each is a link of its own, with numbers of its own.
     places: HashMap<(String, Key), Place>,
@@ -229,7 +231,10 @@ impl Books {
         for e in entries {
             let place = (e.tag.clone(), e.position);
             // Anybody can give his job the name of one of ours.
-            let is_his = |s: &Sub| e.owner.is_empty() || s.intent.account.as_ref().is_none_or(|a| *a == e.owner);
+            let is_his = |s: &Sub| {
+                let account = s.intent.account.as_ref().unwrap_or(&self.own);
+                e.owner.is_empty() || account.is_empty() || *account == e.owner
+            };
             let Some(sub) = self.subs.get_mut(&e.tag).filter(|s| is_his(s)) else { continue };
             if let Step::Lost(_) = sub.step {
                 sub.step = Step::Sent;
@@ -401,6 +406,12 @@ mod tests {
         assert!(b.surveyed(2_000, vec![of("eve", 9)], 2_010).is_empty());
         assert_eq!(vec![LrmsId(1)], b.sub("a").unwrap().ids);
         assert_eq!(1, b.surveyed(3_000, vec![of("ann", 1), of("eve", 9)], 3_010).len());
+
+        // Where all run as the gateway's own.
+        let mut b = books();
+        b.own = "grid".into();
+        assert!(b.surveyed(2_000, vec![of("eve", 9)], 2_010).is_empty());
+        assert_eq!(1, b.surveyed(3_000, vec![of("grid", 1)], 3_010).len());
     }
 
     #[test]

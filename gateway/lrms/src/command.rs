@@ -168,6 +168,11 @@ impl Hands {
     }
 }
 
+/// The name of this process's account.
+pub async fn own_account() -> Result<String, CallFailure> {
+    Ok(Hands.asked(Call::new("id").arg("-un")).await?.trim().to_string())
+}
+
 fn pair(name: &str, value: &OsString) -> OsString {
     let mut pair = OsString::from(name);
     pair.push("=");

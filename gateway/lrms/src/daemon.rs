@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use intergrid_gateway::backends::agents::AgentPool;
 use intergrid_gateway::config::{GatewayConfig, LrmsConfig, LrmsKind, PilotsConfig, SiteConfig};
 use intergrid_gateway::core::schedule::FirstFit;
 use intergrid_gateway::daemon::{self, Built, DaemonOptions};
@@ -53,7 +52,5 @@ fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, si
     let PilotsConfig { settings, catalogue, budget, .. } = pilots.clone();
     let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget };
     let cloud = Pilots::new(lrms, &config, pilots, parts.me.site, site.identity.clone())?;
-    let provider = Rented::new(rent, cloud, parts.engine.clone());
-    let pool = AgentPool::new(provider, parts.blobs.clone(), parts.outputs.clone(), parts.above.clone());
-    Ok(Built { backend: pool.clone(), policy: Box::new(FirstFit), pool: Some(pool), children: None })
+    Ok(daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts))
 }

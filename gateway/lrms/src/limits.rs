@@ -69,5 +69,7 @@ pub const FETCH_TRIES_MAX: u32 = 3;
 pub const RECORDS_JOBS_MAX: usize = 500;
 /// A pilot may wait in its queue for so long: then the token that it joins with has expired.
 pub const PILOT_TOKEN_MS: u64 = 7 * 86_400_000;
+/// What a pilot asks for beside the memory of its tasks: its agent's own.
+pub const PILOT_OWN_BYTES: u64 = 64 << 20;
 /// Directories of pilots that are over are kept for so long, with their agents' logs.
-pub const PILOT_DIRS_KEPT_MS: u64 = 86_400_000;
+pub const PILOT_DIRS_KEPT_MS: u64 = 30 * 86_400_000;

@@ -1,14 +1,15 @@
 //! Pilots: agents as jobs of the LRMS, and tasks under them, so that 10,000 short tasks cost it a handful of jobs (as BigJob and glideinWMS did).
 //!
-//! To the provisioner it is a cloud without money: a launch is a submission, a machine is a job. Invariant: one agent a number, whatever the LRMS does: the
-//! job's name is found again before anything is submitted, and its script claims the pilot's directory, which is never made anew, before it starts an agent.
+//! To the provisioner it is a cloud without money: a launch is a submission, a machine is a job. Invariant: one agent a number, whatever the LRMS does: our
+//! job of that name is looked for before anything is submitted, and its script claims the pilot's directory, which is not made anew for a month, before it
+//! starts an agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
@@ -20,10 +21,12 @@ use intergrid_proto::net::join::replace;
 use intergrid_proto::{Refusal, SiteId};
 use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
-use crate::command::Account;
-use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_TOKEN_MS};
+use crate::command::{Account, own_account};
+use crate::hand::Hand;
+use crate::hand::files::Ask;
+use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_OWN_BYTES, PILOT_TOKEN_MS};
 use crate::lrms::{self, LrmsId, State, Submission, SubmitFailure};
 use crate::script::check_base;
 use crate::{Lrms, driver};
@@ -40,7 +43,9 @@ pub struct Pilots(Arc<Inner>);
 struct Inner {
     lrms: Arc<dyn Lrms>,
     config: PilotsConfig,
-    /// Directory of all pilots, on the shared file system.
+    /// The account's directory on the shared file system ...
+    home: PathBuf,
+    /// ... and that of all pilots in it.
     base: PathBuf,
     /// Their jobs are called so, and their number.
     prefix: String,
@@ -49,6 +54,12 @@ struct Inner {
     program: PathBuf,
     /// One launch at a time: two of one number are told apart.
     one: Mutex<()>,
+    /// Our own account's name.
+    own: OnceCell<String>,
+    /// Works on the shared file system, which may hang: never two threads of it.
+    files: std::sync::Mutex<()>,
+    /// Whose end was told.
+    told: std::sync::Mutex<BTreeSet<String>>,
 }
 
 #[derive(Serialize)]
@@ -69,7 +80,8 @@ impl Pilots {
     /// Of a gateway with this identity. Error: a directory or program that can't stand in a script.
     pub fn new(lrms: Arc<dyn Lrms>, config: &LrmsConfig, pilots: PilotsConfig, site: SiteId, identity: PathBuf) -> Result<Arc<Self>, Refusal> {
         let bad = |what: String| Refusal::invalid(format!("[pilots] {what}"));
-        let base = driver::base(&config.directory, &Account::Own).join("pilots");
+        let home = driver::base(&config.directory, &Account::Own);
+        let base = home.join("pilots");
         let beside = || std::env::current_exe().map(|me| me.with_file_name(AGENT_PROGRAM));
         let program = pilots.program.clone().map_or_else(beside, Ok).map_err(|e| bad(format!("this program can't find itself: {e}")))?;
         check_base(&base).map_err(|e| bad(format!("directory: {e}")))?;
@@ -79,7 +91,19 @@ impl Pilots {
             return Err(bad(format!("{} is not there", program.display())).remedy(remedy));
         }
         let prefix = format!("igp{}-", &site.to_string()[..12]);
-        Ok(Arc::new(Pilots(Arc::new(Inner { lrms, config: pilots, base, prefix, identity, program, one: Mutex::default() }))))
+        Ok(Arc::new(Pilots(Arc::new(Inner {
+            lrms,
+            config: pilots,
+            home,
+            base,
+            prefix,
+            identity,
+            program,
+            one: Mutex::default(),
+            own: OnceCell::new(),
+            files: std::sync::Mutex::default(),
+            told: std::sync::Mutex::default(),
+        }))))
     }
 }
 
@@ -87,22 +111,27 @@ impl Inner {
     async fn launch(self: Arc<Self>, what: Launch) -> Outcome {
         let tag = format!("{}{}", self.prefix, what.number);
         let _one = self.one.lock().await;
-        match self.lrms.find(&tag).await {
-            Ok(jobs) if !jobs.is_empty() => return Outcome::Launched(tag),
-            Ok(_) => {}
+        // What has begun, and is no longer listed, has left its claim.
+        match self.entries().await {
+            Some(jobs) if jobs.contains_key(&tag) => return Outcome::Launched(tag),
+            Some(_) => {}
             // Nothing has been submitted by this call; an earlier one may have.
-            Err(why) => {
-                tracing::warn!(%tag, "a pilot can't be looked for: {why}");
-                return Outcome::Unknown;
-            }
+            None => return Outcome::Unknown,
+        }
+        if let Err(why) = Hand::new(Account::Own, self.home.clone(), self.program.clone()).ask(Ask::Open, Vec::new()).await {
+            return Outcome::Refused(Refused::Provider, why);
         }
         let (me, kind, name) = (self.clone(), what.kind.clone(), tag.clone());
-        let prepared = tokio::task::spawn_blocking(move || me.prepare(&name, &what).map(|made| (made, what))).await;
-        let (directory, what) = match prepared {
-            Ok(Ok((Some(directory), what))) => (directory, what),
-            Ok(Ok((None, _))) => return Outcome::Refused(Refused::TokenSpent, "its job has started, and is over".into()),
-            Ok(Err(why)) => return Outcome::Refused(Refused::Provider, why.to_string()),
-            Err(_) => return Outcome::Refused(Refused::Provider, "its directory could not be made".into()),
+        let prepared = tokio::task::spawn_blocking(move || {
+            // An earlier call still works there: the file system hangs.
+            let _alone = me.files.try_lock().ok()?;
+            Some(me.prepare(&name, &what).map(|made| (made, what)))
+        });
+        let (directory, what) = match prepared.await {
+            Ok(Some(Ok((Some(directory), what)))) => (directory, what),
+            Ok(Some(Ok((None, _)))) => return Outcome::Refused(Refused::TokenSpent, "its job has started, and is over".into()),
+            Ok(Some(Err(why))) => return Outcome::Refused(Refused::Provider, why.to_string()),
+            Ok(None) | Err(_) => return Outcome::Unknown,
         };
         let head = format!("grid_dir='{}' grid_program='{}'", directory.display(), self.program.display());
         let submission = Submission {
@@ -111,7 +140,7 @@ impl Inner {
             queue: what.offer.machine,
             tasks: 1,
             slots: kind.slots,
-            memory_bytes: kind.memory_bytes,
+            memory_bytes: kind.memory_bytes.saturating_add(PILOT_OWN_BYTES),
             time_limit_ms: Some(self.config.time_ms),
             directory,
             complaints: None,
@@ -165,8 +194,13 @@ impl Inner {
 
     async fn entries(&self) -> Option<BTreeMap<String, Vec<(LrmsId, bool)>>> {
         let mut by_tag: BTreeMap<String, Vec<(LrmsId, bool)>> = BTreeMap::new();
+        let own = self.own.get_or_try_init(own_account).await.inspect_err(|why| tracing::warn!("our own account's name is not known: {why}")).ok()?;
         match self.lrms.entries(&self.prefix).await {
-            Ok(entries) => entries.into_iter().for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_))))),
+            Ok(entries) => {
+                // Anybody can give his job the name of one of ours.
+                let ours = entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own);
+                ours.for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_)))));
+            }
             Err(why) => {
                 tracing::warn!("pilots can't be looked at: {why}");
                 return None;
@@ -182,9 +216,22 @@ impl Inner {
             let exists = jobs.iter().any(|(_, lives)| *lives);
             Seen { id: tag.clone(), number: number(tag), state: if exists { SeenState::Exists } else { SeenState::Ended } }
         });
-        let seen: Vec<Seen> = seen.collect();
-        let (base, known) = (self.base.clone(), by_tag.into_keys().collect::<BTreeSet<String>>());
-        tokio::task::spawn_blocking(move || sweep(&base, &known, SystemTime::now()));
+        let mut seen: Vec<Seen> = seen.collect();
+        let me = self.clone();
+        let unlisted = tokio::task::spawn_blocking(move || {
+            // An earlier look still works there: the file system hangs.
+            let _alone = me.files.try_lock().ok()?;
+            Some(sweep(&me.base, &by_tag.into_keys().collect(), SystemTime::now()))
+        });
+        // Grid Engine lists nothing that is over. What has begun, and is in the books, is.
+        let mut unlisted = unlisted.await.ok().flatten().unwrap_or_default();
+        unlisted.retain(|tag, _| !lock(&self.told).contains(tag));
+        let ids: Vec<LrmsId> = unlisted.values().copied().collect();
+        let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
+        for (tag, _) in unlisted.into_iter().filter(|(_, id)| records.iter().any(|r| r.id == *id)) {
+            seen.push(Seen { number: number(&tag), id: tag.clone(), state: SeenState::Ended });
+            lock(&self.told).insert(tag);
+        }
         Some(seen)
     }
 
@@ -192,8 +239,14 @@ impl Inner {
     async fn terminate(self: Arc<Self>, tag: String) -> Option<SeenState> {
         let jobs = self.entries().await?.remove(&tag).unwrap_or_default();
         let live: Vec<(LrmsId, Vec<u32>)> = jobs.iter().filter(|(_, lives)| *lives).map(|(id, _)| (*id, vec![1])).collect();
-        if live.is_empty() {
-            return (!jobs.is_empty()).then_some(SeenState::Ended);
+        if live.is_empty() && jobs.is_empty() {
+            // Grid Engine lists nothing that is over; its books have it.
+            let ids = self.lrms.find(&tag).await.ok()?;
+            let records = self.lrms.records(&ids).await.ok()?;
+            let over = !ids.is_empty() && ids.iter().all(|id| records.iter().any(|r| r.id == *id));
+            return over.then_some(SeenState::Ended);
+        } else if live.is_empty() {
+            return Some(SeenState::Ended);
         }
         if let Err(why) = self.lrms.cancel(&Account::Own, &live, false).await {
             tracing::warn!(%tag, "a pilot can't be removed: {why}");
@@ -202,17 +255,26 @@ impl Inner {
     }
 }
 
-/// Remove directories of pilots that are no longer listed, a good while after they were last written to.
-fn sweep(base: &Path, known: &BTreeSet<String>, now: SystemTime) {
+/// Jobs, by their names, that have begun and are not listed. Directories of theirs are removed a good while after they were last written to.
+fn sweep(base: &Path, listed: &BTreeSet<String>, now: SystemTime) -> BTreeMap<String, LrmsId> {
+    let mut unlisted = BTreeMap::new();
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        let is_old = |e: &fs::DirEntry| {
-            let written = e.metadata().and_then(|m| m.modified()).ok()?;
-            now.duration_since(written).ok().map(|age| age >= Duration::from_millis(PILOT_DIRS_KEPT_MS))
-        };
-        if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) && is_old(&entry) == Some(true) {
+        let Some(tag) = entry.file_name().to_str().filter(|name| !listed.contains(*name)).map(str::to_string) else { continue };
+        let written = entry.metadata().and_then(|m| m.modified()).ok();
+        if written.and_then(|at| now.duration_since(at).ok()).is_some_and(|age| age >= Duration::from_millis(PILOT_DIRS_KEPT_MS)) {
             _ = fs::remove_dir_all(entry.path());
+            continue;
+        }
+        let claim = fs::read_to_string(entry.path().join(CLAIM)).unwrap_or_default();
+        if let Some(id) = claim.split(' ').next().and_then(|id| id.parse().ok()) {
+            unlisted.insert(tag, LrmsId(id));
         }
     }
+    unlisted
+}
+
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Cloud for Pilots {

@@ -145,7 +145,7 @@ pub struct Provisioner {
     pub(crate) state: State,
     pub(crate) now: u64,
     /// Until when an offer is left alone, and how often in a row.
-    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32)>,
+    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32, &'static str)>,
     pub(crate) blocked: Option<(u64, String)>,
     pub(crate) latest: Round,
     strangers: BTreeMap<String, u32>,
@@ -193,9 +193,16 @@ impl Provisioner {
         match input {
             Input::Demand(demand) => self.round(demand),
             Input::Answered(number, outcome) => self.answered(number, outcome),
-            Input::Terminated(number, state) => self.seen_as(number, state.unwrap_or(SeenState::Exists)),
+            // Without a word it may be gone, and be missed by the looks.
+            Input::Terminated(_, None) => {}
+            Input::Terminated(number, Some(state)) => self.seen_as(number, state),
             Input::Listed(began_ms, seen) => self.listed(began_ms, seen),
-            Input::Attached(number) => self.with(number, |m, now| (m.attached, m.idle_ms, m.missed, m.word_ms) = (true, now, 0, now)),
+            Input::Attached(number) => {
+                self.with(number, |m, now| (m.attached, m.came, m.idle_ms, m.missed, m.word_ms) = (true, true, now, 0, now));
+                if let Some(m) = self.state.machines.get(&number) {
+                    self.back_off.remove(&m.offer.clone());
+                }
+            }
             Input::Detached(number) => self.with(number, |m, now| (m.attached, m.away_ms, m.word_ms) = (false, now, now)),
             Input::Busy(number, slots) => self.with(number, |m, now| {
                 if slots == 0 && m.busy > 0 {
@@ -278,9 +285,13 @@ impl Provisioner {
     }
 
     fn gone(&mut self, number: u64, never: bool) {
-        let m = self.state.machines.get(&number);
-        if m.is_some_and(|m| m.may_exist()) {
-            self.record(Record::Gone { number, at_ms: self.now, never });
+        let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
+        // One that went before its agent came, and not by our wish: another would go the same way.
+        let failed = m.stage == Stage::Named && !m.came && matches!(m.ending, None | Some(Why::Away));
+        let offer = m.offer.clone();
+        self.record(Record::Gone { number, at_ms: self.now, never });
+        if failed {
+            self.leave_alone(&[offer], "the last one ended before its agent came");
         }
     }
 
@@ -324,21 +335,23 @@ impl Provisioner {
     }
 
     fn refused(&mut self, offer: &OfferKey, refused: Refused, text: String) {
-        let again = |(_, times): (u64, u32)| (self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times + 1), times + 1);
         match refused {
-            Refused::Capacity => {
-                let next = again(self.back_off.get(offer).copied().unwrap_or_default());
-                self.back_off.insert(offer.clone(), next);
-            }
+            Refused::Capacity => self.leave_alone(std::slice::from_ref(offer), "the provider had none"),
             Refused::Limit => {
                 let of_type: Vec<OfferKey> =
                     self.catalogue.offers.iter().map(|o| &o.key).filter(|k| k.machine == offer.machine && k.spot == offer.spot).cloned().collect();
-                let next = again(self.back_off.get(offer).copied().unwrap_or_default());
-                of_type.into_iter().for_each(|key| _ = self.back_off.insert(key, next));
+                self.leave_alone(&of_type, "the account may have no more of this type");
             }
             Refused::Provider => self.blocked = Some((self.now + BLOCKED_MS, text)),
             Refused::Throttled | Refused::TokenSpent => {}
         }
+    }
+
+    /// For a while, and twice as long each time until one has come.
+    fn leave_alone(&mut self, offers: &[OfferKey], why: &'static str) {
+        let times = 1 + offers.iter().filter_map(|o| self.back_off.get(o)).map(|(_, times, _)| *times).max().unwrap_or(0);
+        let until = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
+        self.back_off.extend(offers.iter().map(|o| (o.clone(), (until, times, why))));
     }
 
     /// The provider says how a machine is.
@@ -443,7 +456,7 @@ impl Provisioner {
             if m.attached && m.drained {
                 let why = m.draining.unwrap_or(Why::Idle);
                 self.end(number, why);
-            } else if !m.attached && m.stage == Stage::Named && now >= m.away_ms + away_ms {
+            } else if !m.attached && now >= away_ms + if m.stage == Stage::Named { m.away_ms } else { m.since_ms } {
                 self.end(number, Why::Away);
             } else if !m.attached && !m.wanted && m.useless >= SURPLUS_ROUNDS && !hourly && m.busy == 0 {
                 self.end(number, Why::Surplus);

@@ -82,6 +82,8 @@ pub struct Machine {
     pub(crate) calls: u32,
     pub(crate) call_ms: u64,
     pub(crate) attached: bool,
+    /// Its agent was there, as far as this process knows.
+    pub(crate) came: bool,
     /// Waits for its agent since then.
     pub(crate) away_ms: u64,
     pub(crate) busy: u64,

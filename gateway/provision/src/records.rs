@@ -204,6 +204,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         calls: 0,
         call_ms: at_ms,
         attached: false,
+        came: false,
         away_ms: at_ms,
         busy: 0,
         idle_ms: at_ms,

@@ -19,8 +19,10 @@ pub fn account(gateway: &str, p: &Provisioner, currency: &str, now_ms: u64) -> A
         };
         p.machines().filter(|m| is_unknown(m)).filter(pays).map(|m| m.price.ceiling.0).fold(0, u64::saturating_add)
     };
+    // What asks for no money has no budget to show.
+    let nodes_shown = if currency.is_empty() { &[] } else { nodes };
     let spending =
-        nodes.iter().enumerate().map(|(at, n)| spending(n, n.above.map_or("", |a| &nodes[a].name), unknown(at), now_ms / DAY_MS)).collect();
+        nodes_shown.iter().enumerate().map(|(at, n)| spending(n, n.above.map_or("", |a| &nodes[a].name), unknown(at), now_ms / DAY_MS)).collect();
     Account { machines, spending, currency: currency.to_string() }
 }
 

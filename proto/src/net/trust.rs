@@ -30,6 +30,21 @@ pub struct TrustEntry {
     pub on_behalf: Vec<String>,
 }
 
+/// A CA: the BLAKE3 hash of its certificate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CaId([u8; 32]);
+
+impl CaId {
+    fn of(der: &CertificateDer<'_>) -> Self {
+        CaId(*blake3::hash(der).as_bytes())
+    }
+
+    /// Of all certificates in a PEM text.
+    pub fn all(ca_pem: &[u8]) -> Result<Vec<Self>> {
+        Ok(certificates(ca_pem)?.iter().map(Self::of).collect())
+    }
+}
+
 /// A peer whose certificate has been verified.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Peer {
@@ -45,6 +60,8 @@ pub struct Peer {
     pub on_behalf: Vec<String>,
     /// Its certificate's last moment.
     pub not_after: SystemTime,
+    /// Who vouches for it.
+    pub ca: CaId,
     /// Where it calls from.
     pub addr: Option<SocketAddr>,
 }
@@ -143,7 +160,7 @@ impl Trust {
         let denied = |who, why| Denied { who, why, error: CertificateError::ApplicationVerificationFailure };
         let cert = claimed.as_ref().map_err(|e| denied("unknown".into(), e.to_string()))?;
         let (id, label, cert_role, not_after) = (cert.id, cert.label.clone(), cert.role, cert.not_after);
-        let mut peer = Peer { id, label, cert_role, roles: BTreeSet::new(), on_behalf: Vec::new(), not_after, addr: None };
+        let mut peer = Peer { id, label, cert_role, roles: BTreeSet::new(), on_behalf: Vec::new(), not_after, ca: CaId::of(&ca.der), addr: None };
         for (may, on_behalf) in &ca.entries {
             let allowed = |r: &Role| may.contains(if *r == Role::Join { &Role::Agent } else { r });
             let roles: Vec<Role> = cert.role.may_be().iter().copied().filter(allowed).collect();

@@ -37,20 +37,29 @@ impl Site {
 
     /// The same, with another cluster, and with more in the gateway's configuration.
     pub fn with(change: impl FnOnce(&mut Options), more: &str) -> Self {
+        let mut map = String::new();
+        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
+            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
+        }
+        Self::over(change, &["batch", "short"], "{account}", &format!("{more}{map}"), SLOTS)
+    }
+
+    /// Two agents of four slots, at most, as jobs of the gateway's own account.
+    pub fn piloted(pilots: &str) -> Self {
+        Self::over(|_| {}, &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
+    }
+
+    fn over(change: impl FnOnce(&mut Options), queues: &[&str], directory: &str, more: &str, slots: u64) -> Self {
         let cluster = GridEngine::with(change);
         let starts = Starts::new(&cluster.dir().join("starts"));
         let programs = programs(&cluster.dir().join("programs"));
         fs::create_dir(cluster.dir().join("commands")).unwrap();
         let mut site = Site { tree: Tree::new().with_programs(&programs), cluster, starts };
         USED.iter().for_each(|name| site.command(name, &format!("exec {COMMANDS}/{name} \"$@\"")));
-        let mut map = String::new();
-        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
-            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
-        }
-        let config = format!("{}{more}{map}", section(&site.cluster, &["batch", "short"], "{account}"));
+        let config = format!("{}{more}", section(&site.cluster, queues, directory));
         site.tree.gateway("campus", Some("eu"), &config);
         site.tree.broker("eu", &["campus"], None);
-        site.tree.user("eu").until_slots(SLOTS, PATIENCE);
+        site.tree.user("eu").until_slots(slots, PATIENCE);
         site
     }
 

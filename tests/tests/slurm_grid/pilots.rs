@@ -1,5 +1,6 @@
 //! Agents as jobs of a real Slurm: many tasks, few jobs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -24,6 +25,12 @@ fn submissions(site: &Site) -> usize {
     fs::read_to_string(site.cluster.dir().join("submissions")).map_or(0, |text| text.lines().count())
 }
 
+/// Of pilots, on their machines.
+fn directories() -> BTreeSet<String> {
+    let names = fs::read_dir("/tmp").unwrap().flatten().filter_map(|e| e.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("grid-pilot.")).collect()
+}
+
 fn until_no_job(site: &Site) {
     until("Slurm has no job of ours", PATIENCE, || match jobs(site) {
         none if none.is_empty() => Ok(()),
@@ -33,6 +40,7 @@ fn until_no_job(site: &Site) {
 
 #[test]
 fn many_tasks_cost_a_handful_of_jobs() {
+    let before = directories();
     let mut site = Site::piloted(&pilots("time = \"30m\"\n"));
     let user = site.user("ann");
     let job = user.submit(&["-n", "300", "--no-requeue", "--", "sh", "-c", &site.counted("sleep 0.1")]);
@@ -40,6 +48,10 @@ fn many_tasks_cost_a_handful_of_jobs() {
         n if n >= 30 => Ok(()),
         n => Err(format!("{n}; {:?}; {}\n{}", jobs(&site), user.run(&["explain", &job]).out, site.tree.log("campus"))),
     });
+    let there = user.json(&["machines"])["machines"].as_array().unwrap().clone();
+    assert!((1..=2).contains(&there.len()) && there[0]["type"] == "batch", "{there:?}");
+    assert!(user.json(&["cost"])["budgets"].as_array().unwrap().is_empty(), "it is for no money");
+    assert!(user.run(&["machines"]).well().contains(there[0]["machine"].as_str().unwrap()));
     // Their agents go on without it, and it finds them again.
     site.tree.kill("campus");
     std::thread::sleep(Duration::from_secs(1));
@@ -48,7 +60,7 @@ fn many_tasks_cost_a_handful_of_jobs() {
     site.assert_each_started_once(300);
     assert!(submissions(&site) <= 3, "{} jobs", submissions(&site));
     until_no_job(&site);
-    let left: Vec<_> = fs::read_dir("/tmp").unwrap().flatten().filter(|e| e.file_name().to_string_lossy().starts_with("grid-pilot.")).collect();
+    let left: Vec<_> = directories().difference(&before).cloned().collect();
     assert!(left.is_empty(), "{left:?}");
 }
 

@@ -13,6 +13,7 @@ use intergrid_proto::{Exit, Reason, ReasonKind};
 use super::{Driver, account, pause};
 use crate::books::{Found, Place, Seen, Step};
 use crate::command::Account;
+use crate::command::own_account;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
@@ -126,6 +127,10 @@ impl Driver {
     /// The LRMS's queue and books, while anything is open.
     pub(super) async fn watch_lrms(self: Arc<Self>) {
         let (mut silent, mut found_ms) = (false, 0);
+        match own_account().await {
+            Ok(name) => self.lock().books.own = name,
+            Err(why) => tracing::warn!("our own account's name is not known, so that others' jobs with names of ours are not told from ours: {why}"),
+        }
         loop {
             pause(SURVEY_INTERVAL_MS).await;
             let open = self.lock().books.subs().any(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over));

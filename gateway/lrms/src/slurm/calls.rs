@@ -7,7 +7,8 @@ use crate::command::Call;
 use crate::lrms::{LrmsId, Submission};
 
 /// What squeue prints of a task; the name comes last, as a user may have put anything into it.
-const ENTRY_FIELDS: &str = "jobid:|,arrayjobid:|,arraytaskid:|,state:|,exit_code:|,numcpus:|,nodelist:|,restartcnt:|,partition:|,reason:|,name:";
+const ENTRY_FIELDS: &str =
+    "jobid:|,arrayjobid:|,arraytaskid:|,state:|,exit_code:|,numcpus:|,nodelist:|,restartcnt:|,partition:|,reason:|,username:|,name:";
 /// Jobs that one scancel is told of; one more is another command.
 pub const CANCEL_JOBS_MAX: usize = 200;
 /// Jobs that one sacct is asked for.

@@ -6,7 +6,7 @@ use super::words;
 use crate::lrms::{Entry, LrmsId, State};
 
 /// Fields of a record before the name.
-const FIELDS: usize = 10;
+const FIELDS: usize = 11;
 
 /// One look at the queue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -31,7 +31,9 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
         }
         let fields: Vec<&str> = record.splitn(FIELDS + 1, '|').collect();
         let unreadable = || format!("squeue: {:?} is not a record", short(record));
-        let [job, array, task, state, status, cpus, machines, restarts, partitions, reason, name] = fields[..] else { return Err(unreadable()) };
+        let [job, array, task, state, status, cpus, machines, restarts, partitions, reason, owner, name] = fields[..] else {
+            return Err(unreadable());
+        };
         let state = words::state(state, reason, status.parse().ok(), restarts.parse().unwrap_or(0));
         if matches!(state, State::Pending(..)) {
             for partition in partitions.split(',') {
@@ -46,7 +48,7 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
             id: LrmsId(id.parse().map_err(|_| unreadable())?),
             position: position(task).ok_or_else(unreadable)?,
             tag: name.to_string(),
-            owner: String::new(),
+            owner: owner.to_string(),
             state,
             slots: cpus.parse().map_err(|_| unreadable())?,
             machine: machines.to_string(),
@@ -110,7 +112,7 @@ mod tests {
         assert!(matches!(&of(20, 1).state, State::Ended(over) if over.how == How::Removed));
         assert_eq!((State::Running, "n1"), (of(20, 3).state.clone(), of(20, 3).machine.as_str()));
         assert_eq!((State::Pending(Wait::Requeued, "BeginTime".into()), 1), (of(21, 1).state.clone(), of(21, 1).restarts));
-        assert_eq!(State::Suspended, of(22, 1).state);
+        assert_eq!((State::Suspended, "ann"), (of(22, 1).state.clone(), of(22, 1).owner.as_str()));
         assert!(matches!(&of(27, 1).state, State::Ended(over) if over.exit == Some(Exit::Code(7))));
         assert_eq!(Some(&3), look.waiting.get("batch"));
         assert_eq!(Some(&1), look.waiting.get("short"));
@@ -118,8 +120,8 @@ mod tests {
 
     #[test]
     fn a_name_is_no_record() {
-        let forged = "99|20|1|FAILED|256|1|n1|0|batch|None|ig-1";
-        let text = format!("1|1|N/A|RUNNING|0|1|n1|0|batch|None|a|b\n{forged}\n{MARK}\n2|2|N/A|RUNNING|0|1|n1|0|batch|None|ig-2{MARK}\n");
+        let forged = "99|20|1|FAILED|256|1|n1|0|batch|None|eve|ig-1";
+        let text = format!("1|1|N/A|RUNNING|0|1|n1|0|batch|None|eve|a|b\n{forged}\n{MARK}\n2|2|N/A|RUNNING|0|1|n1|0|batch|None|ann|ig-2{MARK}\n");
         let entries = look(&text, MARK, "ig-").unwrap().entries;
         assert_eq!(vec![LrmsId(2)], entries.iter().map(|e| e.id).collect::<Vec<_>>());
         assert!(look(&text[..text.len() - 3], MARK, "ig-").is_err(), "cut off");
@@ -149,7 +151,7 @@ mod tests {
         #[test]
         fn any_name_leaves_the_others_alone(name in "(?s).{0,60}") {
             prop_assume!(!name.contains(MARK) && !name.starts_with("ig-"));
-            let text = format!("1|1|N/A|PENDING|0|1||0|batch|None|{name}{MARK}\n2|2|4|RUNNING|0|2|n1|0|batch|None|ig-2{MARK}\n");
+            let text = format!("1|1|N/A|PENDING|0|1||0|batch|None|eve|{name}{MARK}\n2|2|4|RUNNING|0|2|n1|0|batch|None|ann|ig-2{MARK}\n");
             let seen = look(&text, MARK, "ig-").unwrap();
             prop_assert_eq!(1, seen.entries.len());
             prop_assert_eq!((LrmsId(2), 4, 2), (seen.entries[0].id, seen.entries[0].position, seen.entries[0].slots));

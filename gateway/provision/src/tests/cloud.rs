@@ -8,6 +8,8 @@ use super::*;
 /// The longest time after which a call still has an effect.
 const LATE_MAX_MS: u64 = 60_000;
 /// The longest time for which a listing does not show a new machine.
+/// What has ended is listed so long.
+const FORGOTTEN_MS: u64 = 20_000;
 const LAG_MAX_MS: u64 = 60_000;
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
@@ -161,24 +163,31 @@ impl World {
                 }
             }
             Action::Terminate { number, id } => {
-                if self.fault(30) {
-                    return;
+                let lost = self.fault(30);
+                if !lost {
+                    self.terminate(&id);
                 }
-                self.terminate(&id);
-                if !self.fault(30) {
-                    self.after(soon, Event::Input(Input::Terminated(number, Some(SeenState::Ending))));
-                }
+                // What it has forgotten it says nothing of, and some say nothing at all.
+                let forgotten = self.machines.get(&id).is_none_or(|m| self.is_forgotten(m));
+                let said = (!lost && !forgotten && !self.fault(30)).then_some(SeenState::Ending);
+                self.after(soon, Event::Input(Input::Terminated(number, said)));
             }
             Action::TerminateStranger(id) => self.terminate(&id),
             Action::Drain(number, _) => self.after(soon, Event::Input(Input::Drained(number))),
             Action::Undrain(_) => {}
             Action::Look => {
-                let seen: Vec<Seen> = self.machines.iter().filter(|(_, m)| m.visible_ms <= self.now).map(|(id, m)| self.seen(id, m)).collect();
+                let seen: Vec<Seen> =
+                    self.machines.iter().filter(|(_, m)| m.visible_ms <= self.now && !self.is_forgotten(m)).map(|(id, m)| self.seen(id, m)).collect();
                 let began = self.now;
                 let failed = self.fault(20);
                 self.after(soon, Event::Input(Input::Listed(began, (!failed).then_some(seen))));
             }
         }
+    }
+
+    /// A cloud lists what has ended for a while only.
+    fn is_forgotten(&self, m: &Virtual) -> bool {
+        m.until_ms.is_some_and(|until| self.now >= until + FORGOTTEN_MS)
     }
 
     fn seen(&self, id: &str, m: &Virtual) -> Seen {

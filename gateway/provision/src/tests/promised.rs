@@ -211,3 +211,45 @@ fn what_could_be_rented_is_promised() {
     assert_eq!(vec![1, 6], promised(&Provisioner::new(settings(), two.clone(), per_hour("1"))));
     assert_eq!(vec![0, 0], promised(&Provisioner::new(settings(), two, Budget::new(Caps::default(), &[]).unwrap())));
 }
+
+#[test]
+fn a_machine_that_its_provider_has_forgotten_is_gone_although_nothing_is_said_of_it() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+    p.step(Input::Attached(1), TEN);
+    p.step(Input::End(1), TEN + 1_000);
+    p.step(Input::Detached(1), TEN + 1_000);
+    let mut now = TEN + 1_000;
+    while p.machines().any(|m| m.may_exist()) {
+        now += 15_000;
+        assert!(now < TEN + 20 * MINUTE, "{:?}", p.machines().collect::<Vec<_>>());
+        for action in p.take().1 {
+            match action {
+                Action::Terminate { number, .. } => p.step(Input::Terminated(number, None), now),
+                Action::Look => p.step(Input::Listed(now, Some(vec![])), now + 100),
+                _ => {}
+            }
+        }
+        p.step(Input::Tick, now + 200);
+    }
+}
+
+#[test]
+fn a_type_whose_machines_never_come_up_is_left_alone_for_longer_each_time() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    let (mut now, mut launched) = (TEN, Vec::new());
+    while now < TEN + 60 * MINUTE {
+        now += 1_000;
+        p.step(Input::Demand(demand(2, 1)), now);
+        for action in p.take().1 {
+            if let Action::Launch { number, .. } = action {
+                launched.push(now);
+                p.step(Input::Answered(number, Outcome::Launched(format!("i-{number}"))), now);
+                p.step(Input::Terminated(number, Some(SeenState::Ended)), now + 100);
+            }
+        }
+    }
+    assert!((3..=8).contains(&launched.len()), "{launched:?}");
+    assert!(p.latest().unmet[0].why.evidence.contains("ended before its agent came"), "{:?}", p.latest());
+}
