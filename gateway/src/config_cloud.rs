@@ -17,15 +17,15 @@ mod ec2;
 pub use ec2::{AgentProgram, Ec2Config};
 
 /// Machines that boot at a time, unless the site says otherwise.
-const BOOTING_MAX_DEFAULT: u32 = 16;
+pub(super) const BOOTING_MAX_DEFAULT: u32 = 16;
 /// Machines, unless the site says otherwise.
 const MACHINES_MAX_DEFAULT: u32 = 1_000;
 /// A machine without work is kept for so long, unless the site says otherwise.
-const IDLE_MS_DEFAULT: u64 = 60_000;
+pub(super) const IDLE_MS_DEFAULT: u64 = 60_000;
 /// A machine without its agent, likewise.
 const AWAY_MS_DEFAULT: u64 = 600_000;
 /// A machine whose gateway does not come back ends by itself after so long, unless the site says otherwise.
-const ALONE_MS_DEFAULT: u64 = 900_000;
+pub(super) const ALONE_MS_DEFAULT: u64 = 900_000;
 /// Types of machines.
 const TYPES_MAX: usize = 64;
 /// Seconds that are billed at least, where a type is billed by the second.

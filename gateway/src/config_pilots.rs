@@ -9,16 +9,11 @@ use intergrid_provision::{Billing, Budget, Caps, Catalogue, MachineType, Money, 
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::cloud::{ALONE_MS_DEFAULT, BOOTING_MAX_DEFAULT, IDLE_MS_DEFAULT};
 use super::{AccountsConfig, LrmsConfig, Source};
 
-/// Pilots that wait to be started, unless the site says otherwise.
-const WAITING_MAX_DEFAULT: u32 = 16;
-/// A pilot without work is kept for so long, unless the site says otherwise.
-const IDLE_MS_DEFAULT: u64 = 60_000;
 /// A pilot may wait in the queue for so long, unless the site says otherwise.
 const AWAY_MS_DEFAULT: u64 = 86_400_000;
-/// A pilot whose gateway does not come back ends by itself after so long, unless the site says otherwise.
-const ALONE_MS_DEFAULT: u64 = 900_000;
 /// A pilot is at least so long.
 const TIME_MS_MIN: u64 = 120_000;
 
@@ -102,7 +97,7 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
     let settings = Settings {
         slots_max: u64::from(s.pilots_max) * u64::from(s.slots),
         machines_max: s.pilots_max,
-        booting_max: s.waiting_max.unwrap_or(WAITING_MAX_DEFAULT),
+        booting_max: s.waiting_max.unwrap_or(BOOTING_MAX_DEFAULT),
         idle_ms: s.idle.unwrap_or(IDLE_MS_DEFAULT),
         away_ms: s.away.unwrap_or(AWAY_MS_DEFAULT),
     };

@@ -11,8 +11,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::join::request;
-use intergrid_proto::net::{Identity, client, refusal_of};
+use intergrid_proto::net::{CertRole, Identity, client, refusal_of};
 use intergrid_proto::pb;
 use intergrid_proto::pb::pool_client::PoolClient;
 
@@ -138,4 +139,26 @@ async fn a_connection_held_open_and_another_s_ca_give_no_certificate() {
     assert!(user::grid(&words).status().unwrap().success());
     let said = stolen(&tree, &out, "m6", Duration::ZERO).await;
     assert!(said.contains("another CA than this site's"), "{said}");
+}
+
+#[test]
+fn a_machine_that_was_off_for_too_long_joins_again_with_a_new_token() {
+    let mut tree = Tree::new();
+    tree.gateway("campus", None, "");
+    let user = tree.user("campus");
+    let id = tree.path("m8").join("identity");
+    _ = fs::remove_dir(&id);
+    issue::issue(tree.identity("campus"), CertRole::Agent, "m8", &id, Validity::expired()).unwrap();
+    let key = fs::read(id.join("key.pem")).unwrap();
+    let one = token(&tree, "m8", "1h");
+    machine(&mut tree, "m8", "m8", &one);
+    user.until_slots(1, PATIENCE);
+    assert_eq!(key, fs::read(id.join("key.pem")).unwrap(), "it is who it was");
+    assert!(!tree.path("m8").join("token").exists());
+    // A token that is left beside a good certificate is not needed, and goes.
+    tree.kill("m8");
+    fs::copy(&one, tree.path("m8").join("token")).unwrap();
+    tree.start("m8");
+    user.until_slots(1, PATIENCE);
+    assert!(!tree.path("m8").join("token").exists());
 }

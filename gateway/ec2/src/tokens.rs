@@ -3,15 +3,16 @@
 //! Invariant: a file is durable before the call that sends it, and stays until no repeat of that call can come, so that each repeat sends the same bytes. When the
 //! machine's end is certain it is emptied, and says that its number is spent. A token opens nothing after that time, nor after it was used.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use intergrid_gateway::durable::{io_refusal, sync_dir};
+use intergrid_gateway::durable::io_refusal;
 use intergrid_proto::Refusal;
 use intergrid_proto::net::issue::{Validity, token};
+use intergrid_proto::net::join::replace;
 
 /// What nobody has heard of for so long is swept.
 const KEPT_MS: u64 = 25 * 3_600_000;
@@ -89,16 +90,7 @@ impl Tokens {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let beside = path.with_extension("new");
-        match fs::remove_file(&beside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        sync_dir(&self.dir)
+        replace(path, bytes, 0o600)
     }
 }
 

@@ -24,8 +24,7 @@ use serde::Serialize;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::command::{Account, own_account};
-use crate::hand::Hand;
-use crate::hand::files::Ask;
+use crate::hand::files::{self, Ask};
 use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_OWN_BYTES, PILOT_TOKEN_MS};
 use crate::lrms::{self, LrmsId, State, Submission, SubmitFailure};
 use crate::script::check_base;
@@ -118,9 +117,6 @@ impl Inner {
             // Nothing has been submitted by this call; an earlier one may have.
             None => return Outcome::Unknown,
         }
-        if let Err(why) = Hand::new(Account::Own, self.home.clone(), self.program.clone()).ask(Ask::Open, Vec::new()).await {
-            return Outcome::Refused(Refused::Provider, why);
-        }
         let (me, kind, name) = (self.clone(), what.kind.clone(), tag.clone());
         let prepared = tokio::task::spawn_blocking(move || {
             // An earlier call still works there: the file system hangs.
@@ -167,6 +163,8 @@ impl Inner {
     fn prepare(&self, tag: &str, what: &Launch) -> Result<Option<PathBuf>, Refusal> {
         let directory = self.base.join(tag);
         let failed = |e: io::Error| Refusal::invalid(format!("{}: {e}", directory.display())).remedy("is the shared file system there?");
+        // Somebody else's directory could be given other words under our agent's name.
+        files::serve(&self.home, Ask::Open, &[]).map_err(|e| Refusal::invalid(format!("{}: {e}", self.home.display())))?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         if directory.join(CLAIM).try_exists().map_err(failed)? {
             return Ok(None);
@@ -239,14 +237,9 @@ impl Inner {
     async fn terminate(self: Arc<Self>, tag: String) -> Option<SeenState> {
         let jobs = self.entries().await?.remove(&tag).unwrap_or_default();
         let live: Vec<(LrmsId, Vec<u32>)> = jobs.iter().filter(|(_, lives)| *lives).map(|(id, _)| (*id, vec![1])).collect();
-        if live.is_empty() && jobs.is_empty() {
-            // Grid Engine lists nothing that is over; its books have it.
-            let ids = self.lrms.find(&tag).await.ok()?;
-            let records = self.lrms.records(&ids).await.ok()?;
-            let over = !ids.is_empty() && ids.iter().all(|id| records.iter().any(|r| r.id == *id));
-            return over.then_some(SeenState::Ended);
-        } else if live.is_empty() {
-            return Some(SeenState::Ended);
+        if live.is_empty() {
+            // Of one that is not listed the next look knows more.
+            return (!jobs.is_empty()).then_some(SeenState::Ended);
         }
         if let Err(why) = self.lrms.cancel(&Account::Own, &live, false).await {
             tracing::warn!(%tag, "a pilot can't be removed: {why}");

@@ -92,9 +92,7 @@ pub enum Input {
     Busy(u64, u64),
     /// It is drained: no work is there, and none will come.
     Drained(u64),
-    /// The provider takes it back soon.
-    Interrupted(u64),
-    /// It takes no new work of its own accord: its time is nearly over, its disk is full.
+    /// It takes no new work of its own accord: its time is nearly over, its provider takes it back, its disk is full.
     Leaving(u64),
     /// An administrator wants it ended.
     End(u64),
@@ -212,7 +210,6 @@ impl Provisioner {
                 m.marked &= slots == 0;
             }),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
-            Input::Interrupted(number) => self.drain(number, Why::Interrupted),
             Input::Leaving(number) => self.drain(number, Why::Leaving),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::Catalogue(catalogue) => {
@@ -487,7 +484,7 @@ impl Provisioner {
         let next_ms = paid_ms.max(now) + m.price.billing.next_ms();
         let node = self.state.budget.node_of(&m.owner);
         let charge = Charge { days: m.charge(paid_ms, next_ms), ..Charge::default() };
-        let may_stay = !let_go && !matches!(m.draining, Some(Why::Interrupted)) && self.state.budget.allows(node, &charge).is_ok();
+        let may_stay = !let_go && self.state.budget.allows(node, &charge).is_ok();
         if may_stay {
             let (rate_max, budget_drained) = (m.rate_max, m.draining == Some(Why::Budget));
             self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms: next_ms });

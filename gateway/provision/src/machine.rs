@@ -26,7 +26,7 @@ pub enum Why {
     Budget,
     /// Its agent did not come in time, or stayed away for too long.
     Away,
-    /// The provider takes it back.
+    /// The provider takes it back. Machines say so themselves since (see `Leaving`); stored rows may have it.
     Interrupted,
     /// What it was rented for has gone elsewhere before it was there.
     Surplus,

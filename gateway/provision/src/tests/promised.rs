@@ -253,3 +253,23 @@ fn a_type_whose_machines_never_come_up_is_left_alone_for_longer_each_time() {
     assert!((3..=8).contains(&launched.len()), "{launched:?}");
     assert!(p.latest().unmet[0].why.evidence.contains("ended before its agent came"), "{:?}", p.latest());
 }
+
+#[test]
+fn a_launch_of_which_nothing_is_ever_known_holds_its_place_for_so_long_only() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    let away_ms = settings().away_ms;
+    let mut now = TEN;
+    while p.machines().all(|m| m.number == 1 && m.may_exist()) {
+        now += 1_000;
+        assert!(now < TEN + away_ms + 20 * MINUTE, "{:?}", p.machines().collect::<Vec<_>>());
+        p.step(Input::Demand(demand(2, 1)), now);
+        for action in p.take().1 {
+            match action {
+                Action::Launch { number, .. } => p.step(Input::Answered(number, Outcome::Unknown), now),
+                Action::Look => p.step(Input::Listed(now, Some(vec![])), now + 100),
+                _ => {}
+            }
+        }
+    }
+    assert!(now >= TEN + away_ms, "until then it is asked for again");
+}
