@@ -12,7 +12,9 @@ use std::time::{Duration, SystemTime};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::nom::Parser;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
+use x509_parser::prelude::{FromDer, GeneralName, SubjectAlternativeName, X509CertificateParser, X509Error};
 
 use super::tls;
 use crate::error::{Refusal, Result};
@@ -111,9 +113,16 @@ pub struct PeerCert {
 impl PeerCert {
     /// From a certificate in DER; says nothing about whether it is genuine.
     pub fn parse(der: &[u8]) -> Result<Self> {
-        let (_, cert) = X509Certificate::from_der(der).map_err(|e| Refusal::invalid(format!("not a certificate: {e}")))?;
-        let names = cert.subject_alternative_name().map_err(|e| Refusal::invalid(format!("the certificate's alternative names: {e}")))?;
-        let mut ours = names.iter().flat_map(|n| &n.value.general_names).filter_map(|n| match n {
+        // Of its extensions the names alone are read: a stranger's bytes meet few parsers, and an agent has no room for the others.
+        let mut parser = X509CertificateParser::new().with_deep_parse_extensions(false);
+        let (_, cert) = parser.parse(der).map_err(|e| Refusal::invalid(format!("not a certificate: {e}")))?;
+        let names = match cert.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME) {
+            Ok(Some(names)) => SubjectAlternativeName::from_der(names.value).map_or(Err(X509Error::InvalidExtensions), |(_, n)| Ok(Some(n))),
+            Ok(None) => Ok(None),
+            Err(e) => Err(e),
+        };
+        let names = names.map_err(|e| Refusal::invalid(format!("the certificate's alternative names: {e}")))?;
+        let mut ours = names.iter().flat_map(|n| &n.general_names).filter_map(|n| match n {
             GeneralName::URI(uri) => uri.strip_prefix("intergrid:"),
             _ => None,
         });
@@ -279,4 +288,47 @@ fn private(_: &Path) -> Result<()> {
 
 fn within(path: &Path) -> impl Fn(Refusal) -> Refusal {
     move |e| Refusal { message: format!("{}: {}", path.display(), e.message), ..e }
+}
+
+#[cfg(all(test, feature = "issue"))]
+mod tests {
+    use rcgen::{CertificateParams, CustomExtension, KeyPair, SanType};
+
+    use super::*;
+
+    const OURS: &str = "intergrid:user/kim";
+    const ALTERNATIVE_NAMES: &[u64] = &[2, 5, 29, 17];
+    const BASIC_CONSTRAINTS: &[u64] = &[2, 5, 29, 19];
+    const GARBAGE: &[u8] = b"\x30\x82garbage";
+
+    fn uri(uri: &str) -> SanType {
+        SanType::URI(uri.try_into().unwrap())
+    }
+
+    fn parsed(names: &[SanType], extensions: &[(&[u64], &[u8])]) -> Result<PeerCert> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names.to_vec();
+        params.custom_extensions = extensions.iter().map(|(oid, content)| CustomExtension::from_oid_content(oid, content.to_vec())).collect();
+        PeerCert::parse(params.self_signed(&KeyPair::generate().unwrap()).unwrap().der())
+    }
+
+    #[test]
+    fn our_name_is_found_among_others_and_only_once() {
+        let others = [SanType::DnsName("x.example".try_into().unwrap()), uri("spiffe://x/y"), SanType::IpAddress([127, 0, 0, 1].into())];
+        let kim = parsed(&[&others[..], &[uri(OURS)]].concat(), &[]).unwrap();
+        assert_eq!((CertRole::User, "kim"), (kim.role, kim.label.as_str()));
+        for names in [&[], &others[..], &[uri(OURS), uri(OURS)]] {
+            assert!(parsed(names, &[]).unwrap_err().message.contains("exactly one name"), "{names:?}");
+        }
+        assert!(parsed(&[uri("intergrid:king/kim")], &[]).unwrap_err().message.contains("no known role"));
+        assert!(parsed(&[uri("intergrid:user/k m")], &[]).unwrap_err().message.contains("the label \"k m\""));
+    }
+
+    #[test]
+    fn names_that_are_broken_or_come_twice_are_refused_and_other_extensions_not_read() {
+        let why = |names: &[SanType], content: &[u8]| parsed(names, &[(ALTERNATIVE_NAMES, content)]).unwrap_err().message;
+        assert_eq!("the certificate's alternative names: invalid extensions", why(&[], GARBAGE));
+        assert_eq!("the certificate's alternative names: duplicate extensions", why(&[uri(OURS)], GARBAGE));
+        assert_eq!("kim", parsed(&[uri(OURS)], &[(BASIC_CONSTRAINTS, GARBAGE)]).unwrap().label);
+    }
 }
