@@ -4,11 +4,11 @@
 //! Invariants: a launch whose token was made before is looked for by its tags, and only then asked for again, under the same idempotency token and with the
 //! same bytes; a call that might have launched something is never answered with a refusal. It keeps no record of money or machines but the tokens' files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::SdkError;
@@ -27,7 +27,7 @@ use intergrid_gateway::config::Ec2Config;
 use intergrid_gateway::durable::blocking;
 use intergrid_gateway::rent::{Cloud, Launch};
 use intergrid_proto::SiteId;
-use intergrid_provision::{Outcome, Refused, Seen, SeenState};
+use intergrid_provision::{Outcome, Rate, Refused, Seen, SeenState};
 use tokio::time::{sleep, timeout};
 
 use crate::outcome::{Failed, failed};
@@ -46,6 +46,8 @@ const THROTTLED_MAX: u32 = 5;
 const THROTTLED_MS: u64 = 500;
 /// Machines that one page of a listing may have.
 const PAGE_MAX: i32 = 500;
+/// What is rented is paid for as this.
+const SPOT_PRODUCT: &str = "Linux/UNIX";
 /// Pages of a listing; more is taken for a failed look.
 const PAGES_MAX: usize = 200;
 
@@ -266,6 +268,36 @@ impl Inner {
         Some(seen)
     }
 
+    async fn spot_prices(&self, types: BTreeSet<String>) -> Option<BTreeMap<String, Rate>> {
+        let kinds: Vec<InstanceType> = types.iter().map(|name| InstanceType::from(name.as_str())).collect();
+        let (mut highest, mut next) = (BTreeMap::new(), None);
+        for _ in 0..PAGES_MAX {
+            // From now on: of each place the price that holds.
+            let call = self.client.describe_spot_price_history().set_instance_types(Some(kinds.clone())).product_descriptions(SPOT_PRODUCT);
+            match call.start_time(SystemTime::now().into()).set_next_token(next.take()).send().await {
+                Ok(page) => {
+                    for price in page.spot_price_history() {
+                        let (Some(kind), Some(text)) = (price.instance_type(), price.spot_price()) else { continue };
+                        // One that can't be read is not known, and so the highest.
+                        let digits = if text.contains('.') { text.trim_end_matches('0') } else { text };
+                        let rate = digits.parse().unwrap_or(Rate(u64::MAX));
+                        let most: &mut Rate = highest.entry(kind.as_str().to_string()).or_default();
+                        *most = rate.max(*most);
+                    }
+                    next = page.next_token().filter(|token| !token.is_empty()).map(str::to_string);
+                }
+                Err(e) => {
+                    tracing::warn!("EC2 does not say what spot machines cost, so the bids count: {:?}", failed(&e));
+                    return None;
+                }
+            }
+            if next.is_none() {
+                return Some(highest);
+            }
+        }
+        None
+    }
+
     async fn with_tokens(&self, work: impl FnOnce(Tokens) + Send + 'static) {
         let tokens = self.tokens.clone();
         _ = tokio::task::spawn_blocking(move || work(tokens)).await;
@@ -335,6 +367,11 @@ impl Cloud for Ec2 {
     fn list(&self) -> BoxFuture<'static, Option<Vec<Seen>>> {
         let inner = self.0.clone();
         async move { inner.list().await }.boxed()
+    }
+
+    fn spot_prices(&self, types: BTreeSet<String>) -> BoxFuture<'static, Option<BTreeMap<String, Rate>>> {
+        let inner = self.0.clone();
+        async move { inner.spot_prices(types).await }.boxed()
     }
 
     /// They go on, or end by themselves.

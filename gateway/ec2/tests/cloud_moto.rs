@@ -282,3 +282,16 @@ async fn moto_says_how_large_a_machine_is() {
     let why = daemon::measure(&client(&ec2).await, &ec2, &mut cloud).await.unwrap_err().to_string();
     assert!(why.contains("\"m9.small\": its size is not known"), "{why}");
 }
+
+/// moto says 0.00001 of every type in every zone.
+#[tokio::test]
+async fn moto_says_what_spot_machines_cost_and_an_unreadable_price_is_the_highest() {
+    let w = World::new();
+    let cloud = w.cloud().await;
+    let types = std::collections::BTreeSet::from(["m5.large", "m5.xlarge"].map(String::from));
+    let now = cloud.spot_prices(types.clone()).await.unwrap();
+    assert_eq!(types.iter().map(|t| (t.clone(), Rate(10))).collect::<std::collections::BTreeMap<_, _>>(), now);
+    assert_eq!(Some(Default::default()), cloud.spot_prices(["x9.none".to_string()].into()).await);
+    w.proxy.next("DescribeSpotPriceHistory", Fault::Refuse(403, "UnauthorizedOperation"));
+    assert_eq!(None, cloud.spot_prices(types).await);
+}

@@ -1,6 +1,6 @@
 //! What can be rented: types of machines, where, how, and for how much. The catalogue may change while machines run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use intergrid_proto::share::{Shape, cost};
@@ -112,8 +112,45 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
+    /// As it is with these prices of the spot market, by type of machine: never above the bid, and the bid where none is known.
+    pub fn with_spot(&self, now: &BTreeMap<String, Rate>) -> Catalogue {
+        let mut catalogue = self.clone();
+        for offer in catalogue.offers.iter_mut().filter(|o| o.key.spot) {
+            if let Some(price) = &mut offer.price {
+                price.rate = now.get(&offer.key.machine).map_or(price.ceiling, |rate| price.ceiling.min(*rate));
+            }
+        }
+        catalogue
+    }
+
+    /// Types that are rented on the spot market.
+    pub fn spot_types(&self) -> BTreeSet<String> {
+        self.offers.iter().filter(|o| o.key.spot).map(|o| o.key.machine.clone()).collect()
+    }
+
     /// An offer's price now.
     pub fn price(&self, key: &OfferKey) -> Option<Price> {
         self.offers.iter().find(|o| o.key == *key).and_then(|o| o.price)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spot_price_moves_below_its_bid_and_an_unknown_one_is_the_bid() {
+        let offer = |machine: &str, spot| {
+            let price = Price { rate: Rate(100), ceiling: Rate(100), billing: Billing::Hour };
+            Offer { key: OfferKey { machine: machine.into(), zone: String::new(), spot }, price: Some(price) }
+        };
+        let offers = vec![offer("a", true), offer("b", true), offer("c", true), offer("a", false)];
+        let catalogue = Catalogue { offers, ..Catalogue::default() };
+        assert_eq!(BTreeSet::from(["a", "b", "c"].map(String::from)), catalogue.spot_types());
+        let rates = |c: &Catalogue| c.offers.iter().map(|o| o.price.map(|p| (p.rate.0, p.ceiling.0))).collect::<Option<Vec<_>>>();
+        let now = BTreeMap::from([("a".to_string(), Rate(30)), ("b".to_string(), Rate(170))]);
+        let moved = catalogue.with_spot(&now);
+        assert_eq!(Some(vec![(30, 100), (100, 100), (100, 100), (100, 100)]), rates(&moved));
+        assert_eq!(rates(&catalogue), rates(&moved.with_spot(&BTreeMap::new())));
     }
 }

@@ -3,8 +3,11 @@
 //! Laws: a launch with the number of a machine that was launched returns that machine, or that it is gone, and never makes a second one; what may exist is
 //! listed under its number; every call ends in bounded time; what is not known is [`Outcome::Unknown`], or None.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::FutureExt;
 use futures::future::BoxFuture;
-use intergrid_provision::{MachineType, OfferKey, Outcome, Price, Seen, SeenState};
+use intergrid_provision::{MachineType, OfferKey, Outcome, Price, Rate, Seen, SeenState};
 
 /// A machine to be launched.
 #[derive(Clone, Debug)]
@@ -37,6 +40,12 @@ pub trait Cloud: Send + Sync + 'static {
     /// All machines of this gateway; None: the look failed.
     fn list(&self) -> BoxFuture<'static, Option<Vec<Seen>>>;
 
+    /// What spot machines of these types cost now, per hour: of each the highest of all places where it may be launched. None: the look failed.
+    /// Most providers have no such market.
+    fn spot_prices(&self, _types: BTreeSet<String>) -> BoxFuture<'static, Option<BTreeMap<String, Rate>>> {
+        async { Some(BTreeMap::new()) }.boxed()
+    }
+
     /// The gateway ends, in order. Machines of `busy` agents run something. A cloud leaves them all: they go on, or end by themselves.
-    fn stop(&self, busy: std::collections::BTreeSet<String>) -> BoxFuture<'static, ()>;
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()>;
 }

@@ -38,6 +38,8 @@ const LOOK_MS: u64 = 250;
 const ROUND_MS: u64 = 1_000;
 /// A call of the cloud takes no longer; what came of it is then unknown.
 const CALL_MAX_MS: u64 = 120_000;
+/// Prices of the spot market are asked for so often, where something is rented there.
+const SPOT_PRICES_MS: u64 = 300_000;
 /// Answers of the cloud that may wait: more than calls can be in flight.
 const ANSWERS_MAX: usize = 1_024;
 /// A commit that was refused (there is no room) is tried again after so long.
@@ -181,10 +183,18 @@ impl Shell {
         let mut look = tokio::time::interval(Duration::from_millis(LOOK_MS));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut round = Instant::now();
+        let spot = self.config.catalogue.spot_types();
+        let mut prices = tokio::time::interval(Duration::from_millis(SPOT_PRICES_MS));
+        prices.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stop = self.stop.clone();
         loop {
             tokio::select! {
                 Some(input) = answered.recv() => p.step(input, now_ms()),
+                _ = prices.tick(), if !spot.is_empty() => {
+                    let catalogue = self.config.catalogue.clone();
+                    // What is not known costs what was bid.
+                    answer(&answers, self.cloud.spot_prices(spot.clone()), move |now| Input::Catalogue(catalogue.with_spot(&now.flatten().unwrap_or_default())));
+                }
                 _ = look.tick() => {
                     let renting = self.engine.look(core::Core::renting).await?;
                     self.tell_agents(&mut p, &renting.agents);
