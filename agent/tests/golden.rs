@@ -25,6 +25,7 @@ fn batches() -> Vec<Batch> {
         measured: "sampled".into(),
         lost: false,
         stale: false,
+        cost_micro: vec![],
     };
     let mut want = Want { job: 3, version: 7, ranges: vec![] };
     want.set(WantValue::Hold, &TaskSet::range(8..9));

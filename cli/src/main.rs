@@ -3,6 +3,7 @@
 //! Configuration in, one verb run, an exit code out. Nothing is decided here.
 
 mod args;
+mod ask;
 mod client;
 mod cluster;
 mod demo;
@@ -21,7 +22,7 @@ mod verbs;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::args::{Cli, Command};
 use crate::env::Environment;
@@ -30,7 +31,9 @@ use crate::stop::{Ending, Stop};
 
 fn main() -> ExitCode {
     let environment = Environment::read();
-    let cli = match Cli::try_parse() {
+    // `grid help VERB` is understood; as a verb of its own it would have a manual page for each.
+    let words = Cli::command().disable_help_subcommand(false).try_get_matches();
+    let cli = match words.and_then(|mut words| Cli::from_arg_matches_mut(&mut words)) {
         Ok(cli) => cli,
         Err(e) => return stop::usage(&environment, e),
     };

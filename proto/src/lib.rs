@@ -10,6 +10,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod link;
+pub mod money;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod phase;
@@ -27,6 +28,7 @@ pub mod pb {
 
 pub use error::{Refusal, RefusalKind};
 pub use ids::{BlobHash, JobNo, SiteId};
+pub use money::Money;
 pub use phase::{Exit, Phase};
 pub use reason::{Reason, ReasonKind};
 pub use share::{Shape, Share};

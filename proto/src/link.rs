@@ -231,6 +231,8 @@ pub struct Place {
     pub chain: Vec<crate::pb::ChainLink>,
     /// Tasks of the whole array.
     pub array_size: u32,
+    /// Of a job with `max_cost`: what one attempt of one of these tasks may cost at most, in millionths of its currency.
+    pub attempt_cost_max: u64,
     /// What the child may know of them already.
     pub known: Known,
 }
@@ -370,6 +372,8 @@ pub struct Ended {
     pub lost: bool,
     /// A fenced or lost attempt below this placement, which itself goes on: history and usage only. Never said by an agent.
     pub stale: bool,
+    /// Millionths of the share's currency. Never said by an agent.
+    pub cost_micro: Vec<u64>,
 }
 
 impl Ended {
@@ -388,6 +392,7 @@ impl Ended {
             measured: String::new(),
             lost: false,
             stale: false,
+            cost_micro: Vec::new(),
         }
     }
 
@@ -413,6 +418,7 @@ impl Ended {
             measured: self.measured.clone(),
             lost: self.lost,
             stale: self.stale,
+            cost_micro: pick(&self.cost_micro, positions()),
         }
     }
 

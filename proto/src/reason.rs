@@ -56,6 +56,8 @@ kinds! {
     Throttled = 14, "throttled";
     /// A machine could run it, and none is rented for it (yet): which limit stands in the way.
     NotRented = 15, "not-rented";
+    /// It would cost more than what is left of what the job may cost.
+    CostLimit = 16, "cost-limit";
 
     /// The payload exited with a code other than 0.
     ExitNonZero = 32, "exit-code";

@@ -5,11 +5,15 @@ use prost::Message;
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::ids::BlobHash;
 use crate::limits::*;
+use crate::money::{Money, is_currency};
 use crate::pb;
 use crate::share::Shape;
 
 /// Features that `must_understand` may name and this version knows.
-pub const FEATURES: &[&str] = &["staging.v1"];
+pub const FEATURES: &[&str] = &["staging.v1", MAX_COST];
+
+/// A site that does not know `max_cost` would run the job at any price.
+const MAX_COST: &str = "max-cost.v1";
 
 /// What to do when an attempt is lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -63,6 +67,8 @@ pub struct JobSpec {
     pub trace_parent: String,
     /// Of the array placed or running at a time; None: not limited.
     pub tasks_at_once: Option<u32>,
+    /// Of all tasks and attempts together; None: not limited.
+    pub max_cost: Option<Money>,
 }
 
 impl JobSpec {
@@ -82,6 +88,7 @@ impl JobSpec {
             attempts_max: ATTEMPTS_MAX,
             trace_parent: String::new(),
             tasks_at_once: None,
+            max_cost: None,
         }
     }
 
@@ -104,9 +111,10 @@ impl JobSpec {
             },
             disconnect_timeout_ms: self.disconnect_timeout_ms,
             attempts_max: self.attempts_max,
-            must_understand: Vec::new(),
+            must_understand: self.max_cost.iter().map(|_| MAX_COST.to_string()).collect(),
             trace_parent: self.trace_parent.clone(),
             tasks_at_once: self.tasks_at_once.unwrap_or(0),
+            max_cost: self.max_cost.as_ref().map(|m| pb::Money { micro: m.micro, currency: m.currency.clone() }),
         }
         .encode_to_vec()
     }
@@ -163,6 +171,14 @@ impl JobSpec {
             Ok(pb::OnLost::Wait) => OnLost::Wait,
             Err(_) => return Err(Refusal::invalid(format!("on_lost: {} is not known here", spec.on_lost))),
         };
+        let max_cost = spec.max_cost.map(|m| Money { micro: m.micro, currency: m.currency });
+        if let Some(m) = &max_cost {
+            check(is_currency(&m.currency), format!("max_cost: {:?} is not a currency, as three capital letters", m.currency))?;
+            if m.micro > 0 && spec.time_limit_ms == 0 {
+                let message = "max_cost: without a time limit nobody can say what a task costs at most";
+                return Err(Refusal::invalid(message).remedy("give each task a time limit (-t), or a cap of 0 for what costs no money"));
+            }
+        }
         Ok(JobSpec {
             name: spec.name,
             argv: spec.argv,
@@ -180,6 +196,7 @@ impl JobSpec {
             },
             trace_parent: spec.trace_parent,
             tasks_at_once: (spec.tasks_at_once > 0).then_some(spec.tasks_at_once),
+            max_cost,
         })
     }
 
@@ -254,6 +271,8 @@ mod tests {
         spec.time_limit_ms = Some(5);
         spec.tasks_at_once = Some(8);
         assert_eq!(Ok(spec.clone()), JobSpec::decode(&spec.encode()));
+        spec.max_cost = Some(Money { micro: 1, currency: "USD".into() });
+        assert_eq!(Ok(spec.clone()), JobSpec::decode(&spec.encode()));
     }
 
     #[test]
@@ -290,6 +309,8 @@ mod tests {
             ("inputs", pb::JobSpec { inputs: vec![pb::File { name: "a".into(), hash: vec![1], size: 1, executable: false }], ..base() }),
             ("env", pb::JobSpec { env: vec![pb::EnvVar { name: "GRID_TASK_ID".into(), value: String::new() }], ..base() }),
             ("name", pb::JobSpec { name: "a\nb".into(), ..base() }),
+            ("max_cost", pb::JobSpec { max_cost: Some(pb::Money { micro: 1, currency: "usd".into() }), time_limit_ms: 1, ..base() }),
+            ("max_cost", pb::JobSpec { max_cost: Some(pb::Money { micro: 1, currency: "USD".into() }), ..base() }),
             ("trace_parent", pb::JobSpec { trace_parent: "00-0-0-00".into(), ..base() }),
         ];
         for (field, spec) in cases {

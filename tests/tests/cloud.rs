@@ -51,7 +51,8 @@ fn submit(tree: &Tree, user: &User, tasks: u32, more: &[&str], sleep: &str) -> S
     let env = format!("DIR={}", tree.path("dir").display());
     let script = format!("echo \"$GRID_TASK_ID\" >> \"$DIR/$GRID_TASK_ID\"; sleep {sleep}");
     let tasks = tasks.to_string();
-    let words: Vec<&str> = ["-n", &tasks, "--env", &env].into_iter().chain(more.iter().copied()).chain(["--", "/bin/sh", "-c", &script]).collect();
+    let words: Vec<&str> =
+        ["--yes", "-n", &tasks, "--env", &env].into_iter().chain(more.iter().copied()).chain(["--", "/bin/sh", "-c", &script]).collect();
     user.submit(&words)
 }
 
@@ -203,4 +204,48 @@ fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
     assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
     assert_eq!(Some(0), tree.terminate("burst"));
     assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
+}
+
+/// 0.10 an hour are 0.001667 a minute, rounded up.
+#[test]
+fn a_job_that_may_cost_money_is_asked_about_and_its_cap_holds() {
+    let (tree, user) = world(&cloud(8, "1.00", ""));
+    user.until_slots(8, PATIENCE);
+    let refused = user.run(&["submit", "-n", "10", "-t", "1m", "--", "/bin/true"]);
+    assert_eq!(2, refused.code, "{}", refused.err);
+    let said = &refused.err;
+    assert!(said.contains("may cost money") && said.contains("in the worst case: 0.08335 EUR") && said.contains("--yes"), "{said}");
+    let unbounded = user.run(&["submit", "--", "/bin/true"]);
+    assert!(unbounded.err.contains("no limit: give each task a time limit"), "{}", unbounded.err);
+    assert!(user.json(&["ls"])["jobs"].as_array().unwrap().is_empty(), "nothing was submitted");
+
+    // What costs nothing need not be asked about; it finds nothing here.
+    let none = user.submit(&["--max-cost", "0EUR", "--", "/bin/true"]);
+    let less = submit(&tree, &user, 1, &["-t", "1m", "--max-cost", "0.0016EUR"], "0");
+    for job in [&none, &less] {
+        let said = user.run(&["explain", job]).well();
+        assert!(said.contains("cost-limit") && said.contains("--max-cost"), "{said}");
+    }
+    assert!(machines(&user).is_empty(), "nothing is rented for what can't be paid");
+
+    let job = submit(&tree, &user, 6, &["-t", "1m", "--max-cost", "0.004EUR"], "1");
+    let mut most = 0;
+    until("all of it is done", PATIENCE, || {
+        let view = user.json(&["show", &job]);
+        let cost = &view["cost"];
+        assert!(number(&cost["spent"]) + number(&cost["reserved"]) <= 0.004, "{cost}");
+        most = most.max(tree.below("burst").len());
+        if view["phases"]["done"] == 6 { Ok(()) } else { Err(view["phases"].to_string()) }
+    });
+    assert!((1..=2).contains(&most), "{most} machines, two could be paid at a time");
+    let cost = &user.json(&["show", &job])["cost"];
+    assert_eq!("EUR", cost["currency"]);
+    // Six seconds, and what a start takes.
+    assert!((0.000166..0.0006).contains(&number(&cost["spent"])) && number(&cost["reserved"]) == 0.0, "{cost}");
+    let ends = user.json_lines(&["history", &job]);
+    assert!(ends.iter().any(|e| e["usage"]["cost"].as_array().is_some_and(|c| !c.is_empty())), "{ends:?}");
+    assert!(user.run(&["show", &job]).well().contains("of at most 0.004 EUR spent"));
+    for job in [&none, &less] {
+        user.run(&["cancel", job]).well();
+    }
 }

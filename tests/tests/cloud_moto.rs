@@ -57,7 +57,7 @@ impl World {
     fn submit(&self, tasks: u32, sleep: &str) -> String {
         let env = format!("DIR={}", self.tree.path("dir").display());
         let script = format!("echo \"$GRID_TASK_ID\" >> \"$DIR/starts\"; sleep {sleep}");
-        self.user.submit(&["-n", &tasks.to_string(), "--env", &env, "--", "/bin/sh", "-c", &script])
+        self.user.submit(&["--yes", "-n", &tasks.to_string(), "--env", &env, "--", "/bin/sh", "-c", &script])
     }
 
     fn done(&self, job: &str) {

@@ -21,6 +21,7 @@ fn sleep(seconds: &str) -> JobSpec {
 const MAY: &[(&str, [bool; 4])] = &[
     ("submit", [true, true, false, false]),
     ("submit_many", [true, true, false, false]),
+    ("quote", [true, true, false, false]),
     ("set_want", [true, true, false, false]),
     ("order", [true, true, false, false]),
     ("order drain", [false, true, false, false]),
@@ -60,6 +61,7 @@ async fn call(c: &Client, what: &str, blob: &[u8]) -> Result<(), Refusal> {
     match call {
         "submit" => answer(grid.submit(submission("k", &sleep("0"), 1))).await.map(drop),
         "submit_many" => answer(grid.submit_many(tokio_stream::iter([submission("k", &sleep("0"), 1)]))).await.map(drop),
+        "quote" => answer(grid.quote(pb::QuoteRequest { spec: sleep("0").encode() })).await.map(drop),
         "set_want" => {
             let request = pb::SetWantRequest { job, value: pb::WantValue::from(WantValue::Cancel).into(), tasks: None };
             answer(grid.set_want(request)).await.map(drop)
@@ -351,6 +353,7 @@ fn place(me: &Hop, number: u64, principal: &str) -> Place {
         hops_left: 8,
         chain: Vec::new(),
         array_size: 1,
+        attempt_cost_max: 0,
         known: Default::default(),
     }
 }

@@ -157,6 +157,7 @@ impl Core {
                     measured: class.measured.to_string(),
                     lost: class.lost,
                     stale: false,
+                    cost_micro: Vec::new(),
                 };
                 let tasks: TaskSet = part.iter().map(|(t, _)| *t).collect();
                 for name in self.names(class.number, &tasks) {

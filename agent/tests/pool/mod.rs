@@ -155,6 +155,7 @@ impl Gateway {
             hops_left: 1,
             chain: vec![],
             array_size: tasks.end,
+            attempt_cost_max: 0,
             known: intergrid_proto::link::Known::default(),
         })));
     }

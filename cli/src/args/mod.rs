@@ -153,6 +153,12 @@ pub struct SpecArgs {
     /// Contact lost for longer than this counts as lost [default: 300s].
     #[arg(long, value_name = "TIME")]
     pub disconnect_timeout: Option<String>,
+    /// What all tasks and attempts together may cost, with the currency: 12.50USD. It takes a time limit; 0USD: only what costs nothing.
+    #[arg(long, value_name = "AMOUNT")]
+    pub max_cost: Option<String>,
+    /// Do not ask, even if it may cost money.
+    #[arg(short, long)]
+    pub yes: bool,
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,

@@ -1,5 +1,6 @@
 //! From messages to JSON objects for scripts. Field names are the project's words; a field, once written, keeps its name and meaning within a version.
 
+use intergrid_proto::money::human_micro;
 use intergrid_proto::phase::Exit;
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{JobSpec, ReasonKind, pb};
@@ -50,6 +51,11 @@ pub fn job(v: &pb::JobView) -> Value {
         "ended_age_ms": v.ended_age_ms,
         "spec_hash": hex(&v.spec_hash),
     });
+    if let Some((cost, max)) = v.cost.as_ref().and_then(|c| Some((c, c.max.as_ref()?))) {
+        object["cost"] = json!({
+            "max": human_micro(max.micro), "spent": human_micro(cost.spent_micro), "reserved": human_micro(cost.reserved_micro), "currency": max.currency,
+        });
+    }
     if !v.ranges.is_empty() {
         let ranges: Vec<Value> = v.ranges.iter().map(range).collect();
         object["ranges"] = json!(ranges);
@@ -83,6 +89,7 @@ fn spec(s: &JobSpec) -> Value {
         "disconnect_timeout_ms": s.disconnect_timeout_ms,
         "attempts_max": s.attempts_max,
         "tasks_at_once": s.tasks_at_once,
+        "max_cost": s.max_cost.as_ref().map(ToString::to_string),
         "trace_parent": s.trace_parent,
     })
 }
@@ -110,6 +117,7 @@ pub fn history(job: &str, e: &pb::HistoryEntry) -> Value {
             "cpu_us": ended.cpu_us,
             "peak_bytes": ended.peak_bytes,
             "measured": ended.measured,
+            "cost": ended.cost_micro.iter().map(|m| human_micro(*m)).collect::<Vec<_>>(),
         });
         object["ended_age_ms"] = json!(ended.age_ms);
     } else if let Some(returned) = &e.returned {

@@ -1,15 +1,14 @@
 //! What administrators order: `drain`, `resume`, `agent declare-lost`; and what owners may too: `cancel --force`, `throttle`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use intergrid_proto::{Refusal, RefusalKind, pb};
 use pb::order_request::What;
 use serde_json::json;
 
 use crate::args::{DeclareLostArgs, DrainArgs, ThrottleArgs};
+use crate::ask;
 use crate::names::JobName;
 use crate::render::{self, count};
-use crate::stop::{Ending, Result, local};
+use crate::stop::{Ending, Result};
 use crate::verbs::Context;
 
 async fn order(context: &Context<'_>, what: What) -> Result<pb::OrderReply, Refusal> {
@@ -55,15 +54,11 @@ fn confirmed(agent: &str, yes: bool) -> Result<bool, Refusal> {
     if yes {
         return Ok(true);
     }
-    if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+    if !ask::can_ask() {
         return Err(Refusal::invalid(format!("declare-lost {agent}: nobody can be asked here")).remedy("give --yes if you are sure"));
     }
-    let question =
-        format!("All tasks at {agent} run elsewhere, or have failed where --no-requeue was given, even if they still run there. Go on? [y/N] ");
-    let mut answer = String::new();
-    let said = write!(io::stderr(), "{question}").and_then(|()| io::stderr().flush()).and_then(|()| io::stdin().lock().read_line(&mut answer));
-    said.map_err(|e| local(format!("the answer can't be read: {e}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    let all = format!("All tasks at {agent} run elsewhere, or have failed where --no-requeue was given, even if they still run there.");
+    ask::yes(&format!("{all} Go on?"))
 }
 
 /// Whatever an agent or child has is lost.

@@ -43,6 +43,8 @@ pub struct State {
     pub wants: Vec<pb::SetWantRequest>,
     /// What the History tells.
     pub history: Vec<pb::HistoryEntry>,
+    /// Where jobs could go.
+    pub shares: Vec<pb::QuotedShare>,
 }
 
 /// The service, with a home that may ask it.
@@ -132,6 +134,10 @@ impl Grid for Service {
             return Err(Refusal::new(RefusalKind::Unavailable, "not now").into());
         }
         Ok(Response::new(pb::SubmitReply { job: "7k2m9p".into(), existed }))
+    }
+
+    async fn quote(&self, _: Request<pb::QuoteRequest>) -> Result<Response<pb::QuoteReply>, Status> {
+        Ok(Response::new(pb::QuoteReply { shares: self.state.lock().unwrap().shares.clone() }))
     }
 
     async fn submit_many(&self, _: Request<Streaming<pb::SubmitRequest>>) -> Result<Response<Self::SubmitManyStream>, Status> {

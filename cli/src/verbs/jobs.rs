@@ -1,6 +1,7 @@
 //! `ls`, `show`, and the wishes `cancel`, `hold` and `release`.
 
 use intergrid_proto::limits::LIST_MAX;
+use intergrid_proto::money::human_micro;
 use intergrid_proto::{JobSpec, Phase, Refusal, RefusalKind, TaskSet, pb};
 use serde_json::json;
 
@@ -103,6 +104,7 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
         ("tasks", format!("{}: {}", only.map_or(v.tasks.to_string(), |t| format!("{} of {} ({t})", t.len(), v.tasks)), render::phases(&v.counts))),
         ("sites", sites.collect::<Vec<_>>().join(", ")),
         ("at a time", if v.tasks_at_once > 0 { format!("at most {}", v.tasks_at_once) } else { String::new() }),
+        ("cost", v.cost.as_ref().map_or(String::new(), cost)),
         ("wish", if wish == "run" { String::new() } else { wish.to_owned() }),
         ("accepted", since(v.age_ms)),
         ("ended", if v.ended_age_ms > 0 && only.is_none() { since(v.ended_age_ms) } else { String::new() }),
@@ -131,6 +133,13 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
         out.line(format!("and {} more ranges; `grid show --json {}` has them", v.ranges.len() - SHOW_LINES_MAX, v.id))?;
     }
     Ok(())
+}
+
+/// Against what it may cost.
+fn cost(c: &pb::Cost) -> String {
+    let max = c.max.clone().unwrap_or_default();
+    let (spent, reserved) = (human_micro(c.spent_micro), human_micro(c.reserved_micro));
+    format!("{spent} of at most {} {} spent, {reserved} more reserved", human_micro(max.micro), max.currency)
 }
 
 /// What the user wants of a job.

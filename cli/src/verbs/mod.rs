@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod jobs;
 pub mod live;
 pub mod logs;
+pub mod quote;
 pub mod rented;
 pub mod run;
 pub mod submit;
@@ -45,11 +46,15 @@ pub async fn run(cli: Cli, environment: Environment, out: &Out) -> Result<Ending
         Command::Submit(args) => {
             let plan = submit::Plan::parse(&args.spec, args.hold)?.traced(environment.trace_parent.as_deref())?;
             let submission = plan.prepare(out).await?;
-            submit::run(&connect().await?, submission, args.wait).await
+            let context = connect().await?;
+            quote::agreed(&context, &submission, args.spec.yes).await?;
+            submit::run(&context, submission, args.wait).await
         }
         Command::Run(args) => {
             let submission = submit::Plan::parse(&args.spec, false)?.traced(environment.trace_parent.as_deref())?.prepare(out).await?;
-            run::run(&connect().await?, submission).await
+            let context = connect().await?;
+            quote::agreed(&context, &submission, args.spec.yes).await?;
+            run::run(&context, submission).await
         }
         Command::Ls(args) => {
             let context = connect().await?;

@@ -1,5 +1,6 @@
 //! `machines`, and `cost`: what the gateways below have rented, and what that costs, against the caps. Told with the sites, hop by hop.
 
+use intergrid_proto::money::human_micro as money;
 use intergrid_proto::pb;
 use serde_json::{Value, json};
 
@@ -9,13 +10,6 @@ use crate::render;
 use crate::render::table::{Cell, Table};
 use crate::stop::{Ending, Result};
 use crate::verbs::Context;
-
-/// Millionths, as people write them.
-fn money(micro: u64) -> String {
-    let (whole, part) = (micro / 1_000_000, format!("{:06}", micro % 1_000_000));
-    let kept = part.trim_end_matches('0').len().max(2);
-    format!("{whole}.{}", &part[..kept])
-}
 
 fn cap(micro: Option<u64>) -> String {
     micro.map_or_else(|| "-".into(), money)
@@ -141,7 +135,6 @@ mod tests {
 
     #[test]
     fn money_is_written_as_people_do() {
-        assert_eq!(["0.00", "0.68", "0.0052", "12.00"], [0, 680_000, 5_200, 12_000_000].map(money).each_ref().map(String::as_str));
         assert_eq!(("-".to_string(), "1.50".to_string()), (cap(None), cap(Some(1_500_000))));
     }
 }

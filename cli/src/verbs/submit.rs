@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use intergrid_proto::limits::{NAME_BYTES_MAX, SLOTS_PER_TASK_MAX, TASKS_PER_JOB_MAX};
 use intergrid_proto::spec::{File, OnLost};
 use intergrid_proto::units::{parse_bytes, parse_duration};
-use intergrid_proto::{BlobHash, JobSpec, Refusal, RefusalKind, Shape, pb};
+use intergrid_proto::{BlobHash, JobSpec, Money, Refusal, RefusalKind, Shape, pb};
 use serde_json::json;
 
 use crate::args::SpecArgs;
@@ -32,7 +32,7 @@ pub struct Plan {
 /// A job that is ready to be sent.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    spec: Vec<u8>,
+    pub(super) spec: Vec<u8>,
     files: Vec<Local>,
     /// Its own key.
     pub key: String,
@@ -81,6 +81,7 @@ impl Plan {
             spec.disconnect_timeout_ms = timeout.as_millis() as u64;
         }
         spec.tasks_at_once = at_once;
+        spec.max_cost = flag("--max-cost", args.max_cost.as_deref(), Money::parse)?;
         spec.on_lost = if args.no_requeue { OnLost::Wait } else { OnLost::Requeue };
         let inputs = args.inputs.iter().map(|i| names::input(i)).collect::<Result<_, _>>()?;
         // What any site would refuse is refused here, in the same words, before anything is hashed.
@@ -253,6 +254,8 @@ mod tests {
             (&["--out", "a/b", "--", "x"], "outputs", RefusalKind::Invalid),
             (&["--in", "..", "--", "x"], "--in", RefusalKind::Invalid),
             (&["--key", "", "--", "x"], "--key", RefusalKind::Invalid),
+            (&["--max-cost", "5", "-t", "1h", "--", "x"], "--max-cost", RefusalKind::Invalid),
+            (&["--max-cost", "5USD", "--", "x"], "max_cost", RefusalKind::Invalid),
             (&["--", ""], "the command", RefusalKind::Invalid),
             (&["--", "bin/x"], "\"bin/x\"", RefusalKind::Invalid),
         ] {

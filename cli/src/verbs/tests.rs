@@ -165,3 +165,26 @@ async fn an_endpoint_where_nobody_answers_is_unreachable_at_once() {
     assert_eq!((RefusalKind::Unavailable, 7), (refused.kind, crate::stop::code(refused.kind)));
     assert!(began.elapsed().as_secs() < 2);
 }
+
+#[tokio::test]
+async fn what_may_cost_money_is_not_sent_before_somebody_agrees() {
+    let (fake, out) = (Fake::start().await, out());
+    let context = fake.context(&out).await;
+    let share = |price, attempt_micro| pb::QuotedShare {
+        key: "burst/small".into(),
+        price_micro_per_slot_hour: price,
+        currency: "EUR".into(),
+        slots: 1,
+        attempt_micro,
+        ..Default::default()
+    };
+    let agreed = async |words: &[&str], yes| super::quote::agreed(&context, &prepared(words).await, yes).await;
+    fake.state().shares = vec![share(0, Some(0))];
+    agreed(&["-t", "1h", "--", "x"], false).await.unwrap();
+    fake.state().shares = vec![share(0, Some(0)), share(100_000, Some(100_000))];
+    let Err(Stop::Refused(refused)) = agreed(&["-n", "3", "-t", "1h", "--no-requeue", "--", "x"], false).await else { panic!("sent") };
+    assert!(refused.message.ends_with("in the worst case: 0.30 EUR") && refused.remedy.contains("--yes"), "{refused}");
+    agreed(&["-t", "1h", "--", "x"], true).await.unwrap();
+    agreed(&["--max-cost", "0EUR", "--", "x"], false).await.unwrap();
+    agreed(&["--max-cost", "0.05EUR", "-t", "1h", "--", "x"], false).await.unwrap();
+}

@@ -3,10 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use intergrid_proto::money::{human_micro, over, parse_micro};
 use serde::Deserialize;
-
-const MICROS: u64 = 1_000_000;
-const HOUR_MS: u128 = 3_600_000;
 
 /// An amount: millionths.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -31,8 +29,7 @@ impl Money {
 impl Rate {
     /// What so many milliseconds cost, rounded up.
     pub fn over(self, ms: u64) -> Money {
-        let micros = (u128::from(self.0) * u128::from(ms)).div_ceil(HOUR_MS);
-        Money(u64::try_from(micros).unwrap_or(u64::MAX))
+        Money(over(self.0, ms))
     }
 
     /// Sum; stays at the largest rate.
@@ -41,31 +38,11 @@ impl Rate {
     }
 }
 
-/// `12`, `0.68`, `.5`: at most six decimals.
-fn micros(text: &str) -> Result<u64, String> {
-    let fault = || format!("`{text}` is not an amount: digits, and at most six after the point");
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if (whole.is_empty() && part.is_empty()) || part.len() > 6 || !digits(whole) || !digits(part) {
-        return Err(fault());
-    }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| fault())? };
-    let part: u64 = format!("{part:0<6}").parse().map_err(|_| fault())?;
-    whole.checked_mul(MICROS).and_then(|w| w.checked_add(part)).ok_or_else(fault)
-}
-
-fn show(micros: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let (whole, part) = (micros / MICROS, micros % MICROS);
-    let part = format!("{part:06}");
-    let kept = part.trim_end_matches('0').len().max(2);
-    write!(f, "{whole}.{}", &part[..kept])
-}
-
 macro_rules! amounts {
     ($($name:ident),*) => { $(
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                show(self.0, f)
+                f.write_str(&human_micro(self.0))
             }
         }
 
@@ -73,7 +50,7 @@ macro_rules! amounts {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                micros(text).map($name)
+                parse_micro(text).map($name)
             }
         }
 

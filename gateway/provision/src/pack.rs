@@ -14,11 +14,18 @@ pub struct Demand {
     pub tasks: u64,
     /// Who pays.
     pub owner: String,
-    /// The most that a slot may cost in an hour; None: whatever the budget allows.
-    pub slot_rate_max: Option<Rate>,
+    /// The most that one of them may cost in an hour; None: whatever the budget allows.
+    pub task_rate_max: Option<Rate>,
 }
 
 impl Demand {
+    /// May one of them run on a machine of this kind at this rate? Its part of the rate is by the slots that it takes.
+    fn pays(&self, kind: &MachineType, rate: Rate) -> bool {
+        let slot_rate = rate.0.div_ceil(u64::from(kind.slots.max(1)));
+        let task = kind.cost(&self.shape).map(|slots| slot_rate.saturating_mul(slots));
+        self.task_rate_max.is_none_or(|max| task.is_some_and(|task| task <= max.0))
+    }
+
     /// Slots in all.
     pub fn slots(&self) -> u64 {
         self.tasks.saturating_mul(u64::from(self.shape.slots))
@@ -66,11 +73,10 @@ pub struct Fill {
 
 /// What of the demand would go into one new machine of a kind, at a rate; large tasks first. None: nothing.
 pub fn fill(demand: &[Demand], kind: &MachineType, rate: Rate) -> Option<Fill> {
-    let slot_rate = Rate(rate.0.div_ceil(u64::from(kind.slots.max(1))));
     let (mut free, mut tasks, mut slots) = (u64::from(kind.slots), Vec::new(), 0);
     for at in large_first(demand) {
         let d = &demand[at];
-        let Some(cost) = kind.cost(&d.shape).filter(|_| d.slot_rate_max.is_none_or(|max| slot_rate <= max)) else { continue };
+        let Some(cost) = kind.cost(&d.shape).filter(|_| d.pays(kind, rate)) else { continue };
         let n = d.tasks.min(free / cost);
         if n > 0 {
             free -= n * cost;
@@ -94,10 +100,9 @@ pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Ra
         let largest = offers.iter().map(|(_, kind, _)| kind.slots).max().unwrap_or(0);
         return Some(format!("{} slots and {} bytes on one machine fit no type; the largest has {largest} slots", shape.slots, shape.memory_bytes));
     }
-    let max = demand.slot_rate_max?;
-    let cheap_enough = |rate: Rate, kind: &MachineType| Rate(rate.0.div_ceil(u64::from(kind.slots.max(1)))) <= max;
-    let any = offers.iter().any(|(_, kind, rate)| kind.cost(shape).is_some() && rate.is_some_and(|r| cheap_enough(r, kind)));
-    (!any).then(|| format!("no type costs at most {max} per slot and hour"))
+    let max = demand.task_rate_max?;
+    let any = offers.iter().any(|(_, kind, rate)| kind.cost(shape).is_some() && rate.is_some_and(|r| demand.pays(kind, r)));
+    (!any).then(|| format!("on no type does a task cost at most {max} per hour"))
 }
 
 fn large_first(demand: &[Demand]) -> Vec<usize> {
@@ -111,7 +116,7 @@ mod tests {
     use super::*;
 
     fn demand(slots: u32, gib: u64, tasks: u64) -> Demand {
-        Demand { shape: Shape { slots, memory_bytes: gib << 30 }, tasks, owner: "alice".into(), slot_rate_max: None }
+        Demand { shape: Shape { slots, memory_bytes: gib << 30 }, tasks, owner: "alice".into(), task_rate_max: None }
     }
 
     fn kind(slots: u32, gib: u64) -> MachineType {
@@ -144,7 +149,7 @@ mod tests {
         let key = OfferKey { machine: "m".into(), zone: String::new(), spot: false };
         let large = kind(8, 16);
         assert!(never_fits(&demand(9, 0, 1), &[(&key, &large, Some(Rate(8)))]).is_some());
-        let cheap = Demand { slot_rate_max: Some(Rate(1)), ..demand(1, 0, 1) };
+        let cheap = Demand { task_rate_max: Some(Rate(1)), ..demand(1, 0, 1) };
         assert_eq!(None, never_fits(&cheap, &[(&key, &large, Some(Rate(8)))]));
         assert!(never_fits(&cheap, &[(&key, &large, Some(Rate(9)))]).is_some());
     }

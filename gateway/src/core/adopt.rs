@@ -134,8 +134,21 @@ impl Core {
         let (share, cost) = (e.share.to_string(), e.cost);
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             let open = self.state.jobs[&job].select(&t, |c| c.is_open()).len();
-            let (share, tasks, number, parent_job) = (share.clone(), t.to_runs(), p.number, p.job);
-            self.record(What::Adopted(change::TasksAdded { job, number, share, tasks, attempts: 0, cost, incarnation, parent_job, from, open }));
+            let (share, tasks, number, parent_job, most_micro) = (share.clone(), t.to_runs(), p.number, p.job, p.attempt_cost_max);
+            let attempts = 0;
+            self.record(What::Adopted(change::TasksAdded {
+                job,
+                number,
+                share,
+                tasks,
+                attempts,
+                cost,
+                incarnation,
+                parent_job,
+                from,
+                open,
+                most_micro,
+            }));
         }
     }
 
@@ -179,7 +192,7 @@ impl Core {
             let cost = self.cost_at(&p.share, self.state.jobs[&job].shape());
             for t in pieces(&fresh, u64::MAX, CHANGE_RANGES_MAX) {
                 let (share, attempts) = (p.share.clone(), p.attempts);
-                let label = self.label(job, incarnation, p.job);
+                let label = change::TasksAdded { most_micro: p.attempt_cost_max, ..self.label(job, incarnation, p.job) };
                 self.record(What::Tasks(change::TasksAdded { job, number: p.number, share, tasks: t.to_runs(), attempts, cost, ..label }));
             }
             self.doubt(job, &fresh);
@@ -249,7 +262,7 @@ impl Core {
         for (number, tasks) in below {
             let Some((child, attempts)) = self.state.jobs[&job].downs.get(&number).map(|d| (d.child, d.attempts)) else { continue };
             for t in pieces(&tasks, u64::MAX, CHANGE_RANGES_MAX) {
-                self.record(What::Fenced(change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false }));
+                self.record(What::Fenced(change::Requeued { job, number, tasks: t.to_runs(), attempts, ..Default::default() }));
             }
             if number > self.state.former && self.children.get(&child).is_some_and(|c| c.attached) {
                 self.actions.push(Action::ToChild(child, Down::Stale(vec![Attempts { number, job, tasks }])));

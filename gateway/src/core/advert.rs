@@ -41,7 +41,8 @@ impl Upward {
         if !e.draining {
             (e.draining_reason, e.draining_age_ms) = Default::default();
         }
-        if e.currency.is_empty() {
+        // What it costs at most.
+        if e.currency.is_empty() || (e.currency == share.currency && e.price_micro_per_slot_hour < share.price_micro_per_slot_hour) {
             (e.price_micro_per_slot_hour, e.currency) = (share.price_micro_per_slot_hour, share.currency);
         }
         e.fit_version = e.fit_version.wrapping_add(share.fit_version);

@@ -125,6 +125,7 @@ impl State {
                 if let Some(job) = self.jobs.get_mut(&e.job).filter(|j| seq > j.seq) {
                     job.seq = seq;
                     job.ended_ms = job.ended_ms.max(e.at_ms);
+                    job.spent_micro = job.spent_micro.saturating_add(e.spent_micro);
                     if let Some(child) = SiteId::from_slice(&e.child) {
                         *job.ended_at.get_or_default(child) += tasks.len();
                     }
@@ -135,6 +136,10 @@ impl State {
             What::Requeued(r) | What::Fenced(r) => {
                 let tasks = change::tasks(&r.tasks);
                 self.leave_down(seq, r.job, r.number, &tasks, matches!(what, What::Fenced(_)), dirty, live);
+                if let Some(job) = self.jobs.get_mut(&r.job).filter(|j| r.spent_micro > 0 && seq > j.seq) {
+                    (job.seq, job.spent_micro) = (seq, job.spent_micro.saturating_add(r.spent_micro));
+                    dirty.insert(RowKey::Job(r.job));
+                }
                 let phase = if r.held { Phase::Held } else { Phase::Queued };
                 let f = |c: &mut Cell, _: usize| (c.down, c.attempts) = (0, r.attempts.min(255) as u8);
                 self.set_cells(seq, r.job, &tasks, CellChange { phase, f: &f, uniform: true }, dirty, live);
@@ -293,7 +298,8 @@ impl State {
             0 => (job.parent_incarnation, job.parent_job),
             i => (i, t.parent_job),
         };
-        let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open: tasks.len() };
+        let (open, most_micro) = (tasks.len(), t.most_micro);
+        let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open, most_micro };
         let up = enter_up(job, entry);
         dirty.insert(RowKey::Up(t.job, up));
         dirty.insert(RowKey::Job(t.job));
@@ -309,7 +315,8 @@ impl State {
         let (share, tasks) = (self.intern(&t.share), change::tasks(&t.tasks));
         let Some(job) = self.jobs.get_mut(&t.job) else { return };
         let (number, incarnation, of) = (t.number, t.incarnation, t.parent_job);
-        let ord = enter_up(job, UpEntry { seq, number, share: share.clone(), incarnation, job: of, cost: t.cost, open: t.open });
+        let (open, most_micro) = (t.open, t.most_micro);
+        let ord = enter_up(job, UpEntry { seq, number, share: share.clone(), incarnation, job: of, cost: t.cost, open, most_micro });
         let mut left = None;
         if let Some(e) = job.ups.get_mut(&t.from).filter(|e| seq > e.seq) {
             (e.seq, e.open) = (seq, e.open.saturating_sub(t.open));
@@ -362,6 +369,7 @@ impl State {
             open: tasks.len(),
             fenced: TaskSet::new(),
             adopt: p.adopt.map(Into::into),
+            most_micro: p.most_micro,
         };
         job.downs.entry(p.number).or_insert(entry);
         // From here on this child has had the job: late word of it is taken.

@@ -172,6 +172,9 @@ pub struct TasksAdded {
     pub from: u32,
     #[prost(uint64, tag = "10")]
     pub open: u64,
+    /// What an attempt of one of them may cost at most: millionths.
+    #[prost(uint64, tag = "11")]
+    pub most_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -206,6 +209,9 @@ pub struct Placed {
     /// The child holds them already, under this name.
     #[prost(message, optional, tag = "8")]
     pub adopt: Option<pb::Former>,
+    /// What an attempt of one of them costs there at most: millionths. Of jobs with a cap alone.
+    #[prost(uint64, tag = "9")]
+    pub most_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -237,6 +243,9 @@ pub struct TasksEnded {
     pub at_ms: u64,
     #[prost(bytes = "vec", tag = "8")]
     pub child: Vec<u8>,
+    /// What these attempts are charged to the job: millionths.
+    #[prost(uint64, tag = "9")]
+    pub spent_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -253,6 +262,9 @@ pub struct Requeued {
     /// Held instead of Queued: they are used up.
     #[prost(bool, tag = "5")]
     pub held: bool,
+    /// As of TasksEnded. Filled in where it is recorded.
+    #[prost(uint64, tag = "6")]
+    pub spent_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -15,6 +15,7 @@ pub mod away;
 mod cells;
 #[allow(missing_docs)] // Records: the enum above them says what each is.
 pub mod change;
+mod cost;
 mod derive;
 mod fence;
 #[cfg(test)]
@@ -420,7 +421,8 @@ impl Core {
         Output { batch: std::mem::take(&mut self.batch), actions }
     }
 
-    fn record(&mut self, what: What) -> u64 {
+    fn record(&mut self, mut what: What) -> u64 {
+        cost::charge(&self.state, &mut what);
         let seq = self.next_change;
         self.next_change += 1;
         self.changes_since_checkpoint += 1;
@@ -497,8 +499,9 @@ impl Core {
             self.emit_for(job, &tasks, &|t| EventKind::Ended(up.select(&tasks, t)));
             let (phase, at_ms) = (part.phase as i32, self.now.unix_ms);
             let of = child.as_ref().map(|c| c.site.0.to_vec()).unwrap_or_default();
+            let spent_micro = self.charge_ends(job, number, &tasks, &part);
             let (tasks, exit, attempts) = (tasks.to_runs(), part.exit, part.attempts);
-            self.record(What::Ended(change::TasksEnded { job, number, tasks, phase, exit, attempts, at_ms, child: of }));
+            self.record(What::Ended(change::TasksEnded { job, number, tasks, phase, exit, attempts, at_ms, child: of, spent_micro }));
         }
         if let Some(j) = self.state.jobs.get_mut(&job).filter(|_| ended.phase == Phase::Failed)
             && let Some(reason) = &ended.reason

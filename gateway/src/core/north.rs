@@ -349,6 +349,7 @@ impl Core {
                     tasks: t.to_runs(),
                     attempts,
                     cost,
+                    most_micro: p.attempt_cost_max,
                     ..self.label(job, incarnation, p.job)
                 }));
             }

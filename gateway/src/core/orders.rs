@@ -146,7 +146,7 @@ impl Core {
     /// As all of them stop to count, while their child may not have stopped.
     fn fence(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32) {
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
-            self.record(What::Fenced(change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false }));
+            self.record(What::Fenced(change::Requeued { job, number, tasks: t.to_runs(), attempts, ..Default::default() }));
         }
     }
 

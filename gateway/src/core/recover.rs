@@ -148,9 +148,13 @@ impl Core {
 
     /// Tasks that we have placed and of which the child knows nothing, or nothing any more.
     pub(super) fn doubt_placed(&mut self, job: u64, number: u64, tasks: &TaskSet, forgotten: bool) {
-        let Some(attempts) = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).map(|d| d.attempts) else { return };
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let Some((attempts, most_micro)) = j.downs.get(&number).map(|d| (d.attempts, d.most_micro)) else { return };
+        let most_micro = if j.parent.is_none() { most_micro } else { 0 };
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
-            self.record(What::Requeued(change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false }));
+            // What it has cost nobody knows.
+            let spent_micro = most_micro.saturating_mul(t.len());
+            self.record(What::Requeued(change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false, spent_micro }));
         }
         self.doubt_of(job, if forgotten { number } else { 0 }, tasks);
         self.schedule_due = true;
@@ -260,7 +264,7 @@ impl Core {
         for (number, tasks) in below {
             let Some((at, attempts)) = j_down(&self.state.jobs[&job], number) else { continue };
             for t in pieces(&tasks, u64::MAX, CHANGE_RANGES_MAX) {
-                let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held: false };
+                let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, ..Default::default() };
                 self.record(if at == child { What::Requeued(r) } else { What::Fenced(r) });
             }
         }
@@ -270,8 +274,9 @@ impl Core {
             for tasks in pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                 let (number, share, adopt) =
                     (self.state.next_number + 1, o.share.clone(), Some(o.former.into()).filter(|_| !planted(Plant::AdoptRestarts)));
+                let most_micro = self.most_at(job, child, &share);
                 let (child, cost, attempts) = (child.0.to_vec(), o.cost.max(1), attempts.into());
-                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts, adopt }));
+                self.record(What::Placed(change::Placed { job, number, child, share, tasks: tasks.to_runs(), cost, attempts, adopt, most_micro }));
                 self.send_place(job, number);
             }
         }

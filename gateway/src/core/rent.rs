@@ -11,7 +11,7 @@ use intergrid_proto::{Reason, ReasonKind, Shape, Share, SiteId};
 use super::Core;
 use super::advert::{Upward, machine_class};
 use super::limits::RENT_DEMANDS_MAX;
-use super::state::QueueKey;
+use super::state::{Job, QueueKey};
 
 /// What the provisioner says.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -22,6 +22,8 @@ pub struct ForRent {
     pub unmet: Vec<(Shape, String, Reason)>,
     /// Agents whose machines are gone for good: those that have nothing here are no longer listed.
     pub gone: Vec<String>,
+    /// What machines cost at most, by the agent's name: millionths per slot and hour, and of which currency.
+    pub prices: BTreeMap<String, (u64, String)>,
 }
 
 /// Machines of one type that are not there.
@@ -44,10 +46,23 @@ pub struct Rentable {
 /// What the provisioner must know: what waits, and how its machines do.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Renting {
-    /// Waiting tasks by shape and principal, the oldest jobs first counted.
-    pub waiting: Vec<(Shape, String, u64)>,
+    /// Waiting tasks, the oldest jobs first counted.
+    pub waiting: Vec<Waiting>,
     /// Every agent that this process has seen, or that has work.
     pub agents: Vec<Agent>,
+}
+
+/// Tasks of one shape and principal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// What each needs.
+    pub shape: Shape,
+    /// Whose.
+    pub principal: String,
+    /// How many.
+    pub tasks: u64,
+    /// What one of them may cost in an hour: millionths. None: not limited.
+    pub task_rate_max: Option<u64>,
 }
 
 /// How an agent is.
@@ -74,19 +89,34 @@ impl Core {
             return;
         }
         self.advert_due = true;
+        let priced = self.for_rent.prices != offer.prices;
         if self.for_rent.unmet != offer.unmet {
             let waiting: Vec<u64> = self.state.waiting.values().flatten().copied().collect();
             self.changed.extend(waiting);
         }
         self.for_rent = offer;
+        if priced {
+            let mut children = std::mem::take(&mut self.children);
+            for c in children.values_mut().filter(|c| c.hop.kind == Kind::Agent) {
+                self.price_shares(&c.hop.name, c.shares.iter_mut().map(|(_, s)| s));
+            }
+            self.children = children;
+            self.schedule_due = true;
+        }
     }
 
     /// See [`Renting`].
     pub fn renting(&self) -> Renting {
-        let mut waiting: BTreeMap<(Shape, String), u64> = BTreeMap::new();
+        let mut waiting: BTreeMap<(Shape, String, Option<u64>), u64> = BTreeMap::new();
         for (queue, jobs) in &self.state.waiting {
-            let tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
-            let whose = (queue.shape.clone(), queue.principal.clone());
+            let mut tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
+            let mut rate = None;
+            if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)) {
+                // Nothing is rented for what could not run there.
+                let Some((paid, most)) = self.rentable_for(j) else { continue };
+                (tasks, rate) = (tasks.min(paid), Some(most));
+            }
+            let whose = (queue.shape.clone(), queue.principal.clone(), rate);
             // What is beyond that waits for the next look.
             if tasks > 0 && (waiting.len() < RENT_DEMANDS_MAX || waiting.contains_key(&whose)) {
                 *waiting.entry(whose).or_default() += tasks;
@@ -113,7 +143,8 @@ impl Core {
             agent.leaving = word.map(|r| r.text).unwrap_or_default();
             agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
         }
-        Renting { waiting: waiting.into_iter().map(|((shape, who), n)| (shape, who, n)).collect(), agents: agents.into_values().collect() }
+        let one = |((shape, principal, task_rate_max), tasks)| Waiting { shape, principal, tasks, task_rate_max };
+        Renting { waiting: waiting.into_iter().map(one).collect(), agents: agents.into_values().collect() }
     }
 
     fn forget_agent(&mut self, name: &str) {
@@ -125,7 +156,8 @@ impl Core {
     pub(super) fn rentable(&self) -> Vec<Upward> {
         // Tasks of our own users take what comes, too.
         let own = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).filter(|j| j.parent.is_none());
-        let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable())).collect();
+        let paid = |j: &Job| j.max_cost().map_or(u64::MAX, |_| self.rentable_for(j).map_or(0, |(tasks, _)| tasks));
+        let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable().min(paid(j)))).collect();
         let placed = self.queued_for_parents();
         self.for_rent.types.iter().map(|t| self.upward_of(t, &mut own, &placed)).collect()
     }
@@ -162,6 +194,9 @@ impl Core {
         let fits = |t: &Rentable| queue.shape.slots <= t.slots && queue.shape.memory_bytes <= t.memory_bytes;
         if !self.for_rent.types.iter().any(fits) {
             return None;
+        }
+        if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)).filter(|j| self.rentable_for(j).is_none()) {
+            return Some(self.why_not_paid(j));
         }
         let of = |u: &&(Shape, String, Reason)| u.0 == queue.shape && u.1 == queue.principal;
         let said = self.for_rent.unmet.iter().find(of).map(|u| u.2.clone());

@@ -59,6 +59,8 @@ struct JobRow {
     failures: Vec<FailureRow>,
     #[prost(uint64, tag = "11")]
     notes: u64,
+    #[prost(uint64, tag = "12")]
+    spent_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -86,6 +88,8 @@ struct UpRow {
     incarnation: u64,
     #[prost(uint64, tag = "7")]
     job: u64,
+    #[prost(uint64, tag = "8")]
+    most_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -108,6 +112,8 @@ struct DownRow {
     fenced: Vec<u32>,
     #[prost(message, optional, tag = "9")]
     adopt: Option<pb::Former>,
+    #[prost(uint64, tag = "10")]
+    most_micro: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -215,13 +221,15 @@ impl State {
                 let e = job.ups.get(&k)?;
                 let plain = (e.incarnation, e.job) == (job.parent_incarnation, job.parent_job);
                 let (incarnation, job) = if plain { (0, 0) } else { (e.incarnation, e.job) };
-                UpRow { seq: e.seq, number: e.number, share: e.share.to_string(), cost: e.cost, open: e.open, incarnation, job }.encode_to_vec()
+                let (share, most_micro) = (e.share.to_string(), e.most_micro);
+                UpRow { seq: e.seq, number: e.number, share, cost: e.cost, open: e.open, incarnation, job, most_micro }.encode_to_vec()
             }
             RowKey::Down(j, k) => {
                 let d = self.jobs.get(&j)?.downs.get(&k)?;
                 let (child, share, fenced) = (d.child.0.to_vec(), d.share.to_string(), d.fenced.to_runs());
                 let (accepted, cost, attempts, open, adopt) = (d.accepted, d.cost, d.attempts, d.open, d.adopt.map(Into::into));
-                DownRow { seq: d.seq, child, share, accepted, cost, attempts, open, fenced, adopt }.encode_to_vec()
+                let most_micro = d.most_micro;
+                DownRow { seq: d.seq, child, share, accepted, cost, attempts, open, fenced, adopt, most_micro }.encode_to_vec()
             }
             RowKey::Link(s) => {
                 let l = self.links.get(&s)?;
@@ -293,7 +301,8 @@ impl State {
             let (child, fenced) = (change::site(&r.child), change::tasks(&r.fenced));
             if let Some(j) = s.jobs.get_mut(&job) {
                 let (accepted, cost, attempts, open, adopt) = (r.accepted, r.cost, r.attempts, r.open, r.adopt.map(Into::into));
-                let entry = DownEntry { seq: r.seq, child, share, accepted, cost, attempts, open, fenced, adopt };
+                let most_micro = r.most_micro;
+                let entry = DownEntry { seq: r.seq, child, share, accepted, cost, attempts, open, fenced, adopt, most_micro };
                 j.downs.insert(at, entry);
             }
             Some(())
@@ -402,6 +411,7 @@ fn header(j: &Job) -> JobRow {
         next_up: j.next_up,
         ended_at,
         at_once: j.at_once,
+        spent_micro: j.spent_micro,
         ..JobRow::default()
     }
 }
@@ -421,6 +431,7 @@ fn job_of(row: &JobRow, spec: Arc<Spec>) -> Option<Job> {
     let mut job = Job::new(row.seq, row.new.as_ref()?, hash_of(row), spec);
     (job.ended_ms, job.want_version, job.next_up) = (row.ended_ms, row.want_version, row.next_up);
     (job.want, job.at_once, job.notes) = (change::want(&row.want), row.at_once, row.notes);
+    job.spent_micro = row.spent_micro;
     job.ended_at = row.ended_at.iter().map(|c| (change::site(&c.peer), c.number)).collect();
     job.failures = row.failures.iter().filter_map(|f| Some((f.reason.clone()?.into(), f.tasks))).collect();
     for (of, n) in job.counts.iter_mut().zip(&row.counts) {
@@ -444,7 +455,8 @@ fn fill(store: &dyn Reader, job: &mut Job, intern: &mut dyn FnMut(&str) -> Arc<s
     rows(b'u', &mut |k, v| {
         let (at, r) = (number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
         let (incarnation, of) = if r.incarnation == 0 { (job.parent_incarnation, job.parent_job) } else { (r.incarnation, r.job) };
-        ups.push((at, UpEntry { seq: r.seq, number: r.number, share: intern(&r.share), incarnation, job: of, cost: r.cost, open: r.open }));
+        let (share, most_micro) = (intern(&r.share), r.most_micro);
+        ups.push((at, UpEntry { seq: r.seq, number: r.number, share, incarnation, job: of, cost: r.cost, open: r.open, most_micro }));
         Some(())
     })?;
     rows(b'c', &mut |k, v| {

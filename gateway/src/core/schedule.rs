@@ -216,6 +216,9 @@ impl Core {
         if let Fit::No(text) = offer.share.fit(&queue.shape) {
             return Err(Reason::new(ReasonKind::NoFit, text));
         }
+        if let Some(job) = queue.capped {
+            self.afford(job, offer.share, key)?;
+        }
         if let Some(c) = self.children.get(&offer.child).filter(|c| c.paused_until_ms > self.now.mono_ms) {
             let text = format!("{} gives back too much of what it gets, it is left alone for a moment", c.hop.name);
             return Err(Reason::new(ReasonKind::BackOff, text));
@@ -257,6 +260,16 @@ impl Core {
             }
             j.moved_ms = self.now.mono_ms;
             n -= tasks.len();
+            let mut most_micro = 0;
+            if queue.capped.is_some() {
+                let share = self.children.get(&child).and_then(|c| c.shares.iter().find(|(k, _)| k == key)).map(|(_, s)| s);
+                let Some(afford) = share.and_then(|s| self.afford(job, s, key).ok()) else { return self.schedule_due = true };
+                if afford.tasks < tasks.len() {
+                    // The others find what costs less at the next pass.
+                    (tasks, n, self.schedule_due) = (tasks.take_first(afford.tasks), 0, true);
+                }
+                most_micro = afford.most_micro;
+            }
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                 let n = tasks.len();
                 let number = if planted(Plant::NumberReused) { self.state.next_number.max(1) } else { self.state.next_number + 1 };
@@ -271,6 +284,7 @@ impl Core {
                     cost,
                     attempts: attempts.into(),
                     adopt: None,
+                    most_micro,
                 }));
                 self.send_place(job, number);
             }
@@ -367,6 +381,8 @@ impl Core {
             Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")
         } else if let Some(why) = rented {
             why
+        } else if j.max_cost().is_some() && because.iter().all(|b| matches!(b.kind, ReasonKind::CostLimit | ReasonKind::NoFit | ReasonKind::Loop)) {
+            self.why_not_paid(j)
         } else if only_drained(&because) {
             Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
         } else if because.iter().all(|b| matches!(b.kind, ReasonKind::NotRented | ReasonKind::NoFit | ReasonKind::Loop)) {

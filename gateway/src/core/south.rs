@@ -214,6 +214,7 @@ impl Core {
             hops_left: j.hops_left,
             chain: j.chain.clone(),
             array_size: j.size,
+            attempt_cost_max: d.most_micro,
             known: match d.adopt {
                 _ if again => Known::Perhaps,
                 Some(former) => Known::As(former),
@@ -250,7 +251,8 @@ impl Core {
             Up::Hello(h) => self.child_up(child, h),
             Up::Advert(a) => {
                 self.forget_names();
-                let shares: Vec<_> = a.shares.into_iter().map(|s| (self.state.intern(&s.key), s)).collect();
+                let mut shares: Vec<_> = a.shares.into_iter().map(|s| (self.state.intern(&s.key), s)).collect();
+                self.price_shares(&self.child_name(child), shares.iter_mut().map(|(_, s)| s));
                 let now = self.now.mono_ms;
                 if let Some(c) = self.children.get_mut(&child) {
                     let moved = |old: &[(_, super::Share)], new: &[(std::sync::Arc<str>, super::Share)]| {
@@ -400,10 +402,12 @@ impl Core {
     /// Tasks leave their placement and wait here again; what is wished of them decides what follows.
     pub(super) fn requeue(&mut self, job: u64, number: u64, tasks: &TaskSet, attempts: u32, fence: bool) {
         let Some(j) = self.state.jobs.get(&job) else { return };
-        let held = attempts >= j.spec.parsed.attempts_max;
+        // Whether there is money for another attempt is not decided here.
+        let paid = j.parent.is_some() && j.downs.get(&number).is_some_and(|d| d.most_micro > 0 && attempts > d.attempts);
+        let held = paid || attempts >= j.spec.parsed.attempts_max;
         let was_held = j.select(tasks, |c| c.phase() == Some(Phase::Held));
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
-            let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held };
+            let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held, ..Default::default() };
             self.record(if fence { What::Fenced(r) } else { What::Requeued(r) });
         }
         if let Some(j) = self.state.jobs.get_mut(&job) {
@@ -462,8 +466,9 @@ impl Core {
         }
     }
 
-    fn child_ended(&mut self, child: SiteId, of: &Attempts, current: &TaskSet, fenced: &TaskSet, ended: Ended) {
+    fn child_ended(&mut self, child: SiteId, of: &Attempts, current: &TaskSet, fenced: &TaskSet, mut ended: Ended) {
         let hop = self.hop(child);
+        self.price_ends(child, of.job, of.number, &mut ended);
         if ended.stale {
             // An attempt below is over, while the placement went on. Only of a job that this child has had: others' history is not its to write.
             let Some(j) = self.state.jobs.get(&of.job).filter(|j| j.ended_at.contains_key(&child)) else { return };

@@ -82,6 +82,8 @@ pub struct UpEntry {
     pub cost: u64,
     /// Tasks not terminal and not given back.
     pub open: u64,
+    /// What an attempt of one of them may cost at most, where the job has a cap: millionths.
+    pub most_micro: u64,
 }
 
 /// Our placement on a child.
@@ -100,6 +102,8 @@ pub struct DownEntry {
     pub fenced: TaskSet,
     /// The child held them under this name when we placed them.
     pub adopt: Option<Former>,
+    /// What an attempt of one of them costs there at most, where the job has a cap: millionths.
+    pub most_micro: u64,
 }
 
 /// Takes no new work: why, who said so, since when (milliseconds since 1970).
@@ -149,6 +153,8 @@ pub struct Job {
     pub at_once: Option<u32>,
     /// Tasks ended, by every child that has had any.
     pub ended_at: Small<SiteId, u64>,
+    /// What was charged to it, where it was submitted and has a cap: millionths.
+    pub spent_micro: u64,
     // Derived.
     pub counts: [u64; 11],
     pub queued: TaskSet,
@@ -201,6 +207,7 @@ impl Job {
             chunks: (0..j.size.div_ceil(CHUNK_TASKS)).map(blank).collect(),
             at_once: None,
             ended_at: Default::default(),
+            spent_micro: 0,
             counts: {
                 let mut counts = [0; 11];
                 counts[0] = u64::from(j.size);
@@ -427,15 +434,18 @@ pub struct QueueKey {
     pub shape: Shape,
     pub route: Vec<SiteId>,
     pub principal: String,
+    /// The job, where it has a cap: what is left of that decides where it may go.
+    pub capped: Option<u64>,
 }
 
 impl QueueKey {
     pub fn of(j: &Job) -> Self {
-        QueueKey { shape: j.shape().clone(), route: j.route.clone(), principal: j.origin.principal.clone() }
+        let capped = j.max_cost().map(|_| j.no);
+        QueueKey { shape: j.shape().clone(), route: j.route.clone(), principal: j.origin.principal.clone(), capped }
     }
 
     /// Everybody's jobs of this shape.
     pub fn anybody(&self) -> Self {
-        QueueKey { shape: self.shape.clone(), route: Vec::new(), principal: String::new() }
+        QueueKey { shape: self.shape.clone(), route: Vec::new(), principal: String::new(), capped: None }
     }
 }

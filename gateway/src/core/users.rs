@@ -56,7 +56,8 @@ impl Core {
             if queue.principal == user && queue.route.len() == 1 {
                 own += jobs.len();
                 shapes += 1;
-                known |= queue.shape == spec.parsed.shape;
+                // A cap makes a shape of its own.
+                known |= queue.shape == spec.parsed.shape && spec.parsed.max_cost.is_none() && queue.capped.is_none();
             }
         }
         let refused = if all >= self.jobs_waiting_max {

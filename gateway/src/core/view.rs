@@ -120,6 +120,7 @@ impl Core {
                 .filter(|(_, t)| t.len() * 2 > u64::from(j.size))
                 .map_or(0, |(v, _)| pb::WantValue::from(*v).into()),
             tasks_at_once: j.tasks_at_once().unwrap_or(0),
+            cost: self.cost_of(j),
         }
     }
 

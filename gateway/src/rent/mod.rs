@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
-use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Promise, Provisioner, Record, Settings};
+use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Record, Settings};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -28,7 +28,7 @@ use crate::backend::Account;
 use crate::backends::agents::Provider;
 use crate::core;
 use crate::core::orders::Order;
-use crate::core::rent::{Agent, ForRent, Rentable, Renting};
+use crate::core::rent::{Agent, ForRent, Rentable, Renting, Waiting};
 use crate::engine::{Engine, lock};
 use book::Book;
 
@@ -178,6 +178,9 @@ impl Shell {
         let RentConfig { settings, catalogue, budget, .. } = self.config.clone();
         let (mut book, records) = Book::load(&*self.engine.reader())?;
         let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+        // Before any of them is let in: what has a price is not taken for free.
+        self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.gateway, &self.config.catalogue.currency, Vec::new()))).await?;
+        self.engine.look(|_| ()).await?;
         self.show(&p);
         let (answers, mut answered) = mpsc::channel(ANSWERS_MAX);
         let mut look = tokio::time::interval(Duration::from_millis(LOOK_MS));
@@ -205,7 +208,7 @@ impl Shell {
                         p.step(Input::Tick, now_ms());
                     }
                     let gone = self.order(&p, &renting.agents).await;
-                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.catalogue.currency, gone))).await?;
+                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.gateway, &self.config.catalogue.currency, gone))).await?;
                 }
                 () = stopped(&mut stop) => return Ok(()),
             }
@@ -325,16 +328,12 @@ fn answer<T: Send + 'static>(to: &mpsc::Sender<Input>, call: BoxFuture<'static, 
 }
 
 fn demand(renting: &Renting) -> Vec<Demand> {
-    let one = |(shape, owner, tasks): &(intergrid_proto::Shape, String, u64)| Demand {
-        shape: shape.clone(),
-        tasks: *tasks,
-        owner: owner.clone(),
-        slot_rate_max: None,
-    };
+    let one = |w: &Waiting| Demand { shape: w.shape.clone(), tasks: w.tasks, owner: w.principal.clone(), task_rate_max: w.task_rate_max.map(Rate) };
     renting.waiting.iter().map(one).collect()
 }
 
-fn for_rent(p: &Provisioner, currency: &str, gone: Vec<String>) -> ForRent {
+fn for_rent(p: &Provisioner, gateway: &str, currency: &str, gone: Vec<String>) -> ForRent {
+    let slot_price = |rate: Rate, slots: u32| rate.0.div_ceil(u64::from(slots.max(1)));
     let rentable = |promise: Promise| {
         // What it would cost is not known, so it is not offered.
         let price = promise.price?;
@@ -343,7 +342,7 @@ fn for_rent(p: &Provisioner, currency: &str, gone: Vec<String>) -> ForRent {
             memory_bytes: promise.kind.memory_bytes,
             architecture: promise.kind.architecture.clone(),
             machines: promise.machines,
-            price_micro_per_slot_hour: price.ceiling.0.div_ceil(u64::from(promise.kind.slots.max(1))),
+            price_micro_per_slot_hour: slot_price(price.ceiling, promise.kind.slots),
             currency: currency.to_string(),
         })
     };
@@ -352,7 +351,9 @@ fn for_rent(p: &Provisioner, currency: &str, gone: Vec<String>) -> ForRent {
         let reason = Reason::new(ReasonKind::NotRented, format!("{}: {}", u.why.limit, u.why.evidence));
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
-    ForRent { types: types.collect(), unmet: unmet.collect(), gone }
+    let known = p.machines().filter(|_| !currency.is_empty());
+    let prices = known.map(|m| (label(gateway, m.number), (slot_price(m.price.ceiling, m.kind.slots), currency.to_string()))).collect();
+    ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices }
 }
 
 /// The main steps of each machine.

@@ -165,6 +165,13 @@ impl pb::grid_server::Grid for Service {
         Ok(Response::new(self.submit_one(&peer, request.into_inner()).await?))
     }
 
+    async fn quote(&self, request: Request<pb::QuoteRequest>) -> Answer<pb::QuoteReply> {
+        allow(&request, &[Role::User, Role::Admin])?;
+        let spec = JobSpec::decode(&request.into_inner().spec)?;
+        let shares = self.engine.look(move |core| core.quote(&spec)).await?;
+        Ok(Response::new(pb::QuoteReply { shares }))
+    }
+
     async fn submit_many(&self, request: Request<Streaming<pb::SubmitRequest>>) -> Answer<Self::SubmitManyStream> {
         let peer = allow(&request, &[Role::User, Role::Admin])?;
         let service = self.clone();

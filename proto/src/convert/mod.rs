@@ -251,6 +251,7 @@ impl From<Place> for pb::Place {
             hops_left: p.hops_left,
             chain: p.chain,
             array_size: p.array_size,
+            attempt_cost_max: p.attempt_cost_max,
             again: p.known == Known::Perhaps,
             adopt: if let Known::As(f) = p.known { Some(f.into()) } else { None },
         }
@@ -291,6 +292,7 @@ impl TryFrom<pb::Place> for Place {
             hops_left: p.hops_left.min(HOPS_MAX),
             chain: p.chain,
             array_size: p.array_size,
+            attempt_cost_max: p.attempt_cost_max,
             known: match (p.adopt, p.again) {
                 (Some(f), _) => Known::As(f.into()),
                 (None, true) => Known::Perhaps,

@@ -76,6 +76,7 @@ impl From<Ended> for pb::Ended {
             measured: e.measured,
             lost: e.lost,
             stale: e.stale,
+            cost_micro: e.cost_micro,
         }
     }
 }
@@ -87,7 +88,7 @@ pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
         return Err(bad("an end in a phase that is not terminal"));
     }
     let right = |n: usize| n <= 1 || n as u64 == tasks;
-    if ![e.exit.len(), e.wall_ms.len(), e.cpu_us.len(), e.peak_bytes.len(), e.age_ms.len()].into_iter().all(right) {
+    if ![e.exit.len(), e.wall_ms.len(), e.cpu_us.len(), e.peak_bytes.len(), e.age_ms.len(), e.cost_micro.len()].into_iter().all(right) {
         return Err(bad("an end whose lists do not match its tasks"));
     }
     let well = e.exit.iter().all(|x| *x == Exit::Code(0).to_number()) && !e.exit.is_empty();
@@ -108,6 +109,7 @@ pub fn ended_in(e: pb::Ended, tasks: u64) -> Result<Ended> {
         measured: label(e.measured, "measured")?,
         lost: e.lost,
         stale: e.stale,
+        cost_micro: e.cost_micro,
     })
 }
 

@@ -112,6 +112,9 @@ impl grid_server::Grid for WhoCalls {
     async fn submit(&self, _: Request<pb::SubmitRequest>) -> Reply<pb::SubmitReply> {
         no()
     }
+    async fn quote(&self, _: Request<pb::QuoteRequest>) -> Reply<pb::QuoteReply> {
+        no()
+    }
     async fn peek(&self, _: Request<pb::PeekRequest>) -> Reply<pb::PeekReply> {
         no()
     }

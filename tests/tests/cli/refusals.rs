@@ -32,7 +32,7 @@ fn usage_is_refused_before_anybody_is_asked() {
     let said = run(&["--json", "submit", "-n", "0", "--", "true"]);
     let object: Value = serde_json::from_str(&said.err).unwrap();
     assert_eq!((2, "invalid", Some(1)), (said.code, object["error"]["kind"].as_str().unwrap(), object["version"].as_u64()), "{object}");
-    for words in [&["--help"][..], &["submit", "--help"], &["--version"]] {
+    for words in [&["--help"][..], &["submit", "--help"], &["help", "submit"], &["--version"]] {
         assert_eq!(0, run(words).code, "{words:?}");
     }
 }

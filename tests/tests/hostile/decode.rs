@@ -58,6 +58,7 @@ fn place() -> pb::Place {
         hops_left: 8,
         chain: vec![pb::ChainLink { statement: vec![1], signature: vec![2], certificate: vec![3] }],
         array_size: 20,
+        attempt_cost_max: 7,
         ..Default::default()
     }
 }

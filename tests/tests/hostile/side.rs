@@ -194,6 +194,7 @@ impl Parent {
             route: vec![self.me.site.0.to_vec()],
             hops_left: 8,
             array_size: 1,
+            attempt_cost_max: 0,
             ..Default::default()
         }
     }
@@ -353,6 +354,9 @@ impl GridService for Script {
         no()
     }
     async fn set_want(&self, _: Request<pb::SetWantRequest>) -> Result<Response<pb::SetWantReply>, Status> {
+        no()
+    }
+    async fn quote(&self, _: Request<pb::QuoteRequest>) -> Result<Response<pb::QuoteReply>, Status> {
         no()
     }
     async fn order(&self, _: Request<pb::OrderRequest>) -> Result<Response<pb::OrderReply>, Status> {

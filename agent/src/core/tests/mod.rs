@@ -204,6 +204,7 @@ fn place_of(number: u64, job: u64, tasks: TaskSet, spec: &JobSpec) -> Place {
         hops_left: 1,
         chain: vec![],
         array_size: 1_000,
+        attempt_cost_max: 0,
         known: Known::default(),
     }
 }

@@ -29,7 +29,7 @@ fn catalogue(types: &[(&str, u32)], offers: Vec<Offer>) -> Catalogue {
 }
 
 fn demand(slots: u32, tasks: u64) -> Vec<Demand> {
-    vec![Demand { shape: Shape { slots, memory_bytes: 0 }, tasks, owner: "alice".into(), slot_rate_max: None }]
+    vec![Demand { shape: Shape { slots, memory_bytes: 0 }, tasks, owner: "alice".into(), task_rate_max: None }]
 }
 
 fn per_hour(cap: &str) -> Budget {

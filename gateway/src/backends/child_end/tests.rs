@@ -41,6 +41,7 @@ fn place(number: u64, job: u64, tasks: TaskSet, argv: &[&str]) -> Down {
         spec_hash: BlobHash::of(&spec),
         spec,
         array_size: tasks.end(),
+        attempt_cost_max: 0,
         tasks,
         share: "s".into(),
         attempts: 0,

@@ -141,6 +141,9 @@ impl Grid for TestGrid {
     async fn submit(&self, _: Request<pb::SubmitRequest>) -> Answer<pb::SubmitReply> {
         not_here()
     }
+    async fn quote(&self, _: Request<pb::QuoteRequest>) -> Answer<pb::QuoteReply> {
+        not_here()
+    }
     async fn order(&self, _: Request<pb::OrderRequest>) -> Answer<pb::OrderReply> {
         not_here()
     }

@@ -211,6 +211,7 @@ fn an_orphan_runs_on_until_it_is_ended_here() {
         hops_left: 8,
         chain: Vec::new(),
         array_size: 1,
+        attempt_cost_max: 0,
         known: Known::Nothing,
     };
     w.input(g, Input::ParentSays { parent, message: Down::Place(Box::new(place)) });

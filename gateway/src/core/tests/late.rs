@@ -186,7 +186,23 @@ impl Below {
         let (spec_hash, share) = (BlobHash::of(&spec), self.share.clone());
         let (tasks, want, route) = (TaskSet::one(0), Want { job: 1, ..Want::default() }, vec![self.hop.site]);
         let (hops_left, chain, array_size) = (8, Vec::new(), 1);
-        let place = Place { number, job: 1, origin, spec_hash, spec, tasks, share, attempts, want, route, hops_left, chain, array_size, known };
+        let place = Place {
+            number,
+            job: 1,
+            origin,
+            spec_hash,
+            spec,
+            tasks,
+            share,
+            attempts,
+            want,
+            route,
+            hops_left,
+            chain,
+            array_size,
+            attempt_cost_max: 0,
+            known,
+        };
         self.says(Down::Place(Box::new(place)));
         self.w.pass(500);
     }

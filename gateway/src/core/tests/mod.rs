@@ -2,6 +2,7 @@
 
 mod archive;
 mod away;
+mod cost;
 mod hand;
 mod late;
 mod orders;

@@ -40,7 +40,7 @@ fn what_could_be_rented_is_offered_upward_before_it_is_there() {
     w.pass(500);
     assert_eq!(2, w.sites[&root].core.state().jobs[&job].downs.values().map(|d| d.open).sum::<u64>(), "it came for them");
     let told = w.sites[&g].core.renting();
-    assert_eq!(vec![(4, 2)], told.waiting.iter().map(|(shape, _, n)| (shape.slots, *n)).collect::<Vec<_>>());
+    assert_eq!(vec![(4, 2)], told.waiting.iter().map(|w| (w.shape.slots, w.tasks)).collect::<Vec<_>>());
     let reason = |site, job| ReasonKind::from_number(w.explanation(site, job).0.reasons[0].kind);
     assert_eq!(ReasonKind::NoFit, reason(root, odd));
     let below = *w.sites[&g].core.state().jobs.keys().next().unwrap();

@@ -103,7 +103,23 @@ fn placement(number: u64, tasks: TaskSet, want: Want) -> Box<Place> {
     let origin = Origin { site: site_of("top"), job: "1".into(), principal: "ann".into(), submitted_ms: 0 };
     let (spec_hash, route, share) = (BlobHash::of(&spec), vec![site_of("top")], "none".to_string());
     let (job, attempts, hops_left, chain, array_size, known) = (1, 0, 8, Vec::new(), 8, Known::Nothing);
-    Box::new(Place { number, job, origin, spec_hash, spec, tasks, share, attempts, want, route, hops_left, chain, array_size, known })
+    Box::new(Place {
+        number,
+        job,
+        origin,
+        spec_hash,
+        spec,
+        tasks,
+        share,
+        attempts,
+        want,
+        route,
+        hops_left,
+        chain,
+        array_size,
+        attempt_cost_max: 0,
+        known,
+    })
 }
 
 /// What a site holds of that job.

@@ -152,6 +152,7 @@ impl Parent {
             hops_left: HOPS_MAX,
             chain: Vec::new(),
             array_size: j.array_size,
+            attempt_cost_max: 0,
             known: Known::Nothing,
         };
         let offered = self.children.get(&child).and_then(|c| c.advert.as_ref()).and_then(|a| a.shares.iter().find(|s| s.key == share));

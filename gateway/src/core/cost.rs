@@ -1,0 +1,198 @@
+//! What a job may cost at most (`max_cost`), over the whole tree.
+//!
+//! The site where it was submitted keeps the job's account: what is spent, and what its open attempts may cost at most. No placement is issued that could
+//! make the sum of both more than the cap. A placement carries what one attempt may cost; each hop places it only where that holds, and narrows it to
+//! what it costs there. A lost attempt that could cost something goes back up: whether there is money for another is decided where the account is.
+//!
+//! What is not known counts at its most: an attempt that is fenced, lost or ends without its cost. What no cap can hold are the seconds that a stop takes
+//! at the time limit, a machine's own time without tasks (which is its owner's), and what a store that has gone back has forgotten.
+
+use intergrid_proto::link::{Ended, Kind, at};
+use intergrid_proto::money::{Money, human_micro, over, rate_within};
+use intergrid_proto::share::Fit;
+use intergrid_proto::{Exit, JobSpec, Reason, ReasonKind, Share, SiteId, TaskSet, pb};
+
+use super::Core;
+use super::change::What;
+use super::rent::Rentable;
+use super::state::{Job, State};
+
+/// What one attempt of one task costs at most, and how many tasks that is enough for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Afford {
+    pub most_micro: u64,
+    pub tasks: u64,
+}
+
+impl Job {
+    /// What it may cost.
+    pub fn max_cost(&self) -> Option<&Money> {
+        self.spec.parsed.max_cost.as_ref()
+    }
+
+    /// Of what is placed and has not ended: millionths.
+    pub fn reserved_micro(&self) -> u64 {
+        self.downs.values().map(|d| d.most_micro.saturating_mul(d.open)).fold(0, u64::saturating_add)
+    }
+
+    /// What may still be placed, all of it together where it was submitted, else each attempt: millionths. None: it has no cap.
+    fn left_micro(&self) -> Option<u64> {
+        let cap = self.max_cost()?.micro;
+        Some(match self.parent {
+            None => cap.saturating_sub(self.spent_micro).saturating_sub(self.reserved_micro()),
+            Some(_) => self.ups.values().filter(|e| e.open > 0).map(|e| e.most_micro).min().unwrap_or(0).min(cap),
+        })
+    }
+
+    /// What one attempt costs at this price, by its time limit; or why it can't be paid.
+    fn afford(&self, key: &str, price_micro: u64, currency: &str, slots: u64) -> Result<Afford, String> {
+        let (Some(left), Some(cap)) = (self.left_micro(), self.max_cost()) else { return Ok(Afford { most_micro: 0, tasks: u64::MAX }) };
+        let most = attempt_micro(&self.spec.parsed, price_micro, slots);
+        match most {
+            Some(0) => Ok(Afford { most_micro: 0, tasks: u64::MAX }),
+            _ if cap.micro == 0 => Err(format!("{key} costs money, and the job may cost nothing (--max-cost)")),
+            _ if cap.currency != currency => Err(format!("{key} has its price in {currency}, the job's --max-cost is in {}", cap.currency)),
+            Some(most) if most <= left => Ok(Afford { most_micro: most, tasks: if self.parent.is_none() { left / most } else { u64::MAX } }),
+            Some(most) => {
+                let of = if self.parent.is_none() {
+                    format!("of --max-cost {cap}, {} is left", human_micro(left))
+                } else {
+                    format!("{} is allowed", human_micro(left))
+                };
+                Err(format!("{key}: one task costs up to {} {currency}, {of}", human_micro(most)))
+            }
+            None => Err(format!("{key} costs money, and without a time limit nobody can say how much")),
+        }
+    }
+}
+
+/// What one attempt of one task costs at most: price per slot-hour x slots x time limit, rounded up. None: it costs money and has no time limit.
+fn attempt_micro(spec: &JobSpec, price_micro: u64, slots: u64) -> Option<u64> {
+    match spec.time_limit_ms {
+        _ if price_micro == 0 => Some(0),
+        limit => limit.map(|ms| over(price_micro.saturating_mul(slots), ms)),
+    }
+}
+
+/// Attempts leave the count without an end of their own: what they are charged.
+pub(super) fn charge(state: &State, what: &mut What) {
+    let (r, fenced) = match what {
+        What::Requeued(r) => (r, false),
+        What::Fenced(r) => (r, true),
+        _ => return,
+    };
+    let Some(d) = state.jobs.get(&r.job).filter(|j| j.parent.is_none()).and_then(|j| j.downs.get(&r.number)) else { return };
+    if d.most_micro > 0 && (fenced || r.attempts > d.attempts) {
+        r.spent_micro = d.most_micro.saturating_mul(super::change::tasks(&r.tasks).len());
+    }
+}
+
+impl Core {
+    /// May the job's tasks go to this share? What one of them costs there at most, and how many can be paid.
+    #[allow(clippy::result_large_err)] // Not an error path: the reason is the product.
+    pub(super) fn afford(&self, job: u64, share: &Share, key: &str) -> Result<Afford, Reason> {
+        let Some(j) = self.state.jobs.get(&job) else { return Ok(Afford { most_micro: 0, tasks: u64::MAX }) };
+        j.afford(key, share.price_micro_per_slot_hour, &share.currency, share.cost(j.shape()).max(1))
+            .map_err(|text| Reason::new(ReasonKind::CostLimit, text))
+    }
+
+    /// Nothing that fits can be paid.
+    pub(super) fn why_not_paid(&self, j: &Job) -> Reason {
+        let cap = j.max_cost().cloned().unwrap_or_default();
+        let (reserved, higher) = (j.reserved_micro(), "cancel it, and submit it with a higher --max-cost");
+        let limit = |text: String| Reason::new(ReasonKind::CostLimit, text);
+        if cap.micro == 0 {
+            limit("all that fits costs money, and the job may cost nothing (--max-cost)".into()).remedy(higher)
+        } else if j.parent.is_some() {
+            limit("all that fits costs more than one attempt is allowed to".into())
+        } else if reserved > 0 {
+            let text = format!("what is left of --max-cost {cap} is not enough for one more task; {} of it", human_micro(reserved));
+            limit(format!("{text} are reserved for tasks that run, and are there again as far as these do not need them"))
+        } else {
+            limit(format!("what is left of --max-cost {cap} is not enough for one more task")).remedy(higher)
+        }
+    }
+
+    /// The same where it is placed without having been asked: at what the share costs, as far as that is known; else all that is left.
+    pub(super) fn most_at(&self, job: u64, child: SiteId, key: &str) -> u64 {
+        let Some((j, left)) = self.state.jobs.get(&job).and_then(|j| Some((j, j.left_micro()?))) else { return 0 };
+        let share = self.children.get(&child).and_then(|c| c.shares.iter().find(|(k, _)| &**k == key)).map(|(_, s)| s);
+        share.and_then(|s| attempt_micro(&j.spec.parsed, s.price_micro_per_slot_hour, s.cost(j.shape()).max(1))).unwrap_or(left)
+    }
+
+    /// What these ends of a placement's attempts are charged to the job: what they cost, and their most where that is not known.
+    pub(super) fn charge_ends(&self, job: u64, number: u64, tasks: &TaskSet, ended: &Ended) -> u64 {
+        let placed = self.state.jobs.get(&job).filter(|j| j.parent.is_none()).and_then(|j| j.downs.get(&number));
+        let Some(most) = placed.map(|d| d.most_micro).filter(|most| *most > 0) else { return 0 };
+        let one = |k: usize| match at(&ended.cost_micro, k) {
+            Some(cost) => cost,
+            None if ended.exit_at(k) == Exit::NotStarted => 0,
+            None => most,
+        };
+        (0..tasks.len() as usize).map(one).fold(0, u64::saturating_add)
+    }
+
+    /// An agent does not say what its time costs: its gateway does, by the machine's price.
+    pub(super) fn price_ends(&self, child: SiteId, job: u64, number: u64, ended: &mut Ended) {
+        if self.child_hop(child).kind != Kind::Agent {
+            return;
+        }
+        ended.cost_micro.clear();
+        let slots = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).map(|d| d.cost);
+        if let (Some((price, _)), Some(slots)) = (self.for_rent.prices.get(&self.child_name(child)), slots) {
+            ended.cost_micro = ended.wall_ms.iter().map(|ms| over(price.saturating_mul(slots), *ms)).collect();
+        }
+    }
+
+    /// The shares of a rented machine have its price.
+    pub(super) fn price_shares<'a>(&self, name: &str, shares: impl IntoIterator<Item = &'a mut Share>) {
+        if let Some((price, currency)) = self.for_rent.prices.get(name) {
+            shares.into_iter().for_each(|s| (s.price_micro_per_slot_hour, s.currency) = (*price, currency.clone()));
+        }
+    }
+
+    /// Of a waiting job with a cap: how many of its tasks could be paid on what can be rented, and what one may cost in an hour.
+    pub(super) fn rentable_for(&self, j: &Job) -> Option<(u64, u64)> {
+        let fits = |t: &&Rentable| j.shape().slots <= t.slots && j.shape().memory_bytes <= t.memory_bytes;
+        let slots = |t: &Rentable| intergrid_proto::share::cost(j.shape(), t.slots, t.memory_bytes).max(1);
+        let paid = self.for_rent.types.iter().filter(fits).filter_map(|t| j.afford("", t.price_micro_per_slot_hour, &t.currency, slots(t)).ok());
+        let tasks = paid.map(|a| a.tasks).max()?;
+        let rate = j.spec.parsed.time_limit_ms.map_or(0, |ms| rate_within(j.left_micro().unwrap_or(0), ms));
+        Some((tasks, rate))
+    }
+
+    /// Where a job of this spec would go from here, and what it costs there.
+    pub fn quote(&self, spec: &JobSpec) -> Vec<pb::QuotedShare> {
+        let rentable = self.rentable();
+        let known = self.children.values().filter(|c| c.attached).flat_map(|c| c.shares.iter().map(|(_, s)| s));
+        let fitting = known.chain(rentable.iter().map(|u| &u.share)).filter(|s| s.fit(&spec.shape) == Fit::Yes);
+        let mut out: Vec<pb::QuotedShare> = Vec::new();
+        for s in fitting {
+            let (slots, price) = (s.cost(&spec.shape).max(1), s.price_micro_per_slot_hour);
+            // Machines of one kind, and a share that is heard of by several ways, are one row.
+            let origin = if s.origin_name.is_empty() { self.me.name.clone() } else { s.origin_name.clone() };
+            let is = |q: &&mut pb::QuotedShare| q.key == s.key && q.origin_name == origin && q.price_micro_per_slot_hour == price && q.slots == slots;
+            match out.iter_mut().find(is) {
+                Some(q) => (q.slots_free, q.slots_total) = (q.slots_free + s.slots_free, q.slots_total + s.slots_total),
+                None => out.push(pb::QuotedShare {
+                    key: s.key.clone(),
+                    origin_name: origin,
+                    price_micro_per_slot_hour: price,
+                    currency: s.currency.clone(),
+                    slots,
+                    slots_free: s.slots_free,
+                    slots_total: s.slots_total,
+                    attempt_micro: attempt_micro(spec, price, slots),
+                }),
+            }
+        }
+        out
+    }
+
+    /// For people: what the job may cost, has cost, and may still cost.
+    pub(super) fn cost_of(&self, j: &Job) -> Option<pb::Cost> {
+        let max = j.max_cost().filter(|_| j.parent.is_none())?;
+        let max = pb::Money { micro: max.micro, currency: max.currency.clone() };
+        Some(pb::Cost { max: Some(max), spent_micro: j.spent_micro, reserved_micro: j.reserved_micro() })
+    }
+}
