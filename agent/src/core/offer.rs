@@ -8,12 +8,12 @@ use intergrid_proto::share::{MACHINE, Share, lookahead};
 use intergrid_proto::{Phase, TaskSet};
 
 use super::link::Standing;
-use super::{Core, Stage};
+use super::{Core, Open, Stage};
 use crate::limits::*;
 use crate::machine::Offer;
 
 impl Core {
-    /// Slots that the gateway may have placed here: all, what hides the round trip, and what only waits for its upload.
+    /// Slots that the gateway may have placed here: all, what hides the round trip, and what uses none: it waits for its upload, or is on hold.
     pub(super) fn window(&self) -> u64 {
         // A start and an end wait for two syncs each: the one on its way, and their own.
         let syncs_ms = 4.0 * self.commit_ms + if self.link.rate < PACED_RATE_MIN { 0.0 } else { 2.0 * PACE_MS as f64 };
@@ -25,7 +25,14 @@ impl Core {
         };
         let slots = slots.saturating_sub(self.orphaned().1);
         let window = slots + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX);
-        self.offer.as_ref().map_or(window, |o| window.min(o.window_max))
+        self.offer.as_ref().map_or(window, |o| window.min(o.window_max)) + self.on_hold()
+    }
+
+    /// Slots of tasks that are on hold: up to a bound they are in nobody's way. Orphans that wait are counted as such.
+    fn on_hold(&self) -> u64 {
+        let held = self.opens.iter().filter(|(_, o)| !o.held.is_empty());
+        let known = |n: u64, o: &Open| self.names(n, &o.held).iter().filter(|n| !n.is_orphan).map(|n| n.tasks.len()).sum::<u64>();
+        held.map(|(n, o)| o.cost * known(*n, o)).sum::<u64>().min(LOOKAHEAD_SLOTS_MAX)
     }
 
     /// Slots that can be in use at a time.
@@ -54,7 +61,7 @@ impl Core {
         let (draining_reason, draining_age_ms) = no_room.clone().or_else(|| closed.clone().map(|why| (why, 0))).unwrap_or_default();
         let (orphans, run) = self.orphaned();
         let outstanding = (self.outstanding + run).saturating_sub(orphans);
-        let free = if no_room.is_some() { 0 } else { self.slots().saturating_sub(outstanding.saturating_sub(self.uploading)) };
+        let free = if no_room.is_some() { 0 } else { self.slots().saturating_sub(outstanding.saturating_sub(self.uploading + self.on_hold())) };
         Share {
             key: self.share_key().into(),
             origin: self.me.site,

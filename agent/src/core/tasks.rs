@@ -324,6 +324,7 @@ impl Core {
             }
             Some(Stop::Hold) => {
                 open.held = open.held.union(&task);
+                self.link.advert_dirty = true;
                 self.record(What::Unclaimed(Claimed { number: key.0, tasks: Some(tasks_out(&task)), boot: Vec::new() }));
             }
             Some(Stop::Return) => self.give_back(key.0, task, Reason::new(ReasonKind::AskedBack, "given back before it started")),

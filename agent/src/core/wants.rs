@@ -42,6 +42,7 @@ impl Core {
             let released = open.held.intersect(all).subtract(&hold);
             open.waiting = open.waiting.union(&released);
             open.held = open.held.subtract(&released).union(&held);
+            self.link.advert_dirty |= !(released.is_empty() && held.is_empty());
         }
         let cancelled = self.take_unstarted(number, &cancel, false);
         self.end_unstarted(number, &cancelled, Phase::Cancelled, &Reason::new(ReasonKind::CancelledByUser, "cancelled before it started"));

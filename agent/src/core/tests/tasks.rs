@@ -169,6 +169,30 @@ fn hold_keeps_return_gives_back_run_starts() {
     assert_eq!((1, vec![(1, 0)]), (a.returns().len(), a.running()));
 }
 
+/// Seed 26823: who held what had been placed and not started had a machine to himself.
+#[test]
+fn what_is_on_hold_is_in_nobodys_way() {
+    let mut a = Agent::attached(1);
+    let told = |a: &mut Agent| {
+        a.pass(300);
+        let last = a.sent.iter().rev().find_map(|u| if let Up::Advert(x) = u { Some(x.shares[0].clone()) } else { None }).unwrap();
+        (last.window, last.slots_free)
+    };
+    a.down(want(1, 1, WantValue::Hold, 0..1));
+    a.down(place(1, 0..1));
+    assert_eq!((2, 1), told(&mut a), "one more than there are, as one is taken and not used");
+    a.down(place(2, 0..1));
+    assert_eq!((vec![(2, 0)], 0), (a.running(), a.returns().len()));
+    assert_eq!((2, 0), told(&mut a));
+    a.restart(1, |_| Fate::Alive { pid: 100 });
+    a.attach(77, 3);
+    assert_eq!((2, 0), told(&mut a));
+    a.down(want(1, 2, WantValue::Run, 0..1));
+    assert_eq!((1, 0), told(&mut a), "it waits for the slot now");
+    a.exit((2, 0), Exit::Code(0));
+    assert_eq!(vec![(1, 0)], a.running());
+}
+
 #[test]
 fn a_claim_that_is_not_used_is_taken_back() {
     let mut a = Agent::attached(2);
