@@ -78,6 +78,7 @@ fn seeds_that_once_failed() {
         (13404, "what a parent had fenced was let go without a word of its end"),
         (22541, "a release while those below had not spoken started what may have run"),
         (26823, "a task that was placed and put on hold kept its slot from all others"),
+        (27832, "a restart counted a task that had gone back off another placement, which then was not let go"),
         (41422, "an empty machine listed nothing, and what its predecessor had was started again"),
         (41556, "as that, of a user's own job"),
     ];

@@ -14,9 +14,16 @@ impl State {
         for job in jobs.values_mut() {
             self.index(job);
             job.counts = [0; 11];
+            // A replay over newer rows can't say of which placement a task was that has gone since.
+            job.ups.iter_mut().for_each(|(_, e)| e.open = 0);
             for (k, chunk) in job.chunks.iter().enumerate() {
                 let n = (job.size - k as u32 * CHUNK_TASKS).min(CHUNK_TASKS);
-                chunk.cells.runs(0, n, |a, b, c| job.counts[usize::from(c.phase.min(10))] += u64::from(b - a));
+                chunk.cells.runs(0, n, |a, b, c| {
+                    job.counts[usize::from(c.phase.min(10))] += u64::from(b - a);
+                    if let Some(e) = job.ups.get_mut(&c.up).filter(|_| c.is_open()) {
+                        e.open += u64::from(b - a);
+                    }
+                });
             }
             job.queued = job.select(&job.all(), |c| c.phase() == Some(Phase::Queued));
             for (number, d) in &job.downs {

@@ -339,6 +339,10 @@ impl World {
                     let open = j.select(&j.all(), |c| c.down == *n && c.is_below()).len();
                     assert_eq!(open, d.open, "placement {n} at {}", s.hop.name);
                 }
+                for (up, e) in j.ups.iter() {
+                    let open = j.select(&j.all(), |c| c.up == *up && c.is_open()).len();
+                    assert_eq!(open, e.open, "the parent's placement {} at {}", e.number, s.hop.name);
+                }
                 let total: u64 = j.counts.iter().sum();
                 assert_eq!(total, u64::from(j.size));
             }
