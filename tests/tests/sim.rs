@@ -77,6 +77,7 @@ fn seeds_that_once_failed() {
         (13038, "a copy gave back what a machine had that was idle in it, and not back yet"),
         (13404, "what a parent had fenced was let go without a word of its end"),
         (22541, "a release while those below had not spoken started what may have run"),
+        (24847, "a copy was not known to be old by a machine that had come since"),
         (26823, "a task that was placed and put on hold kept its slot from all others"),
         (27832, "a restart counted a task that had gone back off another placement, which then was not let go"),
         (41422, "an empty machine listed nothing, and what its predecessor had was started again"),

@@ -263,8 +263,8 @@ pub struct Core {
     told: BTreeMap<SiteId, u64>,
     /// The last job that was loaded: later ones of our users were placed by this process or not at all.
     loaded: u64,
-    /// A child has another store than the one that this one knew: it cannot list what was placed there in a time that this store has forgotten. So it may
-    /// be where a recovery goes on that an earlier process began.
+    /// A child has another store than the one that this one knew: it cannot list what was placed there in a time that this store has forgotten. Or one came
+    /// in that time, and so may have others that are away. Either may be where a recovery goes on that an earlier process began.
     lists_less: bool,
     /// Peers that were there before this process, had work of ours or gave us some, and are not back: until then loaded tasks wait.
     missed: BTreeSet<SiteId>,

@@ -40,8 +40,13 @@ impl Core {
             );
             self.actions.push(Action::Warn(text));
         }
-        // What it was acknowledged was durable here, even where it has seen no later placement.
-        let acknowledged = if cursor.incarnation == hello.incarnation { (hello.peer_sequence, cursor.sequence) } else { (0, 0) };
+        // What it was acknowledged was durable here, even where it has seen no later placement; and so was it itself before it was greeted.
+        let acknowledged = match cursor.incarnation {
+            0 => (1, 0),
+            known if known == hello.incarnation => (hello.peer_sequence, cursor.sequence),
+            _ => (0, 0),
+        };
+        let forgotten = cursor.incarnation == 0 && hello.peer_incarnation != 0;
         if !self.hear_of_us(&hello, hello.peer_placement, cursor.issued) {
             self.hear_of_us(&hello, acknowledged.0, acknowledged.1);
         }
@@ -50,7 +55,7 @@ impl Core {
         let cursor = &self.state.cursors[&child];
         let (peer_incarnation, peer_sequence, issued) = (cursor.incarnation, cursor.sequence, cursor.issued);
         let peer_incarnation = if planted(Plant::IncarnationIgnored) { hello.incarnation } else { peer_incarnation };
-        self.lists_less |= peer_incarnation != 0 && peer_incarnation != hello.incarnation;
+        self.lists_less |= forgotten && self.expected.is_none() || peer_incarnation != 0 && peer_incarnation != hello.incarnation;
         self.stop_unseen(child, &hello);
         let asks = self.asks_orphans(child);
         self.note_store(child, &hello);

@@ -248,3 +248,31 @@ fn a_lost_attempt_is_not_taken_for_the_next_one() {
         assert_eq!(started, starts(&b.w), "{attempts} used");
     }
 }
+
+/// Seed 24847: the copy was made before its machines came, and of these the one that was back first had never been given anything.
+#[test]
+fn a_copy_is_known_to_be_old_by_a_child_that_it_does_not_know() {
+    let mut w = World::new();
+    let g = w.site("g");
+    w.agent("a0", 1, g);
+    w.pass(300);
+    let (job, _) = w.submit(g, "k", spec(OnLost::Wait, 20_000), 2).unwrap();
+    w.pass(300);
+    let copy = w.sites[&g].disk.copy();
+    let away = w.agent("a1", 1, g);
+    w.pass(300);
+    w.agent("a2", 1, g);
+    w.pass(300);
+    assert_eq!(2, starts(&w));
+    w.cut(away, g);
+    let (machine, above) = (w.agents.remove(&away).unwrap(), w.above.remove(&away).unwrap());
+    w.restart_with(g, copy);
+    assert!(w.sites[&g].core.state().recovering, "{:#?}", w.warned);
+    w.pass(3 * RECOVERY_WAIT_MS);
+    assert_eq!(1, starts(&w), "of those that are back, one: what the other has is on the one that is away");
+    w.agents.insert(away, machine);
+    w.above.insert(away, above);
+    w.link(away, g);
+    w.pass(30_000);
+    assert_eq!((2, 2), (starts(&w), w.count(g, job, Phase::Done)), "{:#?}", w.warned);
+}
