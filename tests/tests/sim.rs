@@ -80,6 +80,7 @@ fn seeds_that_once_failed() {
         (24847, "a copy was not known to be old by a machine that had come since"),
         (26823, "a task that was placed and put on hold kept its slot from all others"),
         (27832, "a restart counted a task that had gone back off another placement, which then was not let go"),
+        (34395, "the oracle saw no end where a site had ended as many in its last life"),
         (41422, "an empty machine listed nothing, and what its predecessor had was started again"),
         (41556, "as that, of a user's own job"),
     ];

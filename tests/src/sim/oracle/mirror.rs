@@ -110,10 +110,10 @@ impl Oracle {
     /// A batch is durable at a site.
     pub fn committed(&mut self, site: usize, batch: &Batch) {
         let found = batch.changes.iter().filter_map(|(_, bytes)| match Change::decode(&bytes[..]).ok()?.what? {
-            What::Placed(p) => Some((p.adopt?.number, p.tasks)),
+            What::Placed(p) => Some((self.issued_to(site, change::site(&p.child), p.adopt?.number)?, change::tasks(&p.tasks))),
             _ => None,
         });
-        self.found_again = found.map(|(number, tasks)| (number, change::tasks(&tasks))).collect();
+        self.found_again = found.collect();
         for (seq, bytes) in &batch.changes {
             match Change::decode(&bytes[..]).ok().and_then(|c| c.what) {
                 Some(what) => self.change(site, what),
@@ -128,9 +128,13 @@ impl Oracle {
         }
     }
 
-    pub(super) fn task(&self, site: usize, job: u64, task: u32) -> TaskKey {
-        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
-        (origin.0, origin.1, task)
+    pub(super) fn origin(&self, site: usize, job: u64) -> (SiteId, String) {
+        self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default()
+    }
+
+    fn task(&self, site: usize, job: u64, task: u32) -> TaskKey {
+        let (site, job) = self.origin(site, job);
+        (site, job, task)
     }
 
     fn change(&mut self, site: usize, what: What) {
@@ -162,46 +166,34 @@ impl Oracle {
                     self.must_be_over(site, s.number, t, ("I10", "seen to have stopped"), true);
                 }
             }
-            What::GivenBack(g) => {
-                for t in change::tasks(&g.tasks).iter() {
-                    let Some(c) = self.cell(site, g.job, t) else { continue };
-                    if c.down != 0 || !c.is_open() {
-                        self.fail("I9", format!("site {site} gives back task {t} of job {}, which is {c:?}", g.job));
-                    }
-                    self.set(site, g.job, t, Cell::default());
+            What::GivenBack(g) => self.each(site, g.job, &g.tasks, |o, t, c| {
+                if c.down != 0 || !c.is_open() {
+                    o.fail("I9", format!("site {site} gives back task {t} of job {}, which is {c:?}", g.job));
                 }
-            }
-            What::Phase(p) => {
-                for t in change::tasks(&p.tasks).iter() {
-                    let Some(c) = self.cell(site, p.job, t) else { continue };
-                    if !c.is_open() {
-                        self.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and becomes phase {}", p.job, p.phase));
-                    }
-                    let attempts = if p.anew { 0 } else { c.attempts };
-                    // Somebody may have it, and it is placed again nevertheless: at most where more than one start may be.
-                    if c.is_doubtful() && p.phase == Phase::Queued as i32 && !self.waits(site, p.job) {
-                        *self.excused.entry(self.task(site, p.job, t)).or_default() += 1;
-                    }
-                    self.set(site, p.job, t, Cell { phase: p.phase as u8, attempts, ..c });
+                Cell::default()
+            }),
+            What::Phase(p) => self.each(site, p.job, &p.tasks, |o, t, c| {
+                if !c.is_open() {
+                    o.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and becomes phase {}", p.job, p.phase));
                 }
-            }
-            What::Adopted(a) => {
-                for t in change::tasks(&a.tasks).iter() {
-                    let Some(c) = self.cell(site, a.job, t) else { continue };
-                    let phase = if c.is_doubtful() { Phase::Queued as u8 } else { c.phase };
-                    self.relabel(site, a.job, t, c, a.number);
-                    self.set(site, a.job, t, Cell { up: a.number, phase, ..c });
+                let attempts = if p.anew { 0 } else { c.attempts };
+                // Somebody may have it, and it is placed again nevertheless: at most where more than one start may be.
+                if c.is_doubtful() && p.phase == Phase::Queued as i32 && !o.waits(site, p.job) {
+                    *o.excused.entry(o.task(site, p.job, t)).or_default() += 1;
                 }
-            }
-            What::Doubted(d) => {
-                for t in change::tasks(&d.tasks).iter() {
-                    let Some(c) = self.cell(site, d.job, t) else { continue };
-                    if c.down != 0 || !c.is_open() {
-                        self.fail("I9", format!("site {site} doubts task {t} of job {}, which is {c:?}", d.job));
-                    }
-                    self.set(site, d.job, t, Cell { phase: Phase::Held as u8, exit: EXIT_DOUBTFUL, ..c });
+                Cell { phase: p.phase as u8, attempts, ..c }
+            }),
+            What::Adopted(a) => self.each(site, a.job, &a.tasks, |o, t, c| {
+                let phase = if c.is_doubtful() { Phase::Queued as u8 } else { c.phase };
+                o.relabel(site, a.job, t, c, a.number);
+                Cell { up: a.number, phase, ..c }
+            }),
+            What::Doubted(d) => self.each(site, d.job, &d.tasks, |o, t, c| {
+                if c.down != 0 || !c.is_open() {
+                    o.fail("I9", format!("site {site} doubts task {t} of job {}, which is {c:?}", d.job));
                 }
-            }
+                Cell { phase: Phase::Held as u8, exit: EXIT_DOUBTFUL, ..c }
+            }),
             What::Cursor(c) => {
                 let (peer, at) = (change::site(&c.peer), (c.incarnation, c.number));
                 let before = self.mirrors[site].cursors.insert(peer, at).unwrap_or_default();
@@ -223,9 +215,14 @@ impl Oracle {
         self.mirrors[site].jobs.get(&job).and_then(|j| j.cells.get(task as usize)).copied()
     }
 
-    fn set(&mut self, site: usize, job: u64, task: u32, cell: Cell) {
-        if let Some(c) = self.mirrors[site].jobs.get_mut(&job).and_then(|j| j.cells.get_mut(task as usize)) {
-            *c = cell;
+    /// Each of these tasks becomes what is made of it.
+    fn each(&mut self, site: usize, job: u64, tasks: &[u32], mut to: impl FnMut(&mut Self, u32, Cell) -> Cell) {
+        for t in change::tasks(tasks).iter() {
+            let Some(c) = self.cell(site, job, t) else { continue };
+            let cell = to(self, t, c);
+            if let Some(c) = self.mirrors[site].jobs.get_mut(&job).and_then(|j| j.cells.get_mut(t as usize)) {
+                *c = cell;
+            }
         }
     }
 
@@ -318,14 +315,12 @@ impl Oracle {
         {
             j.origin = self.issued[id].origin.clone();
         }
-        for task in change::tasks(&t.tasks).iter() {
-            let Some(c) = self.cell(site, t.job, task) else { continue };
+        self.each(site, t.job, &t.tasks, |o, task, c| {
             if c.is_open() {
-                self.fail("I2", format!("site {site}: task {task} of job {} comes in again while it is {c:?}", t.job));
+                o.fail("I2", format!("site {site}: task {task} of job {} comes in again while it is {c:?}", t.job));
             }
-            let phase = Phase::Queued as u8;
-            self.set(site, t.job, task, Cell { phase, attempts: t.attempts as u8, exit: 0, up: t.number, down: 0 });
-        }
+            Cell { phase: Phase::Queued as u8, attempts: t.attempts as u8, exit: 0, up: t.number, down: 0 }
+        });
     }
 
     /// The highest of a site's placements that a child has made durable.
@@ -341,14 +336,13 @@ impl Oracle {
         }
         let Some(job) = self.mirrors[site].jobs.get(&p.job) else { return };
         let (parent, origin, hash, mut ups, id) = (job.parent, job.origin.clone(), job.hash, BTreeMap::new(), self.issued.len());
-        for t in tasks.iter() {
-            let Some(c) = self.cell(site, p.job, t) else { continue };
+        self.each(site, p.job, &p.tasks, |o, t, c| {
             if c.phase != Phase::Queued as u8 || c.down != 0 {
-                self.fail("I2", format!("site {site} places task {t} of job {}, which is {c:?}", p.job));
+                o.fail("I2", format!("site {site} places task {t} of job {}, which is {c:?}", p.job));
             }
             ups.insert(t, c.up);
-            self.set(site, p.job, t, Cell { phase: Phase::Placed as u8, down: p.number, ..c });
-        }
+            Cell { phase: Phase::Placed as u8, down: p.number, ..c }
+        });
         if p.adopt.is_none() {
             self.may_be_placed(site, &p);
         }
@@ -373,58 +367,61 @@ impl Oracle {
     }
 
     fn end(&mut self, site: usize, e: change::TasksEnded) {
-        for (k, t) in change::tasks(&e.tasks).iter().enumerate() {
-            let Some(c) = self.cell(site, e.job, t) else { continue };
+        let mut k = 0;
+        self.each(site, e.job, &e.tasks, |o, t, c| {
             if !c.is_open() {
-                self.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and ends again", e.job));
+                o.fail("I9", format!("site {site}: task {t} of job {} is {c:?} and ends again", e.job));
             }
             if c.down != e.number {
-                self.fail("I10", format!("site {site}: task {t} of job {} is on placement {} and ends on {}", e.job, c.down, e.number));
+                o.fail("I10", format!("site {site}: task {t} of job {} is on placement {} and ends on {}", e.job, c.down, e.number));
             }
             let exit = Exit::from_number(at(&e.exit, k).unwrap_or(1025));
+            k += 1;
             if e.number != 0 {
-                self.must_be_over(site, e.number, t, ("I9", "said to have ended"), false);
-                self.must_have_evidence(site, e.number, t, e.phase, exit);
+                o.must_be_over(site, e.number, t, ("I9", "said to have ended"), false);
+                o.must_have_evidence(site, e.number, t, e.phase, exit);
             } else if e.phase == Phase::Done as i32 {
-                self.fail("I9", format!("site {site}: task {t} of job {} is done without having been placed", e.job));
+                o.fail("I9", format!("site {site}: task {t} of job {} is done without having been placed", e.job));
             }
-            self.set(site, e.job, t, Cell { phase: e.phase as u8, exit: exit.to_number() as u16, attempts: e.attempts as u8, ..c });
-        }
+            Cell { phase: e.phase as u8, exit: exit.to_number() as u16, attempts: e.attempts as u8, ..c }
+        });
     }
 
     fn requeue(&mut self, site: usize, r: change::Requeued, fence: bool) {
-        for t in change::tasks(&r.tasks).iter() {
-            let Some(c) = self.cell(site, r.job, t) else { continue };
+        self.each(site, r.job, &r.tasks, |o, t, c| {
             if c.down != r.number || !c.is_open() {
-                self.fail("I10", format!("site {site}: task {t} of job {} is {c:?} and comes back from placement {}", r.job, r.number));
+                o.fail("I10", format!("site {site}: task {t} of job {} is {c:?} and comes back from placement {}", r.job, r.number));
             }
             // What a site below hands up was counted there.
-            let counted = u32::from(c.attempts) < r.attempts && (fence || !self.was_lost_below(site, r.number, t));
+            let counted = u32::from(c.attempts) < r.attempts && (fence || !o.was_lost_below(site, r.number, t));
             if counted {
-                *self.excused.entry(self.task(site, r.job, t)).or_default() += 1;
+                *o.excused.entry(o.task(site, r.job, t)).or_default() += 1;
             }
+            let placed = o.mirrors[site].placed.get(&r.number).map(|p| p.id);
             if fence {
-                if let Some(p) = self.mirrors[site].placed.get_mut(&r.number) {
+                if let Some(p) = o.mirrors[site].placed.get_mut(&r.number) {
                     p.fenced.insert(t..t + 1);
                 }
-            } else if !self.found_again.iter().any(|(number, tasks)| *number == r.number && tasks.contains(t)) {
-                self.must_be_over(site, r.number, t, ("I2", "said to have come back"), false);
-                if counted && !self.was_started(site, r.number, t) {
-                    self.fail("I3", format!("site {site}: task {t} of job {} was given back unstarted, and counted as an attempt", r.job));
+            } else if !o.found_again.iter().any(|(id, tasks)| tasks.contains(t) && placed == Some(o.now_is(*id, t))) {
+                o.must_be_over(site, r.number, t, ("I2", "said to have come back"), false);
+                if counted && !o.was_started(site, r.number, t) {
+                    o.fail("I3", format!("site {site}: task {t} of job {} was given back unstarted, and counted as an attempt", r.job));
                 }
             }
-            if let Some(p) = self.mirrors[site].placed.get(&r.number).filter(|_| u32::from(c.attempts) < r.attempts) {
-                self.issued[p.id].lost.insert(t..t + 1);
+            if let Some(id) = placed.filter(|_| u32::from(c.attempts) < r.attempts) {
+                o.issued[id].lost.insert(t..t + 1);
             }
             let phase = if r.held { Phase::Held } else { Phase::Queued };
-            self.set(site, r.job, t, Cell { phase: phase as u8, attempts: r.attempts as u8, down: 0, ..c });
-        }
+            Cell { phase: phase as u8, attempts: r.attempts as u8, down: 0, ..c }
+        });
     }
 
-    /// Was an attempt lost at the site below, for this placement?
+    /// Was an attempt lost at the site below, for this placement, however it was called then?
     fn was_lost_below(&self, site: usize, number: u64, task: u32) -> bool {
-        let Some(child) = self.mirrors[site].placed.get(&number).and_then(|p| self.site(self.issued[p.id].child)) else { return false };
-        let ours = |p: &&Issued| p.site == child && p.parent == Some(self.ids[site]) && p.ups.get(&task) == Some(&number);
+        let Some(id) = self.mirrors[site].placed.get(&number).map(|p| p.id) else { return false };
+        let child = self.issued[id].child;
+        let same = |up: &u64| self.issued_to(site, child, *up).is_some_and(|up| self.now_is(up, task) == self.now_is(id, task));
+        let ours = |p: &&Issued| Some(p.site) == self.site(child) && p.parent == Some(self.ids[site]) && p.ups.get(&task).is_some_and(same);
         self.issued.iter().filter(ours).any(|p| p.lost.contains(task))
     }
 
@@ -450,6 +447,8 @@ impl Oracle {
 
     /// After a restart: neither less nor more than was committed.
     pub fn loaded(&mut self, site: usize, state: &State, disk: &Disk) {
+        // It may end as many as it had in its last life.
+        self.ended[site].0 = state.ended;
         let mirror = &self.mirrors[site];
         let mut wrong = None;
         if let Some(no) = state.jobs.keys().find(|no| !mirror.jobs.contains_key(no)) {
@@ -479,6 +478,10 @@ impl Oracle {
             }
             if found.want.ranges != job.want.ranges {
                 wrong = Some(format!("the register of job {no} is {:?} instead of {:?}", found.want, job.want));
+            }
+            let (open, counted) = (job.cells.iter().filter(|c| c.is_open()).count() as u64, found.ups.values().map(|u| u.open).sum::<u64>());
+            if open != counted {
+                wrong = Some(format!("{open} tasks of job {no} are open, and {counted} are counted"));
             }
             if found.at_once != job.throttles.last().copied() {
                 wrong = Some(format!("the throttle of job {no} is {:?} instead of {:?}", found.at_once, job.throttles.last()));

@@ -91,7 +91,7 @@ pub struct Oracle {
     /// How many jobs have had this name.
     roots: BTreeMap<(SiteId, String), usize>,
     /// Of the batch that is being committed: what leaves a placement for a new name of it.
-    found_again: Vec<(u64, TaskSet)>,
+    found_again: Vec<(usize, TaskSet)>,
     leaf_ids: Vec<SiteId>,
     /// The highest placement that an agent has made durable.
     leaf_seen: BTreeMap<SiteId, u64>,

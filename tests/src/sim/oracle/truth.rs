@@ -132,7 +132,7 @@ impl Oracle {
 
     /// Does a store that was replaced have had to do with each of these tasks of a user's job?
     pub fn led_to_replaced(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
-        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let origin = self.origin(site, job);
         let passed =
             |i: &Issued, t: u32| i.origin == origin && i.ups.contains_key(&t) && self.site(i.child).is_some_and(|c| self.replaced.contains_key(&c));
         self.replaced.contains_key(&site) || tasks.iter().all(|t| self.issued.iter().any(|i| passed(i, t)))
@@ -140,7 +140,7 @@ impl Oracle {
 
     /// Was each of these tasks of a job placed on a machine before an empty one took its place?
     pub fn was_on_emptied(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
-        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let origin = self.origin(site, job);
         let emptied = |i: &Issued| self.emptied.iter().any(|(leaf, (_, number, _))| self.leaf_ids[*leaf] == i.child && i.number <= *number);
         let passed = |i: &Issued, t: u32| i.origin == origin && i.ups.contains_key(&t) && emptied(i);
         !self.emptied.is_empty() && tasks.iter().all(|t| self.issued.iter().any(|i| passed(i, t)))
@@ -148,7 +148,7 @@ impl Oracle {
 
     /// Is none of these tasks of a user's job on a machine, as gateways know it? Then they wait at some site below.
     pub fn on_no_machine(&self, site: usize, job: u64, tasks: &TaskSet) -> bool {
-        let origin = self.mirrors[site].jobs.get(&job).map(|j| j.origin.clone()).unwrap_or_default();
+        let origin = self.origin(site, job);
         let machines = || self.issued.iter().filter(|i| i.origin == origin && self.site(i.child).is_none());
         let there = |i: &Issued, t: u32| self.cell(i.site, i.job, t).is_some_and(|c| c.is_open() && c.down == i.number);
         !machines().any(|i| tasks.iter().any(|t| there(i, t)))

@@ -208,7 +208,7 @@ impl Oracle {
 
     /// A leaf has been told.
     pub fn heard(&mut self, leaf: usize, parent: usize, message: &Down) {
-        let (me, parent) = (leaf_id(leaf), self.ids[parent]);
+        let (me, parent) = (self.leaf_ids[leaf], self.ids[parent]);
         match message {
             Down::Want(w) => self.register(me, parent, w),
             Down::Place(p) => self.register(me, parent, &p.want),
@@ -221,7 +221,7 @@ impl Oracle {
         let gateway = self.gateway_of[leaf];
         let Some(id) = self.issued_to(gateway, self.leaf_ids[leaf], key.0) else { return };
         let job = self.issued[self.now_is(id, key.1)].job;
-        let register = self.registers.get(&(leaf_id(leaf), self.ids[gateway], job));
+        let register = self.registers.get(&(self.leaf_ids[leaf], self.ids[gateway], job));
         if register.is_some_and(|w| !w.tasks(WantValue::Cancel, &TaskSet::one(key.1)).is_empty()) {
             self.fail("I14", format!("leaf {leaf} starts {key:?}, which it was told is cancelled"));
         }
@@ -231,9 +231,4 @@ impl Oracle {
 /// Slots that a parent's tasks take.
 fn held(state: &State, parent: SiteId, key: &str) -> u64 {
     state.held_for.get(&(parent, key.into())).copied().unwrap_or(0)
-}
-
-/// Names leaves beside the sites.
-fn leaf_id(leaf: usize) -> SiteId {
-    SiteId([0xff, (leaf >> 8) as u8, leaf as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 }
