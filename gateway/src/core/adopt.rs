@@ -119,6 +119,7 @@ impl Core {
             want.set(WantValue::Cancel, &stopping.subtract(&known).union(&want.tasks(WantValue::Cancel, &j.all())));
             self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
             self.enforce_want(job);
+            self.hand_up_late(job, &known);
             self.repeat_hints(parent);
             self.arrived(job);
         }
@@ -150,6 +151,20 @@ impl Core {
                 most_micro,
             }));
         }
+    }
+
+    /// Of tasks that their parent knows again, those that used up their attempts while they were nobody's: it could not be told then.
+    fn hand_up_late(&mut self, job: u64, tasks: &TaskSet) {
+        let Some(j) = self.state.jobs.get(&job) else { return };
+        let attempts_max = j.spec.parsed.attempts_max;
+        let mut used: BTreeMap<u8, TaskSet> = BTreeMap::new();
+        j.each_run(tasks, |range, c| {
+            let waits = c.phase() == Some(Phase::Held) && c.down == 0 && !c.is_doubtful();
+            if waits && u32::from(c.attempts) >= attempts_max {
+                used.entry(c.attempts).or_default().insert(range);
+            }
+        });
+        used.into_iter().for_each(|(attempts, tasks)| self.hand_up(job, &tasks, attempts.into()));
     }
 
     /// A placement that we may have had: what we know of it stays as it is, what we don't is in doubt.
@@ -187,6 +202,7 @@ impl Core {
             let waits = self.state.jobs[&job].select(&tasks, |c| c.is_doubtful());
             self.relabel(job, from, &tasks, incarnation, &p);
             self.doubt(job, &waits);
+            self.hand_up_late(job, &tasks);
         }
         if !fresh.is_empty() {
             let cost = self.cost_at(&p.share, self.state.jobs[&job].shape());

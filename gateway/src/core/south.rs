@@ -437,7 +437,7 @@ impl Core {
     }
 
     /// What a parent placed and has used up its attempts here is lost to it: it waits where its user can release it.
-    fn hand_up(&mut self, job: u64, tasks: &TaskSet, attempts: u32) {
+    pub(super) fn hand_up(&mut self, job: u64, tasks: &TaskSet, attempts: u32) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(link) = j.parent.and_then(|p| self.state.links.get(&p)) else { return };
         let ours: Vec<u32> = j.ups.iter().filter(|(_, e)| e.incarnation == link.peer_incarnation).map(|(ord, _)| *ord).collect();

@@ -276,3 +276,33 @@ fn a_copy_is_known_to_be_old_by_a_child_that_it_does_not_know() {
     w.pass(30_000);
     assert_eq!((2, 2), (starts(&w), w.count(g, job, Phase::Done)), "{:#?}", w.warned);
 }
+
+/// Seed 35939: between the loss of its parent's store and its adoption it used up its attempts, and nobody above was told.
+#[test]
+fn what_used_up_its_attempts_as_an_orphan_is_known_above() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 2);
+    let (root, broker, gateway) = (sites[0], sites[1], sites[2]);
+    let (attempts_max, disconnect_timeout_ms) = (1, 500);
+    let (job, _) = w.submit(root, "k", JobSpec { attempts_max, disconnect_timeout_ms, ..spec(OnLost::Requeue, 60_000) }, 1).unwrap();
+    w.pass(300);
+    let agents: Vec<SiteId> = w.agents.keys().copied().collect();
+    agents.iter().for_each(|a| w.cut(*a, gateway));
+    w.pass(300);
+    w.cut(broker, root);
+    let above = w.above.remove(&broker).unwrap();
+    w.restart_with(broker, MemDisk::new());
+    w.pass(300);
+    let state = |w: &World| w.sites[&gateway].core.state().jobs.values().map(|j| (j.count(Phase::Held), j.open())).collect::<Vec<_>>();
+    assert_eq!(vec![(1, 1)], state(&w), "given up here, for a parent that does not know it");
+    w.above.insert(broker, above);
+    w.link(broker, root);
+    w.pass(500);
+    assert_eq!((1, vec![(0, 0)]), (w.count(root, job, Phase::Held), state(&w)), "{:#?}", w.warned);
+    assert_eq!(ReasonKind::AttemptsUsed, w.sites[&root].core.why_held(job).kind);
+    agents.iter().for_each(|a| w.link(*a, gateway));
+    w.want(root, job, intergrid_proto::link::WantValue::Run, None);
+    w.pass(2 * RECOVERY_WAIT_MS + 60_000);
+    w.check();
+    assert_eq!(1, w.count(root, job, Phase::Done), "{:#?}", w.warned);
+}
