@@ -236,11 +236,13 @@ impl Core {
         };
         let forgotten = o.former.number > self.state.former;
         let there: BTreeSet<u64> = j.downs.iter().filter(|(n, d)| **n <= self.state.former && d.child == child).map(|(n, _)| *n).collect();
+        // Or were to be taken over under a name that it has not heard.
+        let unheard = |n: u64| j.downs.get(&n).is_some_and(|d| d.adopt == Some(o.former));
         let mut tasks = j.select(&o.tasks, |c| match c.down {
             // An attempt that was counted as lost is not taken for the next one.
             _ if !c.is_open() || u32::from(c.attempts) > o.attempts && j.spec.parsed.on_lost == OnLost::Requeue => false,
             0 => c.is_doubtful() || j.parent.is_some() && c.phase() == Some(Phase::Queued),
-            n if there.contains(&n) => n == o.former.number || forgotten,
+            n if there.contains(&n) => n == o.former.number || forgotten || unheard(n),
             n => n <= self.state.former && forgotten,
         });
         // It was stopped because it had been given to others, unless somebody wished it.

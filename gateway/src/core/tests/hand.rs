@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use intergrid_proto::link::{
-    Attempts, Down, Ended, Event, EventKind, Events, Hello, Hop, Kind, Known, Origin, Place, Resync, ResyncRange, Up, Want, WantValue,
+    Attempts, Down, Ended, Event, EventKind, Events, Former, Hello, Hop, Kind, Known, Origin, Orphan, Orphans, Place, Resync, ResyncRange, Up, Want,
+    WantValue,
 };
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Phase, Reason, ReasonKind, RefusalKind, SiteId, TaskSet};
@@ -377,4 +378,38 @@ fn a_new_store_does_not_begin_with_the_numbers_of_the_last() {
     let (a, b) = (first(77 << 24), first(78 << 24));
     assert!(a.abs_diff(b) >= crate::core::limits::JOBS_SKIPPED, "{a} {b}");
     assert_eq!(6, intergrid_proto::JobNo(first(u64::MAX) + 1).id().len());
+}
+
+/// Seed 46488: a crash lost a placement that was to take over what runs, and before it was sent again the site had another incarnation.
+#[test]
+fn what_is_taken_over_is_taken_over_again_where_its_child_has_not_heard_of_it() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "user", "k", spec, 1);
+    let copy = w.sites[&root].disk.copy();
+    let place = g.place(&mut w);
+    g.says(&mut w, &place, EventKind::Accepted);
+    let incarnation = |w: &World| w.sites[&root].core.state().incarnation;
+    let former = Former { incarnation: incarnation(&w), number: place.number, job: place.job };
+    let list = |w: &mut World, peer_incarnation: u64, peer_placement: u64| {
+        let hop = Hop { site: g.me, name: "g".into(), kind: Kind::Gateway };
+        let hello = Hello { peer_incarnation, peer_placement, ..greeting(hop, 3) };
+        // The first finds out that the store is old.
+        (0..2).for_each(|_| w.input(root, Input::ChildUp { child: g.me, hello: hello.clone() }));
+        let (origin, spec_hash, share, tasks) = (place.origin.clone(), place.spec_hash, place.share.clone(), place.tasks.clone());
+        let orphan = Orphan { former, origin, spec_hash, array_size: 1, tasks, phase: Phase::Running, share, cost: 1, attempts: 0 };
+        let list = Orphans { orphans: vec![orphan], last: true, complete_from: 0 };
+        w.input(root, Input::ChildSays { child: g.me, message: Up::Orphans(list) });
+        let placed = w.wire.drain(..).filter_map(|(.., m)| if let Message::Down(Down::Place(p)) = m { Some(p.known) } else { None });
+        placed.collect::<Vec<_>>()
+    };
+    w.restart_with(root, copy);
+    assert_eq!(vec![Known::As(former)], list(&mut w, former.incarnation, 1_000));
+    let second = incarnation(&w);
+    assert_ne!(former.incarnation, second);
+    w.restart(root);
+    assert_eq!(vec![Known::As(former)], list(&mut w, second, 2_000));
+    assert_ne!(second, incarnation(&w));
 }
