@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::link::{Attempts, Down, Event, EventKind, Former, Orphan, Orphans, Place, Up, WantValue};
+use intergrid_proto::spec::OnLost;
 use intergrid_proto::{JobSpec, Phase, Reason, ReasonKind, SiteId, TaskSet};
 
 use super::change::{self, What};
@@ -195,9 +196,12 @@ impl Core {
         };
         let j = &self.state.jobs[&job];
         let ours = j.ups.iter().find(|(_, e)| (e.incarnation, e.number) == (incarnation, p.number)).map(|(ord, _)| *ord);
-        let fresh = j.select(&p.tasks, |c| Some(c.up) != ours && !c.is_open() || c.phase == 0);
-        // Here under an older name, and not over: it is the same task.
-        let renamed = j.by_up(&j.select(&p.tasks, |c| c.is_open() && Some(c.up) != ours));
+        // Here under an older name, and not over: it is the same task. So is one that may start once only, if it is over: somebody below was here with its end
+        // before the parent with its later name.
+        let once = j.spec.parsed.on_lost == OnLost::Wait;
+        let renamed = j.select(&p.tasks, |c| c.phase != 0 && Some(c.up) != ours && (once || c.is_open()));
+        let fresh = j.select(&p.tasks, |c| c.phase == 0 || Some(c.up) != ours && !c.is_open()).subtract(&renamed);
+        let renamed = j.by_up(&renamed);
         for (from, tasks) in renamed {
             let waits = self.state.jobs[&job].select(&tasks, |c| c.is_doubtful());
             self.relabel(job, from, &tasks, incarnation, &p);

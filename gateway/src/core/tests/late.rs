@@ -306,3 +306,31 @@ fn what_used_up_its_attempts_as_an_orphan_is_known_above() {
     w.check();
     assert_eq!(1, w.count(root, job, Phase::Done), "{:#?}", w.warned);
 }
+
+/// Seed 47782: those below had said how it ended, under the name that the copy had for it, before its parent said the one that it had got since.
+#[test]
+fn what_has_ended_under_an_older_name_of_its_parent_is_not_started_again() {
+    let mut b = Below::new();
+    b.attach(0);
+    b.says(Down::Resent);
+    b.w.submit(b.g, "busy", spec(OnLost::Wait, 3_000), 2).unwrap();
+    b.w.pass(100);
+    b.place(1, 0, &spec(OnLost::Wait, 500), Known::Nothing);
+    let of_parent =
+        |w: &World, g: SiteId| w.sites[&g].core.state().jobs.values().find(|j| j.parent.is_some()).map(|j| (j.open(), j.count(Phase::Done)));
+    assert_eq!(Some((1, 0)), of_parent(&b.w, b.g), "it waits");
+    let (copy, knows) = (b.w.sites[&b.g].disk.copy(), b.w.sites[&b.g].core.state().incarnation);
+    b.w.pass(3_500);
+    assert_eq!(Some((0, 0)), of_parent(&b.w, b.g), "it went back");
+    b.place(2, 0, &spec(OnLost::Wait, 500), Known::Nothing);
+    b.w.pass(1_000);
+    assert_eq!((3, Some((0, 1))), (starts(&b.w), of_parent(&b.w, b.g)));
+    b.w.restart_with(b.g, copy);
+    b.w.pass(1_000);
+    assert!(b.attach(knows).recovering);
+    b.place(2, 0, &spec(OnLost::Wait, 500), Known::Perhaps);
+    b.w.wire.clear();
+    b.says(Down::Resent);
+    b.w.pass(2 * RECOVERY_WAIT_MS);
+    assert_eq!((3, Some((0, 1))), (starts(&b.w), of_parent(&b.w, b.g)), "{:#?}", b.w.warned);
+}
