@@ -157,11 +157,13 @@ impl Core {
     /// Of tasks that their parent knows again, those that used up their attempts while they were nobody's: it could not be told then.
     fn hand_up_late(&mut self, job: u64, tasks: &TaskSet) {
         let Some(j) = self.state.jobs.get(&job) else { return };
-        let attempts_max = j.spec.parsed.attempts_max;
+        let (attempts_max, capped) = (j.spec.parsed.attempts_max, j.max_cost().is_some());
         let mut used: BTreeMap<u8, TaskSet> = BTreeMap::new();
-        j.each_run(tasks, |range, c| {
+        // Where each attempt has its price, one that was lost is enough; what is held by a wish may have lost none.
+        let by_wish = if capped { j.want.tasks(WantValue::Hold, tasks) } else { TaskSet::new() };
+        j.each_run(&tasks.subtract(&by_wish), |range, c| {
             let waits = c.phase() == Some(Phase::Held) && c.down == 0 && !c.is_doubtful();
-            if waits && u32::from(c.attempts) >= attempts_max {
+            if waits && (capped || u32::from(c.attempts) >= attempts_max) {
                 used.entry(c.attempts).or_default().insert(range);
             }
         });
