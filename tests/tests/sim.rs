@@ -84,6 +84,8 @@ fn seeds_that_once_failed() {
         (35939, "what used up its attempts as an orphan was adopted as if it ran"),
         (46488, "what was to be taken over was lost in a second recovery"),
         (47782, "what had ended under an older name of its parent was started again"),
+        (76737, "a task whose machine was away started again when a parent took it over"),
+        (78569, "as that, of a task that may start more than once"),
         (41422, "an empty machine listed nothing, and what its predecessor had was started again"),
         (41556, "as that, of a user's own job"),
     ];

@@ -103,7 +103,12 @@ impl Core {
         let known = found.map(|(job, ord)| self.state.jobs[&job].select(&p.tasks, |c| c.up == ord && c.phase != 0)).unwrap_or_default();
         let unknown = p.tasks.subtract(&known);
         if let Some((job, ord)) = found.filter(|_| !known.is_empty()) {
+            let waits = self.state.jobs[&job].select(&known, |c| c.is_doubtful());
             self.relabel(job, ord, &known, incarnation, &p);
+            // What those below may hold, as far as this store can't know, the parent does not know either.
+            if !self.is_settled(job) {
+                self.doubt(job, &waits);
+            }
             self.emit(parent, Event { of: of(&known), what: EventKind::Accepted });
             self.say_lost_of(job, &known);
             for phase in [Phase::Done, Phase::Failed, Phase::Cancelled] {
