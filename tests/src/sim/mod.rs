@@ -137,8 +137,9 @@ pub fn report(seed: u64, options: Options, failure: &Failure) -> String {
     // What is repeated for ever fills a trace and explains little.
     let trace: Vec<&String> = run.trace.iter().filter(|l| !["Advert(", "Saw(", "Demand("].iter().any(|w| l.contains(w))).collect();
     let tail: Vec<&str> = trace[trace.len().saturating_sub(TRACE_LINES_MAX)..].iter().map(|l| l.as_str()).collect();
+    let flags: String = [(options.recovery, " --recovery"), (options.orders, " --orders")].iter().filter(|f| f.0).map(|f| f.1).collect();
     format!(
-        "seed {seed}, commit {}: {} is broken after {} ms: {}\nagain: tests/soak 1 {seed}\nshortest trace found ({cut}), in which: {}\nits last lines:\n{}",
+        "seed {seed}, commit {}: {} is broken after {} ms: {}\nagain: tests/soak 1 {seed}{flags}\nshortest trace found ({cut}), in which: {}\nits last lines:\n{}",
         commit.unwrap_or_else(|| "unknown".into()),
         failure.invariant,
         failure.at_ms,
