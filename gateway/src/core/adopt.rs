@@ -124,8 +124,8 @@ impl Core {
             let stopping = j.select(&j.want.tasks(WantValue::Cancel, &j.all()), |c| c.is_open());
             want.set(WantValue::Cancel, &stopping.subtract(&known).union(&want.tasks(WantValue::Cancel, &j.all())));
             self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
-            self.enforce_want(job);
             self.hand_up_late(job, &known);
+            self.enforce_want(job);
             self.repeat_hints(parent);
             self.arrived(job);
         }

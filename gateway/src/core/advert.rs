@@ -21,9 +21,10 @@ pub(super) struct Upward {
     pub room: u64,
 }
 
-/// `x86_64-4c-16g`: machines of one kind.
+/// `x86_64-4c-16g`: machines of one kind; those that cost money are of another.
 pub(super) fn machine_class(s: &Share) -> String {
-    format!("{}-{}c-{}g", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
+    let rented = if s.price_micro_per_slot_hour > 0 { "-rented" } else { "" };
+    format!("{}-{}c-{}g{rented}", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
 }
 
 impl Upward {

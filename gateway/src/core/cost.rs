@@ -35,13 +35,23 @@ impl Job {
         self.downs.values().map(|d| d.most_micro.saturating_mul(d.open)).fold(0, u64::saturating_add)
     }
 
-    /// What may still be placed, all of it together where it was submitted, else each attempt: millionths. None: it has no cap.
+    /// What may still be placed, all of it together where it was submitted, else the attempt of those waiting tasks that may cost most: millionths. None: it
+    /// has no cap.
     fn left_micro(&self) -> Option<u64> {
         let cap = self.max_cost()?.micro;
         Some(match self.parent {
             None => cap.saturating_sub(self.spent_micro).saturating_sub(self.reserved_micro()),
-            Some(_) => self.ups.values().filter(|e| e.open > 0).map(|e| e.most_micro).min().unwrap_or(0).min(cap),
+            Some(_) => self.by_up(&self.queued).keys().filter_map(|up| self.ups.get(up)).map(|e| e.most_micro).max().unwrap_or(0).min(cap),
         })
+    }
+
+    /// Of the waiting tasks, those of which an attempt may cost so much.
+    pub(super) fn payable(&self, most_micro: u64) -> TaskSet {
+        if self.parent.is_none() || most_micro == 0 {
+            return self.queued.clone();
+        }
+        let may = |up: &u32| self.ups.get(up).is_some_and(|e| e.most_micro >= most_micro);
+        self.by_up(&self.queued).into_iter().filter(|(up, _)| may(up)).fold(TaskSet::new(), |all, (_, tasks)| all.union(&tasks))
     }
 
     /// What one attempt costs at this price, by its time limit; or why it can't be paid.
@@ -138,9 +148,12 @@ impl Core {
             return;
         }
         ended.cost_micro.clear();
-        let slots = self.state.jobs.get(&job).and_then(|j| j.downs.get(&number)).map(|d| d.cost);
-        if let (Some((price, _)), Some(slots)) = (self.for_rent.prices.get(&self.child_name(child)), slots) {
-            ended.cost_micro = ended.wall_ms.iter().map(|ms| over(price.saturating_mul(slots), *ms)).collect();
+        let Some((j, d)) = self.state.jobs.get(&job).and_then(|j| Some((j, j.downs.get(&number)?))) else { return };
+        match self.for_rent.prices.get(&self.child_name(child)) {
+            Some((price, _)) => ended.cost_micro = ended.wall_ms.iter().map(|ms| over(price.saturating_mul(d.cost), *ms)).collect(),
+            // It was placed for nothing: an own machine. Above more may be reserved for it.
+            None if j.max_cost().is_some() && d.most_micro == 0 => ended.cost_micro = vec![0],
+            None => {}
         }
     }
 
@@ -155,10 +168,13 @@ impl Core {
     pub(super) fn rentable_for(&self, j: &Job) -> Option<(u64, u64)> {
         let fits = |t: &&Rentable| j.shape().slots <= t.slots && j.shape().memory_bytes <= t.memory_bytes;
         let slots = |t: &Rentable| intergrid_proto::share::cost(j.shape(), t.slots, t.memory_bytes).max(1);
-        let paid = self.for_rent.types.iter().filter(fits).filter_map(|t| j.afford("", t.price_micro_per_slot_hour, &t.currency, slots(t)).ok());
-        let tasks = paid.map(|a| a.tasks).max()?;
-        let rate = j.spec.parsed.time_limit_ms.map_or(0, |ms| rate_within(j.left_micro().unwrap_or(0), ms));
-        Some((tasks, rate))
+        let afford =
+            |t: &Rentable| j.afford("", t.price_micro_per_slot_hour, &t.currency, slots(t)).ok().map(|a| (t.machines == 0, a.most_micro, a.tasks));
+        // Of the cheapest that could come. What each of so many may cost is its part: together they never cost more than what is left.
+        let (_, _, tasks) = self.for_rent.types.iter().filter(fits).filter_map(afford).min()?;
+        let tasks = tasks.min(j.placeable()).max(1);
+        let each = j.left_micro().unwrap_or(0) / if j.parent.is_none() { tasks } else { 1 };
+        Some((tasks, j.spec.parsed.time_limit_ms.map_or(0, |ms| rate_within(each, ms))))
     }
 
     /// Where a job of this spec would go from here, and what it costs there.

@@ -542,7 +542,7 @@ fn refused_by_all(why: &Reason) -> Option<ReasonKind> {
     let mut refused = None;
     for r in &why.because {
         let kind = if r.kind == BackOff { r.because.first().map(|b| b.kind)? } else { r.kind };
-        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit) {
+        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit | CostLimit) {
             return None;
         }
         refused = refused.filter(|k| *k != Loop).or(Some(kind));

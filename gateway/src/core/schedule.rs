@@ -241,8 +241,10 @@ impl Core {
         if burst == Burst::default() {
             return Ok(());
         }
-        let jobs = || self.state.waiting.get(queue).into_iter().flatten().filter_map(|n| self.state.jobs.get(n));
-        let waited_ms = jobs().next().map_or(0, |j| self.now.unix_ms.saturating_sub(j.created_ms));
+        // Each job with a cap is a queue of its own; they wait together.
+        let (first, last) = (QueueKey { capped: None, ..queue.clone() }, QueueKey { capped: Some(u64::MAX), ..queue.clone() });
+        let jobs = || self.state.waiting.range(&first..=&last).flat_map(|(_, jobs)| jobs).filter_map(|n| self.state.jobs.get(n));
+        let waited_ms = jobs().map(|j| self.now.unix_ms.saturating_sub(j.created_ms)).max().unwrap_or(0);
         burst.may(waited_ms, jobs().map(|j| j.placeable()).sum())
     }
 
@@ -252,24 +254,24 @@ impl Core {
             // A throttled job may have all that it may have: the next one's turn.
             let room = |n: &&u64| self.state.jobs.get(n).is_some_and(|j| j.placeable() > 0);
             let Some(job) = self.state.waiting.get(queue).and_then(|q| q.iter().find(room).copied()) else { return };
+            let (mut most_micro, mut payable) = (0, None);
+            if queue.capped.is_some() {
+                let share = self.children.get(&child).and_then(|c| c.shares.iter().find(|(k, _)| k == key)).map(|(_, s)| s);
+                let Some(afford) = share.and_then(|s| self.afford(job, s, key).ok()) else { return self.schedule_due = true };
+                if afford.tasks < n {
+                    // The others find what costs less at the next pass.
+                    (n, self.schedule_due) = (afford.tasks, true);
+                }
+                (most_micro, payable) = (afford.most_micro, self.state.jobs.get(&job).map(|j| j.payable(afford.most_micro)));
+            }
             let Some(j) = self.state.jobs.get_mut(&job) else { return };
-            let attempts = j.queued.first().map_or(0, |t| j.cell(t).attempts);
-            let mut tasks = j.queued.clone().take_first(n.min(j.placeable()).min(PLACEMENT_TASKS_MAX));
+            let mut tasks = payable.unwrap_or_else(|| j.queued.clone()).take_first(n.min(j.placeable()).min(PLACEMENT_TASKS_MAX));
+            let Some(attempts) = tasks.first().map(|t| j.cell(t).attempts) else { return };
             if attempts > 0 || j.select(&tasks, |c| c.attempts != attempts).first().is_some() {
                 tasks = j.select(&tasks, |c| c.attempts == attempts);
             }
             j.moved_ms = self.now.mono_ms;
             n -= tasks.len();
-            let mut most_micro = 0;
-            if queue.capped.is_some() {
-                let share = self.children.get(&child).and_then(|c| c.shares.iter().find(|(k, _)| k == key)).map(|(_, s)| s);
-                let Some(afford) = share.and_then(|s| self.afford(job, s, key).ok()) else { return self.schedule_due = true };
-                if afford.tasks < tasks.len() {
-                    // The others find what costs less at the next pass.
-                    (tasks, n, self.schedule_due) = (tasks.take_first(afford.tasks), 0, true);
-                }
-                most_micro = afford.most_micro;
-            }
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                 let n = tasks.len();
                 let number = if planted(Plant::NumberReused) { self.state.next_number.max(1) } else { self.state.next_number + 1 };
@@ -297,20 +299,21 @@ impl Core {
     /// in the same way, never back: or a share that several sites see would be given to whoever asks directly.
     fn note_demand(&mut self) {
         let mut demand: BTreeMap<SiteId, BTreeMap<Shape, u64>> = BTreeMap::new();
-        let mut wanted: Vec<(Shape, u64, &[SiteId])> = Vec::new();
+        let mut wanted: Vec<(Shape, u64, &[SiteId], Option<u64>)> = Vec::new();
         for (queue, jobs) in &self.state.waiting {
             let tasks = jobs.iter().take(1_000).filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
-            wanted.push((queue.shape.clone(), tasks, &queue.route));
+            wanted.push((queue.shape.clone(), tasks, &queue.route, queue.capped));
         }
         for (id, p) in self.parents.iter().filter(|(_, p)| p.live) {
-            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id))));
+            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id), None)));
         }
-        for (shape, tasks, route) in wanted {
+        for (shape, tasks, route, capped) in wanted {
+            let paid = |key: &str, share: &Share| capped.is_none_or(|job| self.afford(job, share, key).is_ok());
             let fitting: Vec<SiteId> = self
                 .children
                 .iter()
                 .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !route.contains(id))
-                .filter(|(_, c)| c.shares.iter().any(|(_, s)| s.fit(&shape) == Fit::Yes && !s.path.iter().any(|p| route.contains(p))))
+                .filter(|(_, c)| c.shares.iter().any(|(k, s)| s.fit(&shape) == Fit::Yes && !s.path.iter().any(|p| route.contains(p)) && paid(k, s)))
                 .map(|(id, _)| *id)
                 .collect();
             for (k, child) in fitting.iter().enumerate() {

@@ -441,7 +441,8 @@ impl Core {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some(link) = j.parent.and_then(|p| self.state.links.get(&p)) else { return };
         let ours: Vec<u32> = j.ups.iter().filter(|(_, e)| e.incarnation == link.peer_incarnation).map(|(ord, _)| *ord).collect();
-        let cancelled = j.want.tasks(WantValue::Cancel, tasks);
+        // Of what has a price also what is cancelled: it may have cost something, and that is said where it is counted.
+        let cancelled = if j.max_cost().is_some() { TaskSet::new() } else { j.want.tasks(WantValue::Cancel, tasks) };
         let lost = j.select(&tasks.subtract(&cancelled), |c| ours.contains(&c.up));
         let reason = Reason::new(ReasonKind::AttemptsUsed, format!("{attempts} attempts were lost"));
         let ended = Ended { lost: true, exit: vec![1025], route: vec![self.me.clone()], ..Ended::not_started(Phase::Failed, reason, attempts) };

@@ -65,8 +65,10 @@ impl Core {
         } else if own >= self.jobs_waiting_max - all {
             format!("{own} jobs of {user} wait here, and no more places are left than that for others")
         } else if shapes >= SHAPES_WAITING_MAX && !known {
-            let message = format!("jobs of {user} wait in {shapes} shapes (slots and memory), at most {SHAPES_WAITING_MAX} are taken");
-            return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("round up what the tasks need, or wait"));
+            let message =
+                format!("jobs of {user} wait in {shapes} shapes (slots, memory, a cap on cost of their own), at most {SHAPES_WAITING_MAX} are taken");
+            return Err(Refusal::new(RefusalKind::OverLimit, message)
+                .remedy("round up what the tasks need, put tasks under one --max-cost into one array, or wait"));
         } else {
             return Ok(());
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Down, EventKind, Hop, Kind, Known, Origin, Place, Up, Want};
+use intergrid_proto::link::{Down, EventKind, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Money, Phase, ReasonKind, SiteId, TaskSet, pb};
 use proptest::prelude::*;
@@ -149,33 +149,71 @@ fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
     let advert = w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].clone()) } else { None }).unwrap();
     assert_eq!((PRICE, "USD"), (advert.price_micro_per_slot_hour, advert.currency.as_str()), "an attached machine has its price");
     let spec = capped(100 * USD).encode();
-    for (number, attempt_cost_max) in [(1, USD - 1), (2, USD)] {
-        let place = Place {
+    let place = |number, job, tasks: TaskSet, attempt_cost_max| {
+        Down::Place(Box::new(Place {
             number,
-            job: number,
+            job,
             origin: Origin { site: parent, job: "j".into(), principal: "ann".into(), submitted_ms: 0 },
             spec_hash: BlobHash::of(&spec),
             spec: spec.clone(),
-            tasks: TaskSet::one(0),
+            tasks,
             share: advert.key.clone(),
             attempts: 0,
-            want: Want { job: number, ..Want::default() },
+            want: Want { job, ..Want::default() },
             route: vec![parent],
             hops_left: 8,
             chain: Vec::new(),
-            array_size: 1,
+            array_size: 2,
             attempt_cost_max,
             known: Known::Nothing,
-        };
-        w.input(gateway, Input::ParentSays { parent, message: Down::Place(Box::new(place)) });
+        }))
+    };
+    for (number, attempt_cost_max) in [(1, USD - 1), (2, USD)] {
+        w.input(gateway, Input::ParentSays { parent, message: place(number, number, TaskSet::one(0), attempt_cost_max) });
         w.pass(3_000);
         // The parent acknowledges nothing.
         let said: Vec<_> = w.sites[&gateway].core.state().links[&parent].outbox.iter().map(|e| e.3.what.clone()).collect();
         assert_eq!(number - 1, w.agents[&agent].starts().len() as u64);
-        let back = said.iter().any(|e| matches!(e, EventKind::Returned(r) if format!("{r:?}").contains("CostLimit")));
+        let back = said.iter().any(|e| matches!(e, EventKind::Returned(r) if r.kind == ReasonKind::CostLimit));
         let cost = said.iter().find_map(|e| if let EventKind::Ended(e) = e { e.cost_micro.first().copied() } else { None });
         assert_eq!((true, number == 2), (back, cost.is_some_and(|c| (USD / 5..USD / 3).contains(&c))), "{said:?}");
     }
+    // One that may cost nothing does not keep another of its job.
+    for (number, attempt_cost_max) in [(3, 0), (4, USD)] {
+        w.input(gateway, Input::ParentSays { parent, message: place(number, 3, TaskSet::one(number as u32 - 3), attempt_cost_max) });
+    }
+    w.pass(100);
+    assert_eq!(2, w.agents[&agent].starts().len());
+}
+
+/// The end of what was cancelled is not known either, where its machine is gone.
+#[test]
+fn what_is_lost_after_its_cancel_counts_at_its_most() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 2, 8);
+    let (root, gateway) = (sites[0], sites[2]);
+    let (job, _) = w.submit(root, "k", capped(2 * USD), 3).unwrap();
+    w.pass(50);
+    w.cut(site_of("g-m1"), gateway);
+    w.want(root, job, WantValue::Cancel, Some(TaskSet::one(0)));
+    w.input(gateway, Input::Order { token: 1, order: Order::Gone { site: "g-m1".into(), by: "me".into() } });
+    w.pass(500);
+    assert_eq!((2 * USD, 1), (cost(&w, root, job).spent_micro, w.count(root, job, Phase::Cancelled)));
+    assert_eq!(2, w.count(root, job, Phase::Queued));
+}
+
+/// Machines of one size, one of them rented.
+#[test]
+fn what_costs_nothing_is_told_apart_from_what_is_rented() {
+    let mut w = World::new();
+    let sites = tower(&mut w, 1, 2);
+    let (root, gateway) = (sites[0], sites[1]);
+    w.agent("own", 2, gateway);
+    w.pass(300);
+    let (free, _) = w.submit(root, "free", capped(0), 4).unwrap();
+    w.pass(2_000);
+    assert_eq!((4, 0), (w.count(root, free, Phase::Done), charged(&w, root, free)));
+    assert!(w.agents[&site_of("g-m1")].starts().is_empty());
 }
 
 #[test]
