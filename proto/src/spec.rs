@@ -173,6 +173,8 @@ impl JobSpec {
         };
         let max_cost = spec.max_cost.map(|m| Money { micro: m.micro, currency: m.currency });
         if let Some(m) = &max_cost {
+            // Without it, sites of an older version would take the job and run it at any price.
+            check(spec.must_understand.iter().any(|f| f == MAX_COST), format!("max_cost: must_understand does not name {MAX_COST:?}"))?;
             check(is_currency(&m.currency), format!("max_cost: {:?} is not a currency, as three capital letters", m.currency))?;
             if m.micro > 0 && spec.time_limit_ms == 0 {
                 let message = "max_cost: without a time limit nobody can say what a task costs at most";
@@ -298,6 +300,8 @@ mod tests {
     #[test]
     fn bad_specs_name_their_field() {
         let base = || pb::JobSpec { argv: vec!["true".into()], slots: 1, ..Default::default() };
+        let cap = |currency: &str| pb::Money { micro: 1, currency: currency.into() };
+        let capped = |currency: &str| pb::JobSpec { max_cost: Some(cap(currency)), must_understand: vec![MAX_COST.into()], ..base() };
         let cases: Vec<(&str, pb::JobSpec)> = vec![
             ("argv", pb::JobSpec { argv: vec![], ..base() }),
             ("argv", pb::JobSpec { argv: vec!["a\0b".into()], ..base() }),
@@ -309,8 +313,9 @@ mod tests {
             ("inputs", pb::JobSpec { inputs: vec![pb::File { name: "a".into(), hash: vec![1], size: 1, executable: false }], ..base() }),
             ("env", pb::JobSpec { env: vec![pb::EnvVar { name: "GRID_TASK_ID".into(), value: String::new() }], ..base() }),
             ("name", pb::JobSpec { name: "a\nb".into(), ..base() }),
-            ("max_cost", pb::JobSpec { max_cost: Some(pb::Money { micro: 1, currency: "usd".into() }), time_limit_ms: 1, ..base() }),
-            ("max_cost", pb::JobSpec { max_cost: Some(pb::Money { micro: 1, currency: "USD".into() }), ..base() }),
+            ("max_cost: \"usd\"", pb::JobSpec { time_limit_ms: 1, ..capped("usd") }),
+            ("max_cost: without", capped("USD")),
+            ("max_cost: must_understand", pb::JobSpec { time_limit_ms: 1, must_understand: vec![], ..capped("USD") }),
             ("trace_parent", pb::JobSpec { trace_parent: "00-0-0-00".into(), ..base() }),
         ];
         for (field, spec) in cases {

@@ -52,7 +52,7 @@ impl Upward {
 
 impl Core {
     /// Everything that could be offered. Machines of one kind are one share of ours; what sites below offer is passed on, once per origin and class.
-    fn upward(&self) -> BTreeMap<String, Upward> {
+    pub(super) fn upward(&self) -> BTreeMap<String, Upward> {
         let mut out: BTreeMap<String, Upward> = BTreeMap::new();
         for (id, c) in self.children.iter().filter(|(_, c)| c.attached) {
             for (key, s) in &c.shares {

@@ -171,38 +171,29 @@ impl Core {
         let afford =
             |t: &Rentable| j.afford("", t.price_micro_per_slot_hour, &t.currency, slots(t)).ok().map(|a| (t.machines == 0, a.most_micro, a.tasks));
         // Of the cheapest that could come. What each of so many may cost is its part: together they never cost more than what is left.
-        let (_, _, tasks) = self.for_rent.types.iter().filter(fits).filter_map(afford).min()?;
-        let tasks = tasks.min(j.placeable()).max(1);
+        let (_, most, tasks) = self.for_rent.types.iter().filter(fits).filter_map(afford).min()?;
+        let tasks = tasks.min(j.placeable()).min(j.payable(most).len()).max(1);
         let each = j.left_micro().unwrap_or(0) / if j.parent.is_none() { tasks } else { 1 };
         Some((tasks, j.spec.parsed.time_limit_ms.map_or(0, |ms| rate_within(each, ms))))
     }
 
-    /// Where a job of this spec would go from here, and what it costs there.
+    /// Where a job of this spec would go from here, and what it costs there: as parents are told.
     pub fn quote(&self, spec: &JobSpec) -> Vec<pb::QuotedShare> {
-        let rentable = self.rentable();
-        let known = self.children.values().filter(|c| c.attached).flat_map(|c| c.shares.iter().map(|(_, s)| s));
-        let fitting = known.chain(rentable.iter().map(|u| &u.share)).filter(|s| s.fit(&spec.shape) == Fit::Yes);
-        let mut out: Vec<pb::QuotedShare> = Vec::new();
-        for s in fitting {
-            let (slots, price) = (s.cost(&spec.shape).max(1), s.price_micro_per_slot_hour);
-            // Machines of one kind, and a share that is heard of by several ways, are one row.
-            let origin = if s.origin_name.is_empty() { self.me.name.clone() } else { s.origin_name.clone() };
-            let is = |q: &&mut pb::QuotedShare| q.key == s.key && q.origin_name == origin && q.price_micro_per_slot_hour == price && q.slots == slots;
-            match out.iter_mut().find(is) {
-                Some(q) => (q.slots_free, q.slots_total) = (q.slots_free + s.slots_free, q.slots_total + s.slots_total),
-                None => out.push(pb::QuotedShare {
-                    key: s.key.clone(),
-                    origin_name: origin,
-                    price_micro_per_slot_hour: price,
-                    currency: s.currency.clone(),
-                    slots,
-                    slots_free: s.slots_free,
-                    slots_total: s.slots_total,
-                    attempt_micro: attempt_micro(spec, price, slots),
-                }),
+        let shares = self.upward().into_values().map(|u| u.share).filter(|s| s.fit(&spec.shape) == Fit::Yes);
+        let row = |s: Share| {
+            let slots = s.cost(&spec.shape).max(1);
+            pb::QuotedShare {
+                slots,
+                attempt_micro: attempt_micro(spec, s.price_micro_per_slot_hour, slots),
+                key: s.key,
+                origin_name: s.origin_name,
+                price_micro_per_slot_hour: s.price_micro_per_slot_hour,
+                currency: s.currency,
+                slots_free: s.slots_free,
+                slots_total: s.slots_total,
             }
-        }
-        out
+        };
+        shares.map(row).collect()
     }
 
     /// For people: what the job may cost, has cost, and may still cost.

@@ -12,7 +12,7 @@ use super::{World, greeting, sleep};
 use crate::backends::child_end::site_of;
 use crate::core::Input;
 use crate::core::orders::Order;
-use crate::core::rent::ForRent;
+use crate::core::rent::{ForRent, Rentable};
 
 /// One slot costs 1 USD in a second: 3,600 an hour.
 const PRICE: u64 = 3_600_000_000;
@@ -163,7 +163,7 @@ fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
             route: vec![parent],
             hops_left: 8,
             chain: Vec::new(),
-            array_size: 2,
+            array_size: 10,
             attempt_cost_max,
             known: Known::Nothing,
         }))
@@ -184,6 +184,15 @@ fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
     }
     w.pass(100);
     assert_eq!(2, w.agents[&agent].starts().len());
+    // Nor is anything rented for it.
+    w.input(gateway, Input::Order { token: 1, order: Order::Gone { site: "g-m1".into(), by: "me".into() } });
+    let rented = Rentable { slots: 4, memory_bytes: 1 << 34, machines: 2, price_micro_per_slot_hour: PRICE, currency: "USD".into(), ..Rentable::default() };
+    w.input(gateway, Input::ForRent(ForRent { types: vec![rented], ..ForRent::default() }));
+    for (number, tasks, attempt_cost_max) in [(5, TaskSet::range(0..7), 0), (6, TaskSet::one(9), USD)] {
+        w.input(gateway, Input::ParentSays { parent, message: place(number, 5, tasks, attempt_cost_max) });
+    }
+    let waiting: Vec<u64> = w.sites[&gateway].core.renting().waiting.iter().map(|d| d.tasks).collect();
+    assert_eq!(vec![1], waiting);
 }
 
 /// The end of what was cancelled is not known either, where its machine is gone.
