@@ -63,7 +63,7 @@ fn executor(tasks: u32, slots: u32) -> f64 {
         f(&mut exec);
         inputs.send(exec.inputs()).is_ok()
     });
-    let exec = Arc::new(Mutex::new(Executor::new(Dirs::new(state.path()).unwrap(), None, false, door).unwrap()));
+    let exec = Arc::new(Mutex::new(Executor::new(Dirs::new(state.path()).unwrap(), None, Vec::new(), false, door).unwrap()));
     way.set(Arc::downgrade(&exec)).unwrap();
     let plan = Arc::new(Plan::new(&JobSpec::new(["/bin/true"]).encode()).unwrap());
     let (mut next, mut running, mut ended) = (0, 0, 0);

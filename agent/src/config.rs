@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use intergrid_proto::error::line_and_column;
-use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
+use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::{Refusal, RefusalKind};
 use serde::{Deserialize, Deserializer, de};
 
@@ -40,6 +40,9 @@ pub struct AgentConfig {
     /// Memory it offers, as `"2G"`; absent: the machine's.
     #[serde(default, deserialize_with = "bytes")]
     pub memory: Option<u64>,
+    /// GPUs it offers; absent: those that it finds.
+    #[serde(default)]
+    pub gpus: Option<u32>,
     /// A memory cgroup that is delegated to it; absent: memory is sampled.
     #[serde(default)]
     pub cgroup: Option<PathBuf>,
@@ -107,6 +110,9 @@ impl AgentConfig {
         }
         if let Some(n) = self.slots.filter(|n| !(1..=SLOTS_PER_TASK_MAX).contains(n)) {
             return wrong(format!("slots: {n} is not between 1 and {SLOTS_PER_TASK_MAX}"));
+        }
+        if let Some(n) = self.gpus.filter(|n| *n > GPUS_PER_MACHINE_MAX) {
+            return wrong(format!("gpus: {n} is not between 0 and {GPUS_PER_MACHINE_MAX}"));
         }
         Ok(())
     }

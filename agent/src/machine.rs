@@ -1,6 +1,10 @@
 //! What this machine is: capacity, fingerprint, boot. Reads /proc and /etc, decides nothing.
 
 use std::fs;
+use std::path::Path;
+
+use intergrid_proto::limits::GPUS_PER_MACHINE_MAX;
+use intergrid_proto::share::Machine;
 
 /// What it offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +13,8 @@ pub struct Capacity {
     pub slots: u32,
     /// All of its memory, unless configured.
     pub memory_bytes: u64,
+    /// GPUs, unless configured those that it can see.
+    pub gpus: u32,
     /// As `uname -m`.
     pub architecture: String,
 }
@@ -23,6 +29,10 @@ pub struct Offer {
     pub slots_total: u64,
     /// Machines.
     pub machines: u32,
+    /// GPUs of all machines.
+    pub gpus_total: u64,
+    /// Most machines of one task; 0: one.
+    pub nodes_max: u32,
     /// Slots that are ours or nobody's: what may be in use by us.
     pub room: u64,
     /// Slots that may wait there beyond the room.
@@ -40,15 +50,39 @@ pub struct Offer {
 }
 
 impl Capacity {
+    /// What tasks share of it.
+    pub fn machine(&self) -> Machine {
+        Machine { slots: self.slots, memory_bytes: self.memory_bytes, gpus: self.gpus }
+    }
+
     /// As measured now; what is configured wins.
-    pub fn measure(slots: Option<u32>, memory_bytes: Option<u64>) -> Self {
+    pub fn measure(slots: Option<u32>, memory_bytes: Option<u64>, gpus: usize) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX));
         Capacity {
             slots: slots.unwrap_or_else(cores),
             memory_bytes: memory_bytes.unwrap_or_else(memory),
+            gpus: u32::try_from(gpus).unwrap_or(u32::MAX),
             architecture: std::env::consts::ARCH.to_string(),
         }
     }
+}
+
+/// The names of its GPUs, as CUDA_VISIBLE_DEVICES has them: those that are left to this process where somebody says so (a batch system does), else the
+/// NVIDIA devices that the kernel has. `configured`: so many of these, or so many that are counted from 0.
+pub fn gpus(configured: Option<u32>, visible: Option<&str>, devices: &Path) -> Vec<String> {
+    let number = |name: &str| name.strip_prefix("nvidia")?.parse::<u32>().ok();
+    let mut names: Vec<String> = match (visible, configured) {
+        (Some(list), _) => list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect(),
+        (None, Some(n)) => (0..n).map(|i| i.to_string()).collect(),
+        (None, None) => {
+            let found = fs::read_dir(devices).into_iter().flatten().flatten();
+            let mut found: Vec<u32> = found.filter_map(|e| number(e.file_name().to_str()?)).collect();
+            found.sort_unstable();
+            found.iter().map(u32::to_string).collect()
+        }
+    };
+    names.truncate(configured.unwrap_or(GPUS_PER_MACHINE_MAX) as usize);
+    names
 }
 
 fn memory() -> u64 {
@@ -77,10 +111,22 @@ mod tests {
 
     #[test]
     fn this_machine_has_something_to_offer() {
-        let c = Capacity::measure(None, None);
+        let c = Capacity::measure(None, None, 0);
         assert!(c.slots >= 1 && c.memory_bytes > 64 << 20 && !c.architecture.is_empty(), "{c:?}");
-        let c = Capacity::measure(Some(3), Some(5));
-        assert_eq!((3, 5), (c.slots, c.memory_bytes));
+        let c = Capacity::measure(Some(3), Some(5), 2);
+        assert_eq!((3, 5, 2), (c.slots, c.memory_bytes, c.gpus));
         assert_eq!((16, fingerprint()), (boot_id().len(), fingerprint()));
+    }
+
+    #[test]
+    fn gpus_are_found_or_told() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm", "null"] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let gpus = |configured, visible| gpus(configured, visible, dir.path()).join(",");
+        assert_eq!(("0,2,10".into(), "0,2".into()), (gpus(None, None), gpus(Some(3), Some("0,2"))));
+        assert_eq!(("0,1,2,3", "", ""), (&*gpus(Some(4), None), &*gpus(None, Some("")), &*gpus(Some(0), None)));
+        assert_eq!("GPU-5a,GPU-7b", gpus(Some(2), Some("GPU-5a, GPU-7b,GPU-9c")));
     }
 }

@@ -11,6 +11,9 @@ use intergrid_proto::{BlobHash, JobSpec, Refusal};
 /// Search path of tasks whose spec gives none.
 pub const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
 
+/// Which GPUs a process sees: by NVIDIA's libraries, and by AMD's.
+pub const GPU_VARIABLES: [&str; 2] = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
+
 /// A spec, ready to be run.
 #[derive(Debug)]
 pub struct Plan {
@@ -84,16 +87,21 @@ impl Plan {
         Ok(())
     }
 
-    /// Fill in a task's whole environment. `directory` is its own.
-    pub fn env(&self, task: &Task, directory: &str, out: &mut CStrings) -> io::Result<()> {
+    /// Fill in a task's whole environment. `directory` is its own, and so are the `gpus`, by name; None: the machine has none.
+    pub fn env(&self, task: &Task, directory: &str, gpus: Option<&str>, out: &mut CStrings) -> io::Result<()> {
         out.clear();
         let mut put = |name: &str, value: &str| out.push(&[name.as_bytes(), b"=", value.as_bytes()]);
         let ours = [("PATH", PATH_DEFAULT), ("HOME", directory), ("TMPDIR", directory), ("LANG", "C.UTF-8")];
         for (name, value) in ours.iter().filter(|(n, _)| self.spec.env.iter().all(|(m, _)| m != n)) {
             put(name, value)?;
         }
-        for (name, value) in &self.spec.env {
+        // Those of a machine that has some are seen only by tasks that asked for them.
+        let is_ours = |name: &str| gpus.is_some() && GPU_VARIABLES.contains(&name);
+        for (name, value) in self.spec.env.iter().filter(|(n, _)| !is_ours(n)) {
             put(name, &substitute(value, task.index))?;
+        }
+        for name in GPU_VARIABLES {
+            gpus.map_or(Ok(()), |gpus| put(name, gpus))?;
         }
         if !self.spec.trace_parent.is_empty() && self.spec.env.iter().all(|(n, _)| n != "TRACEPARENT") {
             put("TRACEPARENT", &self.spec.trace_parent)?;
@@ -103,6 +111,8 @@ impl Plan {
         put("GRID_ATTEMPT", &task.attempt.to_string())?;
         put("GRID_SITE", &task.site)?;
         put("GRID_SLOTS", &self.spec.shape.slots.to_string())?;
+        put("GRID_GPUS", &self.spec.shape.gpus.to_string())?;
+        put("GRID_NODES", &self.spec.shape.nodes.to_string())?;
         put("GRID_TASK_COUNT", &task.array_size.to_string())?;
         // By this a process is found that was started just before the agent died: unique in the machine, and the payload's to read.
         put("GRID_TASK_DIR", directory)
@@ -116,17 +126,27 @@ mod tests {
     #[test]
     fn a_tasks_own_part_is_filled_in() {
         let mut spec = JobSpec::new(["prog", "--tile={i}", "x"]);
-        spec.env = vec![("A".into(), "v{i}".into()), ("HOME".into(), "/h".into())];
+        spec.env = vec![("A".into(), "v{i}".into()), ("HOME".into(), "/h".into()), ("CUDA_VISIBLE_DEVICES".into(), "9".into())];
         let plan = Plan::new(&spec.encode()).unwrap();
         let text = |s: &CStrings| s.iter().map(|s| s.to_str().unwrap().to_string()).collect::<Vec<_>>();
         let mut out = CStrings::default();
         plan.argv(7, &mut out).unwrap();
         assert_eq!(vec!["prog", "--tile=7", "x"], text(&out));
         let task = Task { number: 1, index: 7, attempt: 2, job: "abcdef".into(), array_size: 9, site: "campus".into() };
-        plan.env(&task, "/d", &mut out).unwrap();
-        let expected = "PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/d LANG=C.UTF-8 A=v7 HOME=/h GRID_JOB_ID=abcdef GRID_TASK_ID=7 GRID_ATTEMPT=2 \
-                        GRID_SITE=campus GRID_SLOTS=1 GRID_TASK_COUNT=9 GRID_TASK_DIR=/d";
-        assert_eq!(expected.split(' ').collect::<Vec<_>>(), text(&out));
+        let expected = |gpus: &str| {
+            format!(
+                "PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/d LANG=C.UTF-8 A=v7 HOME=/h {gpus} GRID_JOB_ID=abcdef GRID_TASK_ID=7 GRID_ATTEMPT=2 \
+                 GRID_SITE=campus GRID_SLOTS=1 GRID_GPUS=0 GRID_NODES=1 GRID_TASK_COUNT=9 GRID_TASK_DIR=/d"
+            )
+        };
+        for (gpus, seen) in [
+            (None, "CUDA_VISIBLE_DEVICES=9"),
+            (Some("1,3"), "CUDA_VISIBLE_DEVICES=1,3 ROCR_VISIBLE_DEVICES=1,3"),
+            (Some(""), "CUDA_VISIBLE_DEVICES= ROCR_VISIBLE_DEVICES="),
+        ] {
+            plan.env(&task, "/d", gpus, &mut out).unwrap();
+            assert_eq!(expected(seen), text(&out).join(" "));
+        }
     }
 
     #[test]

@@ -75,6 +75,8 @@ pub(crate) struct Shell {
     pub uploads: mpsc::UnboundedSender<upload::Request>,
     pub ended: Option<End>,
     pub me: Hop,
+    /// How many.
+    pub gpus: usize,
     /// In which interval the capacity was read last.
     pub capacity_read: u64,
     pub disk: Disk,
@@ -306,7 +308,7 @@ impl Shell {
             let now = desk.clock.began.elapsed().as_millis() as u64 / CAPACITY_INTERVAL_MS;
             if now != self.capacity_read {
                 self.capacity_read = now;
-                desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory)));
+                desk.step(Input::Capacity(Capacity::measure(self.config.slots, self.config.memory, self.gpus)));
             }
         }
         let why = self.retired().or_else(|| self.disk.look());

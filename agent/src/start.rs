@@ -1,5 +1,6 @@
 //! From a configuration to an agent that runs: everything that can refuse to be one is asked here, in order, before anything is changed.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak, mpsc as std_mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -62,14 +63,17 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     spool = spool.on(disk.clone());
     let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
     let state = State::replay(records)?;
-    let capacity = Capacity::measure(config.slots, config.memory);
+    // A batch system, or whoever started us, may have left us some of the machine's.
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let gpus = machine::gpus(config.gpus, visible.as_deref(), Path::new("/dev"));
+    let capacity = Capacity::measure(config.slots, config.memory, gpus.len());
     let boot = machine::boot_id();
     let mut core = Core::new(state, me.clone(), machine::fingerprint(), boot.clone(), capacity, random(), clock.now())?;
     let null = config.executor == ExecutorKind::Null;
     let way: Arc<OnceLock<Weak<SharedDesk>>> = Arc::default();
     let inside = way.clone();
     let door = Box::new(move |f: &mut dyn FnMut(&mut Executor)| inside.get().and_then(Weak::upgrade).map(|desk| desk.with(f)).is_some());
-    let mut exec = Executor::new(dirs.clone(), cgroup, null, door).map_err(|e| broken("start the executor", e))?;
+    let mut exec = Executor::new(dirs.clone(), cgroup, gpus.clone(), null, door).map_err(|e| broken("start the executor", e))?;
     let claims = core.claimed();
     for (key, fate) in exec.adopt(&claims, &boot) {
         tracing::info!("task {}.{} was claimed before: {fate:?}", key.0, key.1);
@@ -123,7 +127,24 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
             shared.call.notify_one();
         }));
     }
-    let shell = Shell { config, options, desk, dirs, connection, fetcher, fetched, uploads, ended, me, capacity_read: 0, disk, alone, began, notice };
+    let shell = Shell {
+        config,
+        options,
+        desk,
+        dirs,
+        connection,
+        fetcher,
+        fetched,
+        uploads,
+        ended,
+        me,
+        gpus: gpus.len(),
+        capacity_read: 0,
+        disk,
+        alone,
+        began,
+        notice,
+    };
     Ok((shell, Sources { written, said, fetched: fetched_source, uploaded, parent_gone }))
 }
 

@@ -57,7 +57,7 @@ async fn a_clean_environment_in_a_directory_of_its_own() {
     let dir = g.state().join("tasks/1.0");
     let dir = dir.display();
     let expected = format!(
-        "GRID_ATTEMPT=1\nGRID_JOB_ID=abc123\nGRID_SITE=campus\nGRID_SLOTS=1\nGRID_TASK_COUNT=1\nGRID_TASK_DIR={dir}\nGRID_TASK_ID=0\nHOME={dir}\n\
+        "GRID_ATTEMPT=1\nGRID_GPUS=0\nGRID_JOB_ID=abc123\nGRID_NODES=1\nGRID_SITE=campus\nGRID_SLOTS=1\nGRID_TASK_COUNT=1\nGRID_TASK_DIR={dir}\nGRID_TASK_ID=0\nHOME={dir}\n\
          LANG=C.UTF-8\nPATH=/usr/local/bin:/usr/bin:/bin\nPWD={dir}\nTILE=t0\nTMPDIR={dir}\n{dir}\n/dev/null\n"
     );
     assert_eq!(expected, g.output(1, "stdout"));

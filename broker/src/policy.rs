@@ -45,7 +45,7 @@ mod tests {
         };
         let shares = [share(5, 1, 8), share(0, 2, 8), share(0, 1, 16), share(0, 1, 8)];
         let offers = shares.iter().map(|share| Offer { child: SiteId::default(), share, credit: 4, free: 4 }).collect();
-        let demands = vec![Demand { shape: Shape { slots: 1, memory_bytes: 0 }, tasks: 13, oldest: 1, allowed: vec![0, 1, 2, 3] }];
+        let demands = vec![Demand { shape: Shape::default(), tasks: 13, oldest: 1, allowed: vec![0, 1, 2, 3] }];
         assert_eq!(Spread::default().plan(&Problem { demands, offers }), vec![(0, 0, 1), (0, 1, 4), (0, 2, 4), (0, 3, 4)]);
     }
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
+use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::net::identity::check_label;
 use intergrid_proto::net::{CertRole, Identity, Role, Trust, TrustEntry};
 use intergrid_proto::{Refusal, RefusalKind, units};
@@ -166,6 +166,8 @@ pub enum AgentsConfig {
         slots: Option<u32>,
         /// Memory of each; absent: what the machine has.
         memory_bytes: Option<u64>,
+        /// GPUs of each; None: as found.
+        gpus: Option<u32>,
         /// The agent's binary; absent: the one beside ours.
         program: Option<PathBuf>,
     },
@@ -316,6 +318,8 @@ struct Agents {
     slots: Option<u32>,
     #[serde(default, deserialize_with = "memory")]
     memory: Option<u64>,
+    #[serde(default, deserialize_with = "gpus")]
+    gpus: Option<u32>,
     program: Option<PathBuf>,
 }
 
@@ -365,10 +369,12 @@ impl File {
         let a = spanned.get_ref();
         match (a.provider, a.agents) {
             (Provider::Process, Some(agents)) => {
-                Ok(AgentsConfig::Process { agents, slots: a.slots, memory_bytes: a.memory, program: a.program.clone() })
+                Ok(AgentsConfig::Process { agents, slots: a.slots, memory_bytes: a.memory, gpus: a.gpus, program: a.program.clone() })
             }
             (Provider::Process, None) => Err(source.refuse(spanned.span(), "provider \"process\" needs `agents`, how many to start")),
-            (Provider::Static, None) if a.slots.is_none() && a.memory.is_none() && a.program.is_none() => Ok(AgentsConfig::Static),
+            (Provider::Static, None) if a.slots.is_none() && a.memory.is_none() && a.gpus.is_none() && a.program.is_none() => {
+                Ok(AgentsConfig::Static)
+            }
             (Provider::Static, _) => {
                 Err(source.refuse(spanned.span(), "provider \"static\" takes no other key; agents that attach by themselves say what they have"))
             }
@@ -480,6 +486,11 @@ fn agent_count<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error>
 
 fn slots<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
     checked(d, |n: &u32| within(*n, SLOTS_PER_TASK_MAX, "slots")).map(Some)
+}
+
+fn gpus<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    let n = u32::deserialize(d)?;
+    within(n, GPUS_PER_MACHINE_MAX, "gpus").map_err(D::Error::custom).map(|()| Some(n))
 }
 
 fn memory<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

@@ -96,6 +96,8 @@ struct Type {
     slots: Option<u32>,
     #[serde(default, deserialize_with = "super::memory")]
     memory: Option<u64>,
+    #[serde(default, deserialize_with = "super::gpus")]
+    gpus: Option<u32>,
     architecture: Option<String>,
     /// Of one machine, for an hour.
     price: Rate,
@@ -168,13 +170,14 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         if t.name.is_empty() || t.name.chars().any(char::is_control) || catalogue.types.contains_key(&t.name) {
             return wrong("names are unique, and not empty".into());
         }
+        let gpus = t.gpus.unwrap_or(0);
         let (slots, memory_bytes) = match (t.slots, t.memory, &mut provider) {
             (Some(slots), Some(memory), _) => (slots, memory),
-            (None, None, CloudProvider::Ec2(ec2)) => {
+            (None, None, CloudProvider::Ec2(ec2)) if t.gpus.is_none() => {
                 ec2.measure.insert(t.name.clone());
                 (1, 1)
             }
-            (_, _, CloudProvider::Ec2(_)) => return wrong("give `slots` and `memory`, or neither: then EC2 is asked".into()),
+            (_, _, CloudProvider::Ec2(_)) => return wrong("give `slots` and `memory` (and `gpus`), or none of them: then EC2 is asked".into()),
             (_, _, CloudProvider::Process { .. }) => return wrong("needs `slots` and `memory`".into()),
         };
         if !(1..=SLOTS_PER_TASK_MAX).contains(&slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&memory_bytes) {
@@ -186,7 +189,7 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
             (BillingName::Second, min_s) => Billing::Second { min_s: min_s.unwrap_or(MIN_SECONDS_DEFAULT) },
         };
         let architecture = t.architecture.clone().unwrap_or_else(|| std::env::consts::ARCH.to_string());
-        let kind = MachineType { slots, memory_bytes, architecture, machines_max: t.machines_max };
+        let kind = MachineType { slots, memory_bytes, gpus, architecture, machines_max: t.machines_max };
         catalogue.types.insert(t.name.clone(), kind);
         for zone in zones.iter().cloned() {
             let key = OfferKey { machine: t.name.clone(), zone, spot };

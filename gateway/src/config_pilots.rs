@@ -45,6 +45,8 @@ pub(super) struct Section {
     slots: u32,
     #[serde(deserialize_with = "super::bytes")]
     memory: u64,
+    #[serde(default, deserialize_with = "super::gpus")]
+    gpus: Option<u32>,
     #[serde(deserialize_with = "super::some_time")]
     time: Option<u64>,
     #[serde(default, deserialize_with = "super::some_time")]
@@ -86,7 +88,7 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
     let mut catalogue = Catalogue { currency: String::new(), types: BTreeMap::new(), offers: Vec::new() };
     for queue in &lrms.queues {
         let architecture = std::env::consts::ARCH.to_string();
-        let kind = MachineType { slots: s.slots, memory_bytes: s.memory, architecture, machines_max: None };
+        let kind = MachineType { slots: s.slots, memory_bytes: s.memory, gpus: s.gpus.unwrap_or(0), architecture, machines_max: None };
         catalogue.types.insert(queue.clone(), kind);
         let key = OfferKey { machine: queue.clone(), zone: String::new(), spot: false };
         let price = Price { rate: Rate(0), ceiling: Rate(0), billing: Billing::Second { min_s: 0 } };

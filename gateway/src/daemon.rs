@@ -124,11 +124,12 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
     let (state, identity) = (config.site.state.clone(), config.site.identity.clone());
     run_site(Kind::Gateway, config.site, options, move |parts| {
         let (gateway, die_with_parent) = (parts.me.name.clone(), parts.die_with_parent);
-        let processes = |agents, slots, memory_bytes, program, alone_ms| ProcessConfig {
+        let processes = |agents, slots, memory_bytes, gpus, program, alone_ms| ProcessConfig {
             gateway: gateway.clone(),
             agents,
             slots,
             memory_bytes,
+            gpus,
             program,
             state,
             identity,
@@ -138,14 +139,14 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
         let provider: Arc<dyn Provider> = match (cloud, agents) {
             (Some(cloud), _) => match &cloud.provider {
                 CloudProvider::Process { program } => {
-                    let processes = ProcessCloud::new(processes(0, None, None, program.clone(), Some(cloud.alone_ms)));
+                    let processes = ProcessCloud::new(processes(0, None, None, None, program.clone(), Some(cloud.alone_ms)));
                     return Ok(over_rented(cloud, processes, parts));
                 }
                 CloudProvider::Ec2(_) => return Err(Refusal::invalid("this program can't speak to EC2").remedy(NEEDS_EC2)),
             },
             (None, AgentsConfig::Static) => Arc::new(StaticProvider),
-            (None, AgentsConfig::Process { agents, slots, memory_bytes, program }) => {
-                ProcessProvider::new(processes(agents, slots, memory_bytes, program, None))
+            (None, AgentsConfig::Process { agents, slots, memory_bytes, gpus, program }) => {
+                ProcessProvider::new(processes(agents, slots, memory_bytes, gpus, program, None))
             }
         };
         Ok(over_agents(provider, parts))

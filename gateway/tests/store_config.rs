@@ -66,7 +66,7 @@ fn a_gateway_is_read_with_paths_beside_the_file() {
     assert_eq!(BTreeSet::from([Role::User, Role::Admin, Role::Delegate]), trust.may);
     assert_eq!(LimitsConfig { blobs_bytes_max: 20 << 30, ..LimitsConfig::default() }, config.site.limits);
     let program = Some(dir.path().join("bin/grid-agent"));
-    assert_eq!(AgentsConfig::Process { agents: 2, slots: Some(4), memory_bytes: Some(512 << 20), program }, config.agents);
+    assert_eq!(AgentsConfig::Process { agents: 2, slots: Some(4), memory_bytes: Some(512 << 20), gpus: None, program }, config.agents);
     let (_dir, path) = file(GATEWAY.split("[agents]").next().unwrap());
     assert_eq!(AgentsConfig::Static, GatewayConfig::load(path).unwrap().agents);
 }
@@ -245,7 +245,7 @@ fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
         ("https://example.org", "s3://example.org", "is not a URL"),
         ("https://example.org", "https://example.org/'; reboot; '", "is not a URL"),
         ("sha256 = \"00", "sha256 = \"0G", "sha256 has 64 digits"),
-        ("slots = 4\n", "", "type \"m5.xlarge\": give `slots` and `memory`, or neither"),
+        ("slots = 4\n", "", "type \"m5.xlarge\": give `slots` and `memory` (and `gpus`), or none of them"),
     ];
     for (old, new, want) in cases {
         assert!(EC2.contains(old), "{old}");

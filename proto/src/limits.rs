@@ -16,6 +16,10 @@ pub const CSR_BYTES_MAX: usize = 4_096;
 pub const JOINED_CERT_MS: u64 = 7 * 86_400_000;
 /// Slots of one task.
 pub const SLOTS_PER_TASK_MAX: u32 = 65_536;
+/// GPUs of one task on one machine.
+pub const GPUS_PER_MACHINE_MAX: u32 = 1_024;
+/// Machines of one task.
+pub const NODES_PER_TASK_MAX: u32 = 65_536;
 /// Memory of one task.
 pub const MEMORY_PER_TASK_BYTES_MAX: u64 = 1 << 50;
 /// Time limit of one task, and the disconnect time-out: 10 years.

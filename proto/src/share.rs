@@ -2,6 +2,7 @@
 //! machine. The window that a parent is told, less what it has placed there and not seen end, is its credit.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::ids::SiteId;
 use crate::limits::LOOKAHEAD_SLOTS_MAX;
@@ -12,10 +13,75 @@ pub const MACHINE: &str = "machine";
 /// What one task needs of one machine: the autocluster's key. Tasks of one shape are matched once.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct Shape {
-    /// Slots; at least 1.
+    /// Slots of each of its machines; at least 1.
     pub slots: u32,
-    /// Bytes; 0: not stated.
+    /// Bytes of each of its machines; 0: not stated.
     pub memory_bytes: u64,
+    /// GPUs of each of its machines.
+    pub gpus: u32,
+    /// Machines; at least 1.
+    pub nodes: u32,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape::new(1, 0)
+    }
+}
+
+impl Shape {
+    /// Of one machine, without GPUs.
+    pub fn new(slots: u32, memory_bytes: u64) -> Self {
+        Shape { slots, memory_bytes, gpus: 0, nodes: 1 }
+    }
+}
+
+/// `2 slots, 4 GiB of memory and 1 GPU on each of 3 machines`
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let plural = |n: u32| if n == 1 { "" } else { "s" };
+        let mut parts = vec![format!("{} slot{}", self.slots, plural(self.slots))];
+        if self.memory_bytes > 0 {
+            parts.push(format!("{} of memory", human_bytes(self.memory_bytes)));
+        }
+        if self.gpus > 0 {
+            parts.push(format!("{} GPU{}", self.gpus, plural(self.gpus)));
+        }
+        let last = parts.pop().unwrap_or_default();
+        let all = if parts.is_empty() { last } else { format!("{} and {last}", parts.join(", ")) };
+        f.write_str(&all)?;
+        if self.nodes > 1 { write!(f, " on each of {} machines", self.nodes) } else { Ok(()) }
+    }
+}
+
+/// One machine, as far as tasks share it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Machine {
+    /// Slots.
+    pub slots: u32,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// GPUs.
+    pub gpus: u32,
+}
+
+impl Machine {
+    /// Could it ever run a task of this shape, alone?
+    pub fn holds(&self, shape: &Shape) -> bool {
+        shape.nodes <= 1 && shape.slots <= self.slots && shape.memory_bytes <= self.memory_bytes && shape.gpus <= self.gpus
+    }
+
+    /// Slots that one task of this shape takes up on machines like this: of each the largest of its slots and its parts of the memory and the GPUs. As a
+    /// sum of costs never exceeds a machine's slots, neither its memory nor its GPUs are ever overbooked.
+    pub fn cost(&self, shape: &Shape) -> u64 {
+        let part = |of: u64, all: u64| match all {
+            0 => 0,
+            all => u64::try_from((u128::from(of) * u128::from(self.slots)).div_ceil(u128::from(all))).unwrap_or(u64::MAX),
+        };
+        let by_memory = part(shape.memory_bytes, self.memory_bytes);
+        let by_gpus = part(shape.gpus.into(), self.gpus.into());
+        u64::from(shape.slots).max(by_memory).max(by_gpus).saturating_mul(shape.nodes.max(1).into())
+    }
 }
 
 /// Could a share ever run a shape?
@@ -72,6 +138,12 @@ pub struct Share {
     pub draining_reason: String,
     /// Milliseconds since then.
     pub draining_age_ms: u64,
+    /// GPUs of one machine.
+    pub machine_gpus: u32,
+    /// GPUs in all.
+    pub gpus_total: u64,
+    /// Most machines that one task can have here; 0: one.
+    pub nodes_max: u32,
 }
 
 impl Share {
@@ -82,15 +154,24 @@ impl Share {
         } else if shape.memory_bytes > self.machine_memory_bytes {
             let (need, has) = (human_bytes(shape.memory_bytes), human_bytes(self.machine_memory_bytes));
             Fit::No(format!("needs {need} of memory on one machine, the largest of {} has {has}", self.key))
+        } else if shape.gpus > self.machine_gpus {
+            let has = if self.machine_gpus == 0 { "none".into() } else { format!("at most {}", self.machine_gpus) };
+            Fit::No(format!("needs {} GPUs on one machine, those of {} have {has}", shape.gpus, self.key))
+        } else if shape.nodes > self.nodes_max.max(1) {
+            Fit::No(format!("needs {} machines, {} gives a task at most {}", shape.nodes, self.key, self.nodes_max.max(1)))
         } else {
             Fit::Yes
         }
     }
 
-    /// Slots that one task of this shape takes up here, memory counted as slots: the larger of its slots and its part of a machine's memory. Both ends of
-    /// a link count so; as a sum of costs never exceeds a machine's slots, its memory is never overbooked either.
+    /// Slots that one task of this shape takes up here, memory and GPUs counted as slots ([`Machine::cost`]). Both ends of a link count so.
     pub fn cost(&self, shape: &Shape) -> u64 {
-        cost(shape, self.machine_slots, self.machine_memory_bytes)
+        self.machine().cost(shape)
+    }
+
+    /// The largest of its machines.
+    pub fn machine(&self) -> Machine {
+        Machine { slots: self.machine_slots, memory_bytes: self.machine_memory_bytes, gpus: self.machine_gpus }
     }
 
     /// May this receiver be told of it? Never what came through it.
@@ -103,6 +184,8 @@ impl Share {
         self.window += other.window;
         self.slots_total = self.slots_total.max(other.slots_total);
         self.machines = self.machines.max(other.machines);
+        self.gpus_total = self.gpus_total.max(other.gpus_total);
+        self.nodes_max = self.nodes_max.max(other.nodes_max);
         self.slots_free = self.slots_free.max(other.slots_free);
         self.largest_free = self.largest_free.max(other.largest_free);
         self.waiting = self.waiting.max(other.waiting);
@@ -118,15 +201,6 @@ impl Share {
             }
         }
     }
-}
-
-/// See [`Share::cost`].
-pub fn cost(shape: &Shape, machine_slots: u32, machine_memory_bytes: u64) -> u64 {
-    let by_memory = match machine_memory_bytes {
-        0 => 0,
-        m => (u128::from(shape.memory_bytes) * u128::from(machine_slots)).div_ceil(u128::from(m)),
-    };
-    u64::from(shape.slots).max(u64::try_from(by_memory).unwrap_or(u64::MAX))
 }
 
 /// Sum over shares: each origin's class once, whatever the number of paths it was heard by.
@@ -223,6 +297,7 @@ mod tests {
             slots_free: total,
             machine_slots: 8,
             machine_memory_bytes: 16 << 30,
+            machine_gpus: 4,
             ..Share::default()
         }
     }
@@ -239,12 +314,25 @@ mod tests {
     #[test]
     fn memory_counts_as_slots() {
         let s = share("g/m", 1, 8, 8, &[]);
-        assert_eq!(1, s.cost(&Shape { slots: 1, memory_bytes: 2 << 30 }));
-        assert_eq!(2, s.cost(&Shape { slots: 1, memory_bytes: (2 << 30) + 1 }));
-        assert_eq!(8, s.cost(&Shape { slots: 1, memory_bytes: 16 << 30 }));
-        assert!(matches!(s.fit(&Shape { slots: 9, memory_bytes: 0 }), Fit::No(_)));
-        assert!(matches!(s.fit(&Shape { slots: 1, memory_bytes: 17 << 30 }), Fit::No(_)));
-        assert_eq!(Fit::Yes, s.fit(&Shape { slots: 8, memory_bytes: 16 << 30 }));
+        assert_eq!(1, s.cost(&Shape::new(1, 2 << 30)));
+        assert_eq!(2, s.cost(&Shape::new(1, (2 << 30) + 1)));
+        assert_eq!(8, s.cost(&Shape::new(1, 16 << 30)));
+        assert!(matches!(s.fit(&Shape::new(9, 0)), Fit::No(_)));
+        assert!(matches!(s.fit(&Shape::new(1, 17 << 30)), Fit::No(_)));
+        assert_eq!(Fit::Yes, s.fit(&Shape::new(8, 16 << 30)));
+    }
+
+    #[test]
+    fn gpus_and_machines_count_as_slots() {
+        let s = Share { nodes_max: 3, ..share("g/m", 1, 8, 8, &[]) };
+        let with = |gpus, nodes| Shape { gpus, nodes, ..Shape::new(1, 0) };
+        assert_eq!((2, 6, 8, 3), (s.cost(&with(1, 1)), s.cost(&with(3, 1)), s.cost(&with(4, 1)), s.cost(&with(0, 3))));
+        assert_eq!((Fit::Yes, Fit::Yes), (s.fit(&with(4, 1)), s.fit(&with(4, 3))));
+        assert_eq!(Fit::No("needs 5 GPUs on one machine, those of g/m have at most 4".into()), s.fit(&with(5, 1)));
+        assert_eq!(Fit::No("needs 4 machines, g/m gives a task at most 3".into()), s.fit(&with(0, 4)));
+        assert!(s.machine().holds(&with(4, 1)) && !s.machine().holds(&with(5, 1)) && !s.machine().holds(&with(1, 2)));
+        assert_eq!("1 slot, 4 GiB of memory and 2 GPUs on each of 3 machines", Shape { gpus: 2, nodes: 3, ..Shape::new(1, 4 << 30) }.to_string());
+        assert_eq!("2 slots", Shape::new(2, 0).to_string());
     }
 
     proptest! {
@@ -275,18 +363,19 @@ mod tests {
         }
 
         #[test]
-        fn packing_by_cost_never_overbooks(tasks in proptest::collection::vec((1u32..9, 0u64..20 << 30), 0..30)) {
+        fn packing_by_cost_never_overbooks(tasks in proptest::collection::vec((1u32..9, 0u64..20 << 30, 0u32..6), 0..30)) {
             let s = share("g/m", 1, 8, 8, &[]);
-            let (mut used, mut slots, mut memory) = (0, 0, 0);
-            for (n, m) in tasks {
-                let shape = Shape { slots: n, memory_bytes: m };
+            let (mut used, mut slots, mut memory, mut gpus) = (0, 0, 0, 0);
+            for (n, m, g) in tasks {
+                let shape = Shape { gpus: g, ..Shape::new(n, m) };
                 if s.fit(&shape) == Fit::Yes && used + s.cost(&shape) <= 8 {
                     used += s.cost(&shape);
                     slots += n;
                     memory += m;
+                    gpus += g;
                 }
             }
-            prop_assert!(slots <= 8 && memory <= 16 << 30);
+            prop_assert!(slots <= 8 && memory <= 16 << 30 && gpus <= 4);
         }
 
         #[test]

@@ -10,10 +10,14 @@ use crate::pb;
 use crate::share::Shape;
 
 /// Features that `must_understand` may name and this version knows.
-pub const FEATURES: &[&str] = &["staging.v1", MAX_COST];
+pub const FEATURES: &[&str] = &["staging.v1", MAX_COST, GPUS, NODES];
 
 /// A site that does not know `max_cost` would run the job at any price.
 const MAX_COST: &str = "max-cost.v1";
+/// One that does not know these would start it where it can't work.
+const GPUS: &str = "gpus.v1";
+/// See [`GPUS`].
+const NODES: &str = "nodes.v1";
 
 /// What to do when an attempt is lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -71,6 +75,11 @@ pub struct JobSpec {
     pub max_cost: Option<Money>,
 }
 
+/// Features that such a job needs of every site.
+fn needed(capped: bool, gpus: u32, nodes: u32) -> impl Iterator<Item = &'static str> {
+    [(MAX_COST, capped), (GPUS, gpus > 0), (NODES, nodes > 1)].into_iter().filter_map(|(feature, needed)| needed.then_some(feature))
+}
+
 impl JobSpec {
     /// Of a program with arguments, all else by default.
     pub fn new(argv: impl IntoIterator<Item = impl Into<String>>) -> Self {
@@ -81,7 +90,7 @@ impl JobSpec {
             env: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
-            shape: Shape { slots: 1, memory_bytes: 0 },
+            shape: Shape::default(),
             time_limit_ms: None,
             on_lost: OnLost::Requeue,
             disconnect_timeout_ms: DISCONNECT_TIMEOUT_DEFAULT_MS,
@@ -111,10 +120,12 @@ impl JobSpec {
             },
             disconnect_timeout_ms: self.disconnect_timeout_ms,
             attempts_max: self.attempts_max,
-            must_understand: self.max_cost.iter().map(|_| MAX_COST.to_string()).collect(),
+            must_understand: needed(self.max_cost.is_some(), self.shape.gpus, self.shape.nodes).map(String::from).collect(),
             trace_parent: self.trace_parent.clone(),
             tasks_at_once: self.tasks_at_once.unwrap_or(0),
             max_cost: self.max_cost.as_ref().map(|m| pb::Money { micro: m.micro, currency: m.currency.clone() }),
+            gpus: self.shape.gpus,
+            nodes: if self.shape.nodes > 1 { self.shape.nodes } else { 0 },
         }
         .encode_to_vec()
     }
@@ -130,6 +141,10 @@ impl JobSpec {
         if let Some(f) = spec.must_understand.iter().find(|f| !FEATURES.contains(&f.as_str())) {
             let message = format!("the job needs the feature {f:?}, which this site does not know");
             return Err(Refusal::new(RefusalKind::MustUnderstand, message).remedy("send it to a site of a later version"));
+        }
+        // Sites of an older version would take the job, and run it as if these were not there.
+        if let Some(f) = needed(spec.max_cost.is_some(), spec.gpus, spec.nodes).find(|f| !spec.must_understand.iter().any(|m| m == f)) {
+            return Err(Refusal::invalid(format!("must_understand: {f:?} is not named, and the job needs it")));
         }
         check_name_or_empty("name", &spec.name)?;
         let program = spec.argv.first().map(String::as_str).unwrap_or("");
@@ -162,6 +177,8 @@ impl JobSpec {
             check_file_name("outputs", o)?;
         }
         check((1..=SLOTS_PER_TASK_MAX).contains(&spec.slots), format!("slots: {} is not between 1 and {SLOTS_PER_TASK_MAX}", spec.slots))?;
+        check(spec.gpus <= GPUS_PER_MACHINE_MAX, format!("gpus: {}, at most {GPUS_PER_MACHINE_MAX} of one machine", spec.gpus))?;
+        check(spec.nodes <= NODES_PER_TASK_MAX, format!("nodes: {}, at most {NODES_PER_TASK_MAX} for one task", spec.nodes))?;
         check(spec.memory_bytes <= MEMORY_PER_TASK_BYTES_MAX, format!("memory: {} bytes, at most {MEMORY_PER_TASK_BYTES_MAX}", spec.memory_bytes))?;
         check(spec.time_limit_ms <= TIME_MS_MAX, format!("time: {} ms, at most {TIME_MS_MAX}", spec.time_limit_ms))?;
         check(spec.disconnect_timeout_ms <= TIME_MS_MAX, format!("disconnect_timeout: {} ms, at most {TIME_MS_MAX}", spec.disconnect_timeout_ms))?;
@@ -173,8 +190,6 @@ impl JobSpec {
         };
         let max_cost = spec.max_cost.map(|m| Money { micro: m.micro, currency: m.currency });
         if let Some(m) = &max_cost {
-            // Without it, sites of an older version would take the job and run it at any price.
-            check(spec.must_understand.iter().any(|f| f == MAX_COST), format!("max_cost: must_understand does not name {MAX_COST:?}"))?;
             check(is_currency(&m.currency), format!("max_cost: {:?} is not a currency, as three capital letters", m.currency))?;
             if m.micro > 0 && spec.time_limit_ms == 0 {
                 let message = "max_cost: without a time limit nobody can say what a task costs at most";
@@ -188,7 +203,7 @@ impl JobSpec {
             env,
             inputs,
             outputs: spec.outputs,
-            shape: Shape { slots: spec.slots, memory_bytes: spec.memory_bytes },
+            shape: Shape { slots: spec.slots, memory_bytes: spec.memory_bytes, gpus: spec.gpus, nodes: spec.nodes.max(1) },
             time_limit_ms: (spec.time_limit_ms > 0).then_some(spec.time_limit_ms),
             on_lost,
             disconnect_timeout_ms: spec.disconnect_timeout_ms,
@@ -274,6 +289,7 @@ mod tests {
         spec.tasks_at_once = Some(8);
         assert_eq!(Ok(spec.clone()), JobSpec::decode(&spec.encode()));
         spec.max_cost = Some(Money { micro: 1, currency: "USD".into() });
+        spec.shape = Shape { gpus: 2, nodes: 3, ..Shape::new(4, 5) };
         assert_eq!(Ok(spec.clone()), JobSpec::decode(&spec.encode()));
     }
 
@@ -315,7 +331,11 @@ mod tests {
             ("name", pb::JobSpec { name: "a\nb".into(), ..base() }),
             ("max_cost: \"usd\"", pb::JobSpec { time_limit_ms: 1, ..capped("usd") }),
             ("max_cost: without", capped("USD")),
-            ("max_cost: must_understand", pb::JobSpec { time_limit_ms: 1, must_understand: vec![], ..capped("USD") }),
+            ("must_understand", pb::JobSpec { time_limit_ms: 1, must_understand: vec![], ..capped("USD") }),
+            ("must_understand", pb::JobSpec { gpus: 1, ..base() }),
+            ("must_understand", pb::JobSpec { nodes: 2, must_understand: vec![GPUS.into()], ..base() }),
+            ("gpus", pb::JobSpec { gpus: u32::MAX, must_understand: vec![GPUS.into()], ..base() }),
+            ("nodes", pb::JobSpec { nodes: u32::MAX, must_understand: vec![NODES.into()], ..base() }),
             ("trace_parent", pb::JobSpec { trace_parent: "00-0-0-00".into(), ..base() }),
         ];
         for (field, spec) in cases {

@@ -27,3 +27,5 @@ mod limits;
 mod pace;
 #[path = "slurm_grid/pilots.rs"]
 mod pilots;
+#[path = "slurm_grid/wide.rs"]
+mod wide;

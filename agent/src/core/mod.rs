@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::link::{Attempts, Hop};
-use intergrid_proto::share::{Shape, cost};
+use intergrid_proto::share::Shape;
 use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
 
 use crate::limits::*;
@@ -325,7 +325,7 @@ impl Core {
     }
 
     fn cost(&self, shape: &Shape) -> u64 {
-        cost(shape, self.capacity.slots, self.capacity.memory_bytes)
+        self.capacity.machine().cost(shape)
     }
 
     fn set_capacity(&mut self, capacity: Capacity) {

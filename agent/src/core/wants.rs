@@ -194,6 +194,7 @@ impl Core {
     /// In words, for logs.
     pub fn describe(&self) -> String {
         let c = &self.capacity;
-        format!("{} slots, {} of memory, {}", c.slots, human_bytes(c.memory_bytes), c.architecture)
+        let gpus = if c.gpus > 0 { format!(", {} GPUs", c.gpus) } else { String::new() };
+        format!("{} slots, {} of memory{gpus}, {}", c.slots, human_bytes(c.memory_bytes), c.architecture)
     }
 }

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test
 
 use crate::core::{Fate, Fault, Input, Key, Report};
 use crate::limits::*;
-use crate::plan::{Plan, Task};
+use crate::plan::{GPU_VARIABLES, Plan, Task};
 use crate::state::Claim;
 use cgroup::Cgroup;
 use dirs::Dirs;
@@ -60,15 +60,15 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// With directories below `dirs`; its threads come in by the door. `null`: tasks are not executed but end at once, well: for measuring all else.
-    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, null: bool, door: Door) -> io::Result<Self> {
+    /// With directories below `dirs`, on a machine with these GPUs; its threads come in by the door. `null`: tasks are not executed but end at once, well: for measuring all else.
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, null: bool, door: Door) -> io::Result<Self> {
         // What a task leaves behind becomes our child, so that its end can be waited for, whoever process 1 is.
         set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;
         sys::keep_ended()?;
         if let Err(e) = sys::seal_inherited() {
             tracing::warn!("descriptors that this process inherited may be seen by tasks: {e}");
         }
-        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), door)?) };
+        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), gpus, door)?) };
         let (groups, pids, watched) = Default::default();
         Ok(Executor { dirs, cgroup, workers, groups, pids, watched, sample_next: Instant::now(), done: Vec::new() })
     }
@@ -192,8 +192,8 @@ impl Executor {
     fn finish(&mut self, pid: i32) {
         let Some(group) = self.groups.get(&pid) else { return };
         let found = report(&self.dirs, self.cgroup.as_ref(), group.key, group.plan.as_deref(), group.pair, group.ended);
-        if let (Some(pair), Some(workers)) = (group.pair, &self.workers) {
-            workers.free(pair);
+        if let Some(workers) = &self.workers {
+            workers.free(group.key, group.pair);
         }
         self.finished(pid, found);
     }
@@ -251,6 +251,8 @@ impl Executor {
                 self.groups.insert(pid, group);
                 self.pids.insert(*key, pid);
                 self.watched.push(pid);
+                let gpus = proc::variable(pid, GPU_VARIABLES[0]).unwrap_or_default();
+                self.workers.iter().for_each(|w| w.give(*key, &gpus));
             }
             fates.push((*key, fate));
         }

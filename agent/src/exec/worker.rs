@@ -39,8 +39,8 @@ pub struct Workers(Arc<Shared>);
 
 impl Workers {
     /// Start the first of them.
-    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, door: Door) -> io::Result<Self> {
-        let workers = Workers(Arc::new(Shared { queue: Mutex::default(), more: Condvar::new(), dirs, cgroup, door }));
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, door: Door) -> io::Result<Self> {
+        let workers = Workers(Arc::new(Shared { queue: Mutex::new(Queue::with(gpus)), more: Condvar::new(), dirs, cgroup, door }));
         workers.one_more(&mut workers.0.lock())?;
         Ok(workers)
     }
@@ -50,7 +50,7 @@ impl Workers {
         let mut queue = self.0.lock();
         if !queue.closed {
             queue.starts.push_back((task, plan));
-            let wanted = queue.starts.len();
+            let wanted = queue.startable();
             self.call(&mut queue, wanted);
         }
     }
@@ -60,7 +60,7 @@ impl Workers {
         let mut queue = self.0.lock();
         queue.left.extend(keys);
         if queue.left.len() > LEFT_DIRECTORIES_MAX {
-            let wanted = queue.starts.len() + 1;
+            let wanted = queue.startable() + 1;
             self.call(&mut queue, wanted);
         }
     }
@@ -68,15 +68,25 @@ impl Workers {
     /// Have directories cleared away that no start has made use of.
     pub fn tidy(&self) {
         let mut queue = self.0.lock();
-        if !queue.left.is_empty() || !queue.soiled.is_empty() {
-            let wanted = queue.starts.len() + 1;
+        let tidy = usize::from(!queue.left.is_empty() || !queue.soiled.is_empty());
+        // Of several starts that waited for the GPUs of one task, its thread has taken one.
+        if tidy + queue.startable() > 0 {
+            let wanted = queue.startable() + tidy;
             self.call(&mut queue, wanted);
         }
     }
 
-    /// Nothing writes to this pair of streams any more.
-    pub fn free(&self, pair: u32) {
-        self.0.lock().pairs.push(pair);
+    /// Nothing writes to this pair of streams any more, and nothing uses the task's GPUs.
+    pub fn free(&self, key: Key, pair: Option<u32>) {
+        let mut queue = self.0.lock();
+        queue.release(key, pair);
+        let wanted = queue.startable();
+        self.call(&mut queue, wanted);
+    }
+
+    /// A task that was found running has these GPUs.
+    pub fn give(&self, key: Key, gpus: &str) {
+        self.0.lock().give(key, gpus);
     }
 
     /// Is no start waiting or under way?
@@ -196,7 +206,7 @@ impl Shared {
             Ok(pid) => pid,
             Err(fault) => {
                 let mut queue = self.lock();
-                queue.pairs.push(pair);
+                queue.release(key, Some(pair));
                 queue.coming += 1;
                 drop(queue);
                 let mut fault = Some(fault);
@@ -225,7 +235,7 @@ impl Shared {
         }
         let mut found = Some(report(&self.dirs, self.cgroup.as_ref(), key, Some(&plan), Some(pair), ended.map(|e| (e, wall))));
         let mut queue = self.lock();
-        queue.pairs.push(pair);
+        queue.release(key, Some(pair));
         queue.coming += 1;
         drop(queue);
         self.with(|exec| found.take().into_iter().for_each(|report| exec.finished(pid, report)))
@@ -261,7 +271,7 @@ impl Shared {
         let unusual = |e: io::Error| fault_of(&e, &plan.program(task.index));
         let Tools { spawner, argv, env } = tools;
         plan.argv(task.index, argv).map_err(unusual)?;
-        plan.env(task, &dir.to_string_lossy(), env).map_err(unusual)?;
+        plan.env(task, &dir.to_string_lossy(), start.gpus.as_deref(), env).map_err(unusual)?;
         let program = program(plan, task.index)?;
         let cwd = c_path(&dir).map_err(unusual)?;
         let stream = |name| c_path(&self.dirs.stream(start.pair, name)).map_err(unusual);

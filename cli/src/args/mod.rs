@@ -126,9 +126,15 @@ pub struct SpecArgs {
     /// Slots of one machine for each task.
     #[arg(short = 'c', long = "slots", value_name = "SLOTS", default_value_t = 1, value_parser = whole)]
     pub slots: u32,
-    /// Memory of each task, with its unit: 512M, 4G.
+    /// Memory of each task, on each of its machines, with its unit: 512M, 4G.
     #[arg(long, value_name = "SIZE")]
     pub mem: Option<String>,
+    /// GPUs of each task, on each of its machines.
+    #[arg(short = 'G', long, value_name = "GPUS", default_value_t = 0, value_parser = whole)]
+    pub gpus: u32,
+    /// Machines of each task, each with these slots, memory and GPUs: it is started on the first of them, inside of what the cluster allocated.
+    #[arg(short = 'N', long, value_name = "MACHINES", default_value_t = 1, value_parser = whole)]
+    pub nodes: u32,
     /// Time limit of each task, with its unit: 90s, 10m, 1h30m.
     #[arg(short = 't', long = "time", value_name = "TIME")]
     pub time: Option<String>,

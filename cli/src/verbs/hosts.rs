@@ -53,7 +53,8 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             if h.backend.is_empty() || h.backend == "federation" { kind.into() } else { format!("{kind} ({})", h.backend).into() },
             h.slots_total.into(),
             free,
-            render::bytes(h.memory_bytes).into(),
+            if h.gpus > 0 { format!("{}, {}", render::bytes(h.memory_bytes), render::count(h.gpus, "GPU")) } else { render::bytes(h.memory_bytes) }
+                .into(),
             h.running.into(),
             if counts { h.waiting.into() } else { "".into() },
             if counts { h.done.into() } else { "".into() },

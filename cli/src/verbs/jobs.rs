@@ -90,9 +90,8 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
     if let Ok(s) = JobSpec::decode(&v.spec) {
         let staged = s.executable.as_ref().map_or(String::new(), |f| format!("  (staged, {})", render::bytes(f.size)));
         facts.push(("command", format!("{}{staged}", s.argv.join(" "))));
-        let memory = if s.shape.memory_bytes > 0 { format!(", {}", render::bytes(s.shape.memory_bytes)) } else { String::new() };
         let limit = s.time_limit_ms.map_or(String::new(), |ms| format!(", at most {}", render::duration(ms)));
-        facts.push(("each task", format!("{}{memory}{limit}", render::count(s.shape.slots.into(), "slot"))));
+        facts.push(("each task", format!("{}{limit}", s.shape)));
         facts.push(("inputs", s.inputs.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")));
         facts.push(("trace", s.trace_parent.split('-').nth(1).unwrap_or_default().to_owned()));
         facts.push(("outputs", s.outputs.join(" ")));

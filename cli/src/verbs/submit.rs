@@ -4,7 +4,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use intergrid_proto::limits::{NAME_BYTES_MAX, SLOTS_PER_TASK_MAX, TASKS_PER_JOB_MAX};
+use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, NAME_BYTES_MAX, NODES_PER_TASK_MAX, SLOTS_PER_TASK_MAX, TASKS_PER_JOB_MAX};
 use intergrid_proto::spec::{File, OnLost};
 use intergrid_proto::units::{parse_bytes, parse_duration};
 use intergrid_proto::{BlobHash, JobSpec, Money, Refusal, RefusalKind, Shape, pb};
@@ -55,6 +55,12 @@ impl Plan {
             let message = format!("-n {}: a job has at most {TASKS_PER_JOB_MAX} tasks", tasks);
             return Err(Refusal::new(RefusalKind::OverLimit, message).remedy("submit several jobs"));
         }
+        if args.gpus > GPUS_PER_MACHINE_MAX {
+            return Err(Refusal::invalid(format!("--gpus {}: a task has at most {GPUS_PER_MACHINE_MAX} on a machine", args.gpus)));
+        }
+        if !(1..=NODES_PER_TASK_MAX).contains(&args.nodes) {
+            return Err(Refusal::invalid(format!("--nodes {}: a task has 1 to {NODES_PER_TASK_MAX} machines", args.nodes)));
+        }
         if !(1..=SLOTS_PER_TASK_MAX).contains(&args.slots) {
             return Err(Refusal::invalid(format!("-c {}: a task has 1 to {SLOTS_PER_TASK_MAX} slots", args.slots)));
         }
@@ -72,7 +78,8 @@ impl Plan {
         spec.name = args.name.clone().unwrap_or_default();
         spec.env = args.env.iter().map(|e| names::variable(e)).collect::<Result<_, _>>()?;
         spec.outputs = args.outputs.clone();
-        spec.shape = Shape { slots: args.slots, memory_bytes: flag("--mem", args.mem.as_deref(), parse_bytes)?.unwrap_or(0) };
+        let memory_bytes = flag("--mem", args.mem.as_deref(), parse_bytes)?.unwrap_or(0);
+        spec.shape = Shape { slots: args.slots, memory_bytes, gpus: args.gpus, nodes: args.nodes };
         spec.time_limit_ms = flag("-t", args.time.as_deref(), parse_duration)?.map(|d| d.as_millis() as u64);
         if spec.time_limit_ms == Some(0) {
             return Err(Refusal::invalid("-t: a time limit of nothing").remedy("leave -t out for no limit"));
@@ -222,10 +229,12 @@ mod tests {
 
     #[test]
     fn words_become_a_spec() {
-        let words = ["-n", "100", "-J", "r", "-c", "2", "--mem", "4G", "-t", "10m", "--env", "A=b", "--out", "t-{i}", "--no-requeue"];
+        let words =
+            ["-n", "100", "-J", "r", "-c", "2", "--mem", "4G", "-G", "1", "-N", "3", "-t", "10m", "--env", "A=b", "--out", "t-{i}", "--no-requeue"];
         let plan = plan(&[&words[..], &["--disconnect-timeout", "30s", "--key", "k", "--hold", "--", "render", "{i}"]].concat()).unwrap();
         let spec = plan.spec;
-        assert_eq!((4 << 30, 2, Some(600_000), 30_000), (spec.shape.memory_bytes, spec.shape.slots, spec.time_limit_ms, spec.disconnect_timeout_ms));
+        assert_eq!(Shape { slots: 2, memory_bytes: 4 << 30, gpus: 1, nodes: 3 }, spec.shape);
+        assert_eq!((Some(600_000), 30_000), (spec.time_limit_ms, spec.disconnect_timeout_ms));
         assert_eq!((OnLost::Wait, "r", vec!["render".to_owned(), "{i}".into()]), (spec.on_lost, spec.name.as_str(), spec.argv));
         assert_eq!((100, true, Some("k"), Program::Site), (plan.tasks, plan.hold, plan.key.as_deref(), plan.program));
     }

@@ -127,6 +127,7 @@ impl Inner {
             gateway: &p.config.gateway,
             slots: what.kind.slots,
             memory_bytes: what.kind.memory_bytes,
+            gpus: what.kind.gpus,
             token,
             alone_ms: p.alone_ms,
             agent: p.config.agent.as_ref(),

@@ -12,6 +12,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_types::retry::RetryConfig;
 use intergrid_gateway::config::{CloudConfig, Ec2Config, GatewayConfig};
 use intergrid_gateway::daemon::{DaemonOptions, over_rented, run_site};
+use intergrid_proto::limits::GPUS_PER_MACHINE_MAX;
 use intergrid_proto::link::Kind;
 use intergrid_proto::net::issue::{Validity, token};
 use intergrid_proto::{Refusal, RefusalKind};
@@ -100,9 +101,11 @@ pub async fn measure(client: &Client, config: &Ec2Config, cloud: &mut CloudConfi
             if let Some((_, architecture)) = known.into_iter().find(|(theirs, _)| architectures.contains(theirs)) {
                 kind.architecture = architecture.to_string();
             }
+            let gpus = about.and_then(|t| t.gpu_info()).map_or(&[][..], |g| g.gpus());
+            kind.gpus = gpus.iter().filter_map(|g| u32::try_from(g.count()?).ok()).sum::<u32>().min(GPUS_PER_MACHINE_MAX);
             kind.slots = slots;
             kind.memory_bytes = (mib << 20) / OFFERED.1 * OFFERED.0;
-            tracing::info!(machine = %name, slots, memory_bytes = kind.memory_bytes, "measured");
+            tracing::info!(machine = %name, slots, memory_bytes = kind.memory_bytes, gpus = kind.gpus, "measured");
         }
     }
     Ok(())

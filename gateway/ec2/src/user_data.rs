@@ -21,6 +21,8 @@ pub struct Told<'a> {
     pub slots: u32,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Its GPUs.
+    pub gpus: u32,
     /// Its token, in PEM.
     pub token: &'a str,
     /// Without its gateway and without work, it ends after so long.
@@ -101,9 +103,9 @@ pub fn user_data(told: &Told<'_>) -> String {
     // Configuration files take whole MiB; a rounded one is smaller.
     let (mib, alone_s) = ((told.memory_bytes >> 20).max(1), (told.alone_ms / 1_000).max(1));
     let config = format!(
-        "name = \"{}\"\ngateway = \"{}\"\nidentity = \"$lib/identity\"\nstate = \"$lib/state\"\ntoken = \"$etc/token.pem\"\nslots = {}\nmemory = \"{mib}M\"\n\
+        "name = \"{}\"\ngateway = \"{}\"\nidentity = \"$lib/identity\"\nstate = \"$lib/state\"\ntoken = \"$etc/token.pem\"\nslots = {}\nmemory = \"{mib}M\"\ngpus = {}\n\
          alone_max = \"{alone_s}s\"\non_alone = [\"$root/sbin/poweroff\"]\nnotices = \"{METADATA}\"\n",
-        told.label, told.gateway, told.slots
+        told.label, told.gateway, told.slots, told.gpus
     );
     let token = told.token.trim_end();
     let files = format!(
@@ -125,6 +127,7 @@ mod tests {
             gateway: "grid.example.org:7411",
             slots: 4,
             memory_bytes: (8 << 30) + 5,
+            gpus: 1,
             token: "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n",
             alone_ms: 900_000,
             agent: Some(&agent),

@@ -68,7 +68,7 @@ fn machine(number: u64) -> Launch {
         number,
         label: format!("burst-m{number}"),
         offer: OfferKey { machine: "m5.large".into(), zone: String::new(), spot: false },
-        kind: MachineType { slots: 2, memory_bytes: 4 << 30, architecture: "x86_64".into(), machines_max: None },
+        kind: MachineType { slots: 2, memory_bytes: 4 << 30, gpus: 0, architecture: "x86_64".into(), machines_max: None },
         price: Price { rate: Rate(96_000), ceiling: Rate(96_000), billing: Billing::Second { min_s: 60 } },
         endpoint: String::new(),
     }

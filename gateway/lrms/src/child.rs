@@ -68,7 +68,7 @@ impl Child {
         let state = State::replay(records)?;
         // The same for ever: where the gateway runs does not matter to what runs elsewhere.
         let machine = [driver.name().as_bytes(), b"/", queue.as_bytes()].concat();
-        let capacity = Capacity { slots: 1, memory_bytes: 0, architecture: std::env::consts::ARCH.to_string() };
+        let capacity = Capacity { slots: 1, memory_bytes: 0, gpus: 0, architecture: std::env::consts::ARCH.to_string() };
         let mut core = Core::new(state, me.clone(), machine, BOOT.to_vec(), capacity, random(), clock.now())?;
         let claims = core.claimed();
         for (key, claim) in &claims {

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use intergrid_proto::Shape;
 use tokio::time::{Instant, sleep};
 
 use crate::command::{Account, Call, Hands};
@@ -185,8 +186,7 @@ async fn task(lrms: &dyn Lrms, account: &Account, directory: &Path, queue: &str)
         account: account.clone(),
         queue: queue.to_string(),
         tasks: 1,
-        slots: 1,
-        memory_bytes: 0,
+        shape: Shape::default(),
         time_limit_ms: Some(DOCTOR_TASK_MS),
         directory: place.clone(),
         complaints: None,

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use futures::future::BoxFuture;
-use intergrid_proto::Exit;
+use intergrid_proto::{Exit, Shape};
 
 use crate::command::{Account, CallFailure};
 
@@ -32,10 +32,8 @@ pub struct Submission {
     pub queue: String,
     /// Positions are 1 to this; never more than [`Lrms::tasks_max`].
     pub tasks: u32,
-    /// Slots of each, on one machine.
-    pub slots: u32,
-    /// Memory of each; 0: what the site gives by default.
-    pub memory_bytes: u64,
+    /// What each needs; memory of 0: what the site gives by default.
+    pub shape: Shape,
     /// Wall clock of each, as the LRMS is to enforce it, some time beyond what we do; None: the queue's own limit.
     pub time_limit_ms: Option<u64>,
     /// On the shared file system: working directory, there already, the account's alone.
@@ -190,6 +188,12 @@ pub struct Queue {
     pub machine_slots: u32,
     /// See `machine_slots`.
     pub machine_memory_bytes: u64,
+    /// Most GPUs of one machine; those out of order count too.
+    pub machine_gpus: u32,
+    /// GPUs of all machines that can be used at all.
+    pub gpus_total: u64,
+    /// Most machines that one task can be given; 0: one.
+    pub nodes_max: u32,
     /// As `uname -m`, where it says so; else empty.
     pub architecture: String,
     /// Tasks that wait, of all users.

@@ -18,7 +18,7 @@ use intergrid_gateway::config::{LrmsConfig, PilotsConfig};
 use intergrid_gateway::rent::{Cloud, Launch};
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::join::replace;
-use intergrid_proto::{Refusal, SiteId};
+use intergrid_proto::{Refusal, Shape, SiteId};
 use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use serde::Serialize;
 use tokio::sync::{Mutex, OnceCell};
@@ -70,6 +70,7 @@ struct AgentToml<'a> {
     token: &'a Path,
     slots: u32,
     memory: String,
+    gpus: u32,
     alone_max: String,
     retire_after: String,
     stop_ends_tasks: bool,
@@ -135,8 +136,7 @@ impl Inner {
             account: Account::Own,
             queue: what.offer.machine,
             tasks: 1,
-            slots: kind.slots,
-            memory_bytes: kind.memory_bytes.saturating_add(PILOT_OWN_BYTES),
+            shape: Shape { gpus: kind.gpus, ..Shape::new(kind.slots, kind.memory_bytes.saturating_add(PILOT_OWN_BYTES)) },
             time_limit_ms: Some(self.config.time_ms),
             directory,
             complaints: None,
@@ -181,6 +181,7 @@ impl Inner {
             token: &token,
             slots: what.kind.slots,
             memory: format!("{}B", what.kind.memory_bytes),
+            gpus: what.kind.gpus,
             alone_max: format!("{}ms", c.alone_ms),
             retire_after: format!("{}ms", (c.time_ms - c.task_time_ms).max(1)),
             stop_ends_tasks: true,

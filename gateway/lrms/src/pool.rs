@@ -140,6 +140,7 @@ impl Backend for LrmsPool {
                 slots_total: queue.slots_total,
                 slots_free: queue.slots_free,
                 memory_bytes: queue.machine_memory_bytes.saturating_mul(u64::from(queue.machines)),
+                gpus: queue.gpus_total,
                 running: queue.slots_total.saturating_sub(queue.slots_free),
                 waiting: queue.waiting,
                 backend: self.kind.to_string(),

@@ -27,10 +27,10 @@ pub fn script(base: &Path, tag: &str, first: u32, plan: &Plan) -> String {
     let ours = ["HOME", "TMPDIR"].into_iter().filter(|name| plan.spec.env.iter().all(|(n, _)| n != name));
     let dirs: Vec<&str> = ours.chain(["GRID_TASK_DIR"]).collect();
     let (shape, dirs) = (&plan.spec.shape, dirs.join(" "));
-    let (slots, memory_mib) = (shape.slots, shape.memory_bytes >> 20);
-    let head =
-        format!("grid_base='{}' grid_tag={tag} grid_first={first} grid_dirs='{dirs}' grid_slots={slots} grid_memory={memory_mib}", base.display());
-    format!("#!/bin/sh\n{head}\n{WRAPPER}")
+    let (slots, memory_mib, gpus, nodes) = (shape.slots, shape.memory_bytes >> 20, shape.gpus, shape.nodes);
+    let head = format!("grid_base='{}' grid_tag={tag} grid_first={first} grid_dirs='{dirs}'", base.display());
+    let asked = format!("grid_slots={slots} grid_memory={memory_mib} grid_gpus={gpus} grid_nodes={nodes}");
+    format!("#!/bin/sh\n{head} {asked}\n{WRAPPER}")
 }
 
 /// Its files: name and content. `{i}` is filled in where the task runs.
@@ -54,6 +54,8 @@ pub fn files(plan: &Plan, task: &Task, indices: &[u32]) -> Vec<(String, Vec<u8>)
     put("GRID_ATTEMPT", &task.attempt.to_string());
     put("GRID_SITE", &task.site);
     put("GRID_SLOTS", &plan.spec.shape.slots.to_string());
+    put("GRID_GPUS", &plan.spec.shape.gpus.to_string());
+    put("GRID_NODES", &plan.spec.shape.nodes.to_string());
     put("GRID_TASK_COUNT", &task.array_size.to_string());
     let mut out = vec![("a".to_string(), argv.into_bytes()), ("e".to_string(), env.into_bytes())];
     let first = indices.first().copied().unwrap_or(0);
@@ -141,7 +143,7 @@ mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
-    use intergrid_proto::JobSpec;
+    use intergrid_proto::{JobSpec, Shape};
     use proptest::prelude::*;
 
     use super::*;
@@ -256,6 +258,17 @@ mod tests {
         spec.shape.memory_bytes = 200 << 20;
         assert_eq!(vec![126], run_with(&base, &spec, &[0], 1, &[("SLURM_MEM_PER_NODE", "199")]));
         assert_eq!("less-memory", record(&base, 1).fault);
+        for (shape, name, less, enough) in [
+            (Shape { gpus: 2, ..Shape::default() }, "SLURM_GPUS_ON_NODE", "less-gpus", "2"),
+            (Shape { nodes: 3, ..Shape::default() }, "SLURM_JOB_NUM_NODES", "less-machines", "3"),
+        ] {
+            spec.shape = shape;
+            std::fs::remove_dir_all(&base).unwrap();
+            assert_eq!(vec![126], run_with(&base, &spec, &[0], 1, &[("SLURM_JOB_ID", "7"), (name, "1")]));
+            assert_eq!(less, record(&base, 1).fault);
+            std::fs::remove_dir_all(&base).unwrap();
+            assert_eq!(vec![0], run_with(&base, &spec, &[0], 1, &[("SLURM_JOB_ID", "7"), (name, enough)]));
+        }
     }
 
     #[test]

@@ -70,6 +70,8 @@ fn fault(r: &ExitRecord) -> Option<Fault> {
         "no-such-program" => fault(ReasonKind::NoSuchProgram, "the program does not exist on the machine that it was to run on", Exit::Code(127)),
         "not-executable" => fault(ReasonKind::NotExecutable, "the program is not an executable file", Exit::Code(126)),
         "less-slots" => fault(ReasonKind::StartFailed, "it was given fewer slots than it asked for", Exit::NotStarted),
+        "less-gpus" => fault(ReasonKind::StartFailed, "it was given fewer GPUs than it asked for", Exit::NotStarted),
+        "less-machines" => fault(ReasonKind::StartFailed, "it was given fewer machines than it asked for", Exit::NotStarted),
         "less-memory" => fault(ReasonKind::StartFailed, "it was given less memory than it asked for", Exit::NotStarted),
         "stage-in" => fault(ReasonKind::StageInFailed, "its inputs could not be copied to its directory", Exit::NotStarted),
         _ => fault(ReasonKind::StartFailed, "it could not be started", Exit::NotStarted),

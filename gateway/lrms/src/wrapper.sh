@@ -54,6 +54,9 @@ payload() {
   less=
   [ "${SLURM_CPUS_ON_NODE:-${NSLOTS:-$grid_slots}}" -lt "$grid_slots" ] 2>/dev/null && less=slots
   [ "${SLURM_MEM_PER_NODE:-$grid_memory}" -lt "$grid_memory" ] 2>/dev/null && less=memory
+  # Slurm says nothing of GPUs where it gave none.
+  [ "${SLURM_JOB_ID:+${SLURM_GPUS_ON_NODE:-0}}" -lt "$grid_gpus" ] 2>/dev/null && less=gpus
+  [ "${SLURM_JOB_NUM_NODES:-$grid_nodes}" -lt "$grid_nodes" ] 2>/dev/null && less=machines
   [ -z "$less" ] || { echo "less-$less" >fault; exit 126; }
   trap - TERM INT XCPU USR1 USR2 2>/dev/null
   [ -n "$SGE_TASK_ID" ] && trap '' USR1 USR2
@@ -88,7 +91,7 @@ payload() {
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
   [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
-  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
+  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory grid_gpus grid_nodes
   exec "$@"
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use intergrid_proto::share::{Shape, cost};
+use intergrid_proto::share::{Machine, Shape};
 
 use crate::limits::LEASE_MS;
 use crate::money::Rate;
@@ -15,6 +15,8 @@ pub struct MachineType {
     pub slots: u32,
     /// Bytes of one machine.
     pub memory_bytes: u64,
+    /// GPUs of one machine.
+    pub gpus: u32,
     /// As `uname -m`.
     pub architecture: String,
     /// Machines of this type that may exist at a time, whatever the budget says; None: no such limit.
@@ -24,8 +26,13 @@ pub struct MachineType {
 impl MachineType {
     /// Slots that a task takes here; None: it never fits.
     pub fn cost(&self, shape: &Shape) -> Option<u64> {
-        let fits = shape.slots <= self.slots && shape.memory_bytes <= self.memory_bytes;
-        fits.then(|| cost(shape, self.slots, self.memory_bytes))
+        let machine = self.machine();
+        machine.holds(shape).then(|| machine.cost(shape))
+    }
+
+    /// What tasks share of one.
+    pub fn machine(&self) -> Machine {
+        Machine { slots: self.slots, memory_bytes: self.memory_bytes, gpus: self.gpus }
     }
 }
 

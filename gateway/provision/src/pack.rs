@@ -98,7 +98,7 @@ pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Ra
     let shape = &demand.shape;
     if !offers.iter().any(|(_, kind, _)| kind.cost(shape).is_some()) {
         let largest = offers.iter().map(|(_, kind, _)| kind.slots).max().unwrap_or(0);
-        return Some(format!("{} slots and {} bytes on one machine fit no type; the largest has {largest} slots", shape.slots, shape.memory_bytes));
+        return Some(format!("{shape} fit no type of machine; the largest has {largest} slots"));
     }
     let max = demand.task_rate_max?;
     let any = offers.iter().any(|(_, kind, rate)| kind.cost(shape).is_some() && rate.is_some_and(|r| demand.pays(kind, r)));
@@ -107,7 +107,7 @@ pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Ra
 
 fn large_first(demand: &[Demand]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..demand.len()).collect();
-    order.sort_by_key(|at| std::cmp::Reverse((demand[*at].shape.slots, demand[*at].shape.memory_bytes)));
+    order.sort_by_key(|at| std::cmp::Reverse((demand[*at].shape.gpus, demand[*at].shape.slots, demand[*at].shape.memory_bytes)));
     order
 }
 
@@ -116,11 +116,11 @@ mod tests {
     use super::*;
 
     fn demand(slots: u32, gib: u64, tasks: u64) -> Demand {
-        Demand { shape: Shape { slots, memory_bytes: gib << 30 }, tasks, owner: "alice".into(), task_rate_max: None }
+        Demand { shape: Shape::new(slots, gib << 30), tasks, owner: "alice".into(), task_rate_max: None }
     }
 
     fn kind(slots: u32, gib: u64) -> MachineType {
-        MachineType { slots, memory_bytes: gib << 30, architecture: "x86_64".into(), machines_max: None }
+        MachineType { slots, memory_bytes: gib << 30, gpus: 0, architecture: "x86_64".into(), machines_max: None }
     }
 
     #[test]

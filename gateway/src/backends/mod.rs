@@ -23,6 +23,7 @@ fn host(hop: &Hop, backend: &str, shares: &[Share]) -> pb::Host {
         slots_total,
         slots_free,
         memory_bytes: shares.iter().map(|s| s.machine_memory_bytes.saturating_mul(u64::from(s.machines))).sum(),
+        gpus: shares.iter().map(|s| s.gpus_total).fold(0, u64::saturating_add),
         running: slots_total - slots_free,
         waiting: shares.iter().map(|s| s.waiting).sum(),
         shares: shares.iter().cloned().map(Into::into).collect(),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
-use intergrid_proto::share::{MACHINE, class, cost, divide_window, lookahead};
+use intergrid_proto::share::{MACHINE, class, divide_window, lookahead};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
@@ -21,10 +21,11 @@ pub(super) struct Upward {
     pub room: u64,
 }
 
-/// `x86_64-4c-16g`: machines of one kind; those that cost money are of another.
+/// `x86_64-4c-16g`, `x86_64-4c-16g-1gpu`: machines of one kind; those that cost money are of another.
 pub(super) fn machine_class(s: &Share) -> String {
     let rented = if s.price_micro_per_slot_hour > 0 { "-rented" } else { "" };
-    format!("{}-{}c-{}g{rented}", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
+    let gpus = if s.machine_gpus > 0 { format!("-{}gpu", s.machine_gpus) } else { String::new() };
+    format!("{}-{}c-{}g{gpus}{rented}", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
 }
 
 impl Upward {
@@ -37,6 +38,7 @@ impl Upward {
         e.largest_free = e.largest_free.max(share.largest_free);
         e.machine_memory_bytes = e.machine_memory_bytes.min(share.machine_memory_bytes);
         e.machines = e.machines.saturating_add(share.machines);
+        e.gpus_total += share.gpus_total;
         e.age_ms = e.age_ms.min(share.age_ms);
         e.draining &= share.draining;
         if !e.draining {
@@ -218,7 +220,7 @@ impl Core {
     /// What one task of a shape counts for on a share that we have told of: the parent counts the same.
     pub(super) fn cost_at(&self, share: &str, shape: &Shape) -> u64 {
         let told = self.parents.values().filter_map(|p| p.advert.as_ref()).flat_map(|a| &a.shares).find(|s| s.key == share);
-        told.map_or(u64::from(shape.slots), |s| cost(shape, s.machine_slots, s.machine_memory_bytes)).max(1)
+        told.map_or(u64::from(shape.slots), |s| s.cost(shape)).max(1)
     }
 
     /// Tell children what we would use beyond what they have.

@@ -166,8 +166,8 @@ impl Core {
 
     /// Of a waiting job with a cap: how many of its tasks could be paid on what can be rented, and what one may cost in an hour.
     pub(super) fn rentable_for(&self, j: &Job) -> Option<(u64, u64)> {
-        let fits = |t: &&Rentable| j.shape().slots <= t.slots && j.shape().memory_bytes <= t.memory_bytes;
-        let slots = |t: &Rentable| intergrid_proto::share::cost(j.shape(), t.slots, t.memory_bytes).max(1);
+        let fits = |t: &&Rentable| t.machine.holds(j.shape());
+        let slots = |t: &Rentable| t.machine.cost(j.shape()).max(1);
         let afford =
             |t: &Rentable| j.afford("", t.price_micro_per_slot_hour, &t.currency, slots(t)).ok().map(|a| (t.machines == 0, a.most_micro, a.tasks));
         // Of the cheapest that could come. What each of so many may cost is its part: together they never cost more than what is left.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use intergrid_proto::link::Kind;
-use intergrid_proto::share::Fit;
+use intergrid_proto::share::{Fit, Machine};
 use intergrid_proto::{Reason, ReasonKind, Shape, Share, SiteId};
 
 use super::Core;
@@ -29,10 +29,8 @@ pub struct ForRent {
 /// Machines of one type that are not there.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Rentable {
-    /// Slots of one.
-    pub slots: u32,
-    /// Bytes of one.
-    pub memory_bytes: u64,
+    /// One of them.
+    pub machine: Machine,
     /// As `uname -m`.
     pub architecture: String,
     /// How many could come. With none of them left the type is still told of: work that fits it may wait above.
@@ -163,13 +161,15 @@ impl Core {
     }
 
     fn upward_of(&self, t: &Rentable, own: &mut [(Shape, u64)], placed: &BTreeMap<String, u64>) -> Upward {
-        let slots = t.machines.saturating_mul(u64::from(t.slots));
+        let slots = t.machines.saturating_mul(u64::from(t.machine.slots));
         let mut share = Share {
             origin: self.me.site,
             origin_name: self.me.name.clone(),
             path: vec![self.me.site],
-            machine_slots: t.slots,
-            machine_memory_bytes: t.memory_bytes,
+            machine_slots: t.machine.slots,
+            machine_memory_bytes: t.machine.memory_bytes,
+            machine_gpus: t.machine.gpus,
+            gpus_total: t.machines.saturating_mul(u64::from(t.machine.gpus)),
             architecture: t.architecture.clone(),
             slots_total: slots,
             machines: u32::try_from(t.machines).unwrap_or(u32::MAX),
@@ -185,14 +185,13 @@ impl Core {
             (*tasks, room) = (*tasks - n, room - n * cost);
         }
         share.slots_free = room.saturating_sub(placed.get(&share.key).copied().unwrap_or(0));
-        share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.slots);
+        share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.machine.slots);
         Upward { share, room }
     }
 
     /// Why nothing (more) is rented for this queue, where anything could be.
     pub(super) fn why_not_rented(&self, queue: &QueueKey) -> Option<Reason> {
-        let fits = |t: &Rentable| queue.shape.slots <= t.slots && queue.shape.memory_bytes <= t.memory_bytes;
-        if !self.for_rent.types.iter().any(fits) {
+        if !self.for_rent.types.iter().any(|t| t.machine.holds(&queue.shape)) {
             return None;
         }
         if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)).filter(|j| self.rentable_for(j).is_none()) {

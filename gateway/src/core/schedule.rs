@@ -373,8 +373,7 @@ impl Core {
         } else if because.is_empty() && rented.is_none() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
         } else if !fits && rented.is_none() {
-            Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: it needs {} on one", human_shape(&queue.shape)))
-                .remedy("ask for fewer slots or less memory")
+            Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: it needs {}", needs(&queue.shape))).remedy("ask for less of it")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
             Reason::new(ReasonKind::HeldByUser, "on hold")
         } else if let Some(n) = j.tasks_at_once().filter(|_| j.placeable() == 0) {
@@ -433,13 +432,9 @@ fn only_drained(because: &[Reason]) -> bool {
     because.iter().any(|r| r.kind == Draining) && because.iter().all(|r| matches!(r.kind, Draining | NoFit | Loop | ContactLost))
 }
 
-/// `2 slots and 4 GiB of memory`
-fn human_shape(shape: &Shape) -> String {
-    let slots = format!("{} slot{}", shape.slots, if shape.slots == 1 { "" } else { "s" });
-    match shape.memory_bytes {
-        0 => slots,
-        n => format!("{slots} and {} of memory", intergrid_proto::share::human_bytes(n)),
-    }
+/// `2 slots and 4 GiB of memory on one`
+fn needs(shape: &Shape) -> String {
+    if shape.nodes > 1 { shape.to_string() } else { format!("{shape} on one") }
 }
 
 #[cfg(test)]
@@ -472,7 +467,7 @@ mod tests {
             let problem = Problem {
                 offers: offers.iter().zip(&shares).map(|(o, share)| Offer { child: SiteId::default(), share, credit: o.1.max(o.2), free: o.2 }).collect(),
                 demands: demands.iter().enumerate().map(|(k, d)| Demand {
-                    shape: Shape { slots: d.0, memory_bytes: d.1 << 29 },
+                    shape: Shape::new(d.0, d.1 << 29),
                     tasks: d.2,
                     oldest: k as u64,
                     allowed: (0..offers.len()).filter(|i| d.3[*i]).collect(),

@@ -184,13 +184,15 @@ impl Core {
             } else {
                 totals(c.shares.iter().map(|(_, s)| s)).1
             };
-            let (total, memory) = (
+            let (total, memory, gpus) = (
                 totals(c.shares.iter().map(|(_, s)| s)).0,
                 c.shares.iter().map(|(_, s)| s.machine_memory_bytes.saturating_mul(s.machines.max(1).into())).fold(0, u64::saturating_add),
+                c.shares.iter().map(|(_, s)| s.gpus_total).fold(0, u64::saturating_add),
             );
             let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });
             slots_free += free;
             me.memory_bytes = me.memory_bytes.saturating_add(memory);
+            me.gpus = me.gpus.saturating_add(gpus);
             let unreachable = self.away(*id, None).map_or_else(String::new, |a| a.text());
             let running =
                 self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
@@ -199,6 +201,7 @@ impl Core {
                 slots_total: total,
                 slots_free: free,
                 memory_bytes: memory,
+                gpus,
                 running,
                 shares: c.shares.iter().map(|(_, s)| s.clone().into()).collect(),
                 unreachable,
@@ -214,6 +217,7 @@ impl Core {
         for more in self.rentable() {
             me.slots_total += more.share.slots_total;
             me.slots_free += more.share.slots_free;
+            me.gpus = me.gpus.saturating_add(more.share.gpus_total);
             me.memory_bytes = me.memory_bytes.saturating_add(more.share.machine_memory_bytes.saturating_mul(more.share.machines.into()));
             me.shares.push(more.share.into());
         }

@@ -123,6 +123,8 @@ struct Rented {
     /// Seconds at least, where billed by the second; absent: by the hour.
     #[prost(uint32, optional, tag = "11")]
     min_s: Option<u32>,
+    #[prost(uint32, tag = "12")]
+    gpus: u32,
 }
 
 const INTENDED: u32 = 1;
@@ -148,10 +150,10 @@ fn of_number<T: Copy>(all: &[T], number: u32) -> Option<T> {
 
 fn rented(offer: &OfferKey, kind: &MachineType, owner: &str, price: &Price) -> Option<Rented> {
     let OfferKey { machine, zone, spot } = offer.clone();
-    let MachineType { slots, memory_bytes, architecture, machines_max } = kind.clone();
+    let MachineType { slots, memory_bytes, gpus, architecture, machines_max } = kind.clone();
     let min_s = if let Billing::Second { min_s } = price.billing { Some(min_s) } else { None };
     let (owner, rate, ceiling) = (owner.to_string(), price.rate.0, price.ceiling.0);
-    Some(Rented { machine, zone, spot, slots, memory_bytes, architecture, machines_max, owner, rate, ceiling, min_s })
+    Some(Rented { machine, zone, spot, slots, memory_bytes, gpus, architecture, machines_max, owner, rate, ceiling, min_s })
 }
 
 fn row(record: &Record) -> Row {
@@ -220,7 +222,7 @@ fn intended(row: &Row) -> Option<Record> {
     Some(Record::Intended {
         number: row.number,
         offer: OfferKey { machine: r.machine, zone: r.zone, spot: r.spot },
-        kind: MachineType { slots: r.slots, memory_bytes: r.memory_bytes, architecture: r.architecture, machines_max: r.machines_max },
+        kind: MachineType { slots: r.slots, memory_bytes: r.memory_bytes, gpus: r.gpus, architecture: r.architecture, machines_max: r.machines_max },
         owner: r.owner,
         price: Price { rate: Rate(r.rate), ceiling: Rate(r.ceiling), billing: r.min_s.map_or(Billing::Hour, |min_s| Billing::Second { min_s }) },
         at_ms: row.at_ms,
@@ -235,7 +237,7 @@ mod tests {
 
     fn records() -> Vec<Record> {
         let offer = OfferKey { machine: "m1.small".into(), zone: "eu-1a".into(), spot: true };
-        let kind = MachineType { slots: 1, memory_bytes: 1 << 30, architecture: "x86_64".into(), machines_max: Some(5) };
+        let kind = MachineType { slots: 1, memory_bytes: 1 << 30, gpus: 0, architecture: "x86_64".into(), machines_max: Some(5) };
         let price = |billing| Price { rate: Rate(85_000), ceiling: Rate(100_000), billing };
         let one = |number, billing| Record::Intended {
             number,

@@ -338,8 +338,7 @@ fn for_rent(p: &Provisioner, gateway: &str, currency: &str, gone: Vec<String>) -
         // What it would cost is not known, so it is not offered.
         let price = promise.price?;
         Some(Rentable {
-            slots: promise.kind.slots,
-            memory_bytes: promise.kind.memory_bytes,
+            machine: promise.kind.machine(),
             architecture: promise.kind.architecture.clone(),
             machines: promise.machines,
             price_micro_per_slot_hour: slot_price(price.ceiling, promise.kind.slots),

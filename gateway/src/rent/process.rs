@@ -40,7 +40,8 @@ impl ProcessCloud {
 
 impl Inner {
     async fn launch(&self, what: Launch) -> Outcome {
-        let config = ProcessConfig { slots: Some(what.kind.slots), memory_bytes: Some(what.kind.memory_bytes), ..self.config.clone() };
+        let (slots, memory_bytes, gpus) = (Some(what.kind.slots), Some(what.kind.memory_bytes), Some(what.kind.gpus));
+        let config = ProcessConfig { slots, memory_bytes, gpus, ..self.config.clone() };
         let plan = match Plan::new(&config, &what.label, &what.endpoint) {
             Ok(plan) => plan,
             Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),

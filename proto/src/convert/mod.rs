@@ -302,6 +302,10 @@ impl TryFrom<pb::Place> for Place {
     }
 }
 
+fn demand_out(s: Shape, tasks: u64) -> pb::ShapeDemand {
+    pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks, gpus: s.gpus, nodes: if s.nodes > 1 { s.nodes } else { 0 } }
+}
+
 impl From<Down> for pb::Down {
     fn from(d: Down) -> Self {
         use pb::down::What;
@@ -312,9 +316,7 @@ impl From<Down> for pb::Down {
             Down::Want(w) => What::Want(w.into()),
             Down::Place(p) => What::Place((*p).into()),
             Down::Ack { incarnation, sequence } => What::Ack(pb::Ack { incarnation, sequence }),
-            Down::Demand(shapes) => What::Demand(pb::Demand {
-                shapes: shapes.into_iter().map(|(s, tasks)| pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks }).collect(),
-            }),
+            Down::Demand(shapes) => What::Demand(pb::Demand { shapes: shapes.into_iter().map(|(s, tasks)| demand_out(s, tasks)).collect() }),
             Down::Saw(version) => What::Saw(pb::Saw { version }),
             Down::Resync => What::Resync(pb::ResyncRequest {}),
             Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
@@ -343,7 +345,7 @@ impl TryFrom<pb::Down> for Down {
                 d.shapes
                     .into_iter()
                     .take(SHARES_MAX)
-                    .map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes }, s.tasks.min(COUNT_MAX)))
+                    .map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes, gpus: s.gpus, nodes: s.nodes.max(1) }, s.tasks.min(COUNT_MAX)))
                     .collect(),
             ),
             What::Saw(s) => Down::Saw(s.version),

@@ -180,6 +180,9 @@ impl From<Share> for pb::Share {
             draining: s.draining,
             draining_reason: s.draining_reason,
             draining_age_ms: s.draining_age_ms,
+            machine_gpus: s.machine_gpus,
+            gpus_total: s.gpus_total,
+            nodes_max: s.nodes_max,
         }
     }
 }
@@ -213,6 +216,9 @@ impl TryFrom<pb::Share> for Share {
             draining: s.draining,
             draining_reason: words(s.draining_reason),
             draining_age_ms: s.draining_age_ms.min(TIME_MS_MAX),
+            machine_gpus: s.machine_gpus.min(GPUS_PER_MACHINE_MAX),
+            gpus_total: s.gpus_total.min(COUNT_MAX),
+            nodes_max: s.nodes_max.min(NODES_PER_TASK_MAX),
         })
     }
 }

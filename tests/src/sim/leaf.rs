@@ -140,7 +140,7 @@ impl World {
             Ok(state) => state,
             Err(why) => return self.oracle.fail("I18", format!("leaf {leaf} can't read its own spool: {why}")),
         };
-        let capacity = Capacity { slots: l.slots, memory_bytes: u64::from(l.slots) << 30, architecture: "sim".into() };
+        let capacity = Capacity { slots: l.slots, memory_bytes: u64::from(l.slots) << 30, gpus: 0, architecture: "sim".into() };
         let (machine, boot) = (vec![leaf as u8; 16], l.boot.to_be_bytes().to_vec());
         let fresh = l.rng.range(1, 1 << 40);
         let mut core = match Core::new(state, l.hop.clone(), machine, boot.clone(), capacity, fresh, l.now(ms)) {

@@ -26,6 +26,8 @@ impl Default for Options {
     }
 }
 
+/// What the first half of the machines have for GPUs: Slurm asks that each be a device, and no more of it.
+const GPUS: [&str; 2] = ["/dev/null", "/dev/zero"];
 /// Our completion program, as sites install it.
 const JOBCOMP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/slurm/jobcomp");
 
@@ -44,13 +46,16 @@ impl Options {
         let machine_ports: Vec<String> = ports[2..].iter().map(u16::to_string).collect();
         let text = self.text(dir, ports[0], ports[1], &machine_ports);
         fs::write(dir.join("slurm.conf"), text).expect("slurm.conf");
+        let gpu = |device: &&str| format!("NodeName=n[1-{}] Name=gpu File={device}\n", self.machines / 2);
+        fs::write(dir.join("gres.conf"), GPUS.iter().map(gpu).collect::<String>()).expect("gres.conf");
     }
 
     /// Without systemd, cgroups and accounting; quick to schedule, and quick to notice what is lost.
     fn text(&self, dir: &Path, controller: u16, machine: u16, ports: &[String]) -> String {
         let Options { machines, cpus, memory_mib, more } = self;
-        let (dir, ports) = (dir.display(), ports.join(","));
-        let half = machines / 2;
+        let (dir, half, gpus) = (dir.display(), machines / 2, GPUS.len());
+        let (first, others, next) = (ports[..half].join(","), ports[half..].join(","), half + 1);
+        let each = format!("NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib}");
         format!(
             "\
 ClusterName=intergrid-test
@@ -88,7 +93,9 @@ MailProg=/bin/true
 KillWait=2
 SlurmdTimeout=10
 SlurmctldTimeout=10
-NodeName=n[1-{machines}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports}] CPUs={cpus} RealMemory={memory_mib}
+GresTypes=gpu
+NodeName=n[1-{half}] {each} Port=[{first}] Gres=gpu:{gpus}
+NodeName=n[{next}-{machines}] {each} Port=[{others}]
 PartitionName=batch Nodes=n[1-{machines}] Default=YES MaxTime=1-00:00:00 State=UP
 PartitionName=short Nodes=n[1-{half}] MaxTime=10 State=UP
 {more}

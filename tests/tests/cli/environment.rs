@@ -21,6 +21,8 @@ fn the_environment_is_clean_and_says_who_the_task_is() {
             "GRID_ATTEMPT" => assert_eq!("1", value),
             "GRID_SITE" => assert_eq!("campus", value),
             "GRID_SLOTS" => assert_eq!("2", value),
+            "GRID_GPUS" => assert_eq!("0", value),
+            "GRID_NODES" => assert_eq!("1", value),
             "GRID_TASK_COUNT" => assert_eq!("2", value),
             "TRACEPARENT" => assert!(intergrid_proto::spec::is_traceparent(value), "{line}"),
             "PATH" | "HOME" | "TMPDIR" | "LANG" | "GRID_TASK_DIR" => assert!(!value.is_empty(), "{line}"),

@@ -10,7 +10,7 @@ use intergrid_lrms::gridengine::settings::Settings;
 use intergrid_lrms::gridengine::{GridEngine, GridEngineConfig};
 use intergrid_lrms::lrms::{Entry, How, Lrms, LrmsId, Record, Refused, State, Submission, SubmitFailure, Wait};
 use intergrid_lrms::verdict::NOT_HERE;
-use intergrid_proto::Exit;
+use intergrid_proto::{Exit, Shape};
 use intergrid_tests::gridengine as fixture;
 use intergrid_tests::gridengine::{ACCOUNTS, COMMANDS, Part};
 use tokio::time::Instant;
@@ -39,8 +39,7 @@ fn submission(tag: &str, tasks: u32, script: &str) -> Submission {
         account: Account::Named(ACCOUNTS[0].to_string()),
         queue: "batch".to_string(),
         tasks,
-        slots: 1,
-        memory_bytes: 0,
+        shape: Shape::default(),
         time_limit_ms: None,
         directory: "/tmp".into(),
         complaints: None,
@@ -107,7 +106,7 @@ async fn a_task_is_seen_in_each_state_and_found_in_the_books() {
     assert_eq!(Ok(vec![]), engine.find("ig-end").await);
 
     // Waiting, running, suspended, held; removed in each.
-    let all = engine.submit(&Submission { slots: 4, ..submission("ig-all", 6, "trap '' USR1; sleep 600; sleep 600") }).await.unwrap();
+    let all = engine.submit(&Submission { shape: Shape::new(4, 0), ..submission("ig-all", 6, "trap '' USR1; sleep 600; sleep 600") }).await.unwrap();
     look("four run and two wait", async || {
         let entries = entries(&engine).await?;
         let running: Vec<_> =
@@ -167,16 +166,16 @@ async fn what_can_never_run_is_refused_or_says_why() {
         }
     };
     assert_eq!(Refused::NoQueue, refused(&engine, &|s| s.queue = "gone".into()).await);
-    assert_eq!(Refused::Never, refused(&engine, &|s| s.slots = 99).await);
+    assert_eq!(Refused::Never, refused(&engine, &|s| s.shape.slots = 99).await);
     assert_eq!(Refused::Never, refused(&engine, &|s| s.tasks = 99_999).await);
     assert_eq!(Refused::Never, refused(&engine, &|s| (s.queue, s.time_limit_ms) = ("short".into(), Some(3_600_000))).await);
     assert_eq!(Refused::NotAuthorised, refused(&engine, &|s| s.account = Account::Named("intergrid-nobody".into())).await);
     let mut other = config(&cluster);
     other.terms.environment = Some("nope".into());
-    assert_eq!(Refused::Never, refused(&backend(other.clone()), &|s| s.slots = 2).await);
+    assert_eq!(Refused::Never, refused(&backend(other.clone()), &|s| s.shape.slots = 2).await);
     other.terms.environment = None;
     let single = backend(other);
-    assert_eq!(Refused::Never, refused(&single, &|s| s.slots = 2).await);
+    assert_eq!(Refused::Never, refused(&single, &|s| s.shape.slots = 2).await);
     assert!(single.queues().await.unwrap().iter().all(|q| q.machine_slots == 1));
     assert!(engine.entries("ig-no").await.unwrap().is_empty(), "nothing was submitted");
     // A queue that is closed: what waits there waits, and the queue says why.

@@ -99,7 +99,7 @@ fn corpus() -> Vec<Vec<u8>> {
         down::What::Want(want()),
         down::What::Place(place()),
         down::What::Ack(pb::Ack { incarnation: 1, sequence: 2 }),
-        down::What::Demand(pb::Demand { shapes: vec![pb::ShapeDemand { slots: 1, memory_bytes: 2, tasks: 3 }] }),
+        down::What::Demand(pb::Demand { shapes: vec![pb::ShapeDemand { slots: 1, memory_bytes: 2, tasks: 3, ..Default::default() }] }),
         down::What::Saw(pb::Saw { version: 1 }),
         down::What::Resync(pb::ResyncRequest {}),
         down::What::Open(pb::OpenPlacements { open: stale }),

@@ -62,8 +62,8 @@ async fn absurd_submissions_are_refused_by_name() {
         ("outputs", JobSpec { outputs: vec!["o".into(); 1_001], ..base.clone() }),
         ("env", JobSpec { env: vec![("A=B".into(), "x".into())], ..base.clone() }),
         ("env", JobSpec { env: vec![("A".into(), "x".into()); 2], ..base.clone() }),
-        ("slots", JobSpec { shape: intergrid_proto::Shape { slots: u32::MAX, memory_bytes: 0 }, ..base.clone() }),
-        ("memory", JobSpec { shape: intergrid_proto::Shape { slots: 1, memory_bytes: u64::MAX }, ..base.clone() }),
+        ("slots", JobSpec { shape: intergrid_proto::Shape::new(u32::MAX, 0), ..base.clone() }),
+        ("memory", JobSpec { shape: intergrid_proto::Shape::new(1, u64::MAX), ..base.clone() }),
         ("time", JobSpec { time_limit_ms: Some(u64::MAX), ..base.clone() }),
     ];
     for (k, (field, spec)) in cases.into_iter().enumerate() {

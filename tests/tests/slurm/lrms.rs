@@ -7,7 +7,7 @@ use std::time::Duration;
 use intergrid_lrms::command::Account;
 use intergrid_lrms::lrms::{Entry, How, Lrms, LrmsId, Record, Refused, State, Submission, SubmitFailure, Wait};
 use intergrid_lrms::slurm::{Books, Slurm, SlurmConfig};
-use intergrid_proto::Exit;
+use intergrid_proto::{Exit, Shape};
 use intergrid_tests::slurm as fixture;
 use intergrid_tests::slurm::{ACCOUNTS, Part};
 use tokio::time::Instant;
@@ -25,8 +25,7 @@ fn submission(tag: &str, tasks: u32, script: &str) -> Submission {
         account: Account::Named(ACCOUNTS[0].to_string()),
         queue: "batch".to_string(),
         tasks,
-        slots: 1,
-        memory_bytes: 0,
+        shape: Shape::default(),
         time_limit_ms: None,
         directory: "/tmp".into(),
         complaints: None,
@@ -93,7 +92,7 @@ async fn a_task_is_seen_in_each_state_and_found_in_the_books() {
     assert_eq!(Ok(vec![]), slurm.find("ig-end").await);
 
     // Waiting, running, suspended, held, requeued; removed in each.
-    let all = slurm.submit(&Submission { slots: 4, ..submission("ig-all", 6, "sleep 600") }).await.unwrap();
+    let all = slurm.submit(&Submission { shape: Shape::new(4, 0), ..submission("ig-all", 6, "sleep 600") }).await.unwrap();
     look("four run and two wait", async || {
         let entries = entries(&slurm).await?;
         let running: Vec<_> =
@@ -140,11 +139,11 @@ async fn what_can_never_run_is_refused_or_says_why() {
         }
     };
     assert_eq!(Refused::NoQueue, refused(&|s| s.queue = "gone".into()).await);
-    assert_eq!(Refused::Never, refused(&|s| s.memory_bytes = 99 << 30).await);
+    assert_eq!(Refused::Never, refused(&|s| s.shape.memory_bytes = 99 << 30).await);
     assert_eq!(Refused::Never, refused(&|s| s.tasks = 9_999).await);
     assert_eq!(Refused::NotAuthorised, refused(&|s| s.account = Account::Named("intergrid-nobody".into())).await);
     // These are taken, and wait for ever.
-    slurm.submit(&Submission { slots: 99, ..submission("ig-slots", 1, "true") }).await.unwrap();
+    slurm.submit(&Submission { shape: Shape::new(99, 0), ..submission("ig-slots", 1, "true") }).await.unwrap();
     slurm.submit(&Submission { queue: "short".into(), time_limit_ms: Some(3_600_000), ..submission("ig-time", 1, "true") }).await.unwrap();
     for tag in ["ig-slots", "ig-time"] {
         state(&slurm, tag, tag, 1, |s| matches!(s, State::Pending(Wait::Never, _))).await;

@@ -37,7 +37,7 @@ struct Agent {
 }
 
 fn capacity(slots: u32) -> Capacity {
-    Capacity { slots, memory_bytes: u64::from(slots) << 30, architecture: "test".into() }
+    Capacity { slots, memory_bytes: u64::from(slots) << 30, gpus: 0, architecture: "test".into() }
 }
 
 fn core(disk: &[Record], slots: u32, now: u64) -> Core {

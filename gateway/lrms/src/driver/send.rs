@@ -44,7 +44,7 @@ impl Driver {
             };
             let mut inner = self.lock();
             let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
-            let slots = plan.spec.shape.slots;
+            let slots = slots_of(&plan);
             let taken = inner.account(&principal).and_then(|a| self.allowed(&inner, queue, &principal, &plan, starts.len()).map(|n| (a, n)));
             let (account, allowed, why) = match taken {
                 Ok((account, n)) => {
@@ -90,7 +90,7 @@ impl Driver {
             return Err(Box::new(Reason::new(ReasonKind::OverLimit, text).remedy("ask for less time")));
         }
         let [(his_tasks, his_slots), (tasks, slots)] = inner.books.load(principal);
-        let each = u64::from(plan.spec.shape.slots).max(1);
+        let each = u64::from(slots_of(plan)).max(1);
         let bounds = [
             (l.tasks_per_principal_max, his_tasks, 1, "tasks of one principal"),
             (l.slots_per_principal_max, his_slots, each, "slots of one principal"),
@@ -123,8 +123,7 @@ impl Driver {
             account: whose,
             queue: intent.queue.clone(),
             tasks: u32::try_from(intent.tasks.len()).unwrap_or(u32::MAX),
-            slots: plan.spec.shape.slots,
-            memory_bytes: plan.spec.shape.memory_bytes,
+            shape: plan.spec.shape.clone(),
             time_limit_ms: plan.spec.time_limit_ms.map(|t| t + TIME_LIMIT_SLACK_MS).or(limits.time_max_ms),
             directory: hand.base().join(&intent.tag),
             complaints: Some(hand.base().join("run").join(&intent.tag)),
@@ -303,6 +302,11 @@ impl Driver {
             pause(FIND_INTERVAL_MS).await;
         }
     }
+}
+
+/// Slots of one task on all its machines.
+fn slots_of(plan: &Plan) -> u32 {
+    plan.spec.shape.slots.saturating_mul(plan.spec.shape.nodes)
 }
 
 impl Inner {

@@ -344,7 +344,8 @@ impl Driver {
         match queue {
             Some(queue) => {
                 let architecture = if queue.architecture.is_empty() { std::env::consts::ARCH.to_string() } else { queue.architecture.clone() };
-                let capacity = Capacity { slots: queue.machine_slots, memory_bytes: queue.machine_memory_bytes, architecture };
+                let (slots, memory_bytes, gpus) = (queue.machine_slots, queue.machine_memory_bytes, queue.machine_gpus);
+                let capacity = Capacity { slots, memory_bytes, gpus, architecture };
                 self.tell_queue(name, Input::Capacity(capacity));
                 self.tell_queue(name, Input::Offer(offer(&queue, ours, &self.config.limits)));
             }
@@ -385,6 +386,8 @@ fn offer(queue: &Queue, ours: u64, limits: &intergrid_gateway::config::LrmsLimit
         key: queue.name.clone(),
         slots_total: queue.slots_total.min(most),
         machines: queue.machines,
+        gpus_total: queue.gpus_total,
+        nodes_max: queue.nodes_max,
         room,
         ahead: limits.waiting_max,
         largest_free: queue.largest_free,

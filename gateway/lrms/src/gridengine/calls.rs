@@ -32,7 +32,7 @@ pub fn qsub(call: Call, s: &Submission, terms: &Terms) -> Call {
     option("-N", s.tag.clone());
     option("-q", s.queue.clone());
     option("-t", format!("1-{}", s.tasks.max(1)));
-    let slots = s.slots.max(1);
+    let slots = s.shape.slots.max(1);
     if let Some(environment) = terms.environment.as_ref().filter(|_| slots > 1) {
         option("-pe", environment.clone());
         args.push(slots.to_string().into());
@@ -41,8 +41,8 @@ pub fn qsub(call: Call, s: &Submission, terms: &Terms) -> Call {
     if let Some(ms) = s.time_limit_ms {
         resources.push(format!("h_rt={}", ms.div_ceil(1_000).max(1)));
     }
-    if let Some(memory) = terms.memory.as_ref().filter(|_| s.memory_bytes > 0) {
-        resources.push(format!("{memory}={}M", s.memory_bytes.div_ceil(u64::from(slots)).div_ceil(1 << 20)));
+    if let Some(memory) = terms.memory.as_ref().filter(|_| s.shape.memory_bytes > 0) {
+        resources.push(format!("{memory}={}M", s.shape.memory_bytes.div_ceil(u64::from(slots)).div_ceil(1 << 20)));
     }
     if !resources.is_empty() {
         args.extend(["-l".into(), resources.join(",").into()]);
@@ -113,6 +113,8 @@ fn ranges(positions: &[u32]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use intergrid_proto::Shape;
+
     use super::*;
     use crate::command::Account;
 
@@ -127,8 +129,7 @@ mod tests {
             account: Account::Own,
             queue: "batch".into(),
             tasks: 20,
-            slots: 4,
-            memory_bytes: (1 << 30) + 1,
+            shape: Shape::new(4, (1 << 30) + 1),
             time_limit_ms: Some(60_001),
             directory: "/shared/a 'b".into(),
             complaints: Some("/shared/run/t".into()),
@@ -141,7 +142,7 @@ mod tests {
             assert!(all.contains(part), "{part}: {all}");
         }
         assert_eq!("cd '/shared/a '\\''b' || exit 121\n#!/bin/sh\n", String::from_utf8(call.stdin.clone()).unwrap());
-        let plain = Submission { slots: 1, memory_bytes: 0, time_limit_ms: None, tasks: 1, ..submission };
+        let plain = Submission { shape: Shape::default(), time_limit_ms: None, tasks: 1, ..submission };
         let all = words(&qsub(Call::new("qsub"), &plain, &terms));
         assert!(all.contains("-t 1-1") && !all.contains("-pe") && !all.contains("-l "), "{all}");
     }

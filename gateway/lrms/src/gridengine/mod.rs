@@ -171,7 +171,11 @@ impl Lrms for GridEngine {
 
     fn submit<'a>(&'a self, submission: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {
         Box::pin(async move {
-            if submission.slots > 1 && self.config.terms.environment.is_none() {
+            if submission.shape.gpus > 0 || submission.shape.nodes > 1 {
+                let why = "neither GPUs nor several machines are asked of Grid Engine".to_string();
+                return Err(SubmitFailure::Refused(Refused::Never, why));
+            }
+            if submission.shape.slots > 1 && self.config.terms.environment.is_none() {
                 let why = "this site names no parallel environment for several slots on one machine".to_string();
                 return Err(SubmitFailure::Refused(Refused::Never, why));
             }

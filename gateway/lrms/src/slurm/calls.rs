@@ -16,15 +16,21 @@ pub const BOOKS_JOBS_MAX: usize = 500;
 
 /// `sbatch`: always an array, so that each task is named alike; the script is its input.
 pub fn sbatch(call: Call, s: &Submission) -> Call {
-    let mut args: Vec<OsString> =
-        ["--parsable", "--no-requeue", "--nodes=1", "--ntasks=1", "--input=/dev/null", "--output=/dev/null"].map(OsString::from).into();
+    let mut args: Vec<OsString> = ["--parsable", "--no-requeue", "--input=/dev/null", "--output=/dev/null"].map(OsString::from).into();
     let mut option = |name: &str, value: &dyn std::fmt::Display| args.push(format!("--{name}={value}").into());
     option("job-name", &s.tag);
     option("partition", &s.queue);
     option("array", &format_args!("1-{}", s.tasks.max(1)));
-    option("cpus-per-task", &s.slots.max(1));
-    if s.memory_bytes > 0 {
-        option("mem", &format_args!("{}M", s.memory_bytes.div_ceil(1 << 20)));
+    // Slots of one machine are threads of one task of Slurm's; slots of several are ranks, as srun and mpirun count them.
+    let (ranks, threads) = if s.shape.nodes > 1 { (s.shape.slots, 1) } else { (1, s.shape.slots) };
+    option("nodes", &s.shape.nodes.max(1));
+    option("ntasks-per-node", &ranks.max(1));
+    option("cpus-per-task", &threads.max(1));
+    if s.shape.memory_bytes > 0 {
+        option("mem", &format_args!("{}M", s.shape.memory_bytes.div_ceil(1 << 20)));
+    }
+    if s.shape.gpus > 0 {
+        option("gres", &format_args!("gpu:{}", s.shape.gpus));
     }
     if let Some(ms) = s.time_limit_ms {
         option("time", &ms.div_ceil(60_000).max(1));
@@ -55,7 +61,7 @@ pub fn squeue_named(call: Call, tag: &str) -> Call {
 
 /// One line for each machine of each partition.
 pub fn sinfo(call: Call) -> Call {
-    call.args(["--noheader", "--Node", "--format=%R|%a|%l|%T|%C|%m|%N"])
+    call.args(["--noheader", "--Node", "--format=%R|%a|%l|%T|%C|%m|%N|%G|%s"])
 }
 
 /// The configuration of the controller.
@@ -102,6 +108,8 @@ pub fn ranges(positions: &[u32]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use intergrid_proto::Shape;
+
     use super::*;
     use crate::command::Account;
 
@@ -116,8 +124,7 @@ mod tests {
             account: Account::Own,
             queue: "batch".into(),
             tasks: 20,
-            slots: 4,
-            memory_bytes: (1 << 30) + 1,
+            shape: Shape::new(4, (1 << 30) + 1),
             time_limit_ms: Some(60_001),
             directory: "/shared/a b".into(),
             complaints: Some("/shared/run/t".into()),
@@ -128,7 +135,7 @@ mod tests {
         for part in [
             "--job-name=ig-7-1",
             "--array=1-20",
-            "--cpus-per-task=4",
+            "--nodes=1 --ntasks-per-node=1 --cpus-per-task=4",
             "--mem=1025M",
             "--time=2",
             "--no-requeue",
@@ -138,9 +145,19 @@ mod tests {
             assert!(all.contains(part), "{part}: {all}");
         }
         assert_eq!(b"#!/bin/sh\n".to_vec(), call.stdin);
-        let plain = Submission { tasks: 1, memory_bytes: 0, time_limit_ms: None, complaints: None, ..submission };
+        let plain = Submission { tasks: 1, shape: Shape::default(), time_limit_ms: None, complaints: None, ..submission.clone() };
         let all = words(&sbatch(Call::new("sbatch"), &plain));
-        assert!(all.contains("--array=1-1") && all.contains("--error=/dev/null") && !all.contains("--mem") && !all.contains("--time"), "{all}");
+        assert!(
+            all.contains("--array=1-1")
+                && all.contains("--error=/dev/null")
+                && !all.contains("--mem")
+                && !all.contains("--gres")
+                && !all.contains("--time"),
+            "{all}"
+        );
+        let wide = Submission { shape: Shape { gpus: 2, nodes: 3, ..Shape::new(4, 0) }, ..submission };
+        let all = words(&sbatch(Call::new("sbatch"), &wide));
+        assert!(all.contains("--nodes=3 --ntasks-per-node=4 --cpus-per-task=1 --gres=gpu:2"), "{all}");
     }
 
     #[test]

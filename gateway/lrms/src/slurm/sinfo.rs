@@ -10,7 +10,7 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         let unreadable = || format!("sinfo: {:?} is not a line of it", line.chars().take(80).collect::<String>());
         let fields: Vec<&str> = line.split('|').collect();
-        let [name, available, time, state, cpus, memory, _machine] = fields[..] else { return Err(unreadable()) };
+        let [name, available, time, state, cpus, memory, _machine, gres, nodes] = fields[..] else { return Err(unreadable()) };
         let cpus: Vec<u32> = cpus.split('/').map(|n| n.parse().map_err(|_| unreadable())).collect::<Result<_, _>>()?;
         let [allocated, idle, _other, total] = cpus[..] else { return Err(unreadable()) };
         // `4000+` where machines of one line differ.
@@ -24,7 +24,13 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
         });
         queue.machine_slots = queue.machine_slots.max(total);
         queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory_mib.saturating_mul(1 << 20));
+        let gpus = gpus(gres);
+        queue.machine_gpus = queue.machine_gpus.max(gpus);
+        // `1-infinite`: of one job.
+        let most = nodes.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
+        queue.nodes_max = (queue.nodes_max + 1).min(most);
         if is_usable(state) {
+            queue.gpus_total += u64::from(gpus);
             queue.machines += 1;
             queue.slots_total += u64::from(allocated) + u64::from(idle);
             queue.slots_free += u64::from(idle);
@@ -32,6 +38,30 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
         }
     }
     Ok(queues.into_values().collect())
+}
+
+/// GPUs of `gpu:2`, `gpu:tesla:2(S:0-1),gpu:a100:1`: those of all types.
+fn gpus(gres: &str) -> u32 {
+    // What is in parentheses are sockets and indices, with commas of their own.
+    let mut depth = 0usize;
+    let plain: String = gres
+        .chars()
+        .filter(|c| {
+            depth = match c {
+                '(' => depth + 1,
+                ')' => depth.saturating_sub(1),
+                _ => return depth == 0,
+            };
+            false
+        })
+        .collect();
+    let one = |name: &str| name.strip_prefix("gpu").filter(|rest| rest.is_empty() || rest.starts_with(':')).map(count);
+    plain.split(',').filter_map(one).fold(0, u32::saturating_add)
+}
+
+/// Of what follows the name: `:2`, `:tesla:2`, `:2K`; nothing, or a type alone: 1.
+fn count(rest: &str) -> u32 {
+    rest.rsplit(':').next().and_then(|n| n.parse().ok()).unwrap_or(1)
 }
 
 /// Could Slurm start work there, now or when what runs has ended? `*` at the end: it does not answer.
@@ -101,6 +131,27 @@ mod tests {
         assert_eq!((2, 8, 5, 4, 7), (batch.machines, batch.slots_total, batch.slots_free, batch.largest_free, batch.waiting));
         assert_eq!((4, 4_000 << 20, Some(86_400_000), &None), (batch.machine_slots, batch.machine_memory_bytes, batch.time_max_ms, &batch.closed));
         assert_eq!((Some(600_000), Some("the partition is down"), 0), (short.time_max_ms, short.closed.as_deref(), short.waiting));
+    }
+
+    #[test]
+    fn gpus_are_counted() {
+        for (gres, n) in [
+            ("(null)", 0),
+            ("", 0),
+            ("gpu:2", 2),
+            ("gpu:tesla:2(S:0-1)", 2),
+            ("gpu:a:2(S:0,1),gpu:b:1,lustre:4", 3),
+            ("gpu", 1),
+            ("gpu:tesla", 1),
+            ("gpus:7", 0),
+        ] {
+            assert_eq!(n, gpus(gres), "{gres}");
+        }
+        let line = |machine: &str, nodes: &str| format!("g|up|infinite|idle|0/8/0/8|4000|{machine}|gpu:2(S:0)|{nodes}\n");
+        let all = queues(&(line("a", "1-infinite") + &line("b", "1-infinite")), &BTreeMap::new()).unwrap();
+        assert_eq!((2, 4, 2), (all[0].machine_gpus, all[0].gpus_total, all[0].nodes_max));
+        let few = queues(&(line("a", "1") + &line("b", "1")), &BTreeMap::new()).unwrap();
+        assert_eq!(1, few[0].nodes_max);
     }
 
     #[test]

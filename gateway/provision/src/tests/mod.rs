@@ -23,13 +23,13 @@ fn offer(machine: &str, rate: &str, billing: Billing) -> Offer {
 }
 
 fn catalogue(types: &[(&str, u32)], offers: Vec<Offer>) -> Catalogue {
-    let kind = |slots: u32| MachineType { slots, memory_bytes: u64::from(slots) << 31, architecture: "x86_64".into(), machines_max: None };
+    let kind = |slots: u32| MachineType { slots, memory_bytes: u64::from(slots) << 31, gpus: 0, architecture: "x86_64".into(), machines_max: None };
     let types: BTreeMap<String, MachineType> = types.iter().map(|(name, slots)| (name.to_string(), kind(*slots))).collect();
     Catalogue { currency: "USD".into(), types, offers }
 }
 
 fn demand(slots: u32, tasks: u64) -> Vec<Demand> {
-    vec![Demand { shape: Shape { slots, memory_bytes: 0 }, tasks, owner: "alice".into(), task_rate_max: None }]
+    vec![Demand { shape: Shape::new(slots, 0), tasks, owner: "alice".into(), task_rate_max: None }]
 }
 
 fn per_hour(cap: &str) -> Budget {

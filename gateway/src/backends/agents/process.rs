@@ -48,6 +48,8 @@ pub struct ProcessConfig {
     pub slots: Option<u32>,
     /// Memory of each; None: as measured.
     pub memory_bytes: Option<u64>,
+    /// GPUs of each; None: as found.
+    pub gpus: Option<u32>,
     /// The agent's program; None: `grid-agent` beside this executable, else this executable as `agent`.
     pub program: Option<PathBuf>,
     /// The gateway's state directory.
@@ -84,6 +86,8 @@ struct AgentToml<'a> {
     slots: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpus: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     alone_max: Option<String>,
 }
@@ -263,7 +267,8 @@ impl Plan {
         let memory = config.memory_bytes.map(|b| format!("{b}B"));
         let alone_max = config.alone_ms.map(|ms| format!("{ms}ms"));
         let (identity, state) = (dir.join("identity"), dir.join("state"));
-        let toml = AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory, alone_max };
+        let toml =
+            AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory, gpus: config.gpus, alone_max };
         let text = toml::to_string(&toml).map_err(|e| Refusal::new(RefusalKind::Internal, format!("the configuration of agent {name}: {e}")))?;
         Ok(Plan { name: name.to_string(), file: dir.join(CONFIG_FILE), dir, text })
     }
@@ -382,6 +387,7 @@ mod tests {
             agents: 2,
             slots: Some(2),
             memory_bytes: Some(1 << 30),
+            gpus: Some(0),
             program: Some(program),
             state: dir.join("state"),
             identity: dir.join("site"),

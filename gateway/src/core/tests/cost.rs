@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use intergrid_proto::link::{Down, EventKind, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::share::Machine;
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{BlobHash, JobSpec, Money, Phase, ReasonKind, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, JobSpec, Money, Phase, ReasonKind, Share, SiteId, TaskSet, pb};
 use proptest::prelude::*;
 
 use super::world::Message;
@@ -134,7 +135,55 @@ fn a_lost_attempt_counts_at_its_most_and_is_decided_of_where_the_account_is() {
     assert!(w.sites[&gateway].core.state().jobs.values().all(|j| j.open() == 0), "nothing waits below for another attempt");
 }
 
-/// A parent that is acted out by hand.
+/// A parent that is acted out by hand, and the share that it was told of.
+fn acted_parent(w: &mut World, gateway: SiteId) -> (SiteId, Share) {
+    let hop = Hop { site: site_of("p"), name: "p".into(), kind: Kind::Broker };
+    let parent = hop.site;
+    w.input(gateway, Input::ParentUp { parent, name: "p".into() });
+    w.input(gateway, Input::ParentSays { parent, message: Down::Hello(greeting(hop, 5)) });
+    let told = w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].clone()) } else { None }).unwrap();
+    (parent, told)
+}
+
+/// Placement `number` of its job on this share: what one attempt of these tasks may cost.
+fn place(parent: SiteId, share: &Share, (number, job): (u64, u64), tasks: TaskSet, attempt_cost_max: u64) -> Input {
+    let spec = capped(100 * USD).encode();
+    let message = Down::Place(Box::new(Place {
+        number,
+        job,
+        origin: Origin { site: parent, job: "j".into(), principal: "ann".into(), submitted_ms: 0 },
+        spec_hash: BlobHash::of(&spec),
+        spec,
+        tasks,
+        share: share.key.clone(),
+        attempts: 0,
+        want: Want { job, ..Want::default() },
+        route: vec![parent],
+        hops_left: 8,
+        chain: Vec::new(),
+        array_size: 10,
+        attempt_cost_max,
+        known: Known::Nothing,
+    }));
+    Input::ParentSays { parent, message }
+}
+
+#[test]
+fn nothing_is_rented_for_what_may_cost_nothing() {
+    let mut w = World::new();
+    let gateway = w.site("g");
+    let machine = Machine { slots: 4, memory_bytes: 1 << 34, gpus: 0 };
+    let rented = Rentable { machine, machines: 2, price_micro_per_slot_hour: PRICE, currency: "USD".into(), ..Rentable::default() };
+    w.input(gateway, Input::ForRent(ForRent { types: vec![rented], ..ForRent::default() }));
+    w.pass(300);
+    let (parent, share) = acted_parent(&mut w, gateway);
+    for (number, tasks, attempt_cost_max) in [(1, TaskSet::range(0..3), 0), (2, TaskSet::one(9), USD)] {
+        w.input(gateway, place(parent, &share, (number, 5), tasks, attempt_cost_max));
+    }
+    let waiting: Vec<u64> = w.sites[&gateway].core.renting().waiting.iter().map(|d| d.tasks).collect();
+    assert_eq!(vec![1], waiting);
+}
+
 #[test]
 fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
     let mut w = World::new();
@@ -142,34 +191,10 @@ fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
     let agent = w.agent("g-m1", 4, gateway);
     priced(&mut w, gateway, &[("g-m1", PRICE)]);
     w.pass(300);
-    let hop = Hop { site: site_of("p"), name: "p".into(), kind: Kind::Broker };
-    let parent = hop.site;
-    w.input(gateway, Input::ParentUp { parent, name: "p".into() });
-    w.input(gateway, Input::ParentSays { parent, message: Down::Hello(greeting(hop, 5)) });
-    let advert = w.wire.iter().find_map(|(.., m)| if let Message::Up(Up::Advert(a)) = m { Some(a.shares[0].clone()) } else { None }).unwrap();
-    assert_eq!((PRICE, "USD"), (advert.price_micro_per_slot_hour, advert.currency.as_str()), "an attached machine has its price");
-    let spec = capped(100 * USD).encode();
-    let place = |number, job, tasks: TaskSet, attempt_cost_max| {
-        Down::Place(Box::new(Place {
-            number,
-            job,
-            origin: Origin { site: parent, job: "j".into(), principal: "ann".into(), submitted_ms: 0 },
-            spec_hash: BlobHash::of(&spec),
-            spec: spec.clone(),
-            tasks,
-            share: advert.key.clone(),
-            attempts: 0,
-            want: Want { job, ..Want::default() },
-            route: vec![parent],
-            hops_left: 8,
-            chain: Vec::new(),
-            array_size: 10,
-            attempt_cost_max,
-            known: Known::Nothing,
-        }))
-    };
+    let (parent, share) = acted_parent(&mut w, gateway);
+    assert_eq!((PRICE, "USD"), (share.price_micro_per_slot_hour, share.currency.as_str()), "an attached machine has its price");
     for (number, attempt_cost_max) in [(1, USD - 1), (2, USD)] {
-        w.input(gateway, Input::ParentSays { parent, message: place(number, number, TaskSet::one(0), attempt_cost_max) });
+        w.input(gateway, place(parent, &share, (number, number), TaskSet::one(0), attempt_cost_max));
         w.pass(3_000);
         // The parent acknowledges nothing.
         let said: Vec<_> = w.sites[&gateway].core.state().links[&parent].outbox.iter().map(|e| e.3.what.clone()).collect();
@@ -180,19 +205,10 @@ fn a_machine_that_costs_more_than_the_parent_allows_is_not_used() {
     }
     // One that may cost nothing does not keep another of its job.
     for (number, attempt_cost_max) in [(3, 0), (4, USD)] {
-        w.input(gateway, Input::ParentSays { parent, message: place(number, 3, TaskSet::one(number as u32 - 3), attempt_cost_max) });
+        w.input(gateway, place(parent, &share, (number, 3), TaskSet::one(number as u32 - 3), attempt_cost_max));
     }
     w.pass(100);
     assert_eq!(2, w.agents[&agent].starts().len());
-    // Nor is anything rented for it.
-    w.input(gateway, Input::Order { token: 1, order: Order::Gone { site: "g-m1".into(), by: "me".into() } });
-    let rented = Rentable { slots: 4, memory_bytes: 1 << 34, machines: 2, price_micro_per_slot_hour: PRICE, currency: "USD".into(), ..Rentable::default() };
-    w.input(gateway, Input::ForRent(ForRent { types: vec![rented], ..ForRent::default() }));
-    for (number, tasks, attempt_cost_max) in [(5, TaskSet::range(0..7), 0), (6, TaskSet::one(9), USD)] {
-        w.input(gateway, Input::ParentSays { parent, message: place(number, 5, tasks, attempt_cost_max) });
-    }
-    let waiting: Vec<u64> = w.sites[&gateway].core.renting().waiting.iter().map(|d| d.tasks).collect();
-    assert_eq!(vec![1], waiting);
 }
 
 /// The end of what was cancelled is not known either, where its machine is gone.

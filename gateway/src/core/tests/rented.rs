@@ -1,5 +1,6 @@
 //! What could be rented, as the core tells it, and what the provisioner is told.
 
+use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, ReasonKind};
 
 use super::{World, sleep};
@@ -8,8 +9,7 @@ use crate::core::rent::{ForRent, Rentable};
 
 fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
     Rentable {
-        slots,
-        memory_bytes: 8 << 30,
+        machine: Machine { slots, memory_bytes: 8 << 30, gpus: 0 },
         architecture: "x86_64".into(),
         machines,
         price_micro_per_slot_hour: if currency.is_empty() { 0 } else { 25_000 },

@@ -61,7 +61,7 @@ fn what_is_taken_from_one_parent_is_given_to_another_only_when_the_first_knows()
     let says = |w: &mut World, parent, message| w.input(gem, Input::ParentSays { parent, message });
     says(&mut w, left, Down::Saw(of_left.version));
     says(&mut w, right, Down::Saw(of_right.version));
-    says(&mut w, right, Down::Demand(vec![(Shape { slots: 1, memory_bytes: 0 }, 4)]));
+    says(&mut w, right, Down::Demand(vec![(Shape::default(), 4)]));
     ticks(&mut w, gem, 1_000);
     let smaller = told(&mut w, left).unwrap();
     assert_eq!(0, window(&smaller));

@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_gateway::backends::child_end::site_of;
 use intergrid_proto::link::{Want, WantValue};
+use intergrid_proto::share::Machine;
 use intergrid_proto::{BlobHash, JobSpec, Refusal, RefusalKind, Shape, SiteId, TaskSet};
 
 use super::leaf::Uid;
@@ -51,8 +52,8 @@ pub struct Failure {
 /// An origin's task.
 pub type TaskKey = (SiteId, String, u32);
 
-/// What was told of a share: window, slots and memory of a machine.
-type Told = BTreeMap<String, (u64, u32, u64)>;
+/// What was told of a share: window, and what a machine has.
+type Told = BTreeMap<String, (u64, Machine)>;
 
 /// Of a share that a child offers.
 struct Offer {
@@ -149,7 +150,7 @@ impl Oracle {
     }
 
     fn shape(&self, hash: BlobHash) -> Shape {
-        self.specs.get(&hash).map_or(Shape { slots: 1, memory_bytes: 0 }, |s| s.shape.clone())
+        self.specs.get(&hash).map_or(Shape::default(), |s| s.shape.clone())
     }
 
     /// A user has his answer.

@@ -7,7 +7,7 @@ use intergrid_gateway::core::change::{self, Change, What};
 use intergrid_gateway::core::state::State;
 use intergrid_gateway::core::{Action, Input, Output};
 use intergrid_proto::link::{Down, Event, EventKind, Place, Up, Want, WantValue};
-use intergrid_proto::share::cost;
+use intergrid_proto::share::Machine;
 use intergrid_proto::{ReasonKind, Share, SiteId, TaskSet};
 use prost::Message;
 
@@ -69,8 +69,8 @@ impl Oracle {
     /// Is this within what this parent was last told?
     fn fits(&self, site: usize, state: &State, parent: SiteId, p: &Place) -> bool {
         let told = self.adverts.get(&(site, parent)).and_then(|t| t.get(&p.share));
-        let Some((window, slots, memory)) = told else { return false };
-        held(state, parent, &p.share) + cost(&self.shape(p.spec_hash), *slots, *memory).max(1) * p.tasks.len() <= *window
+        let Some((window, machine)) = told else { return false };
+        held(state, parent, &p.share) + machine.cost(&self.shape(p.spec_hash)).max(1) * p.tasks.len() <= *window
     }
 
     /// The largest window of a share that this parent may go by.
@@ -114,10 +114,10 @@ impl Oracle {
         for action in &output.actions {
             match action {
                 Action::ToParent(parent, Up::Advert(a)) => {
-                    let told: Told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine_slots, s.machine_memory_bytes))).collect();
+                    let told: Told = a.shares.iter().map(|s| (s.key.clone(), (s.window, s.machine()))).collect();
                     let more =
-                        |(key, (window, ..)): (&String, &(u64, u32, u64))| *window > self.told(site, *parent, key).max(held(state, *parent, key));
-                    promised.extend(told.iter().filter(|t| more(*t)).map(|(key, (_, slots, _))| (key.clone(), *slots)));
+                        |(key, (window, _)): (&String, &(u64, Machine))| *window > self.told(site, *parent, key).max(held(state, *parent, key));
+                    promised.extend(told.iter().filter(|t| more(*t)).map(|(key, (_, machine))| (key.clone(), machine.slots)));
                     if let Some(last) = self.adverts.insert((site, *parent), told) {
                         self.befores.insert((site, *parent), (last, a.version));
                     }
