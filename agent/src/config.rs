@@ -58,6 +58,9 @@ pub struct AgentConfig {
     /// So long after its start it takes no new work, as `"3h"`: of a machine whose time is limited; absent: never.
     #[serde(default, deserialize_with = "time")]
     pub retire_after: Option<u64>,
+    /// So long after its start the machine goes away, as `"4h"`: tasks whose time limit is longer than what is left go elsewhere; absent: it stays.
+    #[serde(default, deserialize_with = "time")]
+    pub ends_after: Option<u64>,
     /// Where the machine's provider says that it takes it back, as `"http://169.254.169.254"` (EC2); absent: nobody is asked.
     #[serde(default)]
     pub notices: Option<String>,

@@ -47,6 +47,8 @@ pub struct Offer {
     pub turnaround_ms: u64,
     /// Takes no new work: why.
     pub closed: Option<String>,
+    /// The longest that a task may ask for; None: not limited.
+    pub time_max_ms: Option<u64>,
 }
 
 impl Capacity {

@@ -69,6 +69,9 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     let capacity = Capacity::measure(config.slots, config.memory, gpus.len());
     let boot = machine::boot_id();
     let mut core = Core::new(state, me.clone(), machine::fingerprint(), boot.clone(), capacity, random(), clock.now())?;
+    if let Some(after) = config.ends_after {
+        core.ends_at((clock.now() + after).saturating_sub(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX)));
+    }
     let null = config.executor == ExecutorKind::Null;
     let way: Arc<OnceLock<Weak<SharedDesk>>> = Arc::default();
     let inside = way.clone();

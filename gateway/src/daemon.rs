@@ -157,7 +157,7 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
 /// What a gateway is made of whose agents run on machines of this cloud.
 pub fn over_rented(config: CloudConfig, cloud: Arc<dyn Cloud>, parts: &Parts) -> Built {
     let CloudConfig { settings, catalogue, budget, .. } = config;
-    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget };
+    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget, time_max_ms: 0 };
     over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts)
 }
 

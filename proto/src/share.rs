@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::ids::SiteId;
 use crate::limits::LOOKAHEAD_SLOTS_MAX;
+use crate::units::format_duration;
 
 /// Key of the share of an agent, which is one machine.
 pub const MACHINE: &str = "machine";
@@ -138,6 +139,8 @@ pub struct Share {
     pub draining_reason: String,
     /// Milliseconds since then.
     pub draining_age_ms: u64,
+    /// The longest that a task can take here, as long as the credit holds: milliseconds; 0: not limited.
+    pub time_max_ms: u64,
     /// GPUs of one machine.
     pub machine_gpus: u32,
     /// GPUs in all.
@@ -161,6 +164,16 @@ impl Share {
             Fit::No(format!("needs {} machines, {} gives a task at most {}", shape.nodes, self.key, self.nodes_max.max(1)))
         } else {
             Fit::Yes
+        }
+    }
+
+    /// Is there so long here for a task with this time limit? One without a limit is asked nothing.
+    pub fn fit_time(&self, limit_ms: Option<u64>) -> Fit {
+        match limit_ms {
+            Some(asked) if self.time_max_ms > 0 && asked > self.time_max_ms => {
+                Fit::No(format!("asks for {}, {} has {} for a task", format_duration(asked), self.key, whole_seconds(self.time_max_ms)))
+            }
+            _ => Fit::Yes,
         }
     }
 
@@ -191,6 +204,7 @@ impl Share {
         self.waiting = self.waiting.max(other.waiting);
         self.age_ms = self.age_ms.min(other.age_ms);
         self.credit_ms = self.credit_ms.min(other.credit_ms);
+        self.time_max_ms = longer(self.time_max_ms, other.time_max_ms);
         self.draining &= other.draining;
         if !self.draining {
             (self.draining_reason, self.draining_age_ms) = Default::default();
@@ -201,6 +215,16 @@ impl Share {
             }
         }
     }
+}
+
+/// The longer of two times that may not be limited (0).
+pub fn longer(a_ms: u64, b_ms: u64) -> u64 {
+    if a_ms == 0 || b_ms == 0 { 0 } else { a_ms.max(b_ms) }
+}
+
+/// What has less than a second left has not more.
+fn whole_seconds(ms: u64) -> String {
+    format_duration(if ms >= 1_000 { ms / 1_000 * 1_000 } else { ms })
 }
 
 /// Sum over shares: each origin's class once, whatever the number of paths it was heard by.

@@ -101,6 +101,8 @@ pub struct Core {
     boot: Vec<u8>,
     capacity: Capacity,
     offer: Option<Offer>,
+    /// The machine goes away then.
+    ends_ms: Option<u64>,
     fit_version: u64,
     now: u64,
     opens: BTreeMap<u64, Open>,
@@ -149,6 +151,7 @@ impl Core {
             boot,
             capacity,
             offer: None,
+            ends_ms: None,
             fit_version: 1,
             now,
             opens: BTreeMap::new(),
@@ -195,6 +198,11 @@ impl Core {
         let jobs: Vec<u64> = core.state.wants.keys().copied().collect();
         jobs.into_iter().for_each(|job| core.obey(job));
         Ok(core)
+    }
+
+    /// The machine goes away then, by the clock of [`step`](Self::step).
+    pub fn ends_at(&mut self, at_ms: u64) {
+        self.ends_ms = Some(at_ms);
     }
 
     /// One thing that happened. What is to be done comes from [`actions`](Self::actions).

@@ -84,7 +84,17 @@ impl Core {
             draining: no_room.is_some() || closed.is_some(),
             draining_reason,
             draining_age_ms,
+            time_max_ms: self.time_max_ms(),
             ..Share::default()
+        }
+    }
+
+    /// What is left for a task that begins when this is no longer heard of: so nobody has to count what has passed since. 0: not limited.
+    fn time_max_ms(&self) -> u64 {
+        match (&self.offer, self.ends_ms) {
+            (Some(offer), _) => offer.time_max_ms.unwrap_or(0),
+            (None, Some(ends)) => ends.saturating_sub(self.now + CREDIT_MS).max(1),
+            (None, None) => 0,
         }
     }
 

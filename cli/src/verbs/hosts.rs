@@ -2,6 +2,7 @@
 
 use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
 use intergrid_proto::pb;
+use intergrid_proto::share::longer;
 
 use crate::client::Client;
 use crate::out::{Out, Paint};
@@ -60,11 +61,19 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             if counts { h.done.into() } else { "".into() },
             match &h.draining {
                 Some(r) => Cell::painted([h.endpoint.clone(), super::admin::draining(r)].join("  ").trim().to_owned(), Paint::Warn),
-                None => h.endpoint.as_str().into(),
+                None => [h.endpoint.clone(), time_max(h)].join("  ").trim().into(),
             },
         ]);
     }
     table
+}
+
+/// How long a task can take there at most, where that is limited everywhere.
+fn time_max(h: &pb::Host) -> String {
+    match h.shares.iter().map(|s| s.time_max_ms).reduce(longer) {
+        None | Some(0) => String::new(),
+        Some(ms) => format!("tasks of up to {}", render::duration(ms)),
+    }
 }
 
 /// Every site, with its route from the one that was asked.
@@ -86,7 +95,8 @@ mod tests {
 
     #[test]
     fn a_tree_and_a_list() {
-        let agent = host("campus-1", pb::Kind::Agent, 2, vec![]);
+        let mut agent = host("campus-1", pb::Kind::Agent, 2, vec![]);
+        agent.shares = [3_600_000, 8_047_000].map(|time_max_ms| pb::Share { time_max_ms, ..Default::default() }).into();
         let mut campus = host("campus", pb::Kind::Gateway, 2, vec![agent]);
         campus.backend = "agents".into();
         campus.draining = Some(pb::Reason { text: "new disk".into(), age_ms: 300_000, site_name: "ann".into(), ..Default::default() });
@@ -101,7 +111,7 @@ mod tests {
                 "root               broker                2     1      2G        0        0     0  127.0.0.1:7411",
                 "├─ eu              broker                2     1      2G        0        0     0",
                 "│  └─ campus       gateway (agents)      2     1      2G        0        0     0  draining for 5m00s by ann: new disk",
-                "│     └─ campus-1  agent                 2     1      2G        0",
+                "│     └─ campus-1  agent                 2     1      2G        0                 tasks of up to 2h14m",
                 "└─ burst           gateway                                                        unreachable, no answer since 12s",
             ],
             table(&root, true).lines(&out)

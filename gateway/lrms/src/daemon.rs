@@ -10,7 +10,7 @@ use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
 
 use crate::gridengine::{GridEngine, GridEngineConfig};
-use crate::pilot::Pilots;
+use crate::pilot::{self, Pilots};
 use crate::slurm::{Slurm, SlurmConfig};
 use crate::{Lrms, LrmsPool, Parts};
 
@@ -50,7 +50,7 @@ pub fn build((config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::Path
 /// The backend of a gateway whose tasks run under agents, which are jobs.
 fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, site: &SiteConfig, parts: &daemon::Parts) -> Result<Built, Refusal> {
     let PilotsConfig { settings, catalogue, budget, .. } = pilots.clone();
-    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget };
+    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget, time_max_ms: pilot::time_max_ms(&pilots) };
     let cloud = Pilots::new(lrms, &config, pilots, parts.me.site, site.identity.clone())?;
     Ok(daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts))
 }

@@ -71,5 +71,9 @@ pub const RECORDS_JOBS_MAX: usize = 500;
 pub const PILOT_TOKEN_MS: u64 = 7 * 86_400_000;
 /// What a pilot asks for beside the memory of its tasks: its agent's own.
 pub const PILOT_OWN_BYTES: u64 = 64 << 20;
+/// Of a pilot's time, what is not its tasks': its script before its agent, their stop and outputs after.
+pub const PILOT_OWN_MS: u64 = 30_000;
+/// A pilot's agent has joined so long after its start: a task that asks for all the time that a new pilot has then finds it.
+pub const PILOT_JOIN_MS: u64 = 30_000;
 /// Directories of pilots that are over are kept for so long, with their agents' logs.
 pub const PILOT_DIRS_KEPT_MS: u64 = 30 * 86_400_000;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use futures::future::BoxFuture;
+use intergrid_gateway::config::LrmsLimits;
 use intergrid_proto::{Exit, Shape};
 
 use crate::command::{Account, CallFailure};
@@ -202,6 +203,13 @@ pub struct Queue {
     pub time_max_ms: Option<u64>,
     /// Takes no new work: why.
     pub closed: Option<String>,
+}
+
+impl Queue {
+    /// The longest that a task of a site with these limits may ask for; None: not limited.
+    pub fn time_max_ms(&self, limits: &LrmsLimits) -> Option<u64> {
+        self.time_max_ms.into_iter().chain(limits.time_max_ms).min()
+    }
 }
 
 /// A local resource manager. Each call runs a bounded number of commands, whatever the number of tasks.

@@ -16,6 +16,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_gateway::config::{LrmsConfig, PilotsConfig};
 use intergrid_gateway::rent::{Cloud, Launch};
+use intergrid_proto::limits::CREDIT_MS;
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::join::replace;
 use intergrid_proto::{Refusal, Shape, SiteId};
@@ -25,7 +26,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::command::{Account, own_account};
 use crate::hand::files::{self, Ask};
-use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_OWN_BYTES, PILOT_TOKEN_MS};
+use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_JOIN_MS, PILOT_OWN_BYTES, PILOT_OWN_MS, PILOT_TOKEN_MS};
 use crate::lrms::{self, LrmsId, State, Submission, SubmitFailure};
 use crate::script::check_base;
 use crate::{Lrms, driver};
@@ -73,6 +74,7 @@ struct AgentToml<'a> {
     gpus: u32,
     alone_max: String,
     retire_after: String,
+    ends_after: String,
     stop_ends_tasks: bool,
 }
 
@@ -184,6 +186,7 @@ impl Inner {
             gpus: what.kind.gpus,
             alone_max: format!("{}ms", c.alone_ms),
             retire_after: format!("{}ms", (c.time_ms - c.task_time_ms).max(1)),
+            ends_after: format!("{}ms", c.time_ms.saturating_sub(PILOT_OWN_MS).max(1)),
             stop_ends_tasks: true,
         };
         let text = toml::to_string(&toml).map_err(|e| Refusal::invalid(format!("the configuration of {}: {e}", what.label)))?;
@@ -247,6 +250,11 @@ impl Inner {
         }
         Some(SeenState::Exists)
     }
+}
+
+/// What a task can take in a new pilot at most, as its agent tells when it has joined.
+pub fn time_max_ms(pilots: &PilotsConfig) -> u64 {
+    pilots.time_ms.saturating_sub(PILOT_OWN_MS + PILOT_JOIN_MS + CREDIT_MS).max(1)
 }
 
 /// Jobs, by their names, that have begun and are not listed. Directories of theirs are removed a good while after they were last written to.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
-use intergrid_proto::share::{MACHINE, class, divide_window, lookahead};
+use intergrid_proto::share::{MACHINE, class, divide_window, longer, lookahead};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
@@ -40,6 +40,8 @@ impl Upward {
         e.machines = e.machines.saturating_add(share.machines);
         e.gpus_total += share.gpus_total;
         e.age_ms = e.age_ms.min(share.age_ms);
+        // A task may fit one of them.
+        e.time_max_ms = longer(e.time_max_ms, share.time_max_ms);
         e.draining &= share.draining;
         if !e.draining {
             (e.draining_reason, e.draining_age_ms) = Default::default();
@@ -243,8 +245,8 @@ impl super::Parent {
     }
 }
 
-/// Equal in all that matters to a receiver.
+/// Equal in all that a receiver must know at once: of what only time changes the next renewal tells.
 fn alike(a: &Share, b: &Share) -> bool {
-    let plain = |s: &Share| Share { age_ms: 0, draining_age_ms: 0, ..s.clone() };
+    let plain = |s: &Share| Share { age_ms: 0, draining_age_ms: 0, time_max_ms: 0, ..s.clone() };
     plain(a) == plain(b)
 }

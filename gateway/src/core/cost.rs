@@ -179,7 +179,8 @@ impl Core {
 
     /// Where a job of this spec would go from here, and what it costs there: as parents are told.
     pub fn quote(&self, spec: &JobSpec) -> Vec<pb::QuotedShare> {
-        let shares = self.upward().into_values().map(|u| u.share).filter(|s| s.fit(&spec.shape) == Fit::Yes);
+        let fits = |s: &Share| s.fit(&spec.shape) == Fit::Yes && s.fit_time(spec.time_limit_ms) == Fit::Yes;
+        let shares = self.upward().into_values().map(|u| u.share).filter(fits);
         let row = |s: Share| {
             let slots = s.cost(&spec.shape).max(1);
             pb::QuotedShare {

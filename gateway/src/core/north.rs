@@ -541,8 +541,9 @@ fn refused_by_all(why: &Reason) -> Option<ReasonKind> {
     use ReasonKind::*;
     let mut refused = None;
     for r in &why.because {
-        let kind = if r.kind == BackOff { r.because.first().map(|b| b.kind)? } else { r.kind };
-        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit | CostLimit) {
+        // Of those that gave it back, a limit in numbers keeps it only until something there has ended.
+        let kind = if r.kind == BackOff { r.because.first().map(|b| b.kind).filter(|k| *k != OverLimit)? } else { r.kind };
+        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit | CostLimit | OverLimit) {
             return None;
         }
         refused = refused.filter(|k| *k != Loop).or(Some(kind));

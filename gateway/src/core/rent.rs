@@ -24,6 +24,8 @@ pub struct ForRent {
     pub gone: Vec<String>,
     /// What machines cost at most, by the agent's name: millionths per slot and hour, and of which currency.
     pub prices: BTreeMap<String, (u64, String)>,
+    /// The longest that a task can take on a new machine: milliseconds; 0: not limited.
+    pub time_max_ms: u64,
 }
 
 /// Machines of one type that are not there.
@@ -106,7 +108,8 @@ impl Core {
     /// See [`Renting`].
     pub fn renting(&self) -> Renting {
         let mut waiting: BTreeMap<(Shape, String, Option<u64>), u64> = BTreeMap::new();
-        for (queue, jobs) in &self.state.waiting {
+        // Nothing is rented for what would find no time there.
+        for (queue, jobs) in self.state.waiting.iter().filter(|(queue, _)| self.is_rented_for(queue.time_limit_ms)) {
             let mut tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
             let mut rate = None;
             if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)) {
@@ -155,6 +158,7 @@ impl Core {
         // Tasks of our own users take what comes, too.
         let own = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).filter(|j| j.parent.is_none());
         let paid = |j: &Job| j.max_cost().map_or(u64::MAX, |_| self.rentable_for(j).map_or(0, |(tasks, _)| tasks));
+        let own = own.filter(|j| self.is_rented_for(j.spec.parsed.time_limit_ms));
         let mut own: Vec<(Shape, u64)> = own.map(|j| (j.shape().clone(), j.placeable().min(paid(j)))).collect();
         let placed = self.queued_for_parents();
         self.for_rent.types.iter().map(|t| self.upward_of(t, &mut own, &placed)).collect()
@@ -175,6 +179,7 @@ impl Core {
             machines: u32::try_from(t.machines).unwrap_or(u32::MAX),
             price_micro_per_slot_hour: t.price_micro_per_slot_hour,
             currency: t.currency.clone(),
+            time_max_ms: self.for_rent.time_max_ms,
             ..Share::default()
         };
         share.key = format!("{}/{}", self.me.name, machine_class(&share));
@@ -189,9 +194,29 @@ impl Core {
         Upward { share, room }
     }
 
+    /// Is there so long on a new machine?
+    fn is_rented_for(&self, time_limit_ms: Option<u64>) -> bool {
+        let most = self.for_rent.time_max_ms;
+        most == 0 || time_limit_ms.is_none_or(|asked| asked <= most)
+    }
+
+    /// What could be rented would have less time than this queue asks for.
+    pub(super) fn too_long_to_rent(&self, queue: &QueueKey) -> Vec<Reason> {
+        if self.is_rented_for(queue.time_limit_ms) {
+            return Vec::new();
+        }
+        let fitting = self.rentable().into_iter().map(|u| u.share).filter(|s| s.fit(&queue.shape) == Fit::Yes);
+        fitting
+            .filter_map(|s| match s.fit_time(queue.time_limit_ms) {
+                Fit::No(text) => Some(Reason::new(ReasonKind::OverLimit, format!("a new machine: {text}"))),
+                Fit::Yes => None,
+            })
+            .collect()
+    }
+
     /// Why nothing (more) is rented for this queue, where anything could be.
     pub(super) fn why_not_rented(&self, queue: &QueueKey) -> Option<Reason> {
-        if !self.for_rent.types.iter().any(|t| t.machine.holds(&queue.shape)) {
+        if !self.for_rent.types.iter().any(|t| t.machine.holds(&queue.shape)) || !self.is_rented_for(queue.time_limit_ms) {
             return None;
         }
         if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)).filter(|j| self.rentable_for(j).is_none()) {

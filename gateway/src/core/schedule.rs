@@ -9,6 +9,7 @@ use std::sync::Arc;
 use intergrid_proto::limits::{HOPS_MAX, SHARES_MAX};
 use intergrid_proto::link::Kind;
 use intergrid_proto::share::Fit;
+use intergrid_proto::units::format_duration;
 use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
 
 use super::Core;
@@ -216,6 +217,9 @@ impl Core {
         if let Fit::No(text) = offer.share.fit(&queue.shape) {
             return Err(Reason::new(ReasonKind::NoFit, text));
         }
+        if let Fit::No(text) = offer.share.fit_time(queue.time_limit_ms) {
+            return Err(Reason::new(ReasonKind::OverLimit, text));
+        }
         if let Some(job) = queue.capped {
             self.afford(job, offer.share, key)?;
         }
@@ -241,8 +245,9 @@ impl Core {
         if burst == Burst::default() {
             return Ok(());
         }
-        // Each job with a cap is a queue of its own; they wait together.
-        let (first, last) = (QueueKey { capped: None, ..queue.clone() }, QueueKey { capped: Some(u64::MAX), ..queue.clone() });
+        // Each job with a cap is a queue of its own, and so is each time limit; they wait together.
+        let first = QueueKey { time_limit_ms: None, capped: None, ..queue.clone() };
+        let last = QueueKey { time_limit_ms: Some(u64::MAX), capped: Some(u64::MAX), ..queue.clone() };
         let jobs = || self.state.waiting.range(&first..=&last).flat_map(|(_, jobs)| jobs).filter_map(|n| self.state.jobs.get(n));
         let waited_ms = jobs().map(|j| self.now.unix_ms.saturating_sub(j.created_ms)).max().unwrap_or(0);
         burst.may(waited_ms, jobs().map(|j| j.placeable()).sum())
@@ -299,21 +304,24 @@ impl Core {
     /// in the same way, never back: or a share that several sites see would be given to whoever asks directly.
     fn note_demand(&mut self) {
         let mut demand: BTreeMap<SiteId, BTreeMap<Shape, u64>> = BTreeMap::new();
-        let mut wanted: Vec<(Shape, u64, &[SiteId], Option<u64>)> = Vec::new();
+        // Shape, tasks, route, the job where it has a cap, time limit.
+        type Wanted<'a> = (Shape, u64, &'a [SiteId], Option<u64>, Option<u64>);
+        let mut wanted: Vec<Wanted> = Vec::new();
         for (queue, jobs) in &self.state.waiting {
             let tasks = jobs.iter().take(1_000).filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
-            wanted.push((queue.shape.clone(), tasks, &queue.route, queue.capped));
+            wanted.push((queue.shape.clone(), tasks, &queue.route, queue.capped, queue.time_limit_ms));
         }
         for (id, p) in self.parents.iter().filter(|(_, p)| p.live) {
-            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id), None)));
+            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id), None, None)));
         }
-        for (shape, tasks, route, capped) in wanted {
+        for (shape, tasks, route, capped, time) in wanted {
             let paid = |key: &str, share: &Share| capped.is_none_or(|job| self.afford(job, share, key).is_ok());
+            let fits = |s: &Share| s.fit(&shape) == Fit::Yes && s.fit_time(time) == Fit::Yes;
             let fitting: Vec<SiteId> = self
                 .children
                 .iter()
                 .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !route.contains(id))
-                .filter(|(_, c)| c.shares.iter().any(|(k, s)| s.fit(&shape) == Fit::Yes && !s.path.iter().any(|p| route.contains(p)) && paid(k, s)))
+                .filter(|(_, c)| c.shares.iter().any(|(k, s)| fits(s) && !s.path.iter().any(|p| route.contains(p)) && paid(k, s)))
                 .map(|(id, _)| *id)
                 .collect();
             for (k, child) in fitting.iter().enumerate() {
@@ -355,7 +363,7 @@ impl Core {
                     }
                     Ok(()) => Reason::new(ReasonKind::NotYetScheduled, format!("{key} has room")),
                 };
-                fits |= !matches!(reason.kind, ReasonKind::NoFit | ReasonKind::Loop);
+                fits |= !matches!(reason.kind, ReasonKind::NoFit | ReasonKind::Loop | ReasonKind::OverLimit);
                 reason.site = Some((*id, c.hop.name.clone()));
                 because.push(reason);
             }
@@ -364,14 +372,21 @@ impl Core {
             let age = self.now.mono_ms.saturating_sub(c.lost_ms);
             because.push(Reason::new(ReasonKind::ContactLost, format!("{}: {}", c.hop.name, c.why_lost)).aged(age));
         }
+        because.extend(self.too_long_to_rent(&queue));
         because.truncate(intergrid_proto::limits::SHARES_MAX);
+        let too_long = because.iter().any(|b| b.kind == ReasonKind::OverLimit);
         let rented = self.why_not_rented(&queue);
+        // Those that could never run it aside.
+        let refused = |b: &Reason, kind| b.kind == kind || matches!(b.kind, ReasonKind::NoFit | ReasonKind::OverLimit | ReasonKind::Loop);
         let top = if attached == 0 && rented.is_none() {
             Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
         } else if j.unsure {
             Reason::new(ReasonKind::NotYetScheduled, format!("{} has just started, and waits until its peers are back", self.me.name))
         } else if because.is_empty() && rented.is_none() {
             Reason::new(ReasonKind::NoResource, format!("what is attached to {} offers nothing", self.me.name))
+        } else if !fits && too_long && rented.is_none() {
+            let asked = format_duration(queue.time_limit_ms.unwrap_or(0));
+            Reason::new(ReasonKind::OverLimit, format!("what fits has less time than the {asked} that it asks for")).remedy("ask for less time")
         } else if !fits && rented.is_none() {
             Reason::new(ReasonKind::NoFit, format!("no machine could ever run it: it needs {}", needs(&queue.shape))).remedy("ask for less of it")
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
@@ -383,11 +398,11 @@ impl Core {
             Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")
         } else if let Some(why) = rented {
             why
-        } else if j.max_cost().is_some() && because.iter().all(|b| matches!(b.kind, ReasonKind::CostLimit | ReasonKind::NoFit | ReasonKind::Loop)) {
+        } else if j.max_cost().is_some() && because.iter().all(|b| refused(b, ReasonKind::CostLimit)) {
             self.why_not_paid(j)
         } else if only_drained(&because) {
             Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
-        } else if because.iter().all(|b| matches!(b.kind, ReasonKind::NotRented | ReasonKind::NoFit | ReasonKind::Loop)) {
+        } else if because.iter().all(|b| refused(b, ReasonKind::NotRented)) {
             Reason::new(ReasonKind::NotRented, "every share that fits costs money, and is used later")
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
@@ -429,7 +444,7 @@ impl Core {
 /// Nothing but a drain keeps it from those that are here.
 fn only_drained(because: &[Reason]) -> bool {
     use ReasonKind::*;
-    because.iter().any(|r| r.kind == Draining) && because.iter().all(|r| matches!(r.kind, Draining | NoFit | Loop | ContactLost))
+    because.iter().any(|r| r.kind == Draining) && because.iter().all(|r| matches!(r.kind, Draining | NoFit | OverLimit | Loop | ContactLost))
 }
 
 /// `2 slots and 4 GiB of memory on one`

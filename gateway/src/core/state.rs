@@ -428,24 +428,26 @@ impl State {
     }
 }
 
-/// Jobs that wait together: one shape, one route (a job never goes where it came from), one user (who may not be let in everywhere).
+/// Jobs that wait together: one shape, one route (a job never goes where it came from), one user (who may not be let in everywhere), one time limit (there
+/// may be less time on a machine than it asks for).
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct QueueKey {
     pub shape: Shape,
     pub route: Vec<SiteId>,
     pub principal: String,
+    pub time_limit_ms: Option<u64>,
     /// The job, where it has a cap: what is left of that decides where it may go.
     pub capped: Option<u64>,
 }
 
 impl QueueKey {
     pub fn of(j: &Job) -> Self {
-        let capped = j.max_cost().map(|_| j.no);
-        QueueKey { shape: j.shape().clone(), route: j.route.clone(), principal: j.origin.principal.clone(), capped }
+        let (capped, time_limit_ms) = (j.max_cost().map(|_| j.no), j.spec.parsed.time_limit_ms);
+        QueueKey { shape: j.shape().clone(), route: j.route.clone(), principal: j.origin.principal.clone(), time_limit_ms, capped }
     }
 
-    /// Everybody's jobs of this shape.
+    /// Everybody's jobs of this shape and time limit.
     pub fn anybody(&self) -> Self {
-        QueueKey { shape: self.shape.clone(), route: Vec::new(), principal: String::new(), capped: None }
+        QueueKey { shape: self.shape.clone(), time_limit_ms: self.time_limit_ms, route: Vec::new(), principal: String::new(), capped: None }
     }
 }

@@ -58,6 +58,8 @@ pub struct RentConfig {
     pub catalogue: Catalogue,
     /// Caps.
     pub budget: Budget,
+    /// The longest that a task can take on a new machine: milliseconds; 0: not limited.
+    pub time_max_ms: u64,
 }
 
 /// The provider of rented machines.
@@ -179,7 +181,7 @@ impl Shell {
         let (mut book, records) = Book::load(&*self.engine.reader())?;
         let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
         // Before any of them is let in: what has a price is not taken for free.
-        self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.gateway, &self.config.catalogue.currency, Vec::new()))).await?;
+        self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, Vec::new()))).await?;
         self.engine.look(|_| ()).await?;
         self.show(&p);
         let (answers, mut answered) = mpsc::channel(ANSWERS_MAX);
@@ -208,7 +210,7 @@ impl Shell {
                         p.step(Input::Tick, now_ms());
                     }
                     let gone = self.order(&p, &renting.agents).await;
-                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config.gateway, &self.config.catalogue.currency, gone))).await?;
+                    self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, gone))).await?;
                 }
                 () = stopped(&mut stop) => return Ok(()),
             }
@@ -332,7 +334,8 @@ fn demand(renting: &Renting) -> Vec<Demand> {
     renting.waiting.iter().map(one).collect()
 }
 
-fn for_rent(p: &Provisioner, gateway: &str, currency: &str, gone: Vec<String>) -> ForRent {
+fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent {
+    let (gateway, currency) = (config.gateway.as_str(), config.catalogue.currency.as_str());
     let slot_price = |rate: Rate, slots: u32| rate.0.div_ceil(u64::from(slots.max(1)));
     let rentable = |promise: Promise| {
         // What it would cost is not known, so it is not offered.
@@ -352,7 +355,7 @@ fn for_rent(p: &Provisioner, gateway: &str, currency: &str, gone: Vec<String>) -
     });
     let known = p.machines().filter(|_| !currency.is_empty());
     let prices = known.map(|m| (label(gateway, m.number), (slot_price(m.price.ceiling, m.kind.slots), currency.to_string()))).collect();
-    ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices }
+    ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices, time_max_ms: config.time_max_ms }
 }
 
 /// The main steps of each machine.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::machine::Offer;
+use intergrid_proto::limits::CREDIT_MS;
 
 fn offer(room: u64) -> Offer {
     Offer { key: "batch".into(), slots_total: 40, machines: 5, room, ahead: 2, largest_free: 3, window_max: u64::MAX, ..Offer::default() }
@@ -49,9 +50,22 @@ fn several_machines_are_one_share_and_what_is_accepted_is_handed_on() {
     a.input(Input::Offer(Offer { closed: Some("drained".into()), ..offer(5) }));
     let share = a.core.share();
     assert_eq!((0, true, "drained"), (share.window, share.draining, share.draining_reason.as_str()));
-    let capped = Offer { window_max: 6, ..offer(20) };
+    assert_eq!(0, share.time_max_ms);
+    let capped = Offer { window_max: 6, time_max_ms: Some(60_000), ..offer(20) };
     a.input(Input::Offer(capped));
-    assert_eq!(6, a.core.share().window);
+    assert_eq!((6, 60_000), (a.core.share().window, a.core.share().time_max_ms));
+}
+
+#[test]
+fn a_machine_says_what_is_left_of_its_time_as_long_as_its_credit_holds() {
+    let mut a = Agent::attached(2);
+    assert_eq!(0, a.core.share().time_max_ms);
+    a.core.ends_at(a.now + 100_000);
+    assert_eq!(100_000 - CREDIT_MS, a.core.share().time_max_ms);
+    a.pass(50_000);
+    assert_eq!(50_000 - CREDIT_MS, a.core.share().time_max_ms);
+    a.pass(100_000);
+    assert_eq!(1, a.core.share().time_max_ms, "0 would be no limit");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Driver {
     /// How many of so many tasks this site lets a principal have now; an error where it lets none.
     fn allowed(&self, inner: &Inner, queue: &str, principal: &str, plan: &Plan, wanted: usize) -> Result<usize, Box<Reason>> {
         let l = &self.config.limits;
-        let max = inner.queues.iter().find(|q| q.name == queue).and_then(|q| q.time_max_ms).into_iter().chain(l.time_max_ms).min();
+        let max = inner.queues.iter().find(|q| q.name == queue).map_or(l.time_max_ms, |q| q.time_max_ms(l));
         if let (Some(asked), Some(max)) = (plan.spec.time_limit_ms, max)
             && asked > max
         {

@@ -396,6 +396,7 @@ fn offer(queue: &Queue, ours: u64, limits: &intergrid_gateway::config::LrmsLimit
         waiting: queue.waiting,
         turnaround_ms: TURNAROUND_MS,
         closed: queue.closed.clone(),
+        time_max_ms: queue.time_max_ms(limits),
     }
 }
 
@@ -412,7 +413,10 @@ mod tests {
         limits.ceiling_percent = 20;
         let part = offer(&queue, 15, &limits);
         assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
-        limits.slots_max = Some(7);
+        (limits.slots_max, limits.time_max_ms) = (Some(7), Some(60_000));
+        assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, &limits).time_max_ms));
+        let short = Queue { time_max_ms: Some(30_000), ..queue.clone() };
+        assert_eq!(Some(30_000), offer(&short, 0, &limits).time_max_ms);
         assert_eq!((7, 7), (offer(&queue, 0, &limits).room, offer(&queue, 0, &limits).window_max));
     }
 }

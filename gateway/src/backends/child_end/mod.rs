@@ -84,6 +84,8 @@ pub struct ChildEnd {
     memory_bytes: u64,
     /// Slots offered beyond the machine's.
     pub lookahead: u64,
+    /// What it says of its tasks' time.
+    pub time_max_ms: u64,
     /// How payloads behave.
     pub acting: Acting,
     incarnation: u64,
@@ -115,6 +117,7 @@ impl ChildEnd {
             slots,
             memory_bytes,
             lookahead: 0,
+            time_max_ms: 0,
             acting: Acting::default(),
             incarnation,
             parent: (0, 0),
@@ -352,6 +355,7 @@ impl ChildEnd {
             window: u64::from(self.slots) + self.lookahead,
             credit_ms: CREDIT_MS,
             waiting: self.placed.values().map(|p| p.waiting.len()).sum(),
+            time_max_ms: self.time_max_ms,
             ..Share::default()
         }
     }

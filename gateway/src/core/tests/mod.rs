@@ -10,6 +10,7 @@ mod recover;
 mod rented;
 mod room;
 mod steps;
+mod times;
 mod told;
 mod world;
 
