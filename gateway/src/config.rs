@@ -72,7 +72,7 @@ pub struct GatewayConfig {
     pub agents: AgentsConfig,
     /// A local resource manager in place of agents.
     pub lrms: Option<LrmsConfig>,
-    /// Agents that run as its jobs, and tasks under them; absent: each task is a job.
+    /// Agents that run as jobs of some of its queues, or all, and tasks under them; absent: each task is a job.
     pub pilots: Option<PilotsConfig>,
     /// Machines that are rented.
     pub cloud: Option<CloudConfig>,
@@ -352,7 +352,7 @@ impl File {
         if let Some(agents) = &self.agents {
             return Err(source.refuse(agents.span(), "[agents] beside a local resource manager; give each a gateway of its own"));
         }
-        lrms::read(kind, section, &self.map, source).map(Some)
+        lrms::read(kind, section, &self.map, self.pilots.is_some(), source).map(Some)
     }
 
     fn cloud(&self, source: &Source) -> Result<Option<CloudConfig>, Refusal> {

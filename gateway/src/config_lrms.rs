@@ -1,5 +1,6 @@
 //! The part of `gateway.toml` that puts a local resource manager behind the gateway: `[slurm]` or `[gridengine]`, and `[[map]]`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use intergrid_proto::limits::{SHARES_MAX, TIME_MS_MAX};
@@ -37,8 +38,10 @@ impl LrmsKind {
 pub struct LrmsConfig {
     /// Which one.
     pub kind: LrmsKind,
-    /// Partitions or queues, each a share.
+    /// Partitions or queues that are offered.
     pub queues: Vec<String>,
+    /// Of these, those whose tasks run under agents that are jobs (`[pilots]`). In the others tasks are jobs, and each is a share.
+    pub piloted: Vec<String>,
     /// On the file system that all machines share; `{account}` stands for the account's name.
     pub directory: String,
     /// Directory of its commands; absent: searched for.
@@ -57,6 +60,23 @@ pub struct LrmsConfig {
     pub accounts: AccountsConfig,
     /// What the site allows.
     pub limits: LrmsLimits,
+}
+
+impl LrmsConfig {
+    /// Queues whose tasks are jobs.
+    pub fn direct(&self) -> Vec<String> {
+        self.queues.iter().filter(|queue| !self.piloted.contains(queue)).cloned().collect()
+    }
+}
+
+/// What a task of a queue is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// A job.
+    Direct,
+    /// Something that an agent runs, which is a job.
+    Pilot,
 }
 
 /// Who runs as whom.
@@ -126,6 +146,8 @@ impl Default for LrmsLimits {
 pub(super) struct Section {
     #[serde(alias = "partitions")]
     queues: Vec<String>,
+    #[serde(default)]
+    mode: BTreeMap<String, Spanned<Mode>>,
     directory: String,
     commands: Option<PathBuf>,
     conf: Option<PathBuf>,
@@ -138,7 +160,14 @@ pub(super) struct Section {
     limits: LrmsLimits,
 }
 
-pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<MapRule>], source: &Source) -> Result<LrmsConfig, Refusal> {
+/// `pilots`: is there such a section?
+pub(super) fn read(
+    kind: LrmsKind,
+    section: &Spanned<Section>,
+    map: &[Spanned<MapRule>],
+    pilots: bool,
+    source: &Source,
+) -> Result<LrmsConfig, Refusal> {
     let (s, name) = (section.get_ref(), kind.name());
     let refuse = |what: String| Err(source.refuse(section.span(), &format!("[{name}] {what}")));
     if s.queues.is_empty() || s.queues.len() > SHARES_MAX {
@@ -153,6 +182,17 @@ pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<Ma
             return refuse(format!("names the queue {queue:?} twice"));
         }
     }
+    for (queue, mode) in &s.mode {
+        if !s.queues.contains(queue) {
+            let text = format!("[{name}] mode.{queue}: {queue:?} is not offered here; these are: {}", s.queues.join(", "));
+            return Err(source.refuse(mode.span(), &text));
+        }
+        if *mode.get_ref() == Mode::Pilot && !pilots {
+            return Err(source.refuse(mode.span(), &format!("[{name}] mode.{queue} = \"pilot\" without [pilots], which says what a pilot is")));
+        }
+    }
+    let mode = |queue: &String| s.mode.get(queue).map_or(if pilots { Mode::Pilot } else { Mode::Direct }, |mode| *mode.get_ref());
+    let piloted = s.queues.iter().filter(|queue| mode(queue) == Mode::Pilot).cloned().collect();
     if !(1..=100).contains(&s.limits.ceiling_percent) {
         return refuse(format!("limits.ceiling_percent must be 1 to 100, not {}", s.limits.ceiling_percent));
     }
@@ -203,7 +243,7 @@ pub(super) fn read(kind: LrmsKind, section: &Spanned<Section>, map: &[Spanned<Ma
     let [commands, conf, records] = [&s.commands, &s.conf, &s.records].map(|path| path.as_ref().map(absolute));
     let (queues, directory) = (s.queues.clone(), s.directory.clone());
     let (parallel_environment, memory, accounting) = (s.parallel_environment.clone(), s.memory.clone(), s.accounting.unwrap_or(false));
-    Ok(LrmsConfig { kind, queues, directory, commands, conf, records, accounting, parallel_environment, memory, accounts, limits: s.limits })
+    Ok(LrmsConfig { kind, queues, piloted, directory, commands, conf, records, accounting, parallel_environment, memory, accounts, limits: s.limits })
 }
 
 fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

@@ -69,7 +69,10 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
     let refuse = |what: String| Err(source.refuse(section.span(), &format!("[pilots] {what}")));
     let Some(lrms) = lrms else { return refuse("without [slurm] or [gridengine]: they are jobs of a cluster".into()) };
     if lrms.accounts != AccountsConfig::Own {
-        return refuse("need `account = \"self\"`: tasks of all users run as the account that submits them".into());
+        return refuse("need `account = \"self\"`, for all queues: tasks of all users run as the account that submits them".into());
+    }
+    if lrms.piloted.is_empty() {
+        return refuse(format!("without a queue: each has the mode \"direct\" in [{}]", lrms.kind.name()));
     }
     if !(1..=SLOTS_PER_TASK_MAX).contains(&s.slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&s.memory) {
         return refuse(format!("slots must be 1 to {SLOTS_PER_TASK_MAX}, memory 1 to {MEMORY_PER_TASK_BYTES_MAX} bytes"));
@@ -86,7 +89,7 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
         return refuse("task_time must be less than time: a pilot would never take work".into());
     }
     let mut catalogue = Catalogue { currency: String::new(), types: BTreeMap::new(), offers: Vec::new() };
-    for queue in &lrms.queues {
+    for queue in &lrms.piloted {
         let architecture = std::env::consts::ARCH.to_string();
         let kind = MachineType { slots: s.slots, memory_bytes: s.memory, gpus: s.gpus.unwrap_or(0), architecture, machines_max: None };
         catalogue.types.insert(queue.clone(), kind);

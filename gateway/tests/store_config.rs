@@ -408,6 +408,19 @@ fn pilots_are_jobs_of_a_cluster_under_one_account() {
         assert!(whole.contains(old), "{old}");
         refused(&whole.replacen(old, new, 1), want);
     }
+    let modes = |modes: &str| whole.replace("account = \"self\"", &format!("account = \"self\"\n{modes}"));
+    let (_dir, path) = file(&modes("mode.debug = \"direct\""));
+    let mixed = GatewayConfig::load(&path).unwrap();
+    let (lrms, p) = (mixed.lrms.unwrap(), mixed.pilots.unwrap());
+    assert_eq!((vec!["debug".to_string()], vec!["batch"]), (lrms.direct(), p.catalogue.types.keys().map(String::as_str).collect()));
+    assert_eq!(vec!["batch", "debug"], lrms.queues);
+    refused(&modes("mode.fast = \"pilot\""), "15:13: [slurm] mode.fast: \"fast\" is not offered here; these are: batch, debug");
+    refused(&modes("mode.debug = \"job\""), "15:14: unknown variant `job`, expected `direct` or `pilot`");
+    refused(&modes("mode.debug = \"direct\"\nmode.batch = \"direct\""), "[pilots] without a queue");
+    let jobs = modes("mode.batch = \"pilot\"").replace(PILOTS, "");
+    refused(&jobs, "15:14: [slurm] mode.batch = \"pilot\" without [pilots]");
+    let (_dir, path) = file(&jobs.replace("\"pilot\"", "\"direct\""));
+    assert_eq!(vec!["batch", "debug"], GatewayConfig::load(&path).unwrap().lrms.unwrap().direct());
     refused(&format!("{SLURM}{PILOTS}"), "[pilots] need `account = \"self\"`");
     refused(&format!("{}{PILOTS}", GATEWAY.split("[agents]").next().unwrap()), "[pilots] without [slurm] or [gridengine]");
 }

@@ -46,6 +46,7 @@ fn config(cluster: &GridEngine, shared: &Path) -> LrmsConfig {
     LrmsConfig {
         kind: LrmsKind::GridEngine,
         queues: vec!["batch".into()],
+        piloted: Vec::new(),
         directory: shared.to_str().expect("a path in UTF-8").to_string(),
         commands: Some(COMMANDS.into()),
         conf: Some(cluster.conf()),

@@ -46,6 +46,7 @@ fn config(cluster: &Slurm, shared: &Path) -> LrmsConfig {
     LrmsConfig {
         kind: LrmsKind::Slurm,
         queues: vec!["batch".into()],
+        piloted: Vec::new(),
         directory: shared.to_str().expect("a path in UTF-8").to_string(),
         commands: None,
         conf: Some(cluster.conf()),

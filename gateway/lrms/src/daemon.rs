@@ -10,6 +10,7 @@ use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
 
 use crate::gridengine::{GridEngine, GridEngineConfig};
+use crate::mixed::Mixed;
 use crate::pilot::{self, Pilots};
 use crate::slurm::{Slurm, SlurmConfig};
 use crate::{Lrms, LrmsPool, Parts};
@@ -32,9 +33,15 @@ fn spoken_to(config: &LrmsConfig) -> Result<Arc<dyn Lrms>, Refusal> {
 }
 
 /// The backend of a gateway whose state is there.
-pub fn build((config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts: &daemon::Parts) -> Result<Built, Refusal> {
+pub fn build(lrms: (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts: &daemon::Parts) -> Result<Built, Refusal> {
+    Ok(Built { backend: pool(lrms, state, parts)?, policy: Box::new(FirstFit), pool: None, children: None })
+}
+
+/// Its queues whose tasks are jobs.
+fn pool((mut config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts: &daemon::Parts) -> Result<Arc<LrmsPool>, Refusal> {
+    config.queues = config.direct();
     let program = std::env::current_exe().map_err(|e| Refusal::invalid(format!("this program can't find itself: {e}")))?;
-    let backend = LrmsPool::open(Parts {
+    LrmsPool::open(Parts {
         lrms,
         config,
         site: parts.me.site,
@@ -43,14 +50,18 @@ pub fn build((config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::Path
         blobs: parts.blobs.clone(),
         outputs: parts.outputs.clone(),
         above: parts.above.clone(),
-    })?;
-    Ok(Built { backend, policy: Box::new(FirstFit), pool: None, children: None })
+    })
 }
 
-/// The backend of a gateway whose tasks run under agents, which are jobs.
+/// The backend of a gateway that has agents as jobs: its tasks run under these, and in queues that are direct they are jobs themselves.
 fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, site: &SiteConfig, parts: &daemon::Parts) -> Result<Built, Refusal> {
     let PilotsConfig { settings, catalogue, budget, .. } = pilots.clone();
     let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget, time_max_ms: pilot::time_max_ms(&pilots) };
-    let cloud = Pilots::new(lrms, &config, pilots, parts.me.site, site.identity.clone())?;
-    Ok(daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts))
+    let cloud = Pilots::new(lrms.clone(), &config, pilots, parts.me.site, site.identity.clone())?;
+    let built = daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts);
+    if config.direct().is_empty() {
+        return Ok(built);
+    }
+    let queues = pool((config, lrms), site.state.clone(), parts)?;
+    Ok(Built { backend: Mixed::new(queues, built.backend), ..built })
 }

@@ -18,6 +18,7 @@ pub mod hand;
 pub mod limits;
 pub mod log;
 pub mod lrms;
+pub mod mixed;
 pub mod pilot;
 pub mod pool;
 pub mod records;

@@ -68,6 +68,11 @@ impl LrmsPool {
         Ok(Arc::new(LrmsPool { kind, driver, outputs, links, children: Mutex::new(children) }))
     }
 
+    /// Is it one of these queues?
+    pub fn has(&self, child: SiteId) -> bool {
+        self.links.contains_key(&child)
+    }
+
     fn link(&self, child: SiteId) -> Result<&Link, Refusal> {
         self.links.get(&child).ok_or_else(|| Refusal::new(RefusalKind::NotFound, format!("{child} is no queue of this site")))
     }

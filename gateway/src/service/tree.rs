@@ -83,7 +83,7 @@ impl Service {
         let asked = children.into_iter().map(|(id, seen)| self.host_of(id, seen, left));
         me.below = join_all(asked).await;
         answers::fit_hosts(&mut me.below);
-        let kind = if self.backend.kind() == "agents" { pb::Kind::Agent } else { pb::Kind::Gateway };
+        let kind = if self.backend.kind() == "federation" { pb::Kind::Gateway } else { pb::Kind::Agent };
         for Configured { name, endpoint, unreachable } in self.backend.configured() {
             if !known.contains(&name) {
                 let site = Some(pb::Hop { name, kind: kind.into(), ..Default::default() });

@@ -47,6 +47,11 @@ impl Site {
         Self::over(&["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
     }
 
+    /// The same in `batch`; in `short` tasks are jobs.
+    pub fn mixed(pilots: &str) -> Self {
+        Self::over(&["batch", "short"], "self", &format!("account = \"self\"\nmode.short = \"direct\"\n{pilots}"), 16)
+    }
+
     fn over(partitions: &[&str], directory: &str, more: &str, slots: u64) -> Self {
         let cluster = Slurm::start();
         let shared = dir_of_all(&cluster.dir().join("shared"));

@@ -43,6 +43,7 @@ fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<
     let mut config = LrmsConfig {
         kind: LrmsKind::Slurm,
         queues: vec!["batch".into()],
+        piloted: Vec::new(),
         directory: dir.join("shared").to_str().unwrap().to_string(),
         commands: None,
         conf: None,
