@@ -56,8 +56,11 @@ impl Core {
             if queue.principal == user && queue.route.len() == 1 {
                 own += jobs.len();
                 shapes += 1;
-                // A cap makes a shape of its own.
-                known |= queue.shape == spec.parsed.shape && spec.parsed.max_cost.is_none() && queue.capped.is_none();
+                // A time limit makes a shape of its own, and so does a cap.
+                known |= queue.shape == spec.parsed.shape
+                    && queue.time_limit_ms == spec.parsed.time_limit_ms
+                    && spec.parsed.max_cost.is_none()
+                    && queue.capped.is_none();
             }
         }
         let refused = if all >= self.jobs_waiting_max {
@@ -65,10 +68,11 @@ impl Core {
         } else if own >= self.jobs_waiting_max - all {
             format!("{own} jobs of {user} wait here, and no more places are left than that for others")
         } else if shapes >= SHAPES_WAITING_MAX && !known {
-            let message =
-                format!("jobs of {user} wait in {shapes} shapes (slots, memory, a cap on cost of their own), at most {SHAPES_WAITING_MAX} are taken");
+            let message = format!(
+                "jobs of {user} wait in {shapes} shapes (what they need, their time limits, caps on cost of their own), at most {SHAPES_WAITING_MAX} are taken"
+            );
             return Err(Refusal::new(RefusalKind::OverLimit, message)
-                .remedy("round up what the tasks need, put tasks under one --max-cost into one array, or wait"));
+                .remedy("round up what the tasks need and their time limits, put tasks under one --max-cost into one array, or wait"));
         } else {
             return Ok(());
         };

@@ -139,3 +139,20 @@ fn nothing_is_rented_for_what_a_new_machine_has_no_time_for() {
     w.pass(5_000);
     assert_eq!((4, 4), (w.count(root, far, Phase::Done), w.count(g, long, Phase::Done)));
 }
+
+#[test]
+fn so_many_time_limits_of_one_user_may_wait() {
+    let mut w = World::new();
+    let root = w.site("root");
+    // In all one user's jobs wait in so many shapes; one more shape is refused, and one more job of an old one is not.
+    let mut n = 0;
+    let refused = loop {
+        n += 1;
+        if let Err(why) = w.submit(root, &format!("k{n}"), limited(n * 30 * MINUTE), 1) {
+            break why;
+        }
+        assert!(n < 2_000);
+    };
+    assert!(refused.message.contains("time limits"), "{refused}");
+    assert!(w.submit(root, "again", limited(30 * MINUTE), 1).is_ok());
+}
