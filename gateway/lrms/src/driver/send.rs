@@ -118,13 +118,15 @@ impl Driver {
             return self.back(&intent, &Reason::new(ReasonKind::StartFailed, why)).await;
         }
         let limits = &self.config.limits;
+        // More than the queue's longest time is refused, or waits for ever: what asks for just that has no slack.
+        let queue_max = self.lock().queues.iter().find(|q| q.name == intent.queue).and_then(|q| q.time_max_ms).unwrap_or(u64::MAX);
         let submission = Submission {
             tag: intent.tag.clone(),
             account: whose,
             queue: intent.queue.clone(),
             tasks: u32::try_from(intent.tasks.len()).unwrap_or(u32::MAX),
             shape: plan.spec.shape.clone(),
-            time_limit_ms: plan.spec.time_limit_ms.map(|t| t + TIME_LIMIT_SLACK_MS).or(limits.time_max_ms),
+            time_limit_ms: plan.spec.time_limit_ms.map(|t| (t + TIME_LIMIT_SLACK_MS).min(queue_max.max(t))).or(limits.time_max_ms),
             directory: hand.base().join(&intent.tag),
             complaints: Some(hand.base().join("run").join(&intent.tag)),
             script: script::script(hand.base(), &intent.tag, intent.tasks.first().copied().unwrap_or(0), &plan),
