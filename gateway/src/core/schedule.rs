@@ -378,7 +378,7 @@ impl Core {
         let rented = self.why_not_rented(&queue);
         // Those that could never run it aside.
         let refused = |b: &Reason, kind| b.kind == kind || matches!(b.kind, ReasonKind::NoFit | ReasonKind::OverLimit | ReasonKind::Loop);
-        let top = if attached == 0 && rented.is_none() {
+        let top = if attached == 0 && rented.is_none() && !too_long {
             Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
         } else if j.unsure {
             Reason::new(ReasonKind::NotYetScheduled, format!("{} has just started, and waits until its peers are back", self.me.name))

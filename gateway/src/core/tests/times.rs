@@ -67,7 +67,7 @@ fn a_task_goes_to_a_machine_that_has_so_long_and_what_finds_none_waits_alone() {
     assert!(words.contains("asks for 3h1ms, g/") && words.contains("has 3h for a task"), "{words}");
     assert!(w.sites[&root].core.state().jobs[&never].downs.is_empty());
     // With more time it goes.
-    agent(&mut w, "longer", 1, g, 0);
+    agent(&mut w, "longer", 4, g, 0);
     w.pass(20_000);
     assert_eq!((8, vec![0]), (w.count(root, never, Phase::Done), time_at(&w, root, g)));
 }
