@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::words;
-use crate::lrms::{LrmsId, Record};
+use crate::lrms::{How, LrmsId, Over, Record};
 use crate::records::Records;
 
 /// Of a file that was there before us, so much of its end is read. It has what has ended while a gateway was away.
@@ -17,6 +17,8 @@ pub const TAIL_BYTES_MAX: u64 = 64 << 20;
 const READ_BYTES_MAX: u64 = 64 << 20;
 /// Fields up to the last that we read; what users can write is in none of these but the name, which has no colon.
 const FIELDS: usize = 37;
+/// What it used, `ru_wallclock` to `ru_nivcsw`.
+const USAGE: std::ops::Range<usize> = 13..31;
 
 /// The file, open, and what was read from it.
 #[derive(Debug, Default)]
@@ -97,7 +99,12 @@ pub fn record(line: &str) -> Option<Record> {
         return None;
     }
     let failed = u32::try_from(failed).ok()?;
-    let (over, began) = words::over(failed, u32::try_from(status).ok()?)?;
+    let (mut over, began) = words::over(failed, u32::try_from(status).ok()?)?;
+    // What runs has pages and uses time. A task that was removed by force has a record all the same, of the master's own making: exit status 0, and nothing used.
+    let unseen = over.how == How::Exited && fields[USAGE].iter().all(|f| f.bytes().all(|b| b"0.".contains(&b)));
+    if unseen {
+        over = Over { how: How::MachineLost, exit: None };
+    }
     // Kilobytes, with a fraction of zeros.
     let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
     Some(Record {
@@ -108,7 +115,10 @@ pub fn record(line: &str) -> Option<Record> {
         started: if began && start == 0 { None } else { Some(began) },
         over,
         machine,
-        words: format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
+        words: match unseen {
+            true => "removed by force, and nobody saw its end".to_string(),
+            false => format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
+        },
         peak_bytes: peak,
     })
 }
@@ -121,7 +131,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::lrms::How;
 
     /// Of Son of Grid Engine 8.1.9.
     const RECORDED: &str = include_str!("recorded/accounting.txt");
@@ -149,6 +158,9 @@ mod tests {
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
         let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
         assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1)).unwrap().started);
+        // Its record says exit status 0, and nobody saw how it ended.
+        assert_eq!((How::MachineLost, None, Some(true)), end("ig-forced", 1));
+        assert!(of("ig-forced", 1).words.contains("by force"));
     }
 
     #[test]
