@@ -51,6 +51,8 @@ pub struct Watch {
     pub started: bool,
     /// As the last look at the LRMS showed it.
     pub entry: Option<State>,
+    /// The machine that it has there; empty: none.
+    pub machine: String,
     /// It waits there for its turn, since then.
     pub waits_ms: Option<u64>,
     /// Not alive in the LRMS, since then.
@@ -270,7 +272,7 @@ impl Books {
             if suspended != was_suspended {
                 seen.push(Seen::Suspended(place.clone(), suspended));
             }
-            watch.entry = Some(e.state);
+            (watch.entry, watch.machine) = (Some(e.state), e.machine);
             there.insert(place);
         }
         for (tag, sub) in self.subs.iter_mut().filter(|(_, s)| s.step == Step::Sent && s.sent_ms < asked) {

@@ -203,6 +203,8 @@ pub struct Queue {
     pub time_max_ms: Option<u64>,
     /// Takes no new work: why.
     pub closed: Option<String>,
+    /// Machines that the LRMS does not hear of: what it says of tasks there is old.
+    pub unheard: Vec<String>,
 }
 
 impl Queue {

@@ -129,7 +129,11 @@ impl Backend for LrmsPool {
                 };
                 Reason::new(kind, format!("{n} of its tasks wait in {} ({queue}): {word}", driver.name())).into()
             };
-            let reasons = driver.waits(&queue, asked).into_iter().map(reason).collect();
+            let unheard = |(machine, n): (String, u64)| {
+                let text = format!("{n} of its tasks are on {machine}, which {} does not hear of", driver.name());
+                Reason::new(ReasonKind::ContactLost, text).remedy("the site's administrator brings it back, or removes its tasks by force").into()
+            };
+            let reasons = driver.waits(&queue, asked).into_iter().map(reason).chain(driver.unheard(&queue, asked).into_iter().map(unheard)).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };
             let counts = told.phases.into_iter().filter(|(_, n)| *n > 0).map(count).collect();
             Ok(pb::Explanation { site: Some(hop.into()), counts, reasons, ..Default::default() })

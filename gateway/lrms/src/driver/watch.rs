@@ -374,6 +374,21 @@ impl Driver {
         }
         out
     }
+
+    /// Tasks of a queue on machines that the LRMS does not hear of: how many on each.
+    pub fn unheard(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> BTreeMap<String, u64> {
+        let inner = self.lock();
+        let silent = inner.queues.iter().find(|q| q.name == queue).map_or(&[][..], |q| &q.unheard);
+        let mut out = BTreeMap::new();
+        for sub in inner.books.subs().filter(|s| !silent.is_empty() && s.intent.queue == queue) {
+            for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && silent.contains(&w.machine)) {
+                if sub.intent.tasks.get(*position as usize - 1).is_some_and(|index| is_asked(sub.intent.number, *index)) {
+                    *out.entry(watch.machine.clone()).or_default() += 1;
+                }
+            }
+        }
+        out
+    }
 }
 
 /// What is offered of a queue in which our tasks occupy so many slots.

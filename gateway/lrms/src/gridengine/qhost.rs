@@ -35,11 +35,11 @@ pub fn queues(
     let events = xml::events(text).map_err(|e| format!("qhost: {e}"))?;
     let mut queues: BTreeMap<String, Queue> = BTreeMap::new();
     let mut closed: BTreeMap<String, String> = BTreeMap::new();
-    let (mut architecture, mut memory, mut name) = ("", 0, "");
+    let (mut machine, mut architecture, mut memory, mut name) = ("", "", 0, "");
     let mut instance: Option<Instance> = None;
     for event in &events {
         match event {
-            Event::Open("host", _) => (architecture, memory) = ("", 0),
+            Event::Open("host", attributes) => (machine, architecture, memory) = (attribute(attributes, "name").unwrap_or_default(), "", 0),
             Event::Open("queue", attributes) => {
                 instance = Some(Instance { queue: attribute(attributes, "name").unwrap_or_default(), ..Instance::default() });
             }
@@ -50,6 +50,9 @@ pub fn queues(
                 add(queue, &i, architecture, memory);
                 if let Some(why) = out_of_order(i.states) {
                     closed.insert(i.queue.to_string(), why);
+                }
+                if i.states.contains('u') {
+                    queue.unheard.push(machine.to_string());
                 }
             }
             Event::Close(_) => name = "",
@@ -189,6 +192,9 @@ mod tests {
         assert!(batch.machine_memory_bytes > 20 << 30 && batch.slots_free < 8 && batch.closed.is_none(), "{batch:?}");
         assert_eq!((0, 0, 4, Some(600_000)), (short.slots_total, short.machines, short.machine_slots, short.time_max_ms));
         assert_eq!(Some("disabled"), short.closed.as_deref());
+        let lost = RECORDED.replace("state_string'>d<", "state_string'>au<");
+        let read_lost = queues(&lost, &waiting, &configured(QUEUES), None).unwrap();
+        assert_eq!((0, vec!["localhost".to_string()]), (read_lost[0].unheard.len(), read_lost[1].unheard.clone()));
         // Without an environment for them, no task has several slots.
         for environment in [None, Some("mpi")] {
             let read = queues(RECORDED, &waiting, &configured(QUEUES), environment).unwrap();

@@ -10,7 +10,7 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         let unreadable = || format!("sinfo: {:?} is not a line of it", line.chars().take(80).collect::<String>());
         let fields: Vec<&str> = line.split('|').collect();
-        let [name, available, time, state, cpus, memory, _machine, gres, nodes] = fields[..] else { return Err(unreadable()) };
+        let [name, available, time, state, cpus, memory, machine, gres, nodes] = fields[..] else { return Err(unreadable()) };
         let cpus: Vec<u32> = cpus.split('/').map(|n| n.parse().map_err(|_| unreadable())).collect::<Result<_, _>>()?;
         let [allocated, idle, _other, total] = cpus[..] else { return Err(unreadable()) };
         // `4000+` where machines of one line differ.
@@ -24,6 +24,9 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
         });
         queue.machine_slots = queue.machine_slots.max(total);
         queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory_mib.saturating_mul(1 << 20));
+        if state.ends_with('*') {
+            queue.unheard.push(machine.to_string());
+        }
         let gpus = gpus(gres);
         queue.machine_gpus = queue.machine_gpus.max(gpus);
         // `1-infinite`: of one job.
@@ -130,6 +133,7 @@ mod tests {
         // Of four machines one is drained and one does not answer.
         assert_eq!((2, 8, 5, 4, 7), (batch.machines, batch.slots_total, batch.slots_free, batch.largest_free, batch.waiting));
         assert_eq!((4, 4_000 << 20, Some(86_400_000), &None), (batch.machine_slots, batch.machine_memory_bytes, batch.time_max_ms, &batch.closed));
+        assert_eq!((vec!["n4".to_string()], 0), (batch.unheard.clone(), short.unheard.len()));
         assert_eq!((Some(600_000), Some("the partition is down"), 0), (short.time_max_ms, short.closed.as_deref(), short.waiting));
     }
 
