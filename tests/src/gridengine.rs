@@ -1,10 +1,11 @@
-//! A real Grid Engine on this machine: sge_qmaster and one sge_execd on loopback, with a cell and ports of its own, so that several can follow one another. It
-//! needs root, because sge_execd starts jobs as their users.
+//! A real Grid Engine on this machine: sge_qmaster and one sge_execd on loopback, or several in [`machines`], with a cell and ports of its own, so that several
+//! can follow one another. It needs root, because sge_execd starts jobs as their users.
 //!
 //! It ends with the [`GridEngine`], with all that its jobs have started, also when the test is killed: a guard holds the other end of our pipe. Nothing is
 //! skipped: what is missing is said in a panic.
 
 mod conf;
+mod machines;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -37,14 +38,15 @@ const PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 pub enum Part {
     /// sge_qmaster.
     Master,
-    /// sge_execd.
-    Machine,
+    /// sge_execd of machine 1, 2, ...
+    Machine(usize),
 }
 
 /// A running cluster.
 pub struct GridEngine {
     dir: tempfile::TempDir,
     ports: [u16; 2],
+    machines: usize,
     parts: BTreeMap<Part, Child>,
     guard: Child,
     /// One at a time in a process. Fields are dropped in order, this one last.
@@ -55,7 +57,7 @@ pub struct GridEngine {
 static ALONE: Mutex<()> = Mutex::new(());
 
 impl GridEngine {
-    /// One machine; queues `batch` (16 slots) and `short` (4 slots, ten minutes), and the parallel environment `smp` in both.
+    /// One machine, `localhost`; queues `batch` (16 slots) and `short` (4 slots, ten minutes), and the parallel environment `smp` in both.
     pub fn start() -> Self {
         Self::with(|_| {})
     }
@@ -71,12 +73,13 @@ impl GridEngine {
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("permissions");
         let [master, machine] = ports(2)[..] else { panic!("two ports") };
         let guard = guard(dir.path(), "SGE_ROOT");
-        let mut engine = GridEngine { dir, ports: [master, machine], parts: BTreeMap::new(), guard, _alone: alone };
+        let (ports, machines) = ([master, machine], options.machines);
+        let mut engine = GridEngine { dir, ports, machines, parts: BTreeMap::new(), guard, _alone: alone };
         options.write_cell(&engine);
         engine.start_part(Part::Master);
         engine.until("sge_qmaster answers", START_TIMEOUT, |engine| engine.try_run("qconf", &["-sh"]).map(drop));
         options.write_queues(&engine);
-        engine.start_part(Part::Machine);
+        (1..=machines).for_each(|n| engine.start_part(Part::Machine(n)));
         engine.until_up();
         engine
     }
@@ -171,21 +174,24 @@ impl GridEngine {
         assert!(!self.parts.contains_key(&part), "{part:?} runs");
         let name = match part {
             Part::Master => "sge_qmaster",
-            Part::Machine => "sge_execd",
+            Part::Machine(_) => "sge_execd",
         };
         let log = File::options().create(true).append(true).open(self.dir.path().join("daemons.log")).expect("a log");
-        let mut command = self.command(name);
+        let mut command = match part {
+            Part::Master => self.naming(name),
+            Part::Machine(n) => self.on_machine(n, name),
+        };
         // It stays our child.
         command.env("SGE_ND", "1").stdout(log.try_clone().expect("a log")).stderr(log);
         self.parts.insert(part, command.spawn().unwrap_or_else(|e| panic!("{name}: {e}")));
     }
 
-    /// Wait until the machine is heard of and its queues are open.
+    /// Wait until all machines are heard of and their queues are open.
     pub fn until_up(&self) {
         self.until("the queues are open", START_TIMEOUT, |engine| {
             let text = engine.try_run("qstat", &["-f"])?;
-            let open = |l: &&str| l.contains("@localhost") && l.split_whitespace().count() == 5 && !l.contains("-NA-");
-            if text.lines().filter(open).count() == 2 { Ok(()) } else { Err(text) }
+            let open = |l: &&str| l.contains('@') && l.split_whitespace().count() == 5 && !l.contains("-NA-");
+            if text.lines().filter(open).count() == 2 * engine.machines { Ok(()) } else { Err(text) }
         });
     }
 
@@ -203,8 +209,9 @@ impl GridEngine {
 
     fn log_ends(&self) -> String {
         let mut out = String::new();
-        for name in ["daemons.log", "spool/qmaster/messages", "spool/execd/localhost/messages"] {
-            let text = fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+        let machines = (1..=self.machines).map(|n| format!("spool/execd/{}/messages", self.machine(n)));
+        for name in ["daemons.log", "spool/qmaster/messages"].map(String::from).into_iter().chain(machines) {
+            let text = fs::read_to_string(self.dir.path().join(&name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             out += &format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n"));
         }

@@ -34,7 +34,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Of each log, where it does not start.
 const LOG_TAIL_LINES: usize = 15;
 /// Below the ports that the kernel gives to connections.
-const PORTS: std::ops::Range<u16> = 20_000..30_000;
+pub(crate) const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// What can be killed and started again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

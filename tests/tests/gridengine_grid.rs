@@ -19,6 +19,10 @@ mod ends;
 mod init;
 #[path = "gridengine_grid/killed.rs"]
 mod killed;
+#[path = "gridengine_grid/limits.rs"]
+mod limits;
+#[path = "gridengine_grid/machines.rs"]
+mod machines;
 #[path = "gridengine_grid/pace.rs"]
 mod pace;
 #[path = "gridengine_grid/pilots.rs"]

@@ -11,9 +11,11 @@ use crate::starts::dir_of_all;
 /// What can be chosen.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Of the queue `batch`.
+    /// One is `localhost`; several, at most four, are `m1`, `m2`, ...
+    pub machines: usize,
+    /// Of the queue `batch`, on each machine.
     pub batch_slots: u32,
-    /// Of the queue `short`.
+    /// Of the queue `short`, on each machine.
     pub short_slots: u32,
     /// The longest that a task may run in it.
     pub short_time: String,
@@ -23,7 +25,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { batch_slots: 16, short_slots: 4, short_time: "00:10:00".to_string(), notify_s: 3 }
+        Options { machines: 1, batch_slots: 16, short_slots: 4, short_time: "00:10:00".to_string(), notify_s: 3 }
     }
 }
 
@@ -65,6 +67,7 @@ impl Options {
         // This machine is one, whatever it is called.
         write("host_aliases", format!("localhost {}\n", own.trim()));
         write("settings.sh", engine.environment().map(|(name, value)| format!("{name}={value}; export {name}\n")).concat());
+        engine.write_names();
         let dir = dir.display();
         write(
             "bootstrap",
@@ -77,8 +80,10 @@ impl Options {
         let global = fs::read_to_string(format!("{SHARE}/default-configuration")).expect("Debian's configuration");
         let execd = format!("{dir}/spool/execd");
         let reporting = "accounting=true reporting=false flush_time=00:00:01 accounting_flush_time=00:00:01 joblog=false sharelog=00:00:00";
+        let groups = engine.groups(1);
         let changed = [
             ("execd_spool_dir", execd.as_str()),
+            ("gid_range", &groups),
             ("mailer", "/bin/true"),
             ("reporting_params", reporting),
             ("execd_params", "INHERIT_ENV=false"),
@@ -121,6 +126,7 @@ impl Options {
         };
         // It may know this machine already.
         let _ = engine.try_run("qconf", &["-ah", "localhost"]);
+        engine.add_machines();
         engine.run("qconf", &["-as", "localhost"]);
         let quick = [("schedule_interval", "0:0:1"), ("flush_submit_sec", "1"), ("flush_finish_sec", "1"), ("load_formula", "slots")];
         engine.run("qconf", &["-Msconf", &file("scheduler", &with(&engine.run("qconf", &["-ssconf"]), &quick))]);
@@ -128,11 +134,12 @@ impl Options {
         let template = engine.run("qconf", &["-sq"]);
         let temporary = dir_of_all(&engine.dir().join("tmp")).display().to_string();
         let notify = format!("00:00:{:02}", self.notify_s);
+        let machines = (1..=self.machines).map(|n| engine.machine(n)).collect::<Vec<_>>().join(" ");
         for (name, slots, time) in [("batch", self.batch_slots, "INFINITY"), ("short", self.short_slots, &self.short_time)] {
             let slots = slots.to_string();
             let changed = [
                 ("qname", name),
-                ("hostlist", "localhost"),
+                ("hostlist", &machines),
                 ("slots", &slots),
                 ("h_rt", time),
                 ("notify", &notify),

@@ -61,17 +61,6 @@ fn each_principal_has_his_account_and_slots_and_a_third_is_refused() {
 }
 
 #[test]
-fn an_array_of_200_runs_through_a_broker() {
-    let site = Site::start();
-    let ann = site.user("ann");
-    let job = ann.submit(&["-n", "200", "--", "sh", "-c", &site.starts.counted("echo $((GRID_TASK_ID * 2))")]);
-    assert_eq!(0, ann.run(&["wait", "--timeout", "170s", &job]).code, "{}", ann.run(&["show", &job]).out);
-    site.starts.assert_each_once(200);
-    assert_eq!("398\n", ann.run(&["logs", &format!("{job}[199]")]).well());
-    site.until_gone();
-}
-
-#[test]
 fn a_cancel_ends_what_waits_and_what_runs() {
     let site = Site::start();
     let ann = site.user("ann");

@@ -16,8 +16,6 @@ use crate::user::User;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Commands that a gateway uses.
 const USED: [&str; 5] = ["qsub", "qstat", "qhost", "qconf", "qdel"];
-/// Offered by the queues `batch` (16) and `short` (4).
-const SLOTS: u64 = 20;
 
 /// Ends with the tree first, then the cluster.
 pub struct Site {
@@ -27,6 +25,8 @@ pub struct Site {
     pub cluster: GridEngine,
     /// What ran.
     pub starts: Starts,
+    /// Of `batch` and `short`, on each machine.
+    slots: [u32; 2],
 }
 
 impl Site {
@@ -37,24 +37,37 @@ impl Site {
 
     /// The same, with another cluster, and with more in the gateway's configuration.
     pub fn with(change: impl FnOnce(&mut Options), more: &str) -> Self {
+        let mut options = Options::default();
+        change(&mut options);
+        let slots = options.machines as u64 * u64::from(options.batch_slots + options.short_slots);
+        Self::mapped(options, more, slots)
+    }
+
+    /// Under limits of the site: as many slots as these let it offer are known above.
+    pub fn bounded(limits: &str, slots: u64) -> Self {
+        Self::mapped(Options::default(), &format!("[gridengine.limits]\n{limits}\n"), slots)
+    }
+
+    fn mapped(options: Options, more: &str, slots: u64) -> Self {
         let mut map = String::new();
         for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
             map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
         }
-        Self::over(change, &["batch", "short"], "{account}", &format!("{more}{map}"), SLOTS)
+        Self::over(options, &["batch", "short"], "{account}", &format!("{more}{map}"), slots)
     }
 
     /// Two agents of four slots, at most, as jobs of the gateway's own account.
     pub fn piloted(pilots: &str) -> Self {
-        Self::over(|_| {}, &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
+        Self::over(Options::default(), &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
     }
 
-    fn over(change: impl FnOnce(&mut Options), queues: &[&str], directory: &str, more: &str, slots: u64) -> Self {
-        let cluster = GridEngine::with(change);
+    fn over(options: Options, queues: &[&str], directory: &str, more: &str, slots: u64) -> Self {
+        let of_each = [options.batch_slots, options.short_slots];
+        let cluster = GridEngine::with(|o| *o = options);
         let starts = Starts::new(&cluster.dir().join("starts"));
         let programs = programs(&cluster.dir().join("programs"));
         fs::create_dir(cluster.dir().join("commands")).unwrap();
-        let mut site = Site { tree: Tree::new().with_programs(&programs), cluster, starts };
+        let mut site = Site { tree: Tree::new().with_programs(&programs), cluster, starts, slots: of_each };
         USED.iter().for_each(|name| site.command(name, &format!("exec {COMMANDS}/{name} \"$@\"")));
         let config = format!("{}{more}", section(&site.cluster, queues, directory));
         site.tree.gateway("campus", Some("eu"), &config);
@@ -94,10 +107,18 @@ impl Site {
         })
     }
 
+    /// Tasks of ours that have a machine, and that wait.
+    pub fn ours(&self) -> (u64, u64) {
+        let all = self.cluster.run("qstat", &["-u", "*", "-g", "d"]);
+        let states: Vec<_> = all.lines().filter(|l| l.contains(" ig")).filter_map(|l| l.split_whitespace().nth(4)).collect();
+        let waiting = states.iter().filter(|s| s.contains('q')).count() as u64;
+        (states.len() as u64 - waiting, waiting)
+    }
+
     /// Others take all slots; their jobs.
     pub fn block(&self) -> [String; 2] {
-        let blockers = [("batch", "16"), ("short", "4")]
-            .map(|(queue, slots)| self.cluster.submit(ACCOUNTS[2], &["-q", queue, "-pe", "smp", slots], "sleep 600"));
+        let block = |queue, slots: u32| self.cluster.submit(ACCOUNTS[2], &["-q", queue, "-pe", "smp", &slots.to_string()], "sleep 600");
+        let blockers = [block("batch", self.slots[0]), block("short", self.slots[1])];
         until("the machine is taken", PATIENCE, || {
             let all = self.cluster.listed();
             if all.iter().filter(|l| l.contains(" r ")).count() == 2 { Ok(()) } else { Err(format!("{all:?}")) }

@@ -1,0 +1,89 @@
+//! Limits of the site, under arrays that want more.
+
+use std::time::{Duration, Instant};
+
+use crate::site::{PATIENCE, Site};
+use crate::tree::until;
+
+/// So long nothing more comes.
+const STAYS: Duration = Duration::from_secs(6);
+/// Of each queue.
+const WAITING: u64 = 30;
+
+/// Beyond what is free, no more wait in a queue than the site lets; then all of them run.
+#[test]
+fn an_array_of_a_thousand_waits_within_bounds_and_runs_through_a_broker() {
+    let site = Site::with(|o| (o.batch_slots, o.short_slots) = (40, 10), &format!("[gridengine.limits]\nwaiting_max = {WAITING}\n"));
+    let ann = site.user("ann");
+    let blockers = site.block();
+    until("it is known above", PATIENCE, || {
+        let free = ann.json(&["hosts"])["slots_free"].clone();
+        if free == 0 { Ok(()) } else { Err(free.to_string()) }
+    });
+    let job = ann.submit(&["-n", "1000", "--", "sh", "-c", &site.starts.counted("echo $((GRID_TASK_ID * 2))")]);
+    let waiting = || site.ours().1;
+    until("as many wait as may", PATIENCE, || if waiting() >= 2 * WAITING { Ok(()) } else { Err(waiting().to_string()) });
+    let began = Instant::now();
+    while began.elapsed() < STAYS {
+        assert_eq!((0, 2 * WAITING), site.ours());
+    }
+    blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
+    assert_eq!(0, ann.run(&["wait", "--timeout", "200s", &job]).code, "{}", ann.run(&["show", &job]).out);
+    site.starts.assert_each_once(1_000);
+    assert_eq!("1998\n", ann.run(&["logs", &format!("{job}[999]")]).well());
+    site.until_gone();
+}
+
+/// Of more tasks than the site lets in, all run, and never more payloads at a time than this. Grid Engine lists a task for a while after its end: what it
+/// lists may be more.
+fn never_more(limits: &str, offered: u64, most: u64) {
+    const TASKS: u32 = 30;
+    let site = Site::bounded(limits, offered);
+    let ann = site.user("ann");
+    let all = site.cluster.dir().join("shared/all");
+    std::fs::write(&all, "").unwrap();
+    std::fs::set_permissions(&all, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let words = format!("echo 1 >> {0}; sleep 2; echo -1 >> {0}", all.display());
+    let job = ann.submit(&["-n", &TASKS.to_string(), "--", "sh", "-c", &site.starts.counted(&words)]);
+    assert_eq!(0, ann.run(&["wait", "--timeout", "200s", &job]).code, "{}", ann.run(&["show", &job]).out);
+    let steps = std::fs::read_to_string(&all).unwrap();
+    let at_a_time = steps.lines().scan(0i64, |now, step| {
+        *now += step.parse::<i64>().unwrap();
+        Some(*now)
+    });
+    assert_eq!(Some(i64::try_from(most).unwrap()), at_a_time.max(), "what may be used is, and no more");
+    site.starts.assert_each_once(TASKS);
+}
+
+#[test]
+fn a_ceiling_in_per_cent_holds() {
+    // 4 of 16 and 1 of 4.
+    never_more("ceiling_percent = 25", 5, 5);
+}
+
+#[test]
+fn a_ceiling_in_slots_holds_over_all_queues() {
+    // Each queue offers as many.
+    never_more("slots_max = 3", 6, 3);
+}
+
+#[test]
+fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
+    let site = Site::with(|_| {}, "[gridengine.limits]\nwait_max = \"2s\"\n");
+    let ann = site.user("ann");
+    let blockers = site.block();
+    let job = ann.submit(&["--", "sh", "-c", &site.starts.counted("true")]);
+    let here = site.tree.user("campus");
+    let returned = || {
+        // At the site: the broker has placed it once.
+        let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
+        let attempts = if job.is_empty() { Vec::new() } else { here.json_lines(&["history", &job]) };
+        let text = attempts.iter().find(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
+        text.ok_or_else(|| format!("{attempts:?}"))
+    };
+    let why = until("it goes back", PATIENCE, returned);
+    assert!(why.contains("all-busy") && why.contains("it waited 2s in gridengine"), "{why}");
+    blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
+    assert_eq!(0, ann.wait(&job));
+    site.starts.assert_each_once(1);
+}
