@@ -9,7 +9,7 @@ use intergrid_agent::core::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::*;
-use crate::lrms::{Entry, LrmsId, Over, State, Wait};
+use crate::lrms::{Entry, How, LrmsId, Over, State, Wait};
 
 /// A task of a submission: its tag and position.
 pub type Place = (String, u32);
@@ -257,7 +257,8 @@ impl Books {
                     continue;
                 }
                 // It began once; that it is started over, its claim prevents.
-                State::Pending(Wait::Requeued, _) if watch.started => {
+                State::Pending(wait, _) if watch.started && (e.restarts > 0 || *wait == Wait::Requeued) => {
+                    watch.verdict.get_or_insert_with(|| (Over { how: How::Requeued, exit: None }, String::new()));
                     watch.gone_ms.get_or_insert(now);
                 }
                 State::Pending(wait @ (Wait::Never | Wait::Broken), why) if !watch.busy => {

@@ -147,6 +147,8 @@ pub enum How {
     Removed,
     /// It had to make way.
     Preempted,
+    /// It was stopped, to be started over.
+    Requeued,
     /// The LRMS could not start the script.
     NotStarted,
 }

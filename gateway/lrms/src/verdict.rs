@@ -31,16 +31,19 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         return Verdict::NotStarted(fault);
     }
     let words = over.map_or("", |(_, words)| words);
-    let how = over.map(|(over, _)| over.how);
     let said = over.and_then(|(over, _)| over.exit);
+    // A second copy's exit says nothing of the first, but that there was one.
+    let how =
+        over.map(|(over, _)| if said == Some(CLAIMED) && record.is_none_or(|r| Exit::Code(r.code) != CLAIMED) { How::Requeued } else { over.how });
     let exit = match (record, said) {
         (Some(ExitRecord { exit: Some(exit), .. }), _) => *exit,
         (Some(r), _) => match r.code.checked_sub(SIGNAL_BASE).filter(|n| (1..=SIGNALS).contains(n)) {
             Some(signal) => Exit::Signal(signal),
             None => Exit::Code(r.code),
         },
-        // A second copy's exit says nothing of the first.
-        (None, Some(exit)) if exit != CLAIMED && exit != NOT_HERE && !matches!(how, Some(How::MachineLost | How::Preempted | How::NotStarted)) => {
+        (None, Some(exit))
+            if exit != CLAIMED && exit != NOT_HERE && !matches!(how, Some(How::MachineLost | How::Preempted | How::Requeued | How::NotStarted)) =>
+        {
             exit
         }
         (None, _) => Exit::Unknown,
@@ -52,9 +55,10 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         Some(How::Memory) => by(ReasonKind::MemoryLimit, &format!("{lrms} ended it at its memory limit")),
         Some(How::Removed) if asked => by(ReasonKind::ExitSignal, &format!("somebody removed it from {lrms} while it ran")),
         Some(How::Preempted) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} took its machine for another")),
-        Some(How::MachineLost) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} lost the machine that it ran on")),
+        Some(How::Requeued) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} requeued it while it ran, and it starts there only once")),
+        Some(How::MachineLost) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} lost the machine that it ran on")),
         Some(How::NotStarted) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} says that it did not start, and it had begun")),
-        Some(How::Removed | How::Preempted | How::MachineLost | How::NotStarted | How::Exited) => None,
+        Some(How::Removed | How::Preempted | How::Requeued | How::MachineLost | How::NotStarted | How::Exited) => None,
         None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
         None => None,
     };
@@ -111,7 +115,14 @@ mod tests {
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::MachineLost, None))));
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, None));
         assert_eq!((Exit::Signal(9), None), of(None, Some((How::Exited, Some(Exit::Signal(9))))));
-        assert_eq!((Exit::Unknown, None), of(None, Some((How::Exited, Some(CLAIMED)))));
+        // Slurm ends what runs in a partition that is removed, and says that its machine is lost.
+        assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::MachineLost, None))));
+        // It was requeued: by the state of its job, or by the exit of its second copy, which found the claim taken.
+        assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::Requeued, None))));
+        assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::Exited, Some(CLAIMED)))));
+        assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::Exited, Some(CLAIMED)))));
+        assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Exited, Some(CLAIMED)))));
+        assert_eq!((Exit::Code(120), None), of(Some(record(120, true)), Some((How::Exited, Some(CLAIMED)))));
         let missing = ExitRecord { fault: "no-such-program".into(), ..record(127, false) };
         assert_eq!((Exit::Code(127), Some(K::NoSuchProgram)), of(Some(missing), None));
     }

@@ -18,7 +18,7 @@ use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
 use crate::script::ExitRecord;
-use crate::verdict::{NOT_HERE, Verdict, verdict};
+use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
 
 impl Driver {
     /// Claims and exit records, while anything is open.
@@ -102,7 +102,9 @@ impl Driver {
                 let how = self.complaint(place).await.unwrap_or(How::Exited);
                 Some((Over { how, exit }, words))
             }
-            (Some((Over { how: How::Exited, exit }, words)), Some(record)) if record.was_asked && self.lrms.signals_removal_only() => {
+            (Some((Over { how: How::Exited, exit }, words)), Some(record))
+                if record.was_asked && exit != Some(CLAIMED) && self.lrms.signals_removal_only() =>
+            {
                 Some((Over { how: How::Removed, exit }, words))
             }
             (over, _) => over,
@@ -236,8 +238,11 @@ impl Driver {
             match (watch.started, watch.record_ms.is_some()) {
                 // Its own record is read by the next look.
                 (_, true) => {}
-                (true, false) if watch.verdict.is_some() => ended.push((place.clone(), watch.verdict.clone())),
-                (true, false) if watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => ended.push((place.clone(), None)),
+                // Who is to be started over may run on where his machine is cut off.
+                (true, false) if watch.verdict.as_ref().is_some_and(|(over, _)| over.how != How::Requeued) => {
+                    ended.push((place.clone(), watch.verdict.clone()))
+                }
+                (true, false) if watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => ended.push((place.clone(), watch.verdict.clone())),
                 (true, false) => {}
                 (false, false) => unstarted.push(place.clone()),
             }

@@ -94,7 +94,7 @@ fn began(how: How, machine: &str) -> Option<bool> {
         _ if machine.is_empty() => Some(false),
         How::NotStarted => Some(false),
         How::Exited | How::TimeLimit | How::Memory => Some(true),
-        How::MachineLost | How::Removed | How::Preempted => None,
+        How::MachineLost | How::Removed | How::Preempted | How::Requeued => None,
     }
 }
 
