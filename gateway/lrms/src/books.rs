@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use intergrid_agent::core::Key;
+use intergrid_proto::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::*;
@@ -80,6 +81,8 @@ pub struct Sub {
     pub sent_ms: u64,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
+    /// Why its tasks go back, where the LRMS turns out not to have it; None: nothing is known but that.
+    pub doubt: Option<Reason>,
     /// By position; removed when nothing is left of it.
     pub tasks: BTreeMap<u32, Watch>,
 }
@@ -119,7 +122,7 @@ impl Books {
         for (position, index) in (1..).zip(&intent.tasks) {
             self.places.insert((intent.queue.clone(), (intent.number, *index)), (intent.tag.clone(), position));
         }
-        self.subs.insert(intent.tag.clone(), Sub { intent, step, sent_ms: now, ids: Vec::new(), tasks });
+        self.subs.insert(intent.tag.clone(), Sub { intent, step, sent_ms: now, ids: Vec::new(), doubt: None, tasks });
     }
 
     /// Is anything open?

@@ -56,12 +56,14 @@ pub struct Call {
     pub stdin: Vec<u8>,
     /// Then it is killed.
     pub timeout_ms: u64,
+    /// One that complains so would try again, and again: it is killed.
+    pub gives_up_at: Option<&'static str>,
 }
 
 impl Call {
     /// With the usual time-out and an empty standard input.
     pub fn new(program: impl Into<OsString>) -> Self {
-        Call { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), timeout_ms: COMMAND_TIMEOUT_MS }
+        Call { program: program.into(), args: Vec::new(), env: Vec::new(), stdin: Vec::new(), timeout_ms: COMMAND_TIMEOUT_MS, gives_up_at: None }
     }
 
     /// One more argument.
@@ -147,11 +149,11 @@ impl Hands {
         let call = match account {
             Account::Own => call,
             Account::Named(name) => {
-                let Call { program, args, env, stdin, timeout_ms } = call;
+                let Call { program, args, env, .. } = call;
                 let words = ["-n", "-u", name, "--", "env"].map(OsString::from).into_iter();
                 let env: Vec<OsString> = env.into_iter().map(|(n, v)| pair(&n, &v)).collect();
                 let args = words.chain(env).chain([program]).chain(args).collect();
-                Call { program: "sudo".into(), args, env: Vec::new(), stdin, timeout_ms }
+                Call { program: "sudo".into(), args, env: Vec::new(), ..call }
             }
         };
         run(call).await
@@ -193,29 +195,33 @@ async fn run(call: Call) -> Result<Output, CallFailure> {
             // One that does not read to the end has its reasons; its exit says more.
             let _ = stdin.write_all(&call.stdin).await;
         }
+        Ok(())
     };
-    let work = async { tokio::join!(write, read(stdout), read(stderr), child.wait()) };
-    let ended = timeout(Duration::from_millis(call.timeout_ms), work).await;
-    let (_, stdout, stderr, status) = match ended {
-        Ok(ended) => ended,
-        Err(_) => {
-            if let Some(group) = group {
-                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-            }
-            return Err(CallFailure::Unknown(format!("{name} did not end within {} ms, and was killed", call.timeout_ms)));
-        }
+    let end = async { child.wait().await.map_err(|e| e.to_string()) };
+    let work = async { tokio::try_join!(write, read(stdout, None), read(stderr, call.gives_up_at), end) };
+    let why = match timeout(Duration::from_millis(call.timeout_ms), work).await {
+        Ok(Ok(((), stdout, stderr, status))) => return Ok(Output { code: status.code(), stdout, stderr }),
+        Ok(Err(why)) => format!("{name} was killed: {why}"),
+        Err(_) => format!("{name} did not end within {} ms, and was killed", call.timeout_ms),
     };
-    let broken = |e: std::io::Error| CallFailure::Unknown(format!("{name}: its answer can't be read: {e}"));
-    let (stdout, stderr, status) = (stdout.map_err(broken)?, stderr.map_err(broken)?, status.map_err(broken)?);
-    Ok(Output { code: status.code(), stdout, stderr })
+    if let Some(group) = group {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    Err(CallFailure::Unknown(why))
 }
 
-async fn read(from: Option<impl AsyncRead + Unpin>) -> std::io::Result<String> {
-    let Some(from) = from else { return Ok(String::new()) };
+/// To its end, or until these words are in it.
+async fn read(from: Option<impl AsyncRead + Unpin>, stop_at: Option<&str>) -> Result<String, String> {
+    let Some(mut from) = from else { return Ok(String::new()) };
     let mut bytes = Vec::new();
-    from.take(COMMAND_OUTPUT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).await?;
-    if bytes.len() > COMMAND_OUTPUT_BYTES_MAX {
-        return Err(std::io::Error::other(format!("more than {COMMAND_OUTPUT_BYTES_MAX} bytes")));
+    while from.read_buf(&mut bytes).await.map_err(|e| format!("its answer can't be read: {e}"))? > 0 {
+        if bytes.len() > COMMAND_OUTPUT_BYTES_MAX {
+            return Err(format!("it prints more than {COMMAND_OUTPUT_BYTES_MAX} bytes"));
+        }
+        if stop_at.is_some_and(|words| String::from_utf8_lossy(&bytes).contains(words)) {
+            let text = String::from_utf8_lossy(&bytes).split_whitespace().collect::<Vec<_>>().join(" ");
+            return Err(text.chars().take(COMPLAINT_CHARS_MAX).collect());
+        }
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -252,6 +258,14 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(900));
         tokio::time::sleep(Duration::from_millis(1_300)).await;
         assert!(!file.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_would_try_for_ever_is_not_waited_for() {
+        let mut call = sh("echo 'no room, trying again' >&2; sleep 600");
+        call.gives_up_at = Some("trying again");
+        let failed = Hands.run(&Account::Own, call).await.unwrap_err();
+        assert!(matches!(&failed, CallFailure::Unknown(why) if why.contains("no room, trying again")), "{failed}");
     }
 
     #[test]

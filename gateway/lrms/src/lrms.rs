@@ -51,6 +51,8 @@ pub struct Submission {
 pub enum SubmitFailure {
     /// It said no, and nothing was submitted.
     Refused(Refused, String),
+    /// It said no, was trying on, and was not heard to its end: most likely nothing was submitted.
+    Doubtful(Refused, String),
     /// It may have been submitted: time-out, killed, an answer that can't be read, a controller that went away.
     Unknown(String),
 }

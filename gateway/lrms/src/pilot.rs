@@ -154,7 +154,7 @@ impl Inner {
                 },
                 why,
             ),
-            Err(SubmitFailure::Unknown(why)) => {
+            Err(SubmitFailure::Doubtful(_, why) | SubmitFailure::Unknown(why)) => {
                 tracing::warn!(%tag, "the answer to a pilot's submission is lost: {why}");
                 Outcome::Unknown
             }

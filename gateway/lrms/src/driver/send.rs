@@ -150,21 +150,17 @@ impl Driver {
                 };
                 self.remove(&submission.account, &[(id, stopped)], false).await;
             }
-            Err(SubmitFailure::Refused(kind, why)) => {
-                let (kind, remedy) = match kind {
-                    Refused::Later => (ReasonKind::AllBusy, ""),
-                    Refused::Never => (ReasonKind::NoFit, "ask for less, or offer another queue"),
-                    Refused::NotAuthorised => (ReasonKind::NotAuthorised, "ask the site's administrator to let the account use the queue"),
-                    Refused::NoQueue => (ReasonKind::NoResource, "the site's administrator must correct the configuration"),
-                };
-                self.back(&intent, &Reason::new(kind, format!("{name} refused it: {why}")).remedy(remedy)).await;
-            }
-            Err(SubmitFailure::Unknown(why)) => {
-                tracing::warn!(tag = %intent.tag, "the answer to a submission is lost: {why}; looking for it");
-                if let Some(sub) = self.lock().books.sub_mut(&intent.tag).filter(|s| s.step == Step::Sending) {
-                    sub.step = Step::Lost(self.clock.now());
-                }
-            }
+            Err(SubmitFailure::Refused(kind, why)) => self.back(&intent, &refused(name, kind, &why)).await,
+            Err(SubmitFailure::Doubtful(kind, why)) => self.lost(&intent.tag, &why, Some(refused(name, kind, &why))),
+            Err(SubmitFailure::Unknown(why)) => self.lost(&intent.tag, &why, None),
+        }
+    }
+
+    /// A submission without an answer is looked for; where the LRMS does not have it, its tasks go back, for this reason if there is one.
+    fn lost(&self, tag: &str, why: &str, doubt: Option<Reason>) {
+        tracing::warn!(%tag, "the answer to a submission is lost: {why}; looking for it");
+        if let Some(sub) = self.lock().books.sub_mut(tag).filter(|s| s.step == Step::Sending) {
+            (sub.step, sub.doubt) = (Step::Lost(self.clock.now()), doubt);
         }
     }
 
@@ -309,6 +305,16 @@ impl Driver {
 /// Slots of one task on all its machines.
 fn slots_of(plan: &Plan) -> u32 {
     plan.spec.shape.slots.saturating_mul(plan.spec.shape.nodes)
+}
+
+fn refused(lrms: &str, kind: Refused, why: &str) -> Reason {
+    let (kind, remedy) = match kind {
+        Refused::Later => (ReasonKind::AllBusy, ""),
+        Refused::Never => (ReasonKind::NoFit, "ask for less, or offer another queue"),
+        Refused::NotAuthorised => (ReasonKind::NotAuthorised, "ask the site's administrator to let the account use the queue"),
+        Refused::NoQueue => (ReasonKind::NoResource, "the site's administrator must correct the configuration"),
+    };
+    Reason::new(kind, format!("{lrms} refused it: {why}")).remedy(remedy)
 }
 
 impl Inner {

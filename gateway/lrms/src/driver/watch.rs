@@ -300,8 +300,9 @@ impl Driver {
                 Ok(_) if self.clock.now() >= since + FIND_MS => {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
                     let places = (1..).take(tasks).map(|position| (tag.clone(), position)).collect();
-                    let text = format!("its submission was lost, and {} does not have it", self.lrms.name());
-                    self.take_back(places, |_| Some(Reason::new(ReasonKind::StartFailed, text.clone()))).await;
+                    let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));
+                    let reason = self.lock().books.sub(&tag).and_then(|s| s.doubt.clone()).unwrap_or_else(lost);
+                    self.take_back(places, |_| Some(reason.clone())).await;
                     // What has started all the same has a claim, and is seen by that.
                     if let Some(sub) = self.lock().books.sub_mut(&tag) {
                         sub.step = Step::Sent;

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
+use super::words;
 use crate::command::Call;
 use crate::lrms::{LrmsId, Submission};
 
@@ -44,7 +45,7 @@ pub fn sbatch(call: Call, s: &Submission) -> Call {
     let mut directory = OsString::from("--chdir=");
     directory.push(&s.directory);
     args.push(directory);
-    call.args(args).stdin(s.script.as_bytes())
+    Call { gives_up_at: Some(words::TRIES_ON), ..call.args(args).stdin(s.script.as_bytes()) }
 }
 
 /// `squeue` of all tasks of all accounts, those that are over included. Each record ends with `mark`, which nobody else knows: a name may have a newline and

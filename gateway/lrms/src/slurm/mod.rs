@@ -146,7 +146,7 @@ impl Lrms for Slurm {
             let output = match self.hands.run(&submission.account, call).await {
                 Ok(output) => output,
                 Err(CallFailure::NotRun(why)) => return Err(SubmitFailure::Refused(crate::lrms::Refused::Later, why)),
-                Err(CallFailure::Failed(why) | CallFailure::Unknown(why)) => return Err(SubmitFailure::Unknown(why)),
+                Err(CallFailure::Failed(why) | CallFailure::Unknown(why)) => return Err(words::unheard(why)),
             };
             match squeue::submitted(&output.stdout).filter(|_| output.is_good()) {
                 Some(id) => Ok(id),

@@ -146,6 +146,14 @@ const COMPLAINTS: &[(&str, Refused)] = &[
     ("slurm_load", Refused::Later),
 ];
 
+/// Where there is no room for a job sbatch tries for two minutes, and says so.
+pub const TRIES_ON: &str = "sleeping and retrying";
+
+/// What became of a submission whose sbatch was not heard to its end.
+pub fn unheard(why: String) -> SubmitFailure {
+    if why.contains(TRIES_ON) { SubmitFailure::Doubtful(Refused::Later, why) } else { SubmitFailure::Unknown(why) }
+}
+
 /// Why a submission has no number: the exit of sbatch and what it printed.
 pub fn refusal(output: &Output) -> SubmitFailure {
     let text = output.complaint();
@@ -229,6 +237,9 @@ mod tests {
         for (code, text) in [(Some(1), "Socket timed out on send/recv operation"), (Some(1), "Zero Bytes were transmitted or received"), (None, "")] {
             assert!(matches!(said(code, &failed(text)), SubmitFailure::Unknown(_)), "{text}");
         }
+        let tries = "sbatch was killed: sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying";
+        assert!(matches!(unheard(tries.into()), SubmitFailure::Doubtful(Refused::Later, _)));
+        assert!(matches!(unheard("sbatch did not end within 30000 ms, and was killed".into()), SubmitFailure::Unknown(_)));
         // It said yes, and nobody can read which number.
         assert!(matches!(said(Some(0), &failed("Invalid partition name specified")), SubmitFailure::Unknown(_)));
     }
