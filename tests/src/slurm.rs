@@ -189,6 +189,14 @@ impl Slurm {
         self.parts.insert(part, child);
     }
 
+    /// Other words in its configuration, which the controller reads at once.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.conf()).expect("slurm.conf");
+        assert!(text.contains(from), "{from:?} is not in {text}");
+        fs::write(self.conf(), text.replace(from, to)).expect("slurm.conf");
+        self.run("scontrol", &["reconfigure"]);
+    }
+
     /// Wait until every machine is idle.
     pub fn until_up(&self) {
         self.until("the machines are idle", START_TIMEOUT, |slurm| {

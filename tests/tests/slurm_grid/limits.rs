@@ -47,6 +47,61 @@ fn who_is_given_less_than_he_asked_for_does_not_begin() {
     assert!(site.starts_of_each().is_empty());
 }
 
+/// What runs in it is ended by Slurm, what waits goes back; when it is there again, all goes on.
+#[test]
+fn a_partition_that_is_removed_is_told_and_goes_on_when_it_is_back() {
+    const PARTITION: &str = "PartitionName=short ";
+    let site = Site::of(|_| {}, &["short"], "", 8);
+    let ann = site.user("ann");
+    let go = site.cluster.dir().join("shared/go");
+    let submit = |more: &[&str], offset: u32| {
+        let words = format!("GRID_TASK_ID=$((GRID_TASK_ID + {offset})); {}", site.counted(&format!("[ -e {} ] || sleep 600", go.display())));
+        ann.submit(&[&["-n", "4"], more, &["--", "sh", "-c", &words]].concat())
+    };
+    let (once, again) = (submit(&["--no-requeue"], 0), submit(&[], 4));
+    until("eight run", PATIENCE, || if site.starts_of_each().len() == 8 { Ok(()) } else { Err(format!("{:?}", site.starts_of_each())) });
+    let waits = submit(&["--no-requeue"], 8);
+    let there = |state: &str| site.cluster.run("squeue", &["-h", "-r", "-t", state, "-o", "%i"]).lines().count();
+    until("four wait", PATIENCE, || if there("PD") == 4 { Ok(()) } else { Err(there("PD").to_string()) });
+    site.cluster.reconfigure(PARTITION, "#PartitionName=short ");
+    assert_eq!(1, ann.wait(&once), "{}", ann.run(&["explain", &once]).out);
+    assert_eq!(4, ann.in_phase(&once, "failed"));
+    let (kind, text, _) = last_attempt(&ann, &once);
+    assert!(kind == "exit-unknown" && text.contains("slurm lost the machine"), "{kind}: {text}");
+    for job in [&again, &waits] {
+        until("it is said", PATIENCE, || {
+            let said = ann.run(&["explain", job]).out;
+            if said.contains("slurm has no queue \"short\"") { Ok(()) } else { Err(said) }
+        });
+    }
+    std::fs::write(&go, "").unwrap();
+    site.cluster.reconfigure("#PartitionName=short ", PARTITION);
+    for job in [&again, &waits] {
+        assert_eq!(0, ann.run(&["wait", "--timeout", "120s", job]).code, "{}", ann.run(&["explain", job]).out);
+    }
+    let expected = (0..12).map(|n| (n, if (4..8).contains(&n) { 2 } else { 1 })).collect();
+    assert_eq!(site.starts_of_each(), expected);
+}
+
+/// Slurm's own command would try for two minutes; we look whether it was heard, and the tasks go back, with what it said.
+#[test]
+fn a_slurm_that_is_full_is_told_and_takes_them_when_there_is_room() {
+    const JOBS: usize = 12;
+    // It forgets those that are over once a minute.
+    let site = Site::of(|o| o.more = format!("MaxJobCount={JOBS}\nMinJobAge=2\n"), &["batch"], "", 16);
+    let ann = site.user("ann");
+    let held: Vec<_> = (1..JOBS).map(|_| site.cluster.submit(ACCOUNTS[2], &["--hold"], "true")).collect();
+    let job = ann.submit(&["-n", "6", "--no-requeue", "--", "sh", "-c", &site.counted("true")]);
+    until("it is said", PATIENCE, || {
+        let said = ann.run(&["explain", &job]).out;
+        if said.contains("all-busy") && said.contains("Slurm temporarily unable to accept job") { Ok(()) } else { Err(said) }
+    });
+    assert!(site.starts_of_each().is_empty());
+    held.iter().for_each(|id| _ = site.cluster.run("scancel", &[id]));
+    assert_eq!(0, ann.run(&["wait", "--timeout", "180s", &job]).code, "{}", ann.run(&["explain", &job]).out);
+    site.assert_each_started_once(6);
+}
+
 #[test]
 fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     let site = Site::with("[slurm.limits]\nwait_max = \"2s\"\n");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use intergrid_proto::net::CertRole;
-use intergrid_tests::slurm::{ACCOUNTS, Slurm};
+use intergrid_tests::slurm::{ACCOUNTS, Options, Slurm};
 
 use crate::tree::{Tree, binary};
 use crate::user::User;
@@ -35,25 +35,30 @@ impl Site {
 
     /// The same, with more in the gateway's configuration.
     pub fn with(more: &str) -> Self {
+        Self::of(|_| {}, &["batch", "short"], more, SLOTS)
+    }
+
+    /// The same, with another cluster, of which some partitions are offered.
+    pub fn of(change: impl FnOnce(&mut Options), partitions: &[&str], more: &str, slots: u64) -> Self {
         let mut map = String::new();
         for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
             map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
         }
-        Self::over(&["batch", "short"], "{account}", &format!("{more}{map}"), SLOTS)
+        Self::over(change, partitions, "{account}", &format!("{more}{map}"), slots)
     }
 
     /// Two agents of four slots, at most, as jobs of the gateway's own account; submissions are counted.
     pub fn piloted(pilots: &str) -> Self {
-        Self::over(&["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
+        Self::over(|_| {}, &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
     }
 
     /// The same in `batch`; in `short` tasks are jobs.
     pub fn mixed(pilots: &str) -> Self {
-        Self::over(&["batch", "short"], "self", &format!("account = \"self\"\nmode.short = \"direct\"\n{pilots}"), 16)
+        Self::over(|_| {}, &["batch", "short"], "self", &format!("account = \"self\"\nmode.short = \"direct\"\n{pilots}"), 16)
     }
 
-    fn over(partitions: &[&str], directory: &str, more: &str, slots: u64) -> Self {
-        let cluster = Slurm::start();
+    fn over(change: impl FnOnce(&mut Options), partitions: &[&str], directory: &str, more: &str, slots: u64) -> Self {
+        let cluster = Slurm::with(change);
         let shared = dir_of_all(&cluster.dir().join("shared"));
         dir_of_all(&cluster.dir().join("starts"));
         let programs = cluster.dir().join("bin");
