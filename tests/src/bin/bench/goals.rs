@@ -75,6 +75,15 @@ pub const GOALS: &[Goal] = &[
     goal("capacity change to the root at depth 4: p50 under 20 ms", "P1", "an agent is killed; p50", 4, 0, Must::AtMost(20.0)),
     goal("a killed agent's task runs within 1 s of its restart", "F1", F1, 0, 0, Must::AtMost(1_000.0)),
     goal("a stopped agent's task runs elsewhere within its time-out + 1 s", "F2", F2, 0, 0, Must::AtMost(1_000.0)),
+    goal(
+        "a rented machine's row at the root within 100 ms of its attach",
+        "R1",
+        "a machine attaches; until its row is at the root; p99",
+        1,
+        0,
+        Must::AtMost(100.0),
+    ),
+    goal("its first task started within 200 ms", "R1", "the same, until its first task runs; p99", 1, 0, Must::AtMost(200.0)),
     goal("a killed gateway loses no task", "F3", "tasks lost", 0, 0, Must::AtMost(0.0)),
 ];
 const F1: &str = "agent and task killed; from the agent's restart to the task's; p99";

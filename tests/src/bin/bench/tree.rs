@@ -63,6 +63,8 @@ pub struct Tree {
     plan: Plan,
     dir: tempfile::TempDir,
     parts: Vec<Part>,
+    /// Of the gateway's configuration, its end.
+    cloud: String,
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> String {
@@ -94,7 +96,7 @@ impl Tree {
     /// Made, with nothing running.
     pub fn prepare(programs: &Programs, plan: Plan) -> Result<Tree> {
         let dir = tempfile::Builder::new().prefix("tree-").tempdir_in(&plan.work).map_err(io(&plan.work))?;
-        let mut tree = Tree { programs: programs.clone(), plan, dir, parts: Vec::new() };
+        let mut tree = Tree { programs: programs.clone(), plan, dir, parts: Vec::new(), cloud: String::new() };
         for level in 0..=tree.plan.depth {
             let name = tree.site(level);
             issue::new_site(tree.path(&name)?.join("identity"), &name, &[]).map_err(|r| r.to_string())?;
@@ -112,6 +114,12 @@ impl Tree {
             issue::issue(from, CertRole::Admin, "me", &to, Validity::default()).map_err(|r| r.to_string())?;
         }
         Ok(tree)
+    }
+
+    /// Its gateway has this section in its configuration.
+    pub fn renting(mut self, cloud: String) -> Tree {
+        self.cloud = cloud;
+        self
     }
 
     fn add(&mut self, name: String, role: &'static str) {
@@ -167,7 +175,9 @@ impl Tree {
             let parent = self.site(level + 1);
             text += &format!("\n[[trust]]\nca = \"../{parent}/identity/ca.pem\"\nmay = [\"delegate\"]\non_behalf = [\"*\"]\n");
         }
-        if level > 0 {
+        if level == 0 {
+            text += &self.cloud;
+        } else {
             let child = self.site(level - 1);
             let at = self.endpoint(&child)?;
             text += &format!("\n[[child]]\nname = \"{child}\"\nendpoint = \"{at}\"\nca = \"../{child}/identity/ca.pem\"\n");

@@ -4,6 +4,7 @@ mod fault;
 mod latency;
 mod memory;
 mod rate;
+mod rented;
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -91,6 +92,12 @@ pub const ROWS: &[Row] = &[
         title: "the gateway is killed",
         how: "SIGKILL with an array half done, started again at once; starts are counted by the payload itself",
         run: fault::gateway,
+    },
+    Row {
+        id: "R1",
+        title: "a rented machine",
+        how: "from the gateway's log of its attach: until a look at the root shows it (one each 2 ms), and until its first task writes down its own time",
+        run: rented::attached,
     },
     Row {
         id: "X1",
