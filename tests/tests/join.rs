@@ -8,7 +8,9 @@ mod tree;
 mod user;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use intergrid_proto::net::issue::{self, Validity};
@@ -16,8 +18,9 @@ use intergrid_proto::net::join::request;
 use intergrid_proto::net::{CertRole, Identity, client, refusal_of};
 use intergrid_proto::pb;
 use intergrid_proto::pb::pool_client::PoolClient;
+use intergrid_tests::ec2::python;
 
-use tree::{Tree, until};
+use tree::{Tree, binary, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -161,4 +164,74 @@ fn a_machine_that_was_off_for_too_long_joins_again_with_a_new_token() {
     tree.start("m8");
     user.until_slots(1, PATIENCE);
     assert!(!tree.path("m8").join("token").exists());
+}
+
+/// What cloud-init does with it on a machine, in a directory: files, then commands.
+#[test]
+fn cloud_init_makes_a_machine_an_agent() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: &str| fs::read_to_string(repository.join(path)).unwrap();
+    let mut tree = Tree::new();
+    tree.gateway("campus", None, "");
+    let (user, root) = (tree.user("campus"), tree.path("machine"));
+    let token = fs::read_to_string(token(&tree, "vm-1", "1h")).unwrap();
+    let sum = Command::new("sha256sum").arg(binary("grid-agent")).output().unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap()[..64].to_string();
+    let text = read("deploy/cloud-init/agent.yaml");
+    let line = |with: &str| text.lines().find(|l| l.contains("<--") && l.contains(with)).unwrap_or_else(|| panic!("no line to change with {with}"));
+    let indented: Vec<String> = token.lines().map(|l| format!("      {l}")).collect();
+    let told = text
+        .replace(line("vm-1.token"), &indented.join("\n"))
+        .replace(line("gateway ="), &format!("      gateway = \"{}\"\n      slots = 1\n      memory = \"64M\"", tree.endpoint("campus")))
+        .replace(line("url="), &format!("      url='file://{}'", binary("grid-agent").display()))
+        .replace(line("sha256="), &format!("      sha256={sum}"))
+        .replace("\"1h\"", "\"3s\"");
+    let yaml = root.join("user-data");
+    fs::write(&yaml, told).unwrap();
+    let words = "import sys, json, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))";
+    let parsed = Command::new(python()).args(["-c", words]).arg(&yaml).output().unwrap();
+    assert!(parsed.status.success(), "{}", String::from_utf8_lossy(&parsed.stderr));
+    let parsed: serde_json::Value = serde_json::from_slice(&parsed.stdout).unwrap();
+
+    let below = |path: &str| root.join(path.trim_start_matches('/'));
+    for file in parsed["write_files"].as_array().unwrap() {
+        let (path, content) = (file["path"].as_str().unwrap(), file["content"].as_str().unwrap());
+        fs::create_dir_all(below(path).parent().unwrap()).unwrap();
+        fs::write(below(path), content.replace("\"/var/", &format!("\"{}/var/", root.display()))).unwrap();
+        let mode = u32::from_str_radix(file["permissions"].as_str().unwrap(), 8).unwrap();
+        fs::set_permissions(below(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let held = below("/var/lib/intergrid-agent/token.pem");
+    assert_eq!(0o600, fs::metadata(&held).unwrap().permissions().mode() & 0o777);
+    let unit = fs::read_to_string(below("/etc/systemd/system/intergrid-agent.service")).unwrap();
+    let own = |l: &&str| l.starts_with('#') || l.starts_with("Documentation=") || l.starts_with("ExecStart=") || unit.lines().any(|u| u == *l);
+    let missing: Vec<String> = read("deploy/systemd/intergrid-agent.service").lines().filter(|l| !own(l)).map(String::from).collect();
+    assert!(missing.is_empty(), "lines of the unit that this one has not: {missing:?}");
+
+    fs::create_dir_all(root.join("sbin")).unwrap();
+    let (poweroff, off) = (root.join("sbin/poweroff"), root.join("off"));
+    fs::write(&poweroff, format!("#!/bin/sh\n: > '{}'\n", off.display())).unwrap();
+    fs::set_permissions(&poweroff, fs::Permissions::from_mode(0o755)).unwrap();
+    let command: Vec<&str> = parsed["runcmd"][0].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    let run = |script: &str| {
+        let log = fs::File::create(root.join("log")).unwrap();
+        let mut boot = Command::new(command[0]);
+        boot.args([command[1], script]).env_clear().env("PATH", std::env::var("PATH").unwrap()).env("INTERGRID_ROOT", &root);
+        boot.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    };
+    let said = || fs::read_to_string(root.join("log")).unwrap();
+    // Another program than the one that was named is not run, nor kept.
+    let wrong = command[2].replace(&sum, &"0".repeat(64)).replace("sleep 3", "sleep 0");
+    assert_eq!(Some(1), run(&wrong).wait().unwrap().code(), "{}", said());
+    assert!(said().contains("is not what it should be") && !root.join("usr/local/bin/grid-agent.new").exists(), "{}", said());
+    assert!(!root.join("usr/local/bin/grid-agent").exists() && held.exists());
+
+    let mut machine = run(command[2]);
+    user.until_slots(1, PATIENCE);
+    assert!(!held.exists(), "a used token is deleted");
+    let job = user.submit(&["--", "/bin/true"]);
+    assert_eq!(0, user.wait(&job), "{}", said());
+    tree.kill("campus");
+    until("it is switched off", PATIENCE, || if off.exists() { Ok(()) } else { Err(said()) });
+    assert_eq!(Some(0), machine.wait().unwrap().code(), "{}", said());
 }

@@ -28,6 +28,11 @@ const MARK: &str = "INTERGRID_ROOT";
 pub const CREDENTIALS: [(&str, &str); 3] =
     [("AWS_ACCESS_KEY_ID", "AKIATEST"), ("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-test"), ("AWS_EC2_METADATA_DISABLED", "true")];
 
+/// The Python of moto's installation, which has PyYAML.
+pub fn python() -> PathBuf {
+    program().with_file_name("python")
+}
+
 /// A moto server.
 pub struct Moto {
     endpoint: String,
