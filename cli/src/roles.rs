@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use futures::future::BoxFuture;
 use intergrid_agent::{AgentConfig, Options};
-use intergrid_gateway::config::{BrokerConfig, CloudProvider, GatewayConfig};
+use intergrid_gateway::config::{BrokerConfig, CloudConfig, CloudProvider, GatewayConfig};
 use intergrid_gateway::daemon::{DaemonOptions, NEEDS_EC2};
+use intergrid_gateway::reload::on_hangup;
 use intergrid_proto::Refusal;
 use intergrid_proto::net::Identity;
 use serde_json::json;
@@ -29,18 +31,28 @@ pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Re
     }
     log::init(environment)?;
     memory::keep_small();
+    let new_terms = Some(on_hangup(&args.config, config.clone(), complete)?);
+    let options = DaemonOptions { new_terms, ..options(args) };
     #[cfg(feature = "ec2")]
     if let Some(cloud) = config.cloud.clone()
         && let CloudProvider::Ec2(ec2) = cloud.provider.clone()
     {
-        intergrid_ec2::daemon::run(config, cloud, *ec2, options(args)).await?;
+        intergrid_ec2::daemon::run(config, cloud, *ec2, options).await?;
         return Ok(Ending::Well);
     }
     match config.lrms.clone() {
-        None => intergrid_gateway::daemon::run(config, options(args)).await?,
-        Some(lrms) => intergrid_lrms::daemon::run(config, lrms, options(args)).await?,
+        None => intergrid_gateway::daemon::run(config, options).await?,
+        Some(lrms) => intergrid_lrms::daemon::run(config, lrms, options).await?,
     }
     Ok(Ending::Well)
+}
+
+/// What a catalogue leaves out, where its provider can say it.
+fn complete(cloud: CloudConfig) -> BoxFuture<'static, std::result::Result<CloudConfig, Refusal>> {
+    #[cfg(feature = "ec2")]
+    return Box::pin(intergrid_ec2::daemon::measured(cloud));
+    #[cfg(not(feature = "ec2"))]
+    Box::pin(async { Ok(cloud) })
 }
 
 /// A gateway's hand in an account's directory, until standard input ends.
@@ -100,7 +112,7 @@ pub async fn interrupted_by() -> (&'static str, u8) {
 }
 
 fn options(args: RoleArgs) -> DaemonOptions {
-    DaemonOptions { ready_file: args.ready_file, die_with_parent: args.die_with_parent }
+    DaemonOptions { ready_file: args.ready_file, die_with_parent: args.die_with_parent, new_terms: None }
 }
 
 fn good(out: &Out, file: &Path) -> Result<Ending> {

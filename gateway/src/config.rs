@@ -425,7 +425,17 @@ impl Source {
     }
 
     fn parse<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
-        toml::from_str(&self.text).map_err(|e| self.refuse(e.span(), e.message()))
+        toml::from_str(&self.text).map_err(|e| match e.span().and_then(|span| self.field(span.start)) {
+            Some(field) => self.refuse(e.span(), &format!("{}, in `{field}`", e.message())),
+            None => self.refuse(e.span(), e.message()),
+        })
+    }
+
+    /// The key whose value begins here.
+    fn field(&self, at: usize) -> Option<&str> {
+        let line = self.text.get(..at)?.rsplit('\n').next()?;
+        let key = line.trim_end().strip_suffix('=')?.trim_end();
+        key.rsplit([' ', '\t', '{', ',']).next().filter(|key| !key.is_empty())
     }
 
     fn refuse(&self, span: impl Into<Option<Range<usize>>>, what: &str) -> Refusal {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use intergrid_proto::Refusal;
 use intergrid_proto::limits::{MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
-use intergrid_provision::{Billing, Budget, Caps, Catalogue, MachineType, Money, Offer, OfferKey, Price, Rate, Settings};
+use intergrid_provision::{Billing, Budget, Caps, Catalogue, MachineType, Money, Offer, OfferKey, Price, Rate, Settings, Terms};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -44,6 +44,32 @@ pub struct CloudConfig {
     pub budget: Budget,
     /// A machine that has been without this gateway, and without work, for so long ends by itself.
     pub alone_ms: u64,
+}
+
+impl CloudConfig {
+    /// What may change while machines run.
+    pub fn terms(&self) -> Terms {
+        Terms { settings: self.settings.clone(), catalogue: self.catalogue.clone(), budget: self.budget.clone() }
+    }
+
+    /// What differs in another and may not, by its name in the file.
+    pub(crate) fn fixed(&self, new: &CloudConfig) -> Vec<String> {
+        let mut out: Vec<String> = match (&self.provider, &new.provider) {
+            (CloudProvider::Process { program: old }, CloudProvider::Process { program }) if old != program => vec!["cloud.program".into()],
+            (CloudProvider::Ec2(old), CloudProvider::Ec2(new)) => old.fixed(new).map(|field| format!("cloud.ec2.{field}")).collect(),
+            (old, new) if old != new => vec!["cloud.provider".into()],
+            _ => Vec::new(),
+        };
+        if self.alone_ms != new.alone_ms {
+            out.push("cloud.alone".into());
+        }
+        if self.catalogue.currency != new.catalogue.currency {
+            out.push("cloud.currency".into());
+        }
+        let moved = self.budget.moved(&new.budget).into_iter();
+        out.extend(moved.map(|name| format!("cloud.owner {name:?}, whose caps may change, but neither `name` nor `of`")));
+        out
+    }
 }
 
 /// Who rents machines out.

@@ -48,6 +48,30 @@ pub struct Ec2Config {
     pub measure: BTreeSet<String>,
 }
 
+impl Ec2Config {
+    /// Fields that differ in another and may not while machines run.
+    pub(super) fn fixed(&self, new: &Ec2Config) -> impl Iterator<Item = &'static str> {
+        // A subnet is a part of an offer, and a type that is measured is one.
+        let Ec2Config { region, endpoint_url, gateway, ami, launch_template, subnets: _, .. } = self;
+        let Ec2Config { security_groups, key_name, instance_profile, tags, agent, measure: _, .. } = self;
+        [
+            ("region", *region == new.region),
+            ("endpoint_url", *endpoint_url == new.endpoint_url),
+            ("gateway", *gateway == new.gateway),
+            ("ami", *ami == new.ami),
+            ("launch_template", *launch_template == new.launch_template),
+            ("security_groups", *security_groups == new.security_groups),
+            ("key_name", *key_name == new.key_name),
+            ("instance_profile", *instance_profile == new.instance_profile),
+            ("tags", *tags == new.tags),
+            ("agent", *agent == new.agent),
+        ]
+        .into_iter()
+        .filter(|(_, same)| !same)
+        .map(|(field, _)| field)
+    }
+}
+
 /// Where `grid-agent` can be had.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

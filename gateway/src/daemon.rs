@@ -26,7 +26,7 @@ use crate::engine::Engine;
 use crate::joins::Joins;
 use crate::metrics;
 use crate::outputs::OutputStore;
-use crate::rent::{Cloud, ProcessCloud, RentConfig, Rented};
+use crate::rent::{Cloud, NewTerms, ProcessCloud, RentConfig, Rented};
 use crate::room;
 use crate::service::Service;
 use crate::service::callers::Guarded;
@@ -55,6 +55,8 @@ pub struct DaemonOptions {
     pub ready_file: Option<std::path::PathBuf>,
     /// End when standard input does: the parent holds the pipe.
     pub die_with_parent: bool,
+    /// Of a gateway that rents: other terms, while it runs.
+    pub new_terms: Option<NewTerms>,
 }
 
 /// What a backend is built from.
@@ -73,6 +75,8 @@ pub struct Parts {
     pub engine: Arc<OnceCell<Engine>>,
     /// Ends with its parent.
     pub die_with_parent: bool,
+    /// Of a gateway that rents: other terms, while it runs.
+    pub new_terms: Option<NewTerms>,
 }
 
 /// What a site runs its tasks with.
@@ -156,8 +160,7 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
 
 /// What a gateway is made of whose agents run on machines of this cloud.
 pub fn over_rented(config: CloudConfig, cloud: Arc<dyn Cloud>, parts: &Parts) -> Built {
-    let CloudConfig { settings, catalogue, budget, .. } = config;
-    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget, time_max_ms: 0 };
+    let rent = RentConfig { gateway: parts.me.name.clone(), terms: config.terms(), new_terms: parts.new_terms.clone(), time_max_ms: 0 };
     over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts)
 }
 
@@ -254,6 +257,7 @@ impl Running {
             above,
             engine: cell.clone(),
             die_with_parent: options.die_with_parent,
+            new_terms: options.new_terms,
         };
         let Built { backend, policy, pool, children } = build(&parts)?;
         let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -76,6 +76,7 @@ pub struct Engine {
     reader: Arc<dyn Reader + Send + Sync>,
     watchers: Arc<Mutex<HashMap<u64, Arc<Notify>>>>,
     parents: Parents,
+    children: Arc<Notify>,
     stats: Arc<Stats>,
     me: Hop,
 }
@@ -105,6 +106,7 @@ impl Engine {
             reader: store.reader().into(),
             watchers: Arc::default(),
             parents: Arc::default(),
+            children: Arc::default(),
             stats: Arc::default(),
             me: core.me().clone(),
         };
@@ -112,6 +114,7 @@ impl Engine {
             core,
             backend,
             parents: engine.parents.clone(),
+            children: engine.children.clone(),
             greeted: HashMap::new(),
             traces,
             stats: engine.stats.clone(),
@@ -211,6 +214,11 @@ impl Engine {
         lock(&self.watchers).entry(job).or_default().clone()
     }
 
+    /// One who waits is woken when a child has come or gone since he was last.
+    pub fn children_moved(&self) -> Arc<Notify> {
+        self.children.clone()
+    }
+
     /// Forget watchers that nobody holds.
     pub fn unwatch(&self, job: u64) {
         let mut watchers = lock(&self.watchers);
@@ -287,6 +295,7 @@ struct Shell {
     traces: Option<Traces>,
     backend: Arc<dyn Backend>,
     parents: Parents,
+    children: Arc<Notify>,
     /// Sessions of parents that have had our hello.
     greeted: HashMap<SiteId, u64>,
     stats: Arc<Stats>,
@@ -442,7 +451,11 @@ impl Shell {
                 Input::ChildGone { child, why, silent_ms }
             }
         };
+        let moved = matches!(input, Input::ChildUp { .. } | Input::ChildGone { .. });
         self.step(input, now);
+        if moved {
+            self.children.notify_one();
+        }
     }
 
     fn step(&mut self, input: Input, now: Now) {

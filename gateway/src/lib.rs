@@ -20,6 +20,7 @@ pub mod laws;
 pub mod metrics;
 pub mod outputs;
 pub mod queue;
+pub mod reload;
 pub mod rent;
 pub mod room;
 pub mod service;

@@ -249,3 +249,68 @@ fn a_job_that_may_cost_money_is_asked_about_and_its_cap_holds() {
         user.run(&["cancel", job]).well();
     }
 }
+
+#[test]
+fn prices_and_caps_change_while_it_runs_all_of_it_or_nothing() {
+    let (tree, user) = world(&cloud(4, "0.10", ""));
+    let file = tree.config("burst");
+    let config = fs::read_to_string(&file).unwrap();
+    let read_again = |text: &str, says: &str| {
+        fs::write(&file, text).unwrap();
+        let before = tree.log("burst").len();
+        assert!(std::process::Command::new("kill").args(["-HUP", &tree.pid("burst").to_string()]).status().unwrap().success());
+        until("it says that it has read it", PATIENCE, || match &tree.log("burst")[before..] {
+            new if new.contains("the configuration was read again") => {
+                assert!(new.contains(says), "{says}: {new}");
+                Ok(())
+            }
+            new => Err(new.to_string()),
+        });
+    };
+    let budget = || user.json(&["cost"])["budgets"][0].clone();
+    user.until_slots(1, PATIENCE);
+    let first = submit(&tree, &user, 1, &[], "600");
+    user.until_phase(&first, "running", 1);
+    let local = tree.user("burst");
+    let second = submit(&tree, &local, 1, &[], "600");
+    until("the cap is named", PATIENCE, || match local.run(&["explain", &second]).well() {
+        said if said.contains("budget rate") => Ok(()),
+        said => Err(said),
+    });
+
+    // Wrong, or not to be changed: nothing is taken, what is right in it neither.
+    let raised = config.replace("hour = \"0.10\"", "hour = \"0.40\"");
+    let line = config.lines().position(|l| l.starts_with("price")).unwrap() + 1;
+    read_again(&raised.replace("price = \"0.10\"", "price = 0.20"), &format!("config.toml:{line}:9: invalid type"));
+    read_again(&raised.replace("price = \"0.10\"", "price = 0.20"), "in `price`");
+    read_again(&raised.replace("EUR", "USD"), "can't change while the gateway runs: cloud.currency");
+    read_again(&raised.replace("listen = \"", "listen = \"0"), "listen");
+    read_again(&config, "nothing has changed");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((1, "0.10"), (tree.below("burst").len(), budget()["per_hour_cap"].as_str().unwrap()));
+
+    // What waits starts, at the new price; what runs keeps its own.
+    read_again(&raised.replace("price = \"0.10\"", "price = \"0.20\""), "small: 0.20 per hour, was 0.10 per hour; caps of budget");
+    local.until_phase(&second, "running", 1);
+    let mut prices: Vec<String> = machines(&user).iter().map(|m| m["price_per_hour"].as_str().unwrap().to_string()).collect();
+    prices.sort();
+    assert_eq!(vec!["0.10", "0.20"], prices);
+    let cost = budget();
+    assert_eq!(("0.30", "0.40"), (cost["per_hour"].as_str().unwrap(), cost["per_hour_cap"].as_str().unwrap()));
+    until("the new price is told at the root", PATIENCE, || match user.run(&["submit", "-t", "1h", "--", "/bin/true"]).err {
+        said if said.contains("worst case: 1.00 EUR") => Ok(()),
+        said => Err(said),
+    });
+
+    // A cap below what runs: it runs on, as what is reserved is paid for.
+    read_again(&raised.replace("0.40", "0.05"), "caps of budget");
+    until("the new cap is shown", PATIENCE, || if budget()["per_hour_cap"] == "0.05" { Ok(()) } else { Err(budget().to_string()) });
+    assert_eq!((2, "0.30"), (tree.below("burst").len(), budget()["per_hour"].as_str().unwrap()));
+    for (user, job) in [(&user, &first), (&local, &second)] {
+        user.run(&["cancel", job]).well();
+    }
+    until("all machines are gone", PATIENCE, || match tree.below("burst").len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are there")),
+    });
+}

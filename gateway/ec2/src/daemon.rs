@@ -10,7 +10,7 @@ use aws_sdk_ec2::types::{ArchitectureType, InstanceType};
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_types::retry::RetryConfig;
-use intergrid_gateway::config::{CloudConfig, Ec2Config, GatewayConfig};
+use intergrid_gateway::config::{CloudConfig, CloudProvider, Ec2Config, GatewayConfig};
 use intergrid_gateway::daemon::{DaemonOptions, over_rented, run_site};
 use intergrid_proto::limits::GPUS_PER_MACHINE_MAX;
 use intergrid_proto::link::Kind;
@@ -53,6 +53,16 @@ pub async fn run(config: GatewayConfig, mut cloud: CloudConfig, ec2: Ec2Config, 
         Ok(over_rented(cloud, machines, parts))
     })
     .await
+}
+
+/// The sizes that a configuration leaves out, asked for anew.
+pub async fn measured(mut cloud: CloudConfig) -> Result<CloudConfig, Refusal> {
+    if let CloudProvider::Ec2(ec2) = cloud.provider.clone()
+        && !ec2.measure.is_empty()
+    {
+        measure(&client(&ec2, None).await, &ec2, &mut cloud).await?;
+    }
+    Ok(cloud)
 }
 
 /// Speaks to EC2: TLS as everywhere in this program (rustls with ring); credentials are these, or by the default chain of AWS tools, asked for when they are

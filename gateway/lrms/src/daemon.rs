@@ -8,6 +8,7 @@ use intergrid_gateway::daemon::{self, Built, DaemonOptions};
 use intergrid_gateway::rent::{RentConfig, Rented};
 use intergrid_proto::Refusal;
 use intergrid_proto::link::Kind;
+use intergrid_provision::Terms;
 
 use crate::gridengine::{GridEngine, GridEngineConfig};
 use crate::mixed::Mixed;
@@ -56,7 +57,8 @@ fn pool((mut config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathB
 /// The backend of a gateway that has agents as jobs: its tasks run under these, and in queues that are direct they are jobs themselves.
 fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, site: &SiteConfig, parts: &daemon::Parts) -> Result<Built, Refusal> {
     let PilotsConfig { settings, catalogue, budget, .. } = pilots.clone();
-    let rent = RentConfig { gateway: parts.me.name.clone(), settings, catalogue, budget, time_max_ms: pilot::time_max_ms(&pilots) };
+    let terms = Terms { settings, catalogue, budget };
+    let rent = RentConfig { gateway: parts.me.name.clone(), terms, new_terms: None, time_max_ms: pilot::time_max_ms(&pilots) };
     let cloud = Pilots::new(lrms.clone(), &config, pilots, parts.me.site, site.identity.clone())?;
     let built = daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts);
     if config.direct().is_empty() {

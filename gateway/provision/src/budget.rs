@@ -133,6 +133,14 @@ impl Budget {
         Ok(Budget { nodes })
     }
 
+    /// Owners who are not in another tree, or not below the same one there: while machines run, what was charged to them could not be given back where it
+    /// was charged.
+    pub fn moved(&self, new: &Budget) -> Vec<String> {
+        let above = |b: &Budget, n: &Node| n.above.map(|at| b.nodes[at].name.clone());
+        let is_moved = |n: &&Node| !new.nodes.iter().any(|other| other.name == n.name && above(new, other) == above(self, n));
+        self.nodes.iter().filter(is_moved).map(|n| n.name.clone()).collect()
+    }
+
     /// Keep what was charged, under new caps: by name; what was charged to an owner who is no longer named stays charged above him.
     pub fn recapped(&self, mut caps: Budget) -> Budget {
         for node in &mut caps.nodes {
@@ -160,7 +168,8 @@ impl Budget {
         &self.nodes
     }
 
-    fn path(&self, node: usize) -> impl Iterator<Item = usize> {
+    /// From a node to the root.
+    pub(crate) fn path(&self, node: usize) -> impl Iterator<Item = usize> {
         std::iter::successors(Some(node.min(self.nodes.len().saturating_sub(1))), |n| self.nodes.get(*n).and_then(|n| n.above))
     }
 
@@ -308,6 +317,19 @@ mod tests {
         assert_eq!(vec![(0, Money(100))], Charge::lease(Rate(100), Billing::Hour, DAY_MS - 1_800_000, DAY_MS + 1_800_000));
         assert_eq!((2024, 2), month(19_782));
         assert_eq!((2024, 3), month(19_783));
+    }
+
+    #[test]
+    fn an_owner_is_moved_or_not() {
+        let tree = |owners: &[(&str, Option<&str>, u64)]| {
+            let owners: Vec<_> = owners.iter().map(|(name, of, hour)| (name.to_string(), of.map(String::from), caps(*hour, 1))).collect();
+            Budget::new(caps(100, 60), &owners).unwrap()
+        };
+        let old = tree(&[("lab", None, 50), ("alice", Some("lab"), 5)]);
+        let more = tree(&[("bob", None, 1), ("lab", Some("bob"), 50), ("alice", Some("lab"), 70)]);
+        assert_eq!(vec!["lab"], old.moved(&more));
+        assert_eq!(Vec::<String>::new(), old.moved(&tree(&[("lab", None, 1), ("bob", None, 1), ("alice", Some("lab"), 1)])));
+        assert_eq!(vec!["lab", "alice"], old.moved(&tree(&[("alice", None, 5)])));
     }
 
     #[test]

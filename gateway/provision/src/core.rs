@@ -6,9 +6,11 @@ use crate::budget::{Budget, Charge};
 use crate::limits::*;
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Billing, Catalogue, OfferKey, Price};
+use crate::money::Rate;
 use crate::pack::Demand;
 use crate::records::{Record, State, apply};
 use crate::round::Round;
+use crate::terms::Terms;
 
 /// What the configuration says, beside the catalogue and the budget.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,12 +98,10 @@ pub enum Input {
     Leaving(u64),
     /// An administrator wants it ended.
     End(u64),
-    /// Other prices, types or offers.
-    Catalogue(Catalogue),
-    /// Other caps.
-    Budget(Budget),
-    /// Other settings.
-    Settings(Settings),
+    /// The configuration says something else. Nobody may be missing in its budget, or be below somebody else: see [`Budget::moved`].
+    Terms(Box<Terms>),
+    /// Prices of the spot market, by type of machine.
+    SpotPrices(BTreeMap<String, Rate>),
     /// Time has passed.
     Tick,
 }
@@ -140,6 +140,8 @@ pub enum Action {
 pub struct Provisioner {
     pub(crate) settings: Settings,
     pub(crate) catalogue: Catalogue,
+    /// Prices of the spot market, by type of machine.
+    pub(crate) spot: BTreeMap<String, Rate>,
     pub(crate) state: State,
     pub(crate) now: u64,
     /// Until when an offer is left alone, and how often in a row.
@@ -160,6 +162,7 @@ impl Provisioner {
         Provisioner {
             settings,
             catalogue,
+            spot: BTreeMap::new(),
             state,
             now: 0,
             back_off: BTreeMap::new(),
@@ -181,6 +184,8 @@ impl Provisioner {
         for m in p.state.machines.values_mut() {
             (m.called, m.calls) = (true, 1);
             (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
+            // What it cost meanwhile is not known.
+            m.rate_max = m.price.ceiling;
         }
         p
     }
@@ -212,14 +217,8 @@ impl Provisioner {
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
             Input::Leaving(number) => self.drain(number, Why::Leaving),
             Input::End(number) => self.end(number, Why::Ordered),
-            Input::Catalogue(catalogue) => {
-                self.catalogue = catalogue;
-                for m in self.state.machines.values_mut() {
-                    m.rate_max = m.rate_max.max(self.catalogue.price(&m.offer).map_or(m.price.ceiling, |p| p.rate));
-                }
-            }
-            Input::Budget(budget) => self.state.budget = self.state.budget.recapped(budget),
-            Input::Settings(settings) => self.settings = settings,
+            Input::Terms(terms) => self.go_by(*terms),
+            Input::SpotPrices(now) => self.spot_is(now),
             Input::Tick => {}
         }
         self.due();
@@ -243,6 +242,11 @@ impl Provisioner {
     /// All budgets.
     pub fn budget(&self) -> &Budget {
         &self.state.budget
+    }
+
+    /// Types, offers and prices as they are now.
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
     }
 
     /// What the latest round came to.
@@ -281,7 +285,7 @@ impl Provisioner {
         }
     }
 
-    fn gone(&mut self, number: u64, never: bool) {
+    pub(crate) fn gone(&mut self, number: u64, never: bool) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
         // One that went before its agent came, and not by our wish: another would go the same way.
         let failed = m.stage == Stage::Named && !m.came && matches!(m.ending, None | Some(Why::Away));
@@ -484,12 +488,13 @@ impl Provisioner {
         let next_ms = paid_ms.max(now) + m.price.billing.next_ms();
         let node = self.state.budget.node_of(&m.owner);
         let charge = Charge { days: m.charge(paid_ms, next_ms), ..Charge::default() };
-        let may_stay = !let_go && self.state.budget.allows(node, &charge).is_ok();
+        let may_stay = !let_go && self.state.budget.allows(node, &charge).is_ok() && !self.is_above_rate(number);
         if may_stay {
             let (rate_max, budget_drained) = (m.rate_max, m.draining == Some(Why::Budget));
             self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms: next_ms });
-            let rate = self.catalogue.price(&self.state.machines[&number].offer).map(|p| p.rate);
-            self.with(number, |m, _| m.rate_max = rate.unwrap_or(m.price.ceiling).min(m.price.ceiling));
+            if let Some(m) = self.state.machines.get_mut(&number) {
+                m.rate_max = m.rate_now(&self.spot);
+            }
             if budget_drained {
                 self.undrain(number);
             }

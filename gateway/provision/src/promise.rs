@@ -6,7 +6,7 @@ use crate::Rate;
 use crate::budget::Charge;
 use crate::core::Provisioner;
 use crate::machine::Stage;
-use crate::market::{MachineType, OfferKey, Price};
+use crate::market::{MachineType, Price};
 
 /// Machines of one type that are not there yet and could be: those that boot, and those that no limit forbids.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,7 +15,7 @@ pub struct Promise {
     pub name: String,
     /// Its size.
     pub kind: MachineType,
-    /// The cheapest that it may cost; None: no price is known.
+    /// The cheapest that could come now, and where none could, the cheapest; None: no price is known.
     pub price: Option<Price>,
     /// How many.
     pub machines: u64,
@@ -32,12 +32,14 @@ impl Provisioner {
     /// One entry for each type on offer, in their order; with 0 machines where none is left. The limits are shared: of every type but the cheapest (by slot)
     /// one machine is promised, so that work that only fits there can come; all the rest is of the cheapest.
     pub fn promises(&self) -> Vec<Promise> {
-        let mut cheapest: BTreeMap<&str, (&OfferKey, Price)> = BTreeMap::new();
+        let mut cheapest: BTreeMap<&str, (bool, Price)> = BTreeMap::new();
         for offer in &self.catalogue.offers {
             let Some(price) = offer.price else { continue };
-            let best = cheapest.entry(&offer.key.machine).or_insert((&offer.key, price));
-            if price.ceiling < best.1.ceiling {
-                *best = (&offer.key, price);
+            // While its provider has none of the cheaper offer, the next one's price is what it costs: else work that may cost that much would never come.
+            let is_left_alone = self.back_off.get(&offer.key).is_some_and(|(until, ..)| *until > self.now);
+            let best = cheapest.entry(&offer.key.machine).or_insert((is_left_alone, price));
+            if (is_left_alone, price.ceiling) < (best.0, best.1.ceiling) {
+                *best = (is_left_alone, price);
             }
         }
         let mut promises: Vec<Promise> = Vec::new();

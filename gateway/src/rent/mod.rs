@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
-use intergrid_provision::{Action, Budget, Catalogue, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Record, Settings};
+use intergrid_provision::{Action, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Record, Terms};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -52,15 +52,16 @@ const BY: &str = "provisioner";
 pub struct RentConfig {
     /// The gateway's name: prefix of its machines'.
     pub gateway: String,
-    /// Limits.
-    pub settings: Settings,
-    /// Types and prices.
-    pub catalogue: Catalogue,
-    /// Caps.
-    pub budget: Budget,
+    /// What may be rented, and for how much.
+    pub terms: Terms,
+    /// Where others come from while it runs; None: from nowhere.
+    pub new_terms: Option<NewTerms>,
     /// The longest that a task can take on a new machine: milliseconds; 0: not limited.
     pub time_max_ms: u64,
 }
+
+/// The latest terms, once they are not those of the start.
+pub type NewTerms = watch::Receiver<Option<Terms>>;
 
 /// The provider of rented machines.
 pub struct Rented {
@@ -177,7 +178,7 @@ struct Shell {
 
 impl Shell {
     async fn run(mut self) -> Result<(), Refusal> {
-        let RentConfig { settings, catalogue, budget, .. } = self.config.clone();
+        let Terms { settings, catalogue, budget } = self.config.terms.clone();
         let (mut book, records) = Book::load(&*self.engine.reader())?;
         let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
         // Before any of them is let in: what has a price is not taken for free.
@@ -188,17 +189,26 @@ impl Shell {
         let mut look = tokio::time::interval(Duration::from_millis(LOOK_MS));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut round = Instant::now();
-        let spot = self.config.catalogue.spot_types();
         let mut prices = tokio::time::interval(Duration::from_millis(SPOT_PRICES_MS));
         prices.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut stop = self.stop.clone();
+        let (mut stop, mut new_terms) = (self.stop.clone(), self.config.new_terms.take());
+        let moved = self.engine.children_moved();
         loop {
             tokio::select! {
                 Some(input) = answered.recv() => p.step(input, now_ms()),
-                _ = prices.tick(), if !spot.is_empty() => {
-                    let catalogue = self.config.catalogue.clone();
-                    // What is not known costs what was bid.
-                    answer(&answers, self.cloud.spot_prices(spot.clone()), move |now| Input::Catalogue(catalogue.with_spot(&now.flatten().unwrap_or_default())));
+                terms = others(&mut new_terms) => {
+                    p.step(Input::Terms(Box::new(terms)), now_ms());
+                    prices.reset_immediately();
+                    look.reset_immediately();
+                }
+                // What is told of its machines is not late.
+                () = moved.notified() => look.reset_immediately(),
+                _ = prices.tick() => {
+                    let spot = p.spot_types();
+                    if !spot.is_empty() {
+                        // What is not known costs what was bid.
+                        answer(&answers, self.cloud.spot_prices(spot), |now| Input::SpotPrices(now.flatten().unwrap_or_default()));
+                    }
                 }
                 _ = look.tick() => {
                     let renting = self.engine.look(core::Core::renting).await?;
@@ -311,13 +321,25 @@ impl Shell {
 
     fn show(&self, p: &Provisioner) {
         let machines = p.machines().filter(|m| m.may_exist()).map(|m| (label(&self.config.gateway, m.number), m.state())).collect();
-        let account = show::account(&self.config.gateway, p, &self.config.catalogue.currency, now_ms());
+        let account = show::account(&self.config.gateway, p, now_ms());
         *lock(&self.seen) = Shown { known: true, machines, account };
     }
 }
 
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Other terms, when there are some.
+async fn others(from: &mut Option<NewTerms>) -> Terms {
+    if let Some(terms) = from {
+        while terms.changed().await.is_ok() {
+            if let Some(terms) = terms.borrow_and_update().clone() {
+                return terms;
+            }
+        }
+    }
+    std::future::pending().await
 }
 
 /// Make a call, and say what came of it; None: nothing in time.
@@ -335,7 +357,7 @@ fn demand(renting: &Renting) -> Vec<Demand> {
 }
 
 fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent {
-    let (gateway, currency) = (config.gateway.as_str(), config.catalogue.currency.as_str());
+    let (gateway, currency) = (config.gateway.as_str(), &p.catalogue().currency);
     let slot_price = |rate: Rate, slots: u32| rate.0.div_ceil(u64::from(slots.max(1)));
     let rentable = |promise: Promise| {
         // What it would cost is not known, so it is not offered.
@@ -345,7 +367,7 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
             architecture: promise.kind.architecture.clone(),
             machines: promise.machines,
             price_micro_per_slot_hour: slot_price(price.ceiling, promise.kind.slots),
-            currency: currency.to_string(),
+            currency: currency.clone(),
         })
     };
     let types = p.promises().into_iter().filter_map(rentable);
@@ -354,7 +376,7 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
     let known = p.machines().filter(|_| !currency.is_empty());
-    let prices = known.map(|m| (label(gateway, m.number), (slot_price(m.price.ceiling, m.kind.slots), currency.to_string()))).collect();
+    let prices = known.map(|m| (label(gateway, m.number), (slot_price(m.price.ceiling, m.kind.slots), currency.clone()))).collect();
     ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices, time_max_ms: config.time_max_ms }
 }
 

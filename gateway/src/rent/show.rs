@@ -9,7 +9,8 @@ use crate::backend::Account;
 const DAY_MS: u64 = 86_400_000;
 
 /// All of it, as of `now_ms` since 1970.
-pub fn account(gateway: &str, p: &Provisioner, currency: &str, now_ms: u64) -> Account {
+pub fn account(gateway: &str, p: &Provisioner, now_ms: u64) -> Account {
+    let currency = &p.catalogue().currency;
     let machines = p.machines().map(|m| machine(gateway, m, now_ms)).collect();
     let nodes = p.budget().nodes();
     let unknown = |at: usize| {
@@ -23,7 +24,7 @@ pub fn account(gateway: &str, p: &Provisioner, currency: &str, now_ms: u64) -> A
     let nodes_shown = if currency.is_empty() { &[] } else { nodes };
     let spending =
         nodes_shown.iter().enumerate().map(|(at, n)| spending(n, n.above.map_or("", |a| &nodes[a].name), unknown(at), now_ms / DAY_MS)).collect();
-    Account { machines, spending, currency: currency.to_string() }
+    Account { machines, spending, currency: currency.clone() }
 }
 
 fn machine(gateway: &str, m: &Machine, now_ms: u64) -> pb::Machine {

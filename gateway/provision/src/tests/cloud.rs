@@ -45,7 +45,7 @@ struct Virtual {
 }
 
 enum Event {
-    Effect(u64, OfferKey),
+    Effect(u64, Price),
     Input(Input),
 }
 
@@ -60,6 +60,10 @@ struct World {
     events: Vec<(u64, Event)>,
     overrun: bool,
     launches: u64,
+    /// They change, where this is Some: what may be charged beyond a cap that was lowered, which is what was charged then, by node.
+    above: Option<BTreeMap<String, Ledger>>,
+    terms: Terms,
+    changes: u64,
 }
 
 fn world_catalogue() -> Catalogue {
@@ -82,10 +86,25 @@ impl World {
         let mut catalogue = world_catalogue();
         // Two offers of one key can't be told apart: the hourly one is a zone of its own.
         catalogue.offers[2].key.zone = "b".into();
-        let p = Provisioner::new(settings(), catalogue, world_budget());
+        let p = Provisioner::new(settings(), catalogue.clone(), world_budget());
+        let terms = Terms { settings: settings(), catalogue, budget: world_budget() };
         let machines = BTreeMap::new();
         let (launched, events) = (BTreeMap::new(), Vec::new());
-        World { random: Random(seed), now: TEN, faulty: true, p, disk: vec![], machines, launched, events, overrun: false, launches: 0 }
+        World {
+            random: Random(seed),
+            now: TEN,
+            faulty: true,
+            p,
+            disk: vec![],
+            machines,
+            launched,
+            events,
+            overrun: false,
+            launches: 0,
+            above: None,
+            terms,
+            changes: 0,
+        }
     }
 
     fn fault(&mut self, percent: u64) -> bool {
@@ -101,6 +120,11 @@ impl World {
             return self.restart();
         }
         self.overrun |= records.iter().any(|r| self.is_overrun(r));
+        for record in &records {
+            if let Record::Intended { owner, .. } = record {
+                self.is_below(owner);
+            }
+        }
         self.disk.extend(records);
         self.check();
         for action in actions {
@@ -122,13 +146,13 @@ impl World {
     fn restart(&mut self) {
         // Answers to a dead process reach nobody; effects of its calls come.
         self.events.retain(|(_, e)| matches!(e, Event::Effect(..)));
-        let catalogue = self.p.catalogue.clone();
+        let Terms { settings, catalogue, budget } = self.terms.clone();
         // A checkpoint in place of the records says the same.
-        let again = Provisioner::resume(settings(), catalogue.clone(), world_budget(), self.disk.clone(), self.now);
+        let again = Provisioner::resume(settings.clone(), catalogue.clone(), budget.clone(), self.disk.clone(), self.now);
         if self.now.is_multiple_of(2) {
             self.disk = again.checkpoint();
         }
-        self.p = Provisioner::resume(settings(), catalogue, world_budget(), self.disk.clone(), self.now);
+        self.p = Provisioner::resume(settings, catalogue, budget, self.disk.clone(), self.now);
         let up: Vec<u64> = self.machines.values().filter(|m| m.until_ms.is_none() && !m.is_extra).map(|m| m.number).collect();
         up.into_iter().for_each(|number| self.after(2_000, Event::Input(Input::Attached(number))));
     }
@@ -140,7 +164,10 @@ impl World {
     fn act(&mut self, action: Action) {
         let soon = 100 + self.random.below(3_000);
         match action {
-            Action::Launch { number, offer, .. } => {
+            Action::Launch { number, price, .. } => {
+                if let Some(owner) = self.p.machines().find(|m| m.number == number && m.calls == 1).map(|m| m.owner.clone()) {
+                    self.is_below(&owner);
+                }
                 let refused = |kind| Event::Input(Input::Answered(number, Outcome::Refused(kind, "no".into())));
                 match self.random.below(if self.faulty { 12 } else { 1 }) {
                     // Lost before it had an effect.
@@ -150,11 +177,11 @@ impl World {
                     // 500 after success, or success long after the time-out.
                     4 | 5 => {
                         let late = self.random.below(LATE_MAX_MS);
-                        self.after(late, Event::Effect(number, offer));
+                        self.after(late, Event::Effect(number, price));
                         self.after(30_000.min(late + 1), Event::Input(Input::Answered(number, Outcome::Unknown)));
                     }
                     _ => {
-                        self.effect(number, &offer);
+                        self.effect(number, price);
                         let id = self.launched[&number].clone();
                         let spent = self.machines[&id].until_ms.is_some();
                         let outcome = if spent { Outcome::Refused(Refused::TokenSpent, "gone".into()) } else { Outcome::Launched(id) };
@@ -197,13 +224,17 @@ impl World {
 
     fn terminate(&mut self, id: &str) {
         let now = self.now;
-        if let Some(m) = self.machines.get_mut(id) {
-            m.until_ms.get_or_insert(now);
+        let Some(m) = self.machines.get_mut(id).filter(|m| m.until_ms.is_none()) else { return };
+        m.until_ms = Some(now);
+        let number = m.number;
+        // Its agent goes with it.
+        if self.launched.get(&number).is_some_and(|known| known == id) {
+            self.after(1_000, Event::Input(Input::Detached(number)));
         }
     }
 
     /// A launch call takes effect: once for each token, unless the cloud forgets.
-    fn effect(&mut self, number: u64, offer: &OfferKey) {
+    fn effect(&mut self, number: u64, price: Price) {
         let again = self.launched.contains_key(&number);
         if again && !self.fault(10) {
             return;
@@ -211,7 +242,6 @@ impl World {
         // Which of two is known, and which is the stranger, is a matter of which is seen first.
         self.machines.values_mut().filter(|m| m.number == number).for_each(|m| m.is_extra = true);
         let given_up = !self.p.machines().any(|m| m.number == number && m.may_exist());
-        let price = self.p.catalogue.price(offer).unwrap();
         let id = format!("i-{}", self.machines.len());
         let visible_ms = self.now + if self.faulty { self.random.below(LAG_MAX_MS) } else { 0 };
         let (rate, billing, since_ms) = (price.rate, price.billing, self.now);
@@ -227,16 +257,58 @@ impl World {
         }
     }
 
-    fn check(&self) {
-        for node in self.p.budget().nodes() {
-            let day = self.now / 86_400_000;
+    /// Other prices, types, caps and limits.
+    fn change(&mut self) {
+        self.changes += 1;
+        let mut part = |of: &str, of_ten: u64| Rate(of.parse::<Rate>().unwrap().0 * (1 + self.random.below(of_ten)) / of_ten);
+        let mut catalogue = catalogue(&[("small", 2), ("large", 8)], vec![]);
+        let second = Billing::Second { min_s: 60 };
+        for (name, most, billing) in [("small", "0.20", second), ("large", "0.70", second), ("large", "0.60", Billing::Hour)] {
+            let (rate, zone) = (part(most, 10), if billing == Billing::Hour { "b".into() } else { String::new() });
+            let key = OfferKey { machine: name.into(), zone, spot: false };
+            catalogue.offers.push(Offer { key, price: Some(Price { rate, ceiling: rate, billing }) });
+        }
+        let money = |rate: Rate| Some(Money(rate.0));
+        let caps = Caps { hour: Some(part("4", 20)), day: money(part("8", 20)), month: money(part("30", 20)), total: money(part("40", 20)) };
+        let alice = Caps { hour: Some(part("3", 20)), ..Caps::default() };
+        if self.random.chance(30) {
+            catalogue.offers.remove(self.random.below(3) as usize);
+        }
+        let settings = Settings { machines_max: self.random.below(40) as u32, ..settings() };
+        self.terms = Terms { settings, catalogue, budget: Budget::new(caps, &[("alice".into(), None, alice)]).unwrap() };
+        self.above = Some(self.p.budget().nodes().iter().map(|n| (n.name.clone(), n.ledger())).collect());
+        self.step(Input::Terms(Box::new(self.terms.clone())));
+    }
+
+    /// What a node has now is within its caps, and those above it: something is rented.
+    fn is_below(&self, owner: &str) {
+        let (nodes, day) = (self.p.budget().nodes(), self.now / 86_400_000);
+        for node in std::iter::successors(Some(&nodes[self.p.budget().node_of(owner)]), |n| n.above.map(|at| &nodes[at])) {
             let caps = node.caps;
-            assert!(self.overrun || caps.hour.is_none_or(|cap| node.rate() <= cap), "rate of {}", node.name);
+            let rate = caps.hour.is_none_or(|cap| node.rate() <= cap);
+            let money = caps.day.is_none_or(|cap| node.of_day(day) <= cap) && caps.month.is_none_or(|cap| node.of_month(day) <= cap);
+            assert!(self.overrun || (rate && money && caps.total.is_none_or(|cap| node.total() <= cap)), "rented above a cap of {}", node.name);
+        }
+    }
+
+    fn check(&mut self) {
+        let day = self.now / 86_400_000;
+        for node in self.p.budget().nodes() {
+            // Never more than the cap; where that was lowered, never more than was charged then, and ever less of it.
+            let mut above = self.above.as_mut().and_then(|above| above.get_mut(&node.name));
+            let of_day = |l: &Ledger, day| l.days.iter().filter(|(d, _)| *d == day).fold(Money(0), |sum, (_, m)| sum.plus(*m));
+            let all = |l: &Ledger| l.days.iter().fold(l.before, |sum, (_, m)| sum.plus(*m));
+            let most = above.as_deref().cloned().unwrap_or_default();
+            let caps = node.caps;
+            assert!(self.overrun || caps.hour.is_none_or(|cap| node.rate() <= cap.max(most.rate)), "rate of {}", node.name);
             for day in [day, day + 1] {
-                assert!(self.overrun || caps.day.is_none_or(|cap| node.of_day(day) <= cap), "day of {}", node.name);
-                assert!(self.overrun || caps.month.is_none_or(|cap| node.of_month(day) <= cap), "month of {}", node.name);
+                assert!(self.overrun || caps.day.is_none_or(|cap| node.of_day(day) <= cap.max(of_day(&most, day))), "day of {}", node.name);
+                assert!(self.overrun || caps.month.is_none_or(|cap| node.of_month(day) <= cap.max(all(&most))), "month of {}", node.name);
             }
-            assert!(self.overrun || caps.total.is_none_or(|cap| node.total() <= cap), "total of {}", node.name);
+            assert!(self.overrun || caps.total.is_none_or(|cap| node.total() <= cap.max(all(&most))), "total of {}", node.name);
+            if let Some(above) = &mut above {
+                above.rate = above.rate.min(node.rate());
+            }
         }
         for (id, m) in self.machines.iter().filter(|(_, m)| m.until_ms.is_none() && !m.is_extra) {
             assert!(self.p.machines().any(|k| k.number == m.number && k.may_exist()), "{id} exists and is not charged");
@@ -265,7 +337,7 @@ impl World {
             self.events = later;
             for (_, event) in ready {
                 match event {
-                    Event::Effect(number, offer) => self.effect(number, &offer),
+                    Event::Effect(number, price) => self.effect(number, price),
                     Event::Input(Input::Attached(number)) if self.launched.get(&number).is_none_or(|id| self.machines[id].until_ms.is_some()) => {}
                     Event::Input(input) => self.step(input),
                 }
@@ -284,17 +356,21 @@ impl World {
                 let input = if self.fault(3) { Input::Detached(number) } else { Input::Busy(number, slots) };
                 self.step(input);
             }
+            if self.above.is_some() && self.faulty && self.random.below(1_000) < 3 {
+                self.change();
+            }
             self.step(Input::Tick);
         }
     }
 }
 
-#[test]
-fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
-    let mut launches = 0;
+/// Launches, and changes of the terms, of all runs.
+fn runs(change: bool) -> (u64, u64) {
+    let mut sum = (0, 0);
     for seed in 0..300 {
         let run = std::panic::catch_unwind(|| {
             let mut world = World::new(seed);
+            world.above = change.then(BTreeMap::new);
             world.run(3 * 3_600, 40);
             world.faulty = false;
             world.run(4 * 3_600, 0);
@@ -303,9 +379,23 @@ fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
             let known: Vec<String> = world.p.machines().map(|m| format!("{} {}", m.number, m.state())).collect();
             assert!(known.is_empty(), "still charged: {known:?}");
             assert!(world.p.budget().nodes().iter().all(|n| n.rate() == Rate(0)));
-            world.launches
+            (world.launches, world.changes)
         });
-        launches += run.unwrap_or_else(|_| panic!("seed {seed}"));
+        let (launches, changes) = run.unwrap_or_else(|_| panic!("seed {seed}"));
+        sum = (sum.0 + launches, sum.1 + changes);
     }
-    assert!(launches > 1_000, "the test does nothing: {launches} launches");
+    assert!(sum.0 > 1_000, "the test does nothing: {sum:?}");
+    sum
+}
+
+#[test]
+fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
+    runs(false);
+}
+
+/// Where a cap is lowered under what is charged, no more is rented, and what is charged does not rise.
+#[test]
+fn nor_does_it_where_prices_types_and_caps_change_meanwhile() {
+    let (_, changes) = runs(true);
+    assert!(changes > 1_000, "{changes} changes");
 }

@@ -2,6 +2,7 @@
 
 mod cloud;
 mod promised;
+mod terms;
 
 use std::collections::BTreeMap;
 

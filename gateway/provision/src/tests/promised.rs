@@ -6,7 +6,7 @@ const HOUR: Billing = Billing::Hour;
 const SECOND: Billing = Billing::Second { min_s: 60 };
 
 /// Launches all that is asked for, and attaches it.
-fn launch(p: &mut Provisioner, now: u64) -> Vec<u64> {
+pub(super) fn launch(p: &mut Provisioner, now: u64) -> Vec<u64> {
     let mut all = Vec::new();
     loop {
         let launches: Vec<u64> =
@@ -22,7 +22,7 @@ fn launch(p: &mut Provisioner, now: u64) -> Vec<u64> {
     }
 }
 
-fn ends(p: &mut Provisioner) -> Vec<u64> {
+pub(super) fn ends(p: &mut Provisioner) -> Vec<u64> {
     let actions = p.take().1.into_iter();
     actions.filter_map(|a| if let Action::Terminate { number, .. } = a { Some(number) } else { None }).collect()
 }
@@ -164,7 +164,9 @@ fn limits_are_named() {
     p.step(Input::Demand([demand(5, 1), demand(4, 4)].concat()), TEN);
     let why: Vec<&str> = p.latest().unmet.iter().map(|u| u.why.limit.as_str()).collect();
     assert_eq!(vec!["no fit", "slots"], why);
-    p.step(Input::Settings(Settings { machines_max: 2, ..settings() }), TEN);
+    let two = Settings { machines_max: 2, ..settings() };
+    let terms = Terms { settings: two, catalogue: catalogue(&[("m", 4)], vec![offer("m", "0.10", SECOND)]), budget: per_hour("10") };
+    p.step(Input::Terms(Box::new(terms)), TEN);
     p.step(Input::Demand(demand(4, 30)), TEN);
     assert_eq!(Some("machines"), p.latest().asks["alice"].hard.as_ref().map(|c| c.name.as_str()));
 }
@@ -210,6 +212,31 @@ fn what_could_be_rented_is_promised() {
     // Money is a limit, too; and nothing is promised without a cap.
     assert_eq!(vec![1, 6], promised(&Provisioner::new(settings(), two.clone(), per_hour("1"))));
     assert_eq!(vec![0, 0], promised(&Provisioner::new(settings(), two, Budget::new(Caps::default(), &[]).unwrap())));
+}
+
+#[test]
+fn while_spot_has_no_capacity_the_price_on_demand_is_told() {
+    let mut spot = offer("m", "0.10", SECOND);
+    spot.key.spot = true;
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.30", SECOND), spot]), per_hour("10"));
+    let told = |p: &Provisioner| p.promises()[0].price.unwrap().ceiling.to_string();
+    let refuse = |p: &mut Provisioner, number: u64, now: u64| {
+        p.step(Input::Answered(number, Outcome::Refused(Refused::Capacity, "InsufficientInstanceCapacity".into())), now)
+    };
+    assert_eq!("0.10", told(&p));
+    // A task that may cost as much as a spot machine does.
+    let wanted = |rate: &str| vec![Demand { task_rate_max: Some(rate.parse().unwrap()), ..demand(2, 1)[0].clone() }];
+    p.step(Input::Demand(wanted("0.10")), TEN);
+    refuse(&mut p, 1, TEN);
+    assert_eq!("0.30", told(&p), "what could come");
+    p.step(Input::Demand(wanted("0.10")), TEN + 1);
+    assert_eq!((0, "capacity"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()), "it is not rented what it can't pay");
+    p.step(Input::Demand(wanted("0.30")), TEN + 2);
+    assert_eq!(vec![false], p.machines().map(|m| m.offer.spot).collect::<Vec<_>>(), "and what comes for that price, is");
+    refuse(&mut p, 2, TEN + 2);
+    assert_eq!("0.10", told(&p), "where neither could come, the cheaper one");
+    p.step(Input::Tick, TEN + 2 * MINUTE);
+    assert_eq!("0.10", told(&p), "and when it is asked again");
 }
 
 #[test]
