@@ -84,7 +84,10 @@ pub const GOALS: &[Goal] = &[
         Must::AtMost(100.0),
     ),
     goal("its first task started within 200 ms", "R1", "the same, until its first task runs; p99", 1, 0, Must::AtMost(200.0)),
-    goal("a killed gateway loses no task", "F3", "tasks lost", 0, 0, Must::AtMost(0.0)),
+    goal("a killed gateway loses no task", "F3", "tasks lost", 0, 100_000, Must::AtMost(0.0)),
+    goal("and starts none twice", "F3", "tasks started twice", 0, 100_000, Must::AtMost(0.0)),
+    goal("a killed broker loses no task", "F4", "tasks lost", 2, 100_000, Must::AtMost(0.0)),
+    goal("and starts none twice", "F4", "tasks started twice", 2, 100_000, Must::AtMost(0.0)),
 ];
 const F1: &str = "agent and task killed; from the agent's restart to the task's; p99";
 const F2: &str = "from SIGSTOP to the task's start elsewhere, less its disconnect time-out; p99";

@@ -87,29 +87,26 @@ fn file_system(dir: &Path) -> String {
     holding.max_by_key(|f| f[1].len()).map_or_else(|| "unknown".into(), |f| f[2].to_string())
 }
 
-/// What is stated beside the numbers: name, value.
-pub fn describe(work: &Path, programs: &[(&str, &Path)]) -> Vec<(String, String)> {
+/// What is stated beside the numbers: the machine, and the programs that are not ours.
+pub fn describe(work: &Path, hq: Option<&Path>) -> String {
     let first = |text: String| text.lines().next().unwrap_or_default().trim().to_string();
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let said = |program: &str, args: &[&str]| {
-        let out = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let said = |program: &Path| {
+        let out = Command::new(program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
         out.map_or(String::new(), |o| first(String::from_utf8_lossy(&o.stdout).into_owned()))
     };
     let info = read("/proc/cpuinfo");
     let model = info.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown", |l| l.trim_start_matches([' ', '\t', ':']));
     let memory = read("/proc/meminfo").lines().next().and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) >> 20;
-    let mut out = vec![
-        ("machine".to_string(), format!("{model}, {} cores, {memory} GiB", cores())),
-        ("kernel".into(), read("/proc/sys/kernel/osrelease").trim().to_string()),
-        ("file system".into(), file_system(work)),
-        ("compiler".into(), said("rustc", &["--version"])),
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let mut all = vec![
+        format!("{model} with {} cores and {memory} GiB", cores()),
+        format!("Linux {}", kernel.trim()),
+        file_system(work),
+        said(Path::new("rustc")),
     ];
-    for (name, path) in programs {
-        let size = fs::metadata(path).map_or(0, |m| m.len()) as f64 / f64::from(1 << 20);
-        let version = said(&path.display().to_string(), &["--version"]);
-        out.push((name.to_string(), format!("{version}{}{size:.1} MiB", if version.is_empty() { "" } else { ", " })));
-    }
-    out
+    all.extend(hq.map(said));
+    all.join("; ")
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub const QUICK: &str = " (quick)";
 
 const USAGE: &str = "usage: tests/bench [ROW...] [--quick] [--out DIR]
 
-  ROW      T1 T2 T3 T4 L1 L2 L3 C1 M1 M2 P1 F1 F2 F3 R1 X1; without one: all
+  ROW      T1 T2 T3 T4 L1 L2 L3 C1 M1 M2 P1 F1 F2 F3 F4 R1 X1; without one: all. What other rows measured stays
   --quick  few tasks and one repetition of each: proves that it works, measures nothing
   --out    where bench.csv, benchmarks.md and its charts go [default: docs; with --quick a directory beside the build]
 
@@ -52,6 +52,7 @@ pub struct Bench {
     sheet: Sheet,
     row: &'static str,
     commit: String,
+    machine: String,
 }
 
 impl Bench {
@@ -62,7 +63,8 @@ impl Bench {
 
     /// Keep a measurement of the row that is under way.
     pub fn keep(&mut self, record: Record) {
-        let r = Record { id: self.row.into(), load: machine::load(), commit: self.commit.clone(), date: today(), ..record };
+        let (commit, machine) = (self.commit.clone(), self.machine.clone());
+        let r = Record { id: self.row.into(), load: machine::load(), commit, machine, date: today(), ..record };
         eprintln!("{:3} {:<11} {:<52} n={:<8} depth={} {:>12.2} {}", r.id, r.system, r.what, r.n, r.depth, r.value, r.unit);
         self.sheet.records.push(r);
     }
@@ -158,7 +160,8 @@ fn run(args: Args) -> Result<bool> {
         eprintln!("HQ is not set: HyperQueue is left out");
     }
     let sheet = Sheet::open(&args.out.join("bench.csv"))?;
-    let mut bench = Bench { programs, hq, hq_zero, quick: args.quick, work, sheet, row: "", commit: args.commit };
+    let machine = machine::describe(&work, hq.as_deref());
+    let mut bench = Bench { programs, hq, hq_zero, quick: args.quick, work, sheet, row: "", commit: args.commit, machine };
     let mut all_well = true;
     for row in args.rows {
         eprintln!("--- {} {}", row.id, row.title);
@@ -174,7 +177,7 @@ fn run(args: Args) -> Result<bool> {
         }
         eprintln!("--- {} took {:.1} s", row.id, began.elapsed().as_secs_f64());
         bench.sheet.save()?;
-        page::write(&args.out, &bench)?;
+        page::write(&args.out, &bench.sheet)?;
     }
     Ok(all_well)
 }

@@ -1,15 +1,14 @@
 //! The page: goals, charts, tables, and what they were measured on.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use crate::QUICK;
 use crate::goals::GOALS;
-use crate::record::{LOOP, Record, Result, Spread, spread};
+use crate::record::{LOOP, Record, Result, Sheet, Spread, spread};
 use crate::rows::{ROWS, Row};
 use crate::svg::{Bar, bars, number};
-use crate::{Bench, QUICK, machine};
 
 /// More are not readable.
 const BARS_MAX: usize = 16;
@@ -46,9 +45,9 @@ fn groups<'a>(records: &'a [Record], id: &str) -> Vec<Group<'a>> {
 }
 
 /// Write the page and its charts.
-pub fn write(out: &Path, b: &Bench) -> Result<()> {
+pub fn write(out: &Path, sheet: &Sheet) -> Result<()> {
     let file = |name: &str, text: String| fs::write(out.join(name), text).map_err(|e| format!("{}: {e}", out.join(name).display()));
-    let records = &b.sheet.records;
+    let records = &sheet.records;
     let mut page = String::from(
         "# Benchmarks\n\nWritten by `tests/bench`; the same numbers, one line a measurement, are in [bench.csv](bench.csv). Rows where we lose stay.\n\n\
          - *Everything is real*: release binaries, each part a process with a store and a certificate of its own, TLS 1.3 both ways, answers after fdatasync.\n\
@@ -61,7 +60,7 @@ pub fn write(out: &Path, b: &Bench) -> Result<()> {
         page +=
             "\n**Rows whose commit is marked as quick were measured with `--quick`: that proves that the benchmark works, and measures nothing.**\n";
     }
-    page += &measured_on(b);
+    page += &measured_on(records);
     page += &goals(records);
     for row in ROWS {
         let groups = groups(records, row.id);
@@ -84,20 +83,23 @@ fn capital(text: &str) -> String {
     chars.next().map_or(String::new(), |c| c.to_uppercase().chain(chars).collect())
 }
 
-fn measured_on(b: &Bench) -> String {
-    let mut programs = vec![("grid", b.programs.grid.as_path()), ("grid-agent", b.programs.agent.as_path())];
-    if let Some(hq) = &b.hq {
-        programs.push(("hq", hq));
+/// Rows that were measured together, a line: pages are made of several runs.
+fn measured_on(records: &[Record]) -> String {
+    let key = |r: &'_ Record| (r.machine.clone(), r.commit.clone(), r.date.clone());
+    let mut runs: Vec<(_, Vec<&Record>)> = Vec::new();
+    for r in records {
+        match runs.iter_mut().find(|(k, _)| *k == key(r)) {
+            Some((_, run)) => run.push(r),
+            None => runs.push((key(r), vec![r])),
+        }
     }
-    let of = |f: fn(&Record) -> &str| b.sheet.records.iter().map(f).filter(|w| !w.is_empty()).collect::<BTreeSet<_>>();
-    let join = |set: BTreeSet<&str>| set.into_iter().collect::<Vec<_>>().join(", ");
-    let loads = spread(b.sheet.records.iter().map(|r| r.load)).unwrap_or_default();
-    let mut out = String::from("\n## Measured on\n\n| | |\n|---|---|\n");
-    for (name, value) in machine::describe(&b.work, &programs) {
-        _ = writeln!(out, "| {name} | {value} |");
+    let mut out = String::from("\n## Measured on\n\n| rows | commit | date | load average | machine |\n|---|---|---|---|---|\n");
+    for ((machine, commit, date), run) in runs {
+        let ids: Vec<&str> = ROWS.iter().map(|row| row.id).filter(|id| run.iter().any(|r| r.id == *id)).collect();
+        let load = spread(run.iter().map(|r| r.load)).unwrap_or_default();
+        let load = format!("{:.1} ({:.1} to {:.1})", load.median, load.min, load.max);
+        _ = writeln!(out, "| {} | {commit} | {date} | {load} | {machine} |", ids.join(" "));
     }
-    _ = writeln!(out, "| commit | {} |\n| date | {} |", join(of(|r| &r.commit)), join(of(|r| &r.date)));
-    _ = writeln!(out, "| load average while measuring | {:.1} ({:.1} to {:.1}) |", loads.median, loads.min, loads.max);
     out
 }
 
@@ -197,5 +199,20 @@ mod tests {
         assert!(table(&groups).contains("| intergrid | a | 10 | 0 | 2 | 1 | 3 | tasks/s | 1.00 | 0 | 2 |  |"));
         let svg = chart(&ROWS[0], &groups).unwrap();
         assert_eq!(2, svg.matches("<rect").count());
+    }
+
+    #[test]
+    fn each_run_says_what_it_was_measured_on() {
+        let record = |id: &str, commit: &str, load| Record {
+            id: id.into(),
+            commit: commit.into(),
+            load,
+            date: "2026-01-02".into(),
+            machine: "m".into(),
+            ..Record::default()
+        };
+        let text = measured_on(&[record("L1", "aa", 1.0), record("M1", "bb", 0.5), record("T1", "aa", 3.0), record("T1", "aa", 2.0)]);
+        let lines: Vec<&str> = text.lines().skip(5).collect();
+        assert_eq!(vec!["| T1 L1 | aa | 2026-01-02 | 2.0 (1.0 to 3.0) | m |", "| M1 | bb | 2026-01-02 | 0.5 (0.5 to 0.5) | m |"], lines);
     }
 }

@@ -14,7 +14,7 @@ pub const HQ: &str = "hyperqueue";
 /// The loop that spawns and waits, and nothing else.
 pub const LOOP: &str = "plain loop";
 
-const COLUMNS: &str = "id,system,what,n,depth,repetition,seconds,value,unit,failures,durability,baseline,load,commit,date";
+const COLUMNS: &str = "id,system,what,n,depth,repetition,seconds,value,unit,failures,durability,baseline,load,commit,date,machine";
 
 /// One measurement.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -49,6 +49,8 @@ pub struct Record {
     pub commit: String,
     /// Of the measurement, UTC.
     pub date: String,
+    /// What it was measured on and with: see [`crate::machine::describe`].
+    pub machine: String,
 }
 
 impl Record {
@@ -60,7 +62,7 @@ impl Record {
         };
         let r = self;
         format!(
-            "{},{},{},{},{},{},{:.6},{:.4},{},{},{},{:.1},{:.2},{},{}",
+            "{},{},{},{},{},{},{:.6},{:.4},{},{},{},{:.1},{:.2},{},{},{}",
             word(&r.id),
             word(&r.system),
             word(&r.what),
@@ -75,7 +77,8 @@ impl Record {
             r.baseline,
             r.load,
             word(&r.commit),
-            word(&r.date)
+            word(&r.date),
+            word(&r.machine)
         )
     }
 
@@ -88,7 +91,9 @@ impl Record {
             })
             .map(|w| w.trim_matches('"'))
             .collect();
-        let [id, system, what, n, depth, repetition, seconds, value, unit, failures, durability, baseline, load, commit, date] = f.as_slice() else {
+        let [id, system, what, n, depth, repetition, seconds, value, unit, failures, durability, baseline, load, commit, date, machine] =
+            f.as_slice()
+        else {
             return None;
         };
         Some(Record {
@@ -107,6 +112,7 @@ impl Record {
             load: load.parse().ok()?,
             commit: commit.to_string(),
             date: date.to_string(),
+            machine: machine.to_string(),
         })
     }
 }

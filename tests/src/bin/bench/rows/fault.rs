@@ -1,6 +1,5 @@
-//! Change and failure: P1, F1, F2, F3.
+//! Change and failure: P1, F1, F2.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
@@ -18,11 +17,14 @@ use crate::record::{HQ, Record, Result};
 use crate::tree::{GATEWAY, Plan, Tree, until};
 use crate::{Bench, ours};
 
-const PATIENCE: Duration = Duration::from_secs(90);
+/// What has to come, comes in this time.
+pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two looks at a site's own count.
 const LOOK: Duration = Duration::from_micros(500);
 /// Of a task whose agent is stopped.
 const DISCONNECT: Duration = Duration::from_secs(2);
+/// HyperQueue takes 24 s to notice that a worker is stopped.
+const HQ_STOPS: u32 = 3;
 
 /// Until the site's own count of slots is this; seconds from `began`.
 fn until_slots(runtime: &Runtime, client: &Client, slots: u64, began: Instant) -> Result<f64> {
@@ -171,95 +173,8 @@ pub fn stopped(b: &mut Bench) -> Result<()> {
     }
     b.keep_samples(ours("from SIGSTOP to the task's start elsewhere, less its disconnect time-out", 0, 0, 0), times, 0);
     if let Some(program) = b.hq.clone() {
-        let times = elsewhere_hq(b, &program, n, Signal::STOP)?;
+        let times = elsewhere_hq(b, &program, b.pick(HQ_STOPS, 1), Signal::STOP)?;
         b.keep_samples(Record { system: HQ.into(), what: "from SIGSTOP to the task's start elsewhere".into(), ..Record::default() }, times, 0);
     }
-    Ok(())
-}
-
-/// What payloads wrote: tasks that never ran, starts beyond the first.
-fn lost_and_doubled(marks: &Path, n: u64) -> (u64, u64) {
-    let lines = lines(marks);
-    let distinct = lines.iter().collect::<BTreeSet<_>>().len() as u64;
-    (n - distinct.min(n), lines.len() as u64 - distinct)
-}
-
-impl Bench {
-    fn keep_counts(&mut self, record: &Record, resumed: f64, marks: &Path) {
-        let (lost, doubled) = lost_and_doubled(marks, record.n);
-        let all = [
-            ("tasks lost", lost as f64, "tasks"),
-            ("tasks started twice", doubled as f64, "tasks"),
-            ("from restart to the next start", resumed, "ms"),
-        ];
-        for (what, value, unit) in all {
-            self.keep(Record { what: what.into(), value, unit: unit.into(), failures: lost, ..record.clone() });
-        }
-    }
-}
-
-/// F3.
-pub fn gateway(b: &mut Bench) -> Result<()> {
-    let (n, repetitions) = b.pick((100_000, 5), (2_000, 1));
-    for r in 0..repetitions {
-        let mut tree = b.tree(0, false)?;
-        let marks = tree.path("marks")?.join("all");
-        let payload = format!("echo {{i}} >> '{}'", marks.display());
-        to_the_end(tree.verb(GATEWAY, &["submit", "-n", &n.to_string(), "--", "/bin/sh", "-c", &payload])?)?;
-        let half = half(&marks, n)?;
-        tree.signal(GATEWAY, Signal::KILL)?;
-        // What its agent still had runs on; that is not what is waited for.
-        let still = settled(&marks, half);
-        let began = Instant::now();
-        tree.start_part(GATEWAY)?;
-        until("a start", PATIENCE, || if lines(&marks).len() > still { Ok(()) } else { Err("none".into()) })?;
-        let resumed = began.elapsed().as_secs_f64() * 1e3;
-        let (_, well) = to_the_end(tree.verb(GATEWAY, &["wait", "last"])?)?;
-        let record = ours("", n, 0, r);
-        b.keep_counts(&record, resumed, &marks);
-        b.keep(Record { what: "the job's end is well".into(), value: f64::from(u8::from(well)), unit: "1: yes".into(), ..record });
-        if let Some(program) = b.hq.clone() {
-            gateway_hq(b, &program, n, r)?;
-        }
-    }
-    Ok(())
-}
-
-fn half(marks: &Path, n: u64) -> Result<usize> {
-    until("half of the starts", PATIENCE * 10, || {
-        sleep(Duration::from_millis(20));
-        let seen = lines(marks).len();
-        if seen as u64 >= n / 2 { Ok(seen) } else { Err(format!("{seen} starts")) }
-    })
-}
-
-/// Starts, when no more are made.
-fn settled(marks: &Path, mut seen: usize) -> usize {
-    loop {
-        sleep(Duration::from_millis(300));
-        let now = lines(marks).len();
-        if now == seen {
-            return now;
-        }
-        seen = now;
-    }
-}
-
-fn gateway_hq(b: &mut Bench, program: &Path, n: u64, r: u32) -> Result<()> {
-    let mut hq = Hq::start(program, &b.work, 1, Some("10ms"))?;
-    let marks = hq.dir().join("marks");
-    let payload = format!("echo $HQ_TASK_ID >> '{}'", marks.display());
-    to_the_end(hq.submit(&["--crash-limit", "10", "--array", &format!("0-{}", n - 1)], &["/bin/sh", "-c", &payload]))?;
-    half(&marks, n)?;
-    hq.kill_server()?;
-    let still = settled(&marks, 0);
-    let began = Instant::now();
-    hq.start_server()?;
-    hq.start_worker()?;
-    until("a start", PATIENCE, || if lines(&marks).len() > still { Ok(()) } else { Err("none".into()) })?;
-    let resumed = began.elapsed().as_secs_f64() * 1e3;
-    to_the_end(hq.verb(&["job", "wait", "all"]))?;
-    let durability = "journal, flushed every 10 ms".to_string();
-    b.keep_counts(&Record { system: HQ.into(), n, repetition: r, durability, ..Record::default() }, resumed, &marks);
     Ok(())
 }

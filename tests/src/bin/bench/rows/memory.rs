@@ -189,28 +189,39 @@ fn act(fake: &Arc<Fake>, random: &mut Random, never_end: bool) {
     }
 }
 
-/// M2.
+/// M2. All repetitions are idle at once.
 pub fn agent(b: &mut Bench) -> Result<()> {
-    let size = std::fs::metadata(&b.programs.agent).map_err(|e| format!("{}: {e}", b.programs.agent.display()))?.len();
-    b.keep(Record { value: size as f64 / 1e6, unit: "MB".into(), ..ours("size of grid-agent", 0, 0, 0) });
-    let seconds = b.pick(600, 10);
-    for r in 0..b.pick(3, 1) {
+    for (what, path) in [("size of grid-agent", b.programs.agent.clone()), ("size of grid", b.programs.grid.clone())] {
+        let size = std::fs::metadata(&path).map_err(|e| format!("{}: {e}", path.display()))?.len();
+        b.keep(Record { value: size as f64 / 1e6, unit: "MB".into(), ..ours(what, 0, 0, 0) });
+    }
+    let (seconds, repetitions) = b.pick((100, 3), (10, 1));
+    let (mut trees, mut hqs, mut idle) = (Vec::new(), Vec::new(), Vec::new());
+    for r in 0..repetitions {
         let tree = b.tree(0, false)?;
-        let hq = b.hq.clone().map(|p| Hq::start(&p, &b.work, 1, None)).transpose()?;
-        sleep(SETTLE);
-        let worker = hq.as_ref().and_then(|hq| hq.workers.first()).map(std::process::Child::id);
-        let pids = [(ours("the agent", 0, 0, r), Some(tree.pid("a1")?)), (ours("the gateway", 0, 0, r), Some(tree.pid(GATEWAY)?))];
-        let theirs = Record { system: HQ.into(), what: "the worker".into(), repetition: r, ..Record::default() };
-        let all = pids.into_iter().chain([(theirs, worker)]).filter_map(|(record, pid)| Some((record, pid?, machine::cpu(pid?))));
-        let all: Vec<_> = all.collect();
-        sleep(Duration::from_secs(seconds));
-        for (record, pid, before) in all {
-            let percent = (machine::cpu(pid) - before) / seconds as f64 * 100.0;
-            let (idle, idle_cpu) = (format!("idle; {}", record.what), format!("idle; CPU of {}", record.what));
-            b.keep_memory(Record { what: idle, ..record.clone() }, machine::resident(pid));
-            b.keep(Record { what: idle_cpu, seconds: seconds as f64, value: percent, unit: "% of a core".into(), ..record });
+        idle.push((ours("the agent", 0, 0, r), tree.pid("a1")?));
+        idle.push((ours("the gateway", 0, 0, r), tree.pid(GATEWAY)?));
+        trees.push(tree);
+        if let Some(program) = b.hq.clone() {
+            let hq = Hq::start(&program, &b.work, 1, None)?;
+            let theirs = |what: &str| Record { system: HQ.into(), what: what.into(), repetition: r, ..Record::default() };
+            idle.extend(hq.workers.first().map(|w| (theirs("the worker"), w.id())));
+            idle.push((theirs("the server"), hq.server_pid()));
+            hqs.push(hq);
         }
-        burst(&tree, b.pick(10_000, 1_000))?;
+    }
+    sleep(SETTLE);
+    let before: Vec<f64> = idle.iter().map(|(_, pid)| machine::cpu(*pid)).collect();
+    sleep(Duration::from_secs(seconds));
+    for ((record, pid), before) in idle.into_iter().zip(before) {
+        let percent = (machine::cpu(pid) - before) / seconds as f64 * 100.0;
+        let (memory, cpu) = (format!("idle; {}", record.what), format!("idle; CPU of {}", record.what));
+        b.keep_memory(Record { what: memory, ..record.clone() }, machine::resident(pid));
+        b.keep(Record { what: cpu, seconds: seconds as f64, value: percent, unit: "% of a core".into(), ..record });
+    }
+    drop(hqs);
+    for (tree, r) in trees.iter().zip(0..) {
+        burst(tree, b.pick(10_000, 1_000))?;
         sleep(SETTLE);
         b.keep_memory(ours("idle after 10,000 x /bin/true; the agent", 0, 0, r), tree.resident("a1")?);
     }

@@ -5,6 +5,7 @@ mod latency;
 mod memory;
 mod rate;
 mod rented;
+mod sites;
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -69,11 +70,11 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "C1",
         title: "a chain of brokers",
-        how: "T1, T4 and L2 through 0, 1, 2, 4 and 8 brokers, each a process with a store of its own",
+        how: "T1, T4 and L2 through 0, 1, 2, 4 and 8 brokers, each a process with a store of its own; the chains take turns",
         run: rate::chain,
     },
     Row { id: "M1", title: "memory of a site", how: "resident memory of the gateway", run: memory::site },
-    Row { id: "M2", title: "the agent", how: "size of the binary; attached and idle: resident memory and CPU", run: memory::agent },
+    Row { id: "M2", title: "the agent", how: "size of the binaries; attached and idle for 100 s: resident memory and CPU", run: memory::agent },
     Row { id: "P1", title: "capacity", how: "an agent is killed, or attaches: until the root's own count of slots shows it", run: fault::capacity },
     Row {
         id: "F1",
@@ -90,9 +91,11 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "F3",
         title: "the gateway is killed",
-        how: "SIGKILL with an array half done, started again at once; starts are counted by the payload itself",
-        run: fault::gateway,
+        how: "SIGKILL five times under one array, when 2, 20, 40, 60 and 80 % of it have started; started again when nothing starts any more. \
+              Starts are counted by the payloads' own file",
+        run: sites::gateway,
     },
+    Row { id: "F4", title: "a broker in the middle is killed", how: "as F3, under the root and over the gateway", run: sites::broker },
     Row {
         id: "R1",
         title: "a rented machine",

@@ -16,6 +16,8 @@ use crate::{Bench, machine, ours};
 const WARM_UP: u64 = 1_000;
 /// Brokers that the goals of T1 and T4 speak of.
 const THREE: u32 = 3;
+/// Brokers of each chain of C1.
+const CHAINS: [u32; 5] = [0, 1, 2, 4, 8];
 const TRUE: &[&str] = &["/bin/true"];
 
 /// Of HyperQueue.
@@ -28,11 +30,6 @@ fn hq_burst(hq: &Hq, n: u64) -> Result<(f64, u64)> {
     Ok((seconds, if well { 0 } else { n }))
 }
 
-/// Sizes and repetitions of T1 and T2.
-fn sizes(b: &Bench) -> Vec<(u64, u32)> {
-    b.pick(vec![(1_000, 5), (10_000, 5), (100_000, 3)], vec![(500, 1), (2_000, 1)])
-}
-
 /// T1.
 pub fn throughput(b: &mut Bench) -> Result<()> {
     let trees = [(0, b.tree(0, false)?), (THREE, b.tree(THREE, false)?)];
@@ -41,7 +38,7 @@ pub fn throughput(b: &mut Bench) -> Result<()> {
         burst(tree, WARM_UP)?;
     }
     hq.as_ref().map(|hq| hq_burst(hq, WARM_UP)).transpose()?;
-    for (n, repetitions) in sizes(b) {
+    for (n, repetitions) in b.pick(vec![(1_000, 5), (10_000, 5), (100_000, 3)], vec![(500, 1), (2_000, 1)]) {
         for r in 0..repetitions {
             let baseline = b.baseline(r)?;
             for (depth, tree) in &trees {
@@ -74,15 +71,14 @@ pub fn durable(b: &mut Bench) -> Result<()> {
             hqs.push((hq, what));
         }
     }
-    for (n, repetitions) in sizes(b) {
-        for r in 0..repetitions {
-            let baseline = b.baseline(r)?;
-            let done = burst(&tree, n)?;
-            b.keep_rate(ours("array of /bin/true", n, 0, r), done.seconds, done.failures, baseline);
-            for (hq, what) in &hqs {
-                let (seconds, failures) = hq_burst(hq, n)?;
-                b.keep_rate(theirs(&format!("array of /bin/true, {what}"), n, r, what), seconds, failures, baseline);
-            }
+    let (n, repetitions) = b.pick((10_000, 3), (1_000, 1));
+    for r in 0..repetitions {
+        let baseline = b.baseline(r)?;
+        let done = burst(&tree, n)?;
+        b.keep_rate(ours("array of /bin/true", n, 0, r), done.seconds, done.failures, baseline);
+        for (hq, what) in &hqs {
+            let (seconds, failures) = hq_burst(hq, n)?;
+            b.keep_rate(theirs(&format!("array of /bin/true, {what}"), n, r, what), seconds, failures, baseline);
         }
     }
     Ok(())
@@ -103,7 +99,7 @@ async fn stream(client: &Client, spec: &JobSpec, n: u64, key: &str) -> Result<u6
 pub fn separate(b: &mut Bench) -> Result<()> {
     let runtime = runtime()?;
     let spec = JobSpec::new(["/bin/true"]);
-    let (n, repetitions) = b.pick((1_000, 5), (200, 1));
+    let (n, repetitions) = b.pick((1_000, 3), (200, 1));
     let hq = b.hq.clone().map(|p| Hq::start(&p, &b.work, 1, None)).transpose()?;
     for (null, what) in [(true, "null executor"), (false, "tasks executed beside")] {
         let tree = b.tree(0, null)?;
@@ -162,22 +158,22 @@ pub fn dispatch(b: &mut Bench) -> Result<()> {
 
 /// C1.
 pub fn chain(b: &mut Bench) -> Result<()> {
-    for depth in [0, 1, 2, 4, 8] {
-        for null in [false, true] {
-            let tree = b.tree(depth, null)?;
-            burst(&tree, WARM_UP)?;
-            let (what, (n, repetitions)) = match null {
-                true => ("array, null executor", b.pick((100_000, 5), (20_000, 1))),
-                false => ("array of /bin/true", b.pick((10_000, 5), (1_000, 1))),
-            };
-            for r in 0..repetitions {
-                let baseline = if null { 0.0 } else { b.baseline(r)? };
-                let done = burst(&tree, n)?;
-                b.keep_burst(ours(what, n, depth, r), done, baseline);
+    for (null, what, (n, repetitions)) in
+        [(false, "array of /bin/true", b.pick((5_000, 3), (1_000, 1))), (true, "array, null executor", b.pick((100_000, 3), (20_000, 1)))]
+    {
+        let trees = CHAINS.into_iter().map(|depth| Ok((depth, b.tree(depth, null)?))).collect::<Result<Vec<_>>>()?;
+        for (_, tree) in &trees {
+            burst(tree, WARM_UP)?;
+        }
+        for r in 0..repetitions {
+            let baseline = if null { 0.0 } else { b.baseline(r)? };
+            for (depth, tree) in &trees {
+                let done = burst(tree, n)?;
+                b.keep_burst(ours(what, n, *depth, r), done, baseline);
             }
-            if !null {
-                super::latency::jobs(b, &tree, depth)?;
-            }
+        }
+        for (depth, tree) in trees.iter().filter(|_| !null) {
+            super::latency::jobs(b, tree, *depth)?;
         }
     }
     Ok(())
@@ -191,7 +187,7 @@ pub fn unsynced(b: &mut Bench) -> Result<()> {
     }
     let disk = b.tree(0, false)?;
     let tmpfs = Tree::start(&b.programs, Plan { work: memory, ..b.plan(0, false) })?;
-    let (n, repetitions) = b.pick((10_000, 5), (1_000, 1));
+    let (n, repetitions) = b.pick((10_000, 3), (1_000, 1));
     for tree in [&disk, &tmpfs] {
         burst(tree, WARM_UP)?;
     }
