@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_micros(500);
 /// Of a task whose agent is stopped.
 const DISCONNECT: Duration = Duration::from_secs(2);
 /// HyperQueue takes 24 s to notice that a worker is stopped.
-const HQ_STOPS: u32 = 3;
+const HQ_STOPS: u32 = 2;
 
 /// Until the site's own count of slots is this; seconds from `began`.
 fn until_slots(runtime: &Runtime, client: &Client, slots: u64, began: Instant) -> Result<f64> {

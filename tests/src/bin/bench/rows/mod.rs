@@ -74,7 +74,7 @@ pub const ROWS: &[Row] = &[
         run: rate::chain,
     },
     Row { id: "M1", title: "memory of a site", how: "resident memory of the gateway", run: memory::site },
-    Row { id: "M2", title: "the agent", how: "size of the binaries; attached and idle for 100 s: resident memory and CPU", run: memory::agent },
+    Row { id: "M2", title: "the agent", how: "size of the binaries; attached and idle for a minute: resident memory and CPU", run: memory::agent },
     Row { id: "P1", title: "capacity", how: "an agent is killed, or attaches: until the root's own count of slots shows it", run: fault::capacity },
     Row {
         id: "F1",

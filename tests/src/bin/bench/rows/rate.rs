@@ -71,7 +71,7 @@ pub fn durable(b: &mut Bench) -> Result<()> {
             hqs.push((hq, what));
         }
     }
-    let (n, repetitions) = b.pick((10_000, 3), (1_000, 1));
+    let (n, repetitions) = b.pick((5_000, 3), (1_000, 1));
     for r in 0..repetitions {
         let baseline = b.baseline(r)?;
         let done = burst(&tree, n)?;
@@ -187,7 +187,7 @@ pub fn unsynced(b: &mut Bench) -> Result<()> {
     }
     let disk = b.tree(0, false)?;
     let tmpfs = Tree::start(&b.programs, Plan { work: memory, ..b.plan(0, false) })?;
-    let (n, repetitions) = b.pick((10_000, 3), (1_000, 1));
+    let (n, repetitions) = b.pick((5_000, 3), (1_000, 1));
     for tree in [&disk, &tmpfs] {
         burst(tree, WARM_UP)?;
     }

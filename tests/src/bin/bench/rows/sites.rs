@@ -115,7 +115,7 @@ fn killed(b: &mut Bench, depth: u32, victim: &str) -> Result<()> {
 pub fn gateway(b: &mut Bench) -> Result<()> {
     killed(b, 0, GATEWAY)?;
     let Some(program) = b.hq.clone() else { return Ok(()) };
-    let n = b.pick(20_000, 2_000);
+    let n = b.pick(10_000, 2_000);
     let mut hq = Hq::start(&program, &b.work, 1, Some("10ms"))?;
     let marks = Marks(hq.dir().join("marks"));
     let payload = marks.payload("$HQ_TASK_ID");
