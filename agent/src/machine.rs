@@ -1,5 +1,6 @@
 //! What this machine is: capacity, fingerprint, boot. Reads /proc and /etc, decides nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -69,18 +70,23 @@ impl Capacity {
     }
 }
 
-/// The names of its GPUs, as CUDA_VISIBLE_DEVICES has them: those that are left to this process where somebody says so (a batch system does), else the
-/// NVIDIA devices that the kernel has. `configured`: so many of these, or so many that are counted from 0.
+/// The names of its GPUs, as CUDA_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES have them: those that are left to this process where somebody says so (a batch
+/// system does), else as many as the kernel has NVIDIA devices, counted from 0. `configured`: so many of these, or so many that are counted from 0.
 pub fn gpus(configured: Option<u32>, visible: Option<&str>, devices: &Path) -> Vec<String> {
     let number = |name: &str| name.strip_prefix("nvidia")?.parse::<u32>().ok();
     let mut names: Vec<String> = match (visible, configured) {
-        (Some(list), _) => list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect(),
+        (Some(list), _) => {
+            // What names none, as `NoDevFiles` or -1, ends the list.
+            let is_name = |n: &&str| n.starts_with("GPU-") || n.starts_with("MIG-") || n.parse::<u32>().is_ok();
+            let mut seen = BTreeSet::new();
+            list.split(',').map(str::trim).take_while(is_name).filter(|name| seen.insert(*name)).map(String::from).collect()
+        }
         (None, Some(n)) => (0..n).map(|i| i.to_string()).collect(),
         (None, None) => {
             let found = fs::read_dir(devices).into_iter().flatten().flatten();
-            let mut found: Vec<u32> = found.filter_map(|e| number(e.file_name().to_str()?)).collect();
-            found.sort_unstable();
-            found.iter().map(u32::to_string).collect()
+            // Their numbers are the kernel's, not those that a process counts by.
+            let found = found.filter(|e| e.file_name().to_str().and_then(number).is_some()).count();
+            (0..found).map(|i| i.to_string()).collect()
         }
     };
     names.truncate(configured.unwrap_or(GPUS_PER_MACHINE_MAX) as usize);
@@ -127,7 +133,8 @@ mod tests {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let gpus = |configured, visible| gpus(configured, visible, dir.path()).join(",");
-        assert_eq!(("0,2,10".into(), "0,2".into()), (gpus(None, None), gpus(Some(3), Some("0,2"))));
+        assert_eq!(("0,1,2".into(), "0,2".into()), (gpus(None, None), gpus(Some(3), Some("0,2"))));
+        assert_eq!(("", "", "3,1"), (&*gpus(Some(1), Some("NoDevFiles")), &*gpus(None, Some("-1,0")), &*gpus(None, Some("3,1,3"))));
         assert_eq!(("0,1,2,3", "", ""), (&*gpus(Some(4), None), &*gpus(None, Some("")), &*gpus(Some(0), None)));
         assert_eq!("GPU-5a,GPU-7b", gpus(Some(2), Some("GPU-5a, GPU-7b,GPU-9c")));
     }

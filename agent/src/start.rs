@@ -24,6 +24,7 @@ use crate::join::renew;
 use crate::limits::*;
 use crate::machine::{self, Capacity};
 use crate::notice::{authority, watch};
+use crate::plan::GPU_VARIABLES;
 use crate::shell::{Options, Shell, Sources};
 use crate::spool::Spool;
 use crate::state::State;
@@ -64,7 +65,7 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     let dirs = Dirs::new(&config.state).map_err(|e| broken("make directories in the state directory", e))?;
     let state = State::replay(records)?;
     // A batch system, or whoever started us, may have left us some of the machine's.
-    let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
+    let visible = GPU_VARIABLES.iter().find_map(|name| std::env::var(name).ok());
     let gpus = machine::gpus(config.gpus, visible.as_deref(), Path::new("/dev"));
     let capacity = Capacity::measure(config.slots, config.memory, gpus.len());
     let boot = machine::boot_id();

@@ -368,8 +368,12 @@ impl File {
         let Some(spanned) = &self.agents else { return Ok(AgentsConfig::Static) };
         let a = spanned.get_ref();
         match (a.provider, a.agents) {
+            (Provider::Process, Some(agents)) if agents > 1 && a.gpus.is_some_and(|n| n > 0) => {
+                Err(source.refuse(spanned.span(), "several agents on one machine would share its GPUs; give them to one agent, or none"))
+            }
             (Provider::Process, Some(agents)) => {
-                Ok(AgentsConfig::Process { agents, slots: a.slots, memory_bytes: a.memory, gpus: a.gpus, program: a.program.clone() })
+                let gpus = if agents > 1 { Some(0) } else { a.gpus };
+                Ok(AgentsConfig::Process { agents, slots: a.slots, memory_bytes: a.memory, gpus, program: a.program.clone() })
             }
             (Provider::Process, None) => Err(source.refuse(spanned.span(), "provider \"process\" needs `agents`, how many to start")),
             (Provider::Static, None) if a.slots.is_none() && a.memory.is_none() && a.gpus.is_none() && a.program.is_none() => {

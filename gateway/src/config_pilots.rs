@@ -10,7 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::cloud::{ALONE_MS_DEFAULT, BOOTING_MAX_DEFAULT, IDLE_MS_DEFAULT};
-use super::{AccountsConfig, LrmsConfig, Source};
+use super::{AccountsConfig, LrmsConfig, LrmsKind, Source};
 
 /// A pilot may wait in the queue for so long, unless the site says otherwise.
 const AWAY_MS_DEFAULT: u64 = 86_400_000;
@@ -76,6 +76,9 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
     }
     if !(1..=SLOTS_PER_TASK_MAX).contains(&s.slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&s.memory) {
         return refuse(format!("slots must be 1 to {SLOTS_PER_TASK_MAX}, memory 1 to {MEMORY_PER_TASK_BYTES_MAX} bytes"));
+    }
+    if lrms.kind == LrmsKind::GridEngine && s.gpus.is_some_and(|n| n > 0) {
+        return refuse("gpus: Grid Engine is not asked for any".into());
     }
     if s.pilots_max == 0 {
         return refuse("pilots_max = 0: there would never be one".into());

@@ -66,7 +66,7 @@ fn a_gateway_is_read_with_paths_beside_the_file() {
     assert_eq!(BTreeSet::from([Role::User, Role::Admin, Role::Delegate]), trust.may);
     assert_eq!(LimitsConfig { blobs_bytes_max: 20 << 30, ..LimitsConfig::default() }, config.site.limits);
     let program = Some(dir.path().join("bin/grid-agent"));
-    assert_eq!(AgentsConfig::Process { agents: 2, slots: Some(4), memory_bytes: Some(512 << 20), gpus: None, program }, config.agents);
+    assert_eq!(AgentsConfig::Process { agents: 2, slots: Some(4), memory_bytes: Some(512 << 20), gpus: Some(0), program }, config.agents);
     let (_dir, path) = file(GATEWAY.split("[agents]").next().unwrap());
     assert_eq!(AgentsConfig::Static, GatewayConfig::load(path).unwrap().agents);
 }

@@ -177,9 +177,11 @@ impl Share {
         }
     }
 
-    /// Slots that one task of this shape takes up here, memory and GPUs counted as slots ([`Machine::cost`]). Both ends of a link count so.
+    /// Slots that one task of this shape takes up here, memory and GPUs counted as slots ([`Machine::cost`]). Both ends of a link count so. A queue of many
+    /// machines gives out their GPUs itself: there they count for nothing, or a task that may wait for one would never be let into the queue.
     pub fn cost(&self, shape: &Shape) -> u64 {
-        self.machine().cost(shape)
+        let gpus = if self.nodes_max > 0 { 0 } else { self.machine_gpus };
+        Machine { gpus, ..self.machine() }.cost(shape)
     }
 
     /// The largest of its machines.
@@ -348,9 +350,11 @@ mod tests {
 
     #[test]
     fn gpus_and_machines_count_as_slots() {
-        let s = Share { nodes_max: 3, ..share("g/m", 1, 8, 8, &[]) };
         let with = |gpus, nodes| Shape { gpus, nodes, ..Shape::new(1, 0) };
-        assert_eq!((2, 6, 8, 3), (s.cost(&with(1, 1)), s.cost(&with(3, 1)), s.cost(&with(4, 1)), s.cost(&with(0, 3))));
+        let s = share("g/m", 1, 8, 8, &[]);
+        assert_eq!((2, 6, 8), (s.cost(&with(1, 1)), s.cost(&with(3, 1)), s.cost(&with(4, 1))));
+        let s = Share { nodes_max: 3, ..s };
+        assert_eq!((1, 3, 3), (s.cost(&with(4, 1)), s.cost(&with(0, 3)), s.cost(&with(4, 3))));
         assert_eq!((Fit::Yes, Fit::Yes), (s.fit(&with(4, 1)), s.fit(&with(4, 3))));
         assert_eq!(Fit::No("needs 5 GPUs on one machine, those of g/m have at most 4".into()), s.fit(&with(5, 1)));
         assert_eq!(Fit::No("needs 4 machines, g/m gives a task at most 3".into()), s.fit(&with(0, 4)));

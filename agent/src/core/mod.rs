@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::link::{Attempts, Hop};
-use intergrid_proto::share::Shape;
+use intergrid_proto::share::{Machine, Shape};
 use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
 
 use crate::limits::*;
@@ -333,7 +333,9 @@ impl Core {
     }
 
     fn cost(&self, shape: &Shape) -> u64 {
-        self.capacity.machine().cost(shape)
+        // As those who are told of the share count.
+        let gpus = if self.offer.as_ref().is_some_and(|o| o.nodes_max > 0) { 0 } else { self.capacity.gpus };
+        Machine { gpus, ..self.capacity.machine() }.cost(shape)
     }
 
     fn set_capacity(&mut self, capacity: Capacity) {

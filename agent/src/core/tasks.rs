@@ -6,7 +6,8 @@ use std::sync::Arc;
 use intergrid_proto::convert::{ended_in, tasks_out};
 use intergrid_proto::link::{Ended, WantValue};
 use intergrid_proto::share::lookahead;
-use intergrid_proto::{Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
+use intergrid_proto::units::format_duration;
+use intergrid_proto::{Exit, Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
 
 use super::ends::ended_of;
 use super::{Action, BlobHash, Core, Fate, Fault, Key, Live, Open, Report, Stage, Staged, Stop};
@@ -130,7 +131,10 @@ impl Core {
             self.ahead = self.ahead.saturating_sub(cost);
             self.used += cost;
             self.moved_ms = self.now;
-            self.start(key);
+            match self.unfit(key) {
+                Some(fault) => self.not_started(key, fault),
+                None => self.start(key),
+            }
         }
         if self.link.waits_for_open(self.now) || self.no_room.is_some() {
             return;
@@ -164,6 +168,18 @@ impl Core {
             let claims = self.claims.entry(number).or_default();
             *claims = claims.union(&tasks);
         }
+    }
+
+    /// What it was placed for is not here any more: GPUs that went with a restart, time that went with its inputs.
+    fn unfit(&self, key: Key) -> Option<Fault> {
+        let spec = &self.opens.get(&key.0).filter(|_| self.offer.is_none())?.plan.spec;
+        let elsewhere = |kind, text| Some(Fault { kind, text, exit: Exit::NotStarted, elsewhere: true });
+        if spec.shape.gpus > self.capacity.gpus {
+            return elsewhere(ReasonKind::NoFit, format!("it needs {} GPUs, and this machine has {} now", spec.shape.gpus, self.capacity.gpus));
+        }
+        let left_ms = self.ends_ms?.saturating_sub(self.now);
+        let asked = spec.time_limit_ms.filter(|limit| *limit > left_ms)?;
+        elsewhere(ReasonKind::OverLimit, format!("it asks for {}, and this machine has {} left", format_duration(asked), format_duration(left_ms)))
     }
 
     fn start(&mut self, key: Key) {
@@ -226,7 +242,7 @@ impl Core {
         let Some(open) = self.opens.get(&key.0) else { return };
         self.used = self.used.saturating_sub(open.cost);
         let Some((job, attempts)) = self.state.placements.get(&key.0).map(|p| (p.job, p.attempts)) else { return };
-        if fault.no_room && live.stop.is_none() {
+        if fault.elsewhere && live.stop.is_none() {
             self.give_back(key.0, TaskSet::one(key.1), Reason::new(fault.kind, fault.text));
             return self.removals.push(key);
         }

@@ -62,8 +62,8 @@ pub struct Fault {
     pub text: String,
     /// As a shell would have it: 126, 127, or not started.
     pub exit: Exit,
-    /// There was no room on the disk: nothing is wrong with the task, it may start elsewhere.
-    pub no_room: bool,
+    /// Nothing is wrong with the task, it may start elsewhere: there was no room on the disk, say.
+    pub elsewhere: bool,
 }
 
 /// How a task's process ended, and what it used.

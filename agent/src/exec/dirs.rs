@@ -29,6 +29,8 @@ pub struct Dirs {
     tasks: PathBuf,
     streams: PathBuf,
     blobs: PathBuf,
+    /// Which GPUs a task has, where it has some: for an agent that finds it running.
+    gpus: PathBuf,
     /// Kept open, so that a rename or a look need not walk the whole path.
     tasks_fd: Arc<OwnedFd>,
     streams_fd: Arc<OwnedFd>,
@@ -48,7 +50,7 @@ impl Dirs {
         fs::create_dir_all(&blobs)?;
         let open = |dir: &Path| fs::File::open(dir).map(|f| Arc::new(OwnedFd::from(f)));
         let (tasks_fd, streams_fd) = (open(&tasks)?, open(&streams)?);
-        Ok(Dirs { tasks, streams, blobs, tasks_fd, streams_fd })
+        Ok(Dirs { tasks, streams, blobs, gpus: state.join("gpus"), tasks_fd, streams_fd })
     }
 
     /// A task's own directory.
@@ -80,6 +82,22 @@ impl Dirs {
             let _ = fs::remove_dir_all(&to);
         }
         fs::rename(&from, &to).inspect_err(|e| tracing::warn!("{name} of task {}.{} is lost: {e}", key.0, key.1)).is_ok()
+    }
+
+    /// Note the GPUs that a task is about to have.
+    pub fn hold_gpus(&self, key: Key, names: &str) -> io::Result<()> {
+        fs::create_dir_all(&self.gpus)?;
+        fs::write(self.gpus.join(Self::name(key)), names)
+    }
+
+    /// The GPUs that were noted for a task.
+    pub fn held_gpus(&self, key: Key) -> String {
+        fs::read_to_string(self.gpus.join(Self::name(key))).unwrap_or_default()
+    }
+
+    /// The task is over.
+    pub fn free_gpus(&self, key: Key) {
+        let _ = fs::remove_file(self.gpus.join(Self::name(key)));
     }
 
     /// Content in the cache. Programs are kept apart, so that their mode is right where they are linked to.

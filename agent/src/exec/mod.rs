@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process_group, set_child_subreaper, test
 
 use crate::core::{Fate, Fault, Input, Key, Report};
 use crate::limits::*;
-use crate::plan::{GPU_VARIABLES, Plan, Task};
+use crate::plan::{Plan, Task};
 use crate::state::Claim;
 use cgroup::Cgroup;
 use dirs::Dirs;
@@ -251,8 +251,9 @@ impl Executor {
                 self.groups.insert(pid, group);
                 self.pids.insert(*key, pid);
                 self.watched.push(pid);
-                let gpus = proc::variable(pid, GPU_VARIABLES[0]).unwrap_or_default();
-                self.workers.iter().for_each(|w| w.give(*key, &gpus));
+                self.workers.iter().for_each(|w| w.give(*key, &self.dirs.held_gpus(*key)));
+            } else {
+                self.dirs.free_gpus(*key);
             }
             fates.push((*key, fate));
         }

@@ -62,22 +62,14 @@ pub fn group_lives(group: i32) -> bool {
     all().any(|s| s.group == group && !s.zombie)
 }
 
-/// A variable of the environment that a process was started with.
-pub fn variable(pid: i32, name: &str) -> Option<String> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-    value(&environ, name).map(|v| String::from_utf8_lossy(v).into_owned())
-}
-
-fn value<'a>(environ: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    environ.split(|b| *b == 0).find_map(|v| v.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
 /// Process groups with a live process that has this variable with this value in the environment it was started with.
 pub fn groups_with(variable: &str) -> BTreeMap<String, i32> {
+    let prefix = format!("{variable}=");
     let mut found = BTreeMap::new();
     for s in all().filter(|s| !s.zombie) {
         let Ok(environ) = fs::read(format!("/proc/{}/environ", s.pid)) else { continue };
-        if let Some(value) = value(&environ, variable) {
+        let value = environ.split(|b| *b == 0).find_map(|v| v.strip_prefix(prefix.as_bytes()));
+        if let Some(value) = value {
             found.insert(String::from_utf8_lossy(value).into_owned(), s.group);
         }
     }

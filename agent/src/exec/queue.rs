@@ -81,10 +81,13 @@ impl Queue {
         self.gpus_of.insert(key, own);
     }
 
-    /// The task is over.
-    pub fn release(&mut self, key: Key, pair: Option<u32>) {
+    /// The task is over. True: it had GPUs.
+    pub fn release(&mut self, key: Key, pair: Option<u32>) -> bool {
         self.pairs.extend(pair);
-        self.gpus.extend(self.gpus_of.remove(&key).unwrap_or_default());
+        let gpus = self.gpus_of.remove(&key).unwrap_or_default();
+        let had = !gpus.is_empty();
+        self.gpus.extend(gpus);
+        had
     }
 
     /// The next thing to do; starts come first.

@@ -79,7 +79,9 @@ impl Workers {
     /// Nothing writes to this pair of streams any more, and nothing uses the task's GPUs.
     pub fn free(&self, key: Key, pair: Option<u32>) {
         let mut queue = self.0.lock();
-        queue.release(key, pair);
+        if queue.release(key, pair) {
+            self.0.dirs.free_gpus(key);
+        }
         let wanted = queue.startable();
         self.call(&mut queue, wanted);
     }
@@ -206,7 +208,9 @@ impl Shared {
             Ok(pid) => pid,
             Err(fault) => {
                 let mut queue = self.lock();
-                queue.release(key, Some(pair));
+                if queue.release(key, Some(pair)) {
+                    self.dirs.free_gpus(key);
+                }
                 queue.coming += 1;
                 drop(queue);
                 let mut fault = Some(fault);
@@ -235,7 +239,9 @@ impl Shared {
         }
         let mut found = Some(report(&self.dirs, self.cgroup.as_ref(), key, Some(&plan), Some(pair), ended.map(|e| (e, wall))));
         let mut queue = self.lock();
-        queue.release(key, Some(pair));
+        if queue.release(key, Some(pair)) {
+            self.dirs.free_gpus(key);
+        }
         queue.coming += 1;
         drop(queue);
         self.with(|exec| found.take().into_iter().for_each(|report| exec.finished(pid, report)))
@@ -266,9 +272,17 @@ impl Shared {
             kind: if plan.is_bare() { ReasonKind::StartFailed } else { ReasonKind::StageInFailed },
             text: format!("the task's directory can't be made: {e}"),
             exit: Exit::NotStarted,
-            no_room: is_full(&e),
+            elsewhere: is_full(&e),
         })?;
         let unusual = |e: io::Error| fault_of(&e, &plan.program(task.index));
+        if let Some(names) = start.gpus.as_deref().filter(|names| !names.is_empty()) {
+            self.dirs.hold_gpus(key, names).map_err(|e| Fault {
+                kind: ReasonKind::StartFailed,
+                text: format!("it can't be noted which GPUs the task has: {e}"),
+                exit: Exit::NotStarted,
+                elsewhere: is_full(&e),
+            })?;
+        }
         let Tools { spawner, argv, env } = tools;
         plan.argv(task.index, argv).map_err(unusual)?;
         plan.env(task, &dir.to_string_lossy(), start.gpus.as_deref(), env).map_err(unusual)?;
@@ -353,18 +367,18 @@ fn fault_of(e: &io::Error, program: &str) -> Fault {
     match e.kind() {
         io::ErrorKind::NotFound => {
             let text = format!("{program:?} does not exist here, or its interpreter does not");
-            Fault { kind: ReasonKind::NoSuchProgram, text, exit: Exit::Code(127), no_room: false }
+            Fault { kind: ReasonKind::NoSuchProgram, text, exit: Exit::Code(127), elsewhere: false }
         }
         io::ErrorKind::PermissionDenied => {
-            Fault { kind: ReasonKind::NotExecutable, text: format!("{program:?} is not an executable file"), exit: Exit::Code(126), no_room: false }
+            Fault { kind: ReasonKind::NotExecutable, text: format!("{program:?} is not an executable file"), exit: Exit::Code(126), elsewhere: false }
         }
         _ if e.raw_os_error() == Some(ENOEXEC) => {
             let text = format!("{program:?} is no program: neither a binary of this machine nor a script with a #! line");
-            Fault { kind: ReasonKind::NotExecutable, text, exit: Exit::Code(126), no_room: false }
+            Fault { kind: ReasonKind::NotExecutable, text, exit: Exit::Code(126), elsewhere: false }
         }
         _ => {
             let text = format!("{program:?} can't be started: {e}");
-            Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, no_room: is_full(e) }
+            Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: is_full(e) }
         }
     }
 }

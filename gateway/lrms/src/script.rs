@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use intergrid_agent::plan::{PATH_DEFAULT, Plan, Task};
+use intergrid_agent::plan::{GPU_VARIABLES, PATH_DEFAULT, Plan, Task};
 use intergrid_proto::Exit;
 
 /// The wrapper, without its first lines.
@@ -45,7 +45,9 @@ pub fn files(plan: &Plan, task: &Task, indices: &[u32]) -> Vec<(String, Vec<u8>)
     for (name, value) in [("PATH", PATH_DEFAULT), ("LANG", "C.UTF-8")].iter().filter(|(n, _)| plan.spec.env.iter().all(|(m, _)| m != n)) {
         put(name, value);
     }
-    plan.spec.env.iter().for_each(|(name, value)| put(name, value));
+    // Which GPUs it has, who gave them has said.
+    let is_told = |name: &String| plan.spec.shape.gpus > 0 && GPU_VARIABLES.contains(&name.as_str());
+    plan.spec.env.iter().filter(|(name, _)| !is_told(name)).for_each(|(name, value)| put(name, value));
     if !plan.spec.trace_parent.is_empty() && plan.spec.env.iter().all(|(n, _)| n != "TRACEPARENT") {
         put("TRACEPARENT", &plan.spec.trace_parent);
     }

@@ -68,7 +68,7 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
 }
 
 fn fault(r: &ExitRecord) -> Option<Fault> {
-    let fault = |kind, text: &str, exit| Some(Fault { kind, text: text.to_string(), exit, no_room: false });
+    let fault = |kind, text: &str, exit| Some(Fault { kind, text: text.to_string(), exit, elsewhere: false });
     match r.fault.as_str() {
         "" => None,
         "no-such-program" => fault(ReasonKind::NoSuchProgram, "the program does not exist on the machine that it was to run on", Exit::Code(127)),

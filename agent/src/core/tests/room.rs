@@ -37,7 +37,7 @@ fn a_start_that_found_no_room_is_no_end() {
     let mut a = Agent::attached(1);
     a.down(place(1, 0..1));
     a.running.clear();
-    let fault = Fault { kind: ReasonKind::StartFailed, text: "no space".into(), exit: Exit::NotStarted, no_room: true };
+    let fault = Fault { kind: ReasonKind::StartFailed, text: "no space".into(), exit: Exit::NotStarted, elsewhere: true };
     a.input(Input::NotStarted((1, 0), fault));
     assert_eq!((vec![(1, TaskSet::one(0), ReasonKind::StartFailed)], 0), (a.returns(), a.ends().len()));
     assert!(a.core.state.placements.is_empty() && a.core.lives.is_empty());

@@ -241,6 +241,29 @@ fn time_and_memory_limits_stop() {
     assert_eq!(vec![(Phase::Failed, ReasonKind::MemoryLimit), (Phase::Failed, ReasonKind::TimeLimit)], kinds);
 }
 
+/// Between its placement and its start its time has run out, or a GPU has gone.
+#[test]
+fn what_it_was_placed_for_is_looked_at_again_before_the_start() {
+    let mut a = Agent::attached(4);
+    a.core.ends_at(a.now + 100_000);
+    a.input(Input::Capacity(Capacity { gpus: 2, ..capacity(4) }));
+    let mut s = spec();
+    s.inputs = vec![intergrid_proto::spec::File { name: "in".into(), hash: BlobHash::of(b"x"), size: 1, executable: false }];
+    s.time_limit_ms = Some(60_000);
+    let long = BlobHash::of(&s.encode());
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::one(0), &s))));
+    (s.time_limit_ms, s.shape.gpus) = (None, 1);
+    let graphic = BlobHash::of(&s.encode());
+    a.down(Down::Place(Box::new(place_of(2, 2, TaskSet::one(0), &s))));
+    assert!(a.returns().is_empty());
+    a.now += 50_000;
+    a.input(Input::Capacity(capacity(4)));
+    [long, graphic].into_iter().for_each(|hash| a.input(Input::Fetched(hash, Ok(()))));
+    let back: Vec<_> = a.returns().into_iter().map(|r| (r.0, r.2)).collect();
+    assert_eq!((vec![(1, ReasonKind::OverLimit), (2, ReasonKind::NoFit)], vec![]), (back, a.running()));
+    assert_eq!((0, 0, 0, 0), (a.core.used, a.core.ahead, a.core.outstanding, a.core.lives.len()));
+}
+
 #[test]
 fn content_comes_first_and_others_go_by() {
     let mut a = Agent::attached(2);

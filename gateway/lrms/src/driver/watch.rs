@@ -182,7 +182,7 @@ impl Driver {
         for place in self.take_back(hopeless.keys().cloned().collect(), reason).await {
             let why = hopeless.get(&place).map_or("", |(_, why)| why);
             let fault =
-                Fault { kind: ReasonKind::StartFailed, text: format!("{name} could not start it: {why}"), exit: Exit::NotStarted, no_room: false };
+                Fault { kind: ReasonKind::StartFailed, text: format!("{name} could not start it: {why}"), exit: Exit::NotStarted, elsewhere: false };
             self.end(&place, |key| Input::NotStarted(key, fault));
         }
     }
@@ -282,7 +282,7 @@ impl Driver {
         };
         for place in self.take_back(places, reason).await {
             let text = format!("somebody removed it from {name} before it started");
-            self.end(&place, |key| Input::NotStarted(key, Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, no_room: false }));
+            self.end(&place, |key| Input::NotStarted(key, Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: false }));
         }
     }
 

@@ -30,7 +30,7 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
         let gpus = gpus(gres);
         queue.machine_gpus = queue.machine_gpus.max(gpus);
         // `1-infinite`: of one job.
-        let most = nodes.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap_or(u32::MAX);
+        let most = nodes.rsplit('-').next().map_or(u32::MAX, count_of_nodes);
         queue.nodes_max = (queue.nodes_max + 1).min(most);
         if is_usable(state) {
             queue.gpus_total += u64::from(gpus);
@@ -41,6 +41,12 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
         }
     }
     Ok(queues.into_values().collect())
+}
+
+/// `4`, `1K`; `infinite`: not limited.
+fn count_of_nodes(text: &str) -> u32 {
+    let thousands = text.strip_suffix(['K', 'k']).map(|n| n.parse::<u32>().map_or(u32::MAX, |n| n.saturating_mul(1_024)));
+    thousands.or_else(|| text.parse().ok()).unwrap_or(u32::MAX)
 }
 
 /// GPUs of `gpu:2`, `gpu:tesla:2(S:0-1),gpu:a100:1`: those of all types.
@@ -155,7 +161,7 @@ mod tests {
         let all = queues(&(line("a", "1-infinite") + &line("b", "1-infinite")), &BTreeMap::new()).unwrap();
         assert_eq!((2, 4, 2), (all[0].machine_gpus, all[0].gpus_total, all[0].nodes_max));
         let few = queues(&(line("a", "1") + &line("b", "1")), &BTreeMap::new()).unwrap();
-        assert_eq!(1, few[0].nodes_max);
+        assert_eq!((1, 2_048, u32::MAX), (few[0].nodes_max, count_of_nodes("2K"), count_of_nodes("infinite")));
     }
 
     #[test]
