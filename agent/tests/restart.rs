@@ -44,6 +44,39 @@ async fn a_killed_agent_comes_back_to_its_processes() {
     assert_eq!((Phase::Failed, Exit::Unknown, true, Some(ReasonKind::ExitUnknown)), (e.phase, e.exit_at(0), e.lost, e.reason.map(|r| r.kind)));
 }
 
+/// Also where its process has another environment by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_stays_its_tasks_over_a_restart_of_the_agent() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 4\ngpus = 2");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let stop = g.dir.path().join("stop");
+    let with = |gpus: u32, script: &str| {
+        let mut spec = sh(script);
+        spec.shape.gpus = gpus;
+        spec
+    };
+    let seen = "echo $CUDA_VISIBLE_DEVICES,$ROCR_VISIBLE_DEVICES";
+    g.place(1, 0..1, &with(1, &format!("{seen}; exec env -i sh -c 'while ! test -e {}; do sleep 0.05; done'", stop.display())));
+    g.until("it runs", |k| k.hinted(1, Phase::Running)).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    agent.kill();
+    let _agent = Agent::start(&config, false);
+    g.until("it is back", |k| k.link_is_up() && k.hints.iter().filter(|h| h.of.number == 1).count() >= 2).await;
+    for number in [2, 3] {
+        g.place(number, 0..1, &with(1, seen));
+        assert_eq!(Phase::Done, g.end(number, 0).await.phase);
+        assert_eq!("1,1\n", g.output(number, "stdout"), "the first has GPU 0");
+    }
+    std::fs::write(&stop, "").unwrap();
+    g.end(1, 0).await;
+    g.place(4, 0..1, &with(2, seen));
+    assert_eq!(Phase::Done, g.end(4, 0).await.phase);
+    assert!(["0,1,0,1\n", "1,0,1,0\n"].contains(&&*g.output(4, "stdout")), "{}", g.output(4, "stdout"));
+    assert_eq!(0, std::fs::read_dir(g.state().join("gpus")).unwrap().count(), "nothing is noted of what is over");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_nobody_is_left_for_switches_itself_off() {
     let g = Gateway::new().await;

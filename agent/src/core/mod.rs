@@ -344,6 +344,11 @@ impl Core {
         }
         self.capacity = capacity;
         self.fit_version += 1;
+        self.count_anew();
+    }
+
+    /// What a task costs has changed.
+    pub(super) fn count_anew(&mut self) {
         for number in self.opens.keys().copied().collect::<Vec<_>>() {
             let cost = self.opens.get(&number).map(|o| self.cost(&o.plan.spec.shape)).unwrap_or_default();
             if let Some(o) = self.opens.get_mut(&number) {

@@ -47,8 +47,13 @@ impl Core {
 
     pub(super) fn set_offer(&mut self, offer: Offer) {
         if self.offer.as_ref() != Some(&offer) {
+            let counts_gpus = |o: Option<&Offer>| o.is_none_or(|o| o.nodes_max == 0);
+            let costs_change = counts_gpus(self.offer.as_ref()) != counts_gpus(Some(&offer));
             self.offer = Some(offer);
             self.link.advert_dirty = true;
+            if costs_change {
+                self.count_anew();
+            }
         }
     }
 

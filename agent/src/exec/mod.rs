@@ -60,7 +60,8 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// With directories below `dirs`, on a machine with these GPUs; its threads come in by the door. `null`: tasks are not executed but end at once, well: for measuring all else.
+    /// With directories below `dirs`, on a machine with these GPUs; its threads come in by the door. `null`: tasks are not executed but end at once, well: for
+    /// measuring all else.
     pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, null: bool, door: Door) -> io::Result<Self> {
         // What a task leaves behind becomes our child, so that its end can be waited for, whoever process 1 is.
         set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;

@@ -91,7 +91,8 @@ payload() {
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
   [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
-  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory grid_gpus grid_nodes
+  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
+  unset grid_gpus grid_nodes
   exec "$@"
 }
 

@@ -56,6 +56,20 @@ fn several_machines_are_one_share_and_what_is_accepted_is_handed_on() {
     assert_eq!((6, 60_000), (a.core.share().window, a.core.share().time_max_ms));
 }
 
+/// A gateway of a cluster starts again: what is there is known before its queues are.
+#[test]
+fn gpus_count_for_nothing_in_a_queue_whenever_it_is_told_of() {
+    let mut a = Agent::attached(8);
+    a.queues = true;
+    a.input(Input::Capacity(Capacity { gpus: 2, ..capacity(8) }));
+    let mut spec = spec();
+    spec.shape.gpus = 1;
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::range(0..2), &spec))));
+    assert_eq!(8, a.core.outstanding);
+    a.input(Input::Offer(Offer { nodes_max: 3, ..offer(20) }));
+    assert_eq!((2, 18), (a.core.outstanding, a.core.share().slots_free));
+}
+
 #[test]
 fn a_machine_says_what_is_left_of_its_time_as_long_as_its_credit_holds() {
     let mut a = Agent::attached(2);
