@@ -11,6 +11,8 @@ mod user;
 mod comforts;
 #[path = "cli/daemons.rs"]
 mod daemons;
+#[path = "cli/demo.rs"]
+mod demo;
 #[path = "cli/environment.rs"]
 mod environment;
 #[path = "cli/jobs.rs"]

@@ -188,6 +188,7 @@ impl Demo<'_> {
             tasks: self.tasks,
             name: Some("demo".into()),
             slots: 1,
+            nodes: 1,
             time: Some("5m".into()),
             outputs: vec![OUTPUT.into()],
             stage: true,
