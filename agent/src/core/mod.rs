@@ -251,10 +251,16 @@ impl Core {
         Some(std::mem::take(&mut self.records))
     }
 
-    /// How long the next batch waits for company: where tasks end fast, many share one sync and one message. Never while a slot waits for a claim.
+    /// How long the next batch waits for company: where tasks end fast, many share one sync and one message. Never while a slot waits for a claim, and not
+    /// for long where nothing is left for one.
     pub fn pause_ms(&self, now: u64) -> u64 {
-        let starved = !self.claims.is_empty() && self.ready.is_empty() && self.used < u64::from(self.capacity.slots);
-        if starved { 0 } else { (self.cut_ms + self.pace_ms()).saturating_sub(now) }
+        let hungry = self.ready.is_empty() && self.committing_claims.is_empty() && self.used < u64::from(self.capacity.slots);
+        let pace = match (hungry, self.claims.is_empty()) {
+            (true, false) => 0,
+            (true, true) => self.pace_ms().min(PACE_MIN_MS),
+            (false, _) => self.pace_ms(),
+        };
+        (self.cut_ms + pace).saturating_sub(now)
     }
 
     /// Between two batches at the present rate, in ms; 0: not paced.

@@ -113,6 +113,13 @@ impl Core {
         (self.link.advert_dirty || now >= next).then(|| next.saturating_sub(now))
     }
 
+    /// Tasks turn out to be short: a window that has doubled is told at once, or the slots are idle until then.
+    pub(super) fn tell_of_growth(&mut self) {
+        if self.link.windows.back().is_some_and(|(_, told)| self.window() >= 2 * told.max(&1)) {
+            self.link.advert_ms = None;
+        }
+    }
+
     pub(super) fn advert(&mut self) -> Advert {
         let share = self.share();
         let link = &mut self.link;

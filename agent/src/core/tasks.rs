@@ -210,6 +210,7 @@ impl Core {
     pub(super) fn committed(&mut self) {
         self.link.committed();
         self.link.measure(self.now, self.slots());
+        self.tell_of_growth();
         self.commit_ms = 0.8 * self.commit_ms + 0.2 * self.now.saturating_sub(self.cut_ms) as f64;
         for (number, tasks) in std::mem::take(&mut self.committing_claims) {
             for task in tasks.iter() {

@@ -167,6 +167,18 @@ impl Core {
         shares.into_iter().map(|(r, s)| (r, s, below(&r))).collect()
     }
 
+    /// How fast tasks end here. That they have begun to end fast is believed at once: each hop learns it only after the one below it.
+    pub(super) fn measure_ends(&mut self) {
+        let (at, seen) = self.ended_seen;
+        let (passed, ended) = (self.now.mono_ms.saturating_sub(at), self.state.ended - seen);
+        let rate = ended as f64 * 1_000.0 / passed.max(1) as f64;
+        let more = rate > self.ended_rate;
+        if passed >= ENDS_SAMPLE_MS || more && passed >= ENDS_SAMPLE_MIN_MS && ended >= ENDS_SAMPLE_MIN {
+            self.ended_rate = if more { rate } else { 0.7 * self.ended_rate + 0.3 * rate };
+            self.ended_seen = (self.now.mono_ms, self.state.ended);
+        }
+    }
+
     /// Tell parents what has changed: the first change at once, then at most one advert in `ADVERT_INTERVAL_MS`; repeated before credit runs out.
     pub(super) fn flush_adverts(&mut self) {
         let now = self.now.mono_ms;

@@ -16,6 +16,12 @@ pub const CHECKPOINT_CHANGES: u64 = 20_000;
 pub const CHECKPOINT_CHANGE_BYTES: u64 = 16 * 1024;
 /// Rows written with one commit while a checkpoint goes on.
 pub const CHECKPOINT_ROWS_PER_COMMIT: usize = 64;
+/// The rate of ends is looked at this often.
+pub const ENDS_SAMPLE_MS: u64 = 200;
+/// The same where so many have ended, and faster than before.
+pub const ENDS_SAMPLE_MIN_MS: u64 = 20;
+/// See [`ENDS_SAMPLE_MIN_MS`].
+pub const ENDS_SAMPLE_MIN: u64 = 16;
 /// Events kept for a parent that does not acknowledge; beyond it he gets a resync.
 pub const OUTBOX_EVENTS_MAX: usize = 200_000;
 /// What they take, about.

@@ -538,13 +538,7 @@ impl Core {
     }
 
     fn tick(&mut self) {
-        let (at, seen) = self.ended_seen;
-        let passed = self.now.mono_ms.saturating_sub(at);
-        if passed >= 200 {
-            let rate = (self.state.ended - seen) as f64 * 1000.0 / passed as f64;
-            self.ended_rate = if rate > self.ended_rate { rate } else { 0.7 * self.ended_rate + 0.3 * rate };
-            self.ended_seen = (self.now.mono_ms, self.state.ended);
-        }
+        self.measure_ends();
         self.fence_lost();
         self.give_back_stuck();
         self.resyncs_due();

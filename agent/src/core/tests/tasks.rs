@@ -303,3 +303,37 @@ fn outputs_come_before_the_end_and_free_the_slot() {
         (e.phase, e.exit)
     });
 }
+
+#[test]
+fn a_batch_waits_for_company_where_tasks_end_fast_and_no_slot_is_idle() {
+    let mut a = Agent::attached(2);
+    a.core.link.rate = 1_600.0;
+    a.core.link.windows.push_back((a.now, 100));
+    a.down(place(1, 0..10));
+    let pause = |a: &mut Agent, rate: f64| {
+        (a.core.link.rate, a.core.cut_ms) = (rate, a.now);
+        a.core.pause_ms(a.now)
+    };
+    let of = [100.0, 1_600.0, 6_400.0, 100_000.0];
+    assert_eq!([0, PACE_MAX_MS, 10, PACE_MIN_MS], of.map(|rate| pause(&mut a, rate)), "about 64 ends a batch");
+    (0..10).for_each(|t| a.exit((1, t), Exit::Code(0)));
+    assert_eq!([0, PACE_MIN_MS, PACE_MIN_MS, PACE_MIN_MS], of.map(|rate| pause(&mut a, rate)), "who is idle does not wait for long");
+}
+
+#[test]
+fn a_window_that_has_doubled_is_told_at_once() {
+    let mut a = Agent::attached(2);
+    a.down(place(1, 0..2));
+    a.pass(100);
+    let due = |a: &mut Agent| {
+        a.core.tell_of_growth();
+        a.core.advert_due_in(a.now)
+    };
+    a.core.link.advert_dirty = true;
+    a.input(Input::Tick);
+    assert_ne!(Some(0), due(&mut a), "it was just told");
+    (a.core.link.rate, a.core.link.round_trip_ms) = (1_000.0, 10.0);
+    assert_eq!(Some(0), due(&mut a));
+    a.input(Input::Tick);
+    assert_ne!(Some(0), due(&mut a));
+}
