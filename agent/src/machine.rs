@@ -50,6 +50,8 @@ pub struct Offer {
     pub closed: Option<String>,
     /// The longest that a task may ask for; None: not limited.
     pub time_max_ms: Option<u64>,
+    /// About how long a task waits there before it starts; None: not known.
+    pub wait_ms: Option<u64>,
 }
 
 impl Capacity {

@@ -141,6 +141,8 @@ pub struct Share {
     pub draining_age_ms: u64,
     /// The longest that a task can take here, as long as the credit holds: milliseconds; 0: not limited.
     pub time_max_ms: u64,
+    /// About how long a task waits in a cluster's queue before it starts, in milliseconds; None: not known, as of machines, where nothing waits.
+    pub wait_ms: Option<u64>,
     /// GPUs of one machine.
     pub machine_gpus: u32,
     /// GPUs in all.
@@ -207,6 +209,7 @@ impl Share {
         self.age_ms = self.age_ms.min(other.age_ms);
         self.credit_ms = self.credit_ms.min(other.credit_ms);
         self.time_max_ms = longer(self.time_max_ms, other.time_max_ms);
+        self.wait_ms = shorter(self.wait_ms, other.wait_ms);
         self.draining &= other.draining;
         if !self.draining {
             (self.draining_reason, self.draining_age_ms) = Default::default();
@@ -222,6 +225,11 @@ impl Share {
 /// The longer of two times that may not be limited (0).
 pub fn longer(a_ms: u64, b_ms: u64) -> u64 {
     if a_ms == 0 || b_ms == 0 { 0 } else { a_ms.max(b_ms) }
+}
+
+/// The shorter of two waits, where they are known: a task may go to either.
+pub fn shorter(a_ms: Option<u64>, b_ms: Option<u64>) -> Option<u64> {
+    a_ms.into_iter().chain(b_ms).min()
 }
 
 /// What has less than a second left has not more.

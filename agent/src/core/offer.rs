@@ -90,6 +90,7 @@ impl Core {
             draining_reason,
             draining_age_ms,
             time_max_ms: self.time_max_ms(),
+            wait_ms: offer.and_then(|o| o.wait_ms),
             ..Share::default()
         }
     }

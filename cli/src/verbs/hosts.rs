@@ -2,7 +2,7 @@
 
 use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
 use intergrid_proto::pb;
-use intergrid_proto::share::longer;
+use intergrid_proto::share::{longer, shorter};
 
 use crate::client::Client;
 use crate::out::{Out, Paint};
@@ -61,7 +61,7 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             if counts { h.done.into() } else { "".into() },
             match &h.draining {
                 Some(r) => Cell::painted([h.endpoint.clone(), super::admin::draining(r)].join("  ").trim().to_owned(), Paint::Warn),
-                None => [h.endpoint.clone(), time_max(h)].join("  ").trim().into(),
+                None => [h.endpoint.clone(), time_max(h), wait(h)].join("  ").trim().into(),
             },
         ]);
     }
@@ -73,6 +73,14 @@ fn time_max(h: &pb::Host) -> String {
     match h.shares.iter().map(|s| s.time_max_ms).reduce(longer) {
         None | Some(0) => String::new(),
         Some(ms) => format!("tasks of up to {}", render::duration(ms)),
+    }
+}
+
+/// How long a task waits in its queues, about, where it must: the least of them.
+fn wait(h: &pb::Host) -> String {
+    match h.shares.iter().map(|s| s.wait_ms).reduce(shorter).flatten() {
+        None | Some(0) => String::new(),
+        Some(ms) => format!("starts in about {}", render::duration(ms)),
     }
 }
 
@@ -97,12 +105,14 @@ mod tests {
     fn a_tree_and_a_list() {
         let mut agent = host("campus-1", pb::Kind::Agent, 2, vec![]);
         agent.shares = [3_600_000, 8_047_000].map(|time_max_ms| pb::Share { time_max_ms, ..Default::default() }).into();
+        let mut slurm = host("slurm", pb::Kind::Gateway, 8, vec![]);
+        slurm.shares = [None, Some(300_000), Some(7_200_000)].map(|wait_ms| pb::Share { wait_ms, ..Default::default() }).into();
         let mut campus = host("campus", pb::Kind::Gateway, 2, vec![agent]);
         campus.backend = "agents".into();
         campus.draining = Some(pb::Reason { text: "new disk".into(), age_ms: 300_000, site_name: "ann".into(), ..Default::default() });
         let mut burst = host("burst", pb::Kind::Gateway, 0, vec![]);
         burst.unreachable = "no answer since 12s".into();
-        let mut root = host("root", pb::Kind::Broker, 2, vec![host("eu", pb::Kind::Broker, 2, vec![campus]), burst]);
+        let mut root = host("root", pb::Kind::Broker, 2, vec![host("eu", pb::Kind::Broker, 2, vec![campus]), slurm, burst]);
         root.endpoint = "127.0.0.1:7411".into();
         let out = Out::new(&Default::default(), false);
         assert_eq!(
@@ -112,6 +122,7 @@ mod tests {
                 "├─ eu              broker                2     1      2G        0        0     0",
                 "│  └─ campus       gateway (agents)      2     1      2G        0        0     0  draining for 5m00s by ann: new disk",
                 "│     └─ campus-1  agent                 2     1      2G        0                 tasks of up to 2h14m",
+                "├─ slurm           gateway               8     4      2G        0        0     0  starts in about 5m00s",
                 "└─ burst           gateway                                                        unreachable, no answer since 12s",
             ],
             table(&root, true).lines(&out)

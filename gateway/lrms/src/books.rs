@@ -3,7 +3,7 @@
 //! Invariant: a task is in the hands of the LRMS from [`Books::add`] to [`Books::over`], and whether it has started is decided by its claim alone. What the
 //! LRMS says only ever raises a question; the answer is a record, or a claim that we could take ourselves.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use intergrid_agent::core::Key;
 use intergrid_proto::Reason;
@@ -113,6 +113,8 @@ pub struct Books {
     subs: BTreeMap<String, Sub>,
     /// By queue: each is a link of its own, with numbers of its own.
     places: HashMap<(String, Key), Place>,
+    /// By queue: when the last tasks started, and how long each had waited.
+    waits: HashMap<String, VecDeque<(u64, u64)>>,
 }
 
 impl Books {
@@ -311,6 +313,26 @@ impl Books {
         self.subs.values().flat_map(of).collect()
     }
 
+    /// A task was seen to have started.
+    pub fn began(&mut self, (tag, _): &Place, now: u64) {
+        let Some(sub) = self.subs.get(tag) else { return };
+        let last = self.waits.entry(sub.intent.queue.clone()).or_default();
+        last.push_back((now, now.saturating_sub(sub.sent_ms)));
+        last.drain(..last.len().saturating_sub(WAITS_KEPT_MAX));
+    }
+
+    /// About how long a task waits in this queue before it starts: as the middle one of the last that did, and no less than the longest that waits for
+    /// its turn there now. None: not known.
+    pub fn wait_ms(&self, queue: &str, now: u64) -> Option<u64> {
+        let last = self.waits.get(queue).into_iter().flatten().filter(|(at, _)| now <= at + WAITS_KEPT_MS);
+        let mut last: Vec<u64> = last.map(|(_, ms)| *ms).collect();
+        last.sort_unstable();
+        let for_its_turn = |w: &&Watch| !w.over && !w.started && matches!(w.entry, Some(State::Pending(Wait::Turn, _)));
+        let ours = self.subs.values().filter(|s| s.intent.queue == queue).flat_map(|s| s.tasks.values());
+        let longest = ours.filter(for_its_turn).filter_map(|w| w.waits_ms).map(|since| now.saturating_sub(since)).max();
+        last.get(last.len() / 2).copied().max(longest)
+    }
+
     /// A task has ended, or goes back. False: that was known.
     pub fn over(&mut self, place: &Place) -> bool {
         self.watch(place).map(|watch| (watch.over, watch.busy) = (true, false)).is_some()
@@ -430,6 +452,21 @@ mod tests {
         assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering(2_110, 100).into_iter().collect::<Vec<_>>());
         b.looked(None, &names(&["a.1.c"]), 3_020);
         assert!(b.lingering(9_000, 100).is_empty(), "it has started");
+    }
+
+    #[test]
+    fn a_wait_is_known_by_those_that_started_and_those_that_wait() {
+        let mut b = books();
+        assert_eq!(None, b.wait_ms("q", 5_000));
+        let pending = |wait| State::Pending(wait, "Resources".into());
+        b.surveyed(2_000, vec![entry("a", 1, 1, pending(Wait::Turn)), entry("a", 1, 2, pending(Wait::Held))], 2_100);
+        assert_eq!((Some(2_900), None), (b.wait_ms("q", 5_000), b.wait_ms("other", 5_000)));
+        // Of those that started the middle one, unless somebody waits longer.
+        [700, 3_100, 400].iter().for_each(|at| b.began(&place("b", 1), *at));
+        assert_eq!((Some(600), Some(2_900)), (b.wait_ms("q", 2_200), b.wait_ms("q", 5_000)));
+        b.looked(None, &names(&["a.1.c"]), 5_000);
+        assert_eq!(Some(600), b.wait_ms("q", 60_000));
+        assert_eq!(None, b.wait_ms("q", 3_100 + WAITS_KEPT_MS + 1), "that was long ago");
     }
 
     #[test]

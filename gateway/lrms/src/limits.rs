@@ -32,6 +32,10 @@ pub const SURVEY_INTERVAL_MS: u64 = 1_000;
 pub const QUEUES_INTERVAL_MS: u64 = 2_000;
 /// See [`QUEUES_INTERVAL_MS`].
 pub const QUEUES_IDLE_INTERVAL_MS: u64 = 10_000;
+/// Waits of tasks that have started are believed so long, and so many of a queue's, to tell how long the next one waits.
+pub const WAITS_KEPT_MS: u64 = 3_600_000;
+/// See [`WAITS_KEPT_MS`].
+pub const WAITS_KEPT_MAX: usize = 32;
 /// After this without an answer about its queues, nothing new is taken.
 pub const QUEUES_OLD_MS: u64 = 30_000;
 /// A task that the LRMS says is over may still have an exit record on its way through the shared file system: so long it is waited for.

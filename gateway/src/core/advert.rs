@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
-use intergrid_proto::share::{MACHINE, class, divide_window, longer, lookahead};
+use intergrid_proto::share::{MACHINE, class, divide_window, longer, lookahead, shorter};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
@@ -42,6 +42,7 @@ impl Upward {
         e.age_ms = e.age_ms.min(share.age_ms);
         // A task may fit one of them.
         e.time_max_ms = longer(e.time_max_ms, share.time_max_ms);
+        e.wait_ms = shorter(e.wait_ms, share.wait_ms);
         e.draining &= share.draining;
         if !e.draining {
             (e.draining_reason, e.draining_age_ms) = Default::default();

@@ -129,3 +129,27 @@ fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     assert_eq!(0, ann.wait(&job));
     site.assert_each_started_once(1);
 }
+
+/// Also where none of ours is there: just then somebody above chooses.
+#[test]
+fn what_waits_in_the_queue_and_about_how_long_is_told_above() {
+    let site = Site::of(|_| {}, &["batch"], "", 16);
+    let ann = site.user("ann");
+    let share = || {
+        let hosts = ann.json(&["hosts"]);
+        // Of the site, as the root has it.
+        let shares = hosts["below"][0]["shares"].as_array().cloned().unwrap_or_default();
+        shares.into_iter().find(|s| s["share"].as_str().is_some_and(|key| key.contains("batch"))).ok_or(hosts.to_string())
+    };
+    until("all is free", PATIENCE, || share().and_then(|s| if s["wait_ms"] == 0 { Ok(()) } else { Err(s.to_string()) }));
+    let jobs = [(); 2].map(|()| site.cluster.submit(ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600"));
+    let crowded = |s: &serde_json::Value| s["waiting"] == 1 && s["slots_free"] == 0 && s["wait_ms"].is_null();
+    until("one waits", PATIENCE, || share().and_then(|s| if crowded(&s) { Ok(()) } else { Err(s.to_string()) }));
+    let job = ann.submit(&["--", "sh", "-c", &site.counted("true")]);
+    until("it is told", PATIENCE, || share().and_then(|s| if s["wait_ms"].as_u64() >= Some(5_000) { Ok(()) } else { Err(s.to_string()) }));
+    let shown = ann.run(&["hosts"]).well();
+    assert!(shown.lines().any(|l| l.contains("campus") && l.contains("starts in about ")), "{shown}");
+    jobs.iter().for_each(|id| _ = site.cluster.run("scancel", &[id]));
+    assert_eq!(0, ann.wait(&job));
+    site.assert_each_started_once(1);
+}

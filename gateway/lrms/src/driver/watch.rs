@@ -48,7 +48,10 @@ impl Driver {
         let mut records = Vec::new();
         for f in found {
             match f {
-                Found::Started(place) => self.tell(&place, |key| Input::Started(key, 0)),
+                Found::Started(place) => {
+                    self.lock().books.began(&place, self.clock.now());
+                    self.tell(&place, |key| Input::Started(key, 0));
+                }
                 Found::Record(place) => records.push(place),
             }
         }
@@ -323,6 +326,10 @@ impl Driver {
             {
                 self.lock().tasks_max = Some(n);
             }
+            if self.lock().books.is_idle() {
+                // Nobody else asks what waits in the queues, just when somebody above chooses among them.
+                _ = self.lrms.entries(&self.prefix).await;
+            }
             match self.lrms.queues().await {
                 Ok(queues) => {
                     heard = self.clock.now();
@@ -343,9 +350,9 @@ impl Driver {
     }
 
     fn offer(&self, name: &str) {
-        let (queue, ours) = {
+        let (queue, ours, wait_ms) = {
             let inner = self.lock();
-            (inner.queues.iter().find(|q| q.name == name).cloned(), inner.books.occupied(name))
+            (inner.queues.iter().find(|q| q.name == name).cloned(), inner.books.occupied(name), inner.books.wait_ms(name, self.clock.now()))
         };
         match queue {
             Some(queue) => {
@@ -353,7 +360,7 @@ impl Driver {
                 let (slots, memory_bytes, gpus) = (queue.machine_slots, queue.machine_memory_bytes, queue.machine_gpus);
                 let capacity = Capacity { slots, memory_bytes, gpus, architecture };
                 self.tell_queue(name, Input::Capacity(capacity));
-                self.tell_queue(name, Input::Offer(offer(&queue, ours, &self.config.limits)));
+                self.tell_queue(name, Input::Offer(offer(&queue, ours, wait_ms, &self.config.limits)));
             }
             None => {
                 let closed = Some(format!("{} has no queue {name:?}", self.lrms.name()));
@@ -398,7 +405,7 @@ impl Driver {
 }
 
 /// What is offered of a queue in which our tasks occupy so many slots.
-fn offer(queue: &Queue, ours: u64, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
+fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
     let ceiling = queue.slots_total * u64::from(limits.ceiling_percent) / 100;
     let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
     let most = ceiling.min(limits.slots_max.unwrap_or(u64::MAX));
@@ -418,7 +425,15 @@ fn offer(queue: &Queue, ours: u64, limits: &intergrid_gateway::config::LrmsLimit
         turnaround_ms: TURNAROUND_MS,
         closed: queue.closed.clone(),
         time_max_ms: queue.time_max_ms(limits),
+        // Whoever waits behind nobody for what is free starts.
+        wait_ms: if queue.slots_free > 0 && queue.waiting == 0 { Some(0) } else { wait_ms.map(roughly) },
     }
+}
+
+/// A time as it is told: it is no more exact than that, and what is told anew with each second is told to everybody above.
+fn roughly(ms: u64) -> u64 {
+    let steps = [0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800].map(|s| s * 1_000);
+    steps.into_iter().find(|step| *step >= ms).unwrap_or_else(|| ms.next_multiple_of(3_600_000))
 }
 
 #[cfg(test)]
@@ -429,15 +444,21 @@ mod tests {
     fn a_ceiling_bounds_what_runs_and_what_waits() {
         let queue = Queue { name: "q".into(), slots_total: 100, slots_free: 60, ..Queue::default() };
         let mut limits = intergrid_gateway::config::LrmsLimits::default();
-        let all = offer(&queue, 15, &limits);
+        let all = offer(&queue, 15, None, &limits);
         assert_eq!((75, 4, u64::MAX, 100), (all.room, all.ahead, all.window_max, all.slots_total));
         limits.ceiling_percent = 20;
-        let part = offer(&queue, 15, &limits);
+        let part = offer(&queue, 15, None, &limits);
         assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
         (limits.slots_max, limits.time_max_ms) = (Some(7), Some(60_000));
-        assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, &limits).time_max_ms));
+        assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, None, &limits).time_max_ms));
         let short = Queue { time_max_ms: Some(30_000), ..queue.clone() };
-        assert_eq!(Some(30_000), offer(&short, 0, &limits).time_max_ms);
-        assert_eq!((7, 7), (offer(&queue, 0, &limits).room, offer(&queue, 0, &limits).window_max));
+        assert_eq!(Some(30_000), offer(&short, 0, None, &limits).time_max_ms);
+        assert_eq!(Some(0), all.wait_ms);
+        let crowded = Queue { waiting: 3, ..queue.clone() };
+        let wait = |wait_ms| offer(&crowded, 0, wait_ms, &limits).wait_ms;
+        assert_eq!((None, Some(0), Some(1_000), Some(300_000), Some(7_200_000)), {
+            (wait(None), wait(Some(0)), wait(Some(7)), wait(Some(120_001)), wait(Some(3_600_001)))
+        });
+        assert_eq!((7, 7), (offer(&queue, 0, None, &limits).room, offer(&queue, 0, None, &limits).window_max));
     }
 }
