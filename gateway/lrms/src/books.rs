@@ -137,6 +137,11 @@ impl Books {
         self.subs.get(tag)
     }
 
+    /// Is any task of it neither over nor taken back?
+    pub fn is_wanted(&self, tag: &str) -> bool {
+        self.subs.get(tag).is_some_and(|s| s.tasks.values().any(|w| !w.over))
+    }
+
     /// All submissions.
     pub fn subs(&self) -> impl Iterator<Item = &Sub> {
         self.subs.values()

@@ -10,7 +10,7 @@ use intergrid_proto::units::format_duration;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 
 use super::{Driver, pause};
-use crate::books::Place;
+use crate::books::{Intent, Place};
 use crate::command::Account;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
@@ -208,13 +208,18 @@ impl Driver {
                 }
             }
             for intent in gone {
-                let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
-                let removed = driver.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await;
-                if let Err(why) = removed {
-                    tracing::warn!("submission {} is over and can't be removed: {why}", intent.tag);
-                }
-                driver.note(&Note::Over(intent.tag));
+                driver.dispose(intent).await;
             }
         });
+    }
+
+    /// Remove a submission with all of it.
+    pub(super) async fn dispose(&self, intent: Intent) {
+        let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
+        let removed = self.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await;
+        if let Err(why) = removed {
+            tracing::warn!("submission {} is over and can't be removed: {why}", intent.tag);
+        }
+        self.note(&Note::Over(intent.tag));
     }
 }

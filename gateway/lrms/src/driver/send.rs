@@ -110,10 +110,27 @@ impl Driver {
     }
 
     async fn submit(self: Arc<Self>, intent: Intent, task: Task, plan: Arc<Plan>) {
-        let Ok(_turn) = self.turns.acquire().await else { return };
+        let Ok(turn) = self.turns.acquire().await else { return };
+        // What waits for its turn can be taken back, and nothing is left of it then: not even the claims that keep it from starting.
+        if !self.lock().books.is_wanted(&intent.tag) {
+            return;
+        }
         let whose = account(&intent);
         let hand = self.hand(&whose);
-        if let Err(why) = self.prepare(&hand, &intent, &task, &plan).await {
+        let prepared = self.prepare(&hand, &intent, &task, &plan).await;
+        let (wanted, known) = {
+            let inner = self.lock();
+            (inner.books.is_wanted(&intent.tag), inner.books.sub(&intent.tag).is_some())
+        };
+        if !wanted {
+            drop(turn);
+            if !known {
+                // Removed, and made anew just now.
+                self.dispose(intent).await;
+            }
+            return;
+        }
+        if let Err(why) = prepared {
             // The LRMS has never heard of it.
             return self.back(&intent, &Reason::new(ReasonKind::StartFailed, why)).await;
         }

@@ -17,6 +17,8 @@ use crate::lrms::*;
 /// What goes wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Wrong {
+    /// A submission takes so long.
+    pub slow_ms: u64,
     /// The answer to so many submissions is lost, though they are taken.
     pub lose_answers: u32,
     /// So many submissions get lost before they are taken.
@@ -102,6 +104,24 @@ impl Local {
         }
     }
 
+    fn take(&self, s: &Submission) -> Result<LrmsId, SubmitFailure> {
+        let mut state = self.lock();
+        let take = |n: &mut u32| std::mem::replace(n, n.saturating_sub(1)) > 0;
+        if take(&mut state.wrong.refuse) {
+            Err(SubmitFailure::Refused(Refused::Later, "queue full".into()))
+        } else if take(&mut state.wrong.lose_submissions) {
+            Err(SubmitFailure::Unknown("killed before it did anything".into()))
+        } else {
+            state.next += 1;
+            let id = LrmsId(state.next);
+            for position in 1..=s.tasks {
+                let task = Task { tag: s.tag.clone(), script: s.script.clone(), running: Vec::new(), over: None, began: false };
+                state.tasks.insert((id, position), task);
+            }
+            if take(&mut state.wrong.lose_answers) { Err(SubmitFailure::Unknown("its answer is lost".into())) } else { Ok(id) }
+        }
+    }
+
     fn answer<T>(&self, answer: impl FnOnce(&mut Inside) -> T) -> BoxFuture<'static, Result<T, CallFailure>>
     where
         T: Send + 'static,
@@ -167,24 +187,17 @@ impl Lrms for Local {
     }
 
     fn submit<'a>(&'a self, s: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {
-        let mut state = self.lock();
-        assert!(s.directory.is_dir() && s.tasks >= 1);
-        state.submissions += 1;
-        let take = |n: &mut u32| std::mem::replace(n, n.saturating_sub(1)) > 0;
-        let answer = if take(&mut state.wrong.refuse) {
-            Err(SubmitFailure::Refused(Refused::Later, "queue full".into()))
-        } else if take(&mut state.wrong.lose_submissions) {
-            Err(SubmitFailure::Unknown("killed before it did anything".into()))
-        } else {
-            state.next += 1;
-            let id = LrmsId(state.next);
-            for position in 1..=s.tasks {
-                let task = Task { tag: s.tag.clone(), script: s.script.clone(), running: Vec::new(), over: None, began: false };
-                state.tasks.insert((id, position), task);
-            }
-            if take(&mut state.wrong.lose_answers) { Err(SubmitFailure::Unknown("its answer is lost".into())) } else { Ok(id) }
+        let slow = {
+            let mut state = self.lock();
+            assert!(s.directory.is_dir() && s.tasks >= 1);
+            state.submissions += 1;
+            Duration::from_millis(state.wrong.slow_ms)
         };
-        std::future::ready(answer).boxed()
+        async move {
+            tokio::time::sleep(slow).await;
+            self.take(s)
+        }
+        .boxed()
     }
 
     fn find<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Vec<LrmsId>, CallFailure>> {

@@ -17,7 +17,8 @@ use intergrid_gateway::outputs::OutputStore;
 use intergrid_proto::link::{Hop, Kind, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Refusal, SiteId, TaskSet};
 
-use crate::limits::VERDICT_WAIT_MS;
+use crate::limits::{SUBMISSIONS_AT_ONCE_MAX, VERDICT_WAIT_MS};
+use crate::log::Log;
 use crate::lrms::How;
 use crate::{LrmsPool, Parts};
 use local::Local;
@@ -166,6 +167,36 @@ async fn what_waits_in_the_lrms_can_be_given_back_held_and_cancelled() {
     assert_eq!(vec![2, 3], starts(dir.path()));
     assert_eq!(ReasonKind::AskedBack, p.placements[&n].returned[0].1.kind);
     assert_eq!(Phase::Cancelled, phases(&p, n)[0].1);
+}
+
+/// Its directory and claims are gone when its turn comes: made anew, nothing would keep it from starting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(16);
+    local.wrong(|w| w.slow_ms = 3_000);
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    let ahead: Vec<u64> = (0..SUBMISSIONS_AT_ONCE_MAX)
+        .map(|_| {
+            let job = p.job(counting(dir.path(), "exit 0"), 1);
+            p.place(child, "batch", job, TaskSet::one(0))
+        })
+        .collect();
+    while local.submissions() < SUBMISSIONS_AT_ONCE_MAX as u32 {
+        p.settle(Duration::from_millis(10)).await.unwrap();
+    }
+    let job = p.job(counting(dir.path(), "exit 0"), 1);
+    let last = p.place(child, "batch", job, TaskSet::one(0));
+    p.settle(Duration::from_millis(500)).await.unwrap();
+    p.want(child, job, WantValue::Return, &TaskSet::one(0));
+    p.until("it to come back", PATIENCE, |p| !p.placements[&last].returned.is_empty()).await.unwrap();
+    for n in ahead {
+        over(&mut p, n).await;
+    }
+    p.settle(Duration::from_secs(1)).await.unwrap();
+    assert_eq!((SUBMISSIONS_AT_ONCE_MAX, SUBMISSIONS_AT_ONCE_MAX), (local.submissions() as usize, starts(dir.path()).len()));
+    let (_, open) = Log::open(&dir.path().join("state/submissions")).unwrap();
+    assert!(open.is_empty(), "{open:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
