@@ -283,6 +283,25 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_that_can_t_be_written_is_nobodys() {
+        let (_dir, base) = base();
+        let spec = JobSpec::new(["/bin/sh", "-c", "echo began"]);
+        assert_eq!(vec![0], run(&base, &spec, &[0], 1));
+        std::fs::remove_file(base.join("run/t.1.c")).unwrap();
+        // No file may have a byte, which is told as a disk that is full is.
+        let full = |position: &str| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", "ulimit -f 0; trap '' XFSZ; exec /bin/sh \"$0\""]).arg(base.join("script"));
+            command.env_clear().env("PATH", "/usr/bin:/bin").env("SLURM_ARRAY_TASK_ID", position);
+            command.stdin(Stdio::null()).status().unwrap().code().unwrap()
+        };
+        assert_eq!((121, false), (full("1"), base.join("run/t.1.c").exists()));
+        // Who comes next can have it, and who finds one that is empty, can't.
+        std::fs::write(base.join("run/t.1.c"), "").unwrap();
+        assert_eq!((120, true), (full("1"), base.join("run/t.1.c").exists()));
+    }
+
+    #[test]
     fn a_directory_that_a_shell_could_read_is_refused() {
         assert!(check_base(Path::new("/shared/grid-1/a.b")).is_ok());
         for bad in ["shared", "/a b", "/a'b", "/a$b", "/a;b", "/a\nb", "/a{i}"] {

@@ -8,11 +8,13 @@ pos=${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-1}}
 case $pos in '' | *[!0-9]*) exit 121 ;; esac
 run=../run/$grid_tag.$pos
 node=${SLURMD_NODENAME:-${HOSTNAME:-$(uname -n)}}
-# Created exclusively, and written at once: an empty claim is one all the same.
-(set -C; printf '%s %s %s\n' "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${JOB_ID:-0}}}" "$node" "$$" >"$run.c") 2>/dev/null || {
-  [ -e "$run.c" ] && exit 120
-  exit 121
-}
+# Created exclusively, and written at once: an empty claim of another is one all the same. Our own that can't be written, as on a full disk, is nobody's.
+(set -C; { printf '%s %s %s\n' "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${JOB_ID:-0}}}" "$node" "$$" || exit 9; } >"$run.c") 2>/dev/null
+case $? in
+  0) [ -s "$run.c" ] || { rm -f "$run.c"; exit 121; } ;;
+  9) rm -f "$run.c"; exit 121 ;;
+  *) [ -e "$run.c" ] && exit 120; exit 121 ;;
+esac
 cd "$pos" || exit 121
 
 # A word as its line in a file has it: the task's index for {i}, and \\ and \n for a backslash and the end of a line.

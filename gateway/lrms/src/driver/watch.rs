@@ -276,8 +276,9 @@ impl Driver {
                     )
                 }
                 Some((_, Some(NOT_HERE))) => {
-                    let text = format!("the machine that {name} chose does not have the shared directory");
-                    Some(Reason::new(ReasonKind::StartFailed, text).remedy("the site's administrator makes `directory` one that all machines share"))
+                    let text = format!("the machine that {name} chose does not have the shared directory, or can't write there");
+                    let remedy = "the site's administrator makes `directory` one that all machines share, with room on its disk";
+                    Some(Reason::new(ReasonKind::StartFailed, text).remedy(remedy))
                 }
                 Some(_) => Some(Reason::new(ReasonKind::StartFailed, format!("{name} ended it before it started {words}"))),
                 None => Some(Reason::new(ReasonKind::StartFailed, format!("it is gone from {name}, and had not started"))),

@@ -175,12 +175,9 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
         }
         Ask::Claim(places) => {
             let take = |place: &Place| -> io::Result<bool> {
-                match OpenOptions::new().create_new(true).write(true).mode(0o600).open(in_run(base, place, "c")?) {
-                    Ok(mut file) => {
-                        file.write_all(WITHDRAWN.as_bytes())?;
-                        file.sync_all()?;
-                        Ok(true)
-                    }
+                let say = |file: &mut File| file.write_all(WITHDRAWN.as_bytes()).and_then(|()| file.sync_all());
+                match create_whole(&in_run(base, place, "c")?, say) {
+                    Ok(()) => Ok(true),
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                         // Ours from before a restart: still nobody has started it.
                         Ok(fs::read_to_string(in_run(base, place, "c")?)? == WITHDRAWN)
@@ -255,6 +252,12 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
 /// What a claim of ours says.
 pub const WITHDRAWN: &str = "withdrawn\n";
 
+/// A file that was not there. One that can't be written is not there afterwards either: half a claim would be nobody's.
+fn create_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+    write(&mut file).inspect_err(|_| _ = fs::remove_file(path))
+}
+
 /// The account's directory is there, a directory, and the account's alone.
 fn open(base: &Path) -> io::Result<()> {
     if !base.is_absolute() || base.components().any(|c| matches!(c, std::path::Component::ParentDir)) {
@@ -299,6 +302,21 @@ fn cut(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_claim_that_can_t_be_written_can_be_taken_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("a");
+        serve(&base, Ask::Open, b"").unwrap();
+        let place = ("t-1".to_string(), 1);
+        let path = in_run(&base, &place, "c").unwrap();
+        let full = create_whole(&path, |file| file.write_all(b"with").and(Err(io::ErrorKind::StorageFull.into())));
+        assert_eq!((io::ErrorKind::StorageFull, false), (full.unwrap_err().kind(), path.exists()));
+        assert_eq!(Answer::Won(vec![true]), serve(&base, Ask::Claim(vec![place]), b"").unwrap().0);
+        // What is there is not touched.
+        assert_eq!(io::ErrorKind::AlreadyExists, create_whole(&path, |_| Err(io::ErrorKind::StorageFull.into())).unwrap_err().kind());
+        assert_eq!(WITHDRAWN, fs::read_to_string(&path).unwrap());
+    }
 
     #[test]
     fn a_claim_is_taken_once_and_names_lead_nowhere_else() {
