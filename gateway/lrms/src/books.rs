@@ -62,6 +62,10 @@ pub struct Watch {
     pub verdict: Option<(Over, String)>,
     /// Its exit record was seen, then.
     pub record_ms: Option<u64>,
+    /// Its exit record could not be read, since then.
+    pub unread_ms: Option<u64>,
+    /// And never could: it counts as none.
+    pub unreadable: bool,
     /// We have asked for its end.
     pub stopped: bool,
     /// Somebody is at it; nobody else is to begin.
@@ -215,7 +219,7 @@ impl Books {
                     watch.started = true;
                     found.push(Found::Started((tag.to_string(), position)));
                 }
-                "x" => {
+                "x" if !watch.unreadable => {
                     // Listed before its claim, or without it: it has started all the same.
                     if !std::mem::replace(&mut watch.started, true) {
                         found.push(Found::Started((tag.to_string(), position)));
@@ -229,6 +233,18 @@ impl Books {
         }
         found.sort_by_key(|f| matches!(f, Found::Record(_)));
         found
+    }
+
+    /// An exit record can't be read. One that is on its way can be, after a while; then it counts as none. True: it does now.
+    pub fn unreadable(&mut self, place: &Place, now: u64) -> bool {
+        let Some(watch) = self.watch(place) else { return false };
+        watch.busy = false;
+        let since = *watch.unread_ms.get_or_insert(now);
+        watch.unreadable = now >= since + VERDICT_WAIT_MS;
+        if watch.unreadable {
+            watch.record_ms = None;
+        }
+        watch.unreadable
     }
 
     /// The LRMS has answered a question that was asked at `asked`: these are all that it has.
@@ -405,6 +421,19 @@ mod tests {
             let (p, gone) = b.forget("q", &[(1, 7)]);
             (p, gone.into_iter().map(|i| i.tag).collect())
         });
+    }
+
+    #[test]
+    fn a_record_that_is_never_whole_counts_as_none() {
+        let mut b = books();
+        let record = names(&["a.1.x"]);
+        assert_eq!(2, b.looked(None, &record, 200).len());
+        assert!(!b.unreadable(&place("a", 1), 200));
+        // Looked at again until then.
+        assert_eq!(vec![Found::Record(place("a", 1))], b.looked(None, &record, 300));
+        assert!(b.unreadable(&place("a", 1), 200 + VERDICT_WAIT_MS));
+        assert!(b.looked(None, &record, 300 + VERDICT_WAIT_MS).is_empty());
+        assert!(b.watch(&place("a", 1)).is_some_and(|w| w.started && w.record_ms.is_none() && !w.busy));
     }
 
     #[test]

@@ -102,12 +102,15 @@ impl ExitRecord {
         self.was_asked || self.exit.map_or(self.code == 128 + SIGKILL, |exit| exit == Exit::Signal(SIGKILL))
     }
 
-    /// From its text; None: it is none, or of a later version.
+    /// From its text; None: it is none, is not whole, or of a later version.
     pub fn parse(text: &str) -> Option<ExitRecord> {
-        let mut lines = text.lines();
-        if lines.next()? != "v1" {
-            return None;
-        }
+        let (version, rest) = text.split_once('\n')?;
+        let mut lines = match version {
+            // Of a script that an older gateway has submitted, and that still ran: it has no last line.
+            "v1" => rest.lines(),
+            "v2" => rest.strip_suffix("\nend\n")?.lines(),
+            _ => return None,
+        };
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.trim().into();
         let mut next = |name| -> Option<String> { Option::<&str>::map(field(name), str::to_string) };
         let (code, term, from, to, fault) = (next("code")?, next("term")?, next("from")?, next("to")?, next("fault")?);
@@ -283,6 +286,23 @@ mod tests {
     }
 
     #[test]
+    fn a_record_is_whole_or_none() {
+        let (_dir, base) = base();
+        // As on a full disk.
+        let full = JobSpec::new(["/bin/sh", "-c", "ln -s /dev/full ../../../run/t.1.n; exit 4"]);
+        assert_eq!(vec![4], run(&base, &full, &[0], 1));
+        assert!(std::fs::symlink_metadata(base.join("run/t.1.x")).is_err());
+
+        let (_dir, base) = self::base();
+        assert_eq!(vec![7], run(&base, &JobSpec::new(["/bin/sh", "-c", "exit 7"]), &[0], 1));
+        let text = std::fs::read_to_string(base.join("run/t.1.x")).unwrap();
+        assert_eq!(vec![text.len()], (0..=text.len()).filter(|n| ExitRecord::parse(&text[..*n]).is_some()).collect::<Vec<_>>());
+        // What an older gateway's script has written.
+        let old = text.replacen("v2", "v1", 1).replace("end\n", "");
+        assert_eq!(ExitRecord::parse(&text), ExitRecord::parse(&old));
+    }
+
+    #[test]
     fn a_claim_that_can_t_be_written_is_nobodys() {
         let (_dir, base) = base();
         let spec = JobSpec::new(["/bin/sh", "-c", "echo began"]);
@@ -313,7 +333,8 @@ mod tests {
         #[test]
         fn any_text_is_a_record_or_none(text in "\\PC*") {
             let _ = ExitRecord::parse(&text);
-            let _ = ExitRecord::parse(&format!("v1\ncode {text}\nterm 0\nfrom {text}\nto 1e999\nfault \n0m0s\n{text}m{text}s"));
+            let lines = format!("code {text}\nterm 0\nfrom {text}\nto 1e999\nfault \n0m0s\n{text}m{text}s");
+            let _ = (ExitRecord::parse(&format!("v1\n{lines}")), ExitRecord::parse(&format!("v2\n{lines}\nend\n")));
         }
     }
 }

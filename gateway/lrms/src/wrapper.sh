@@ -118,10 +118,13 @@ fault=
 [ -e fault ] && read -r fault <fault
 how=
 [ -e how ] && read -r how <how
-{
-  printf 'v1\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault"
-  times
-  printf 'how %s\n' "$how"
-} >"../$run.n" && sync "../$run.n" 2>/dev/null
-mv "../$run.n" "../$run.x"
+# Only what is whole takes its place as the record. Where there is no room for one, the LRMS's own books tell the end.
+if {
+  printf 'v2\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault" &&
+    times &&
+    printf 'how %s\nend\n' "$how"
+} >"../$run.n"; then
+  sync "../$run.n" 2>/dev/null
+  [ "$(tail -n 1 "../$run.n")" = end ] && mv "../$run.n" "../$run.x"
+fi
 exit "$code"

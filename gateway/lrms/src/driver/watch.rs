@@ -68,8 +68,9 @@ impl Driver {
         };
         for (place, text) in records.into_iter().zip(texts) {
             let Some(record) = text.as_deref().and_then(ExitRecord::parse) else {
-                tracing::warn!("the exit record of {}.{} can't be read", place.0, place.1);
-                self.free(&place);
+                if self.lock().books.unreadable(&place, self.clock.now()) {
+                    tracing::warn!("the exit record of {}.{} can't be read, and counts as none: {} decides", place.0, place.1, self.lrms.name());
+                }
                 continue;
             };
             self.ended(&place, Some(&record), None).await;

@@ -216,6 +216,20 @@ async fn what_others_end_is_told_as_that() {
     }
 }
 
+/// A disk that was full when it was written, by a script of an older gateway.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_record_that_can_t_be_read_leaves_nothing_running() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let cut = "d=${GRID_TASK_DIR%/1/w}; printf 'v1\\ncode' >${d%/*}/run/${d##*/}.1.x; kill -9 0";
+    let job = p.job(counting(dir.path(), cut), 1);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    over(&mut p, n).await;
+    let (phase, exit) = p.placements[&n].ended.first().map(|(_, e)| (e.phase, e.exit.clone())).unwrap();
+    assert_eq!((Phase::Failed, 1), (phase, starts(dir.path()).len()), "{exit:?}");
+}
+
 /// With cgroups the kernel kills the payload and leaves the script: its record says signal 9, and only the LRMS knows why.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_killed_for_memory_and_who_otherwise_is_told() {
