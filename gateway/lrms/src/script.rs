@@ -214,6 +214,24 @@ mod tests {
     }
 
     #[test]
+    fn a_variable_may_have_a_name_that_a_shell_lives_by() {
+        let (_dir, base) = base();
+        let names =
+            ["LC_ALL", "IFS", "UID", "EUID", "PPID", "OPTIND", "OPTARG", "PS4", "PWD", "ENV", "BASH_ENV", "SHELLOPTS", "LD_LIBRARY_PATH", "env"];
+        let mut spec = JobSpec::new(["./print=all".to_string()]);
+        spec.argv.extend(names.map(String::from));
+        spec.env = names.iter().map(|name| (name.to_string(), format!("/{name} {{i}}"))).collect();
+        // A program whose own name looks like a variable, as one of the job's inputs may be called.
+        let dir = base.join("t/1/w");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::os::unix::fs::symlink("/usr/bin/printenv", dir.join("print=all")).unwrap();
+        std::fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        assert_eq!(vec![0], run_with(&base, &spec, &[5], 1, &[("LC_ALL", "C")]));
+        let expected: String = names.iter().map(|name| format!("/{name} 5\n")).collect();
+        assert_eq!(expected, std::fs::read_to_string(base.join("t/1/stdout")).unwrap());
+    }
+
+    #[test]
     fn faults_are_told_from_exits() {
         let cases: [(&[&str], i32, &str); 4] = [
             (&["/nowhere/nothing"], 127, "no-such-program"),
@@ -239,12 +257,16 @@ mod tests {
         assert_eq!(vec![137], run(&base, &spec, &[0], 1));
         let r = record(&base, 1);
         assert!(r.exit == Some(Exit::Code(137)) && r.peak_bytes.is_some_and(|b| (60_000_000..400_000_000).contains(&b)), "{r:?}");
-        // Where perl would be led astray, the shell alone sees to it.
+        // Where the site would lead perl astray, the shell alone sees to it; the job's own variables don't reach it.
         let (_dir, base) = self::base();
         let mut spec = JobSpec::new(["/bin/sh", "-c", "exit 3"]);
-        spec.env = vec![("PERL5OPT".into(), "-Mno::such::thing".into())];
-        assert_eq!(vec![3], run(&base, &spec, &[0], 1));
+        let astray = ("PERL5OPT", "-Mno::such::thing");
+        assert_eq!(vec![3], run_with(&base, &spec, &[0], 1, &[astray]));
         assert_eq!((3, None), (record(&base, 1).code, record(&base, 1).exit));
+        let (_dir, base) = self::base();
+        spec.env = vec![(astray.0.into(), astray.1.into())];
+        assert_eq!(vec![3], run(&base, &spec, &[0], 1));
+        assert_eq!((3, Some(Exit::Code(3))), (record(&base, 1).code, record(&base, 1).exit));
     }
 
     #[test]

@@ -43,6 +43,8 @@ trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
 read -r t0 rest </proc/uptime
 # A shell says 128+n of a signal and of an exit code alike, and nothing of memory: perl, where there is one, sees to the end of the payload.
 perl=$(command -v perl)
+env=$(command -v env)
+nice=$(command -v nice)
 # shellcheck disable=SC2016
 see='$f = shift; defined($p = fork) or exit 126;
 unless ($p) { exec {$ARGV[0]} @ARGV; print STDERR "$ARGV[0]: $!\n"; exit($! == 2 ? 127 : 126) }
@@ -66,22 +68,26 @@ payload() {
   if [ -d ../../in ]; then
     cp -R -p ../../in/. . || { echo stage-in >../fault; exit 126; }
   fi
+  # The gateway's own, for the commands that it runs; the user's comes below.
+  unset LC_ALL
+  # A name may be one that this shell lives by, or one of our own: all but the search path go through env.
   while IFS= read -r line; do
     word
-    case ${line%%=*} in
-      *[!A-Za-z0-9_]* | [0-9]* | grid_* | line | first | program | rest | t0 | term | child | run | pos | node | index | perl | see | less) set -- "$@" "$line" ;;
-      *) export "$line" ;;
+    case $line in
+      PATH=*) export "$line" ;;
+      *) set -- "$@" "$line" ;;
     esac
   done <../../e
-  for line in $grid_dirs; do export "$line=$PWD"; done
-  # Names that are no shell's, or our own, go through env.
-  [ $# -gt 0 ] && set -- env -- "$@"
+  for line in $grid_dirs; do set -- "$@" "$line=$PWD"; done
+  set -- "$env" -- "$@"
   first=1
   while IFS= read -r line; do
     word
     if [ $first = 1 ]; then
       first=0
       program=$line
+      # To env it would be one more variable; nice starts what it is given, and nothing else here.
+      case $line in *=*) set -- "$@" "$nice" -n 0 ;; esac
     fi
     set -- "$@" "$line"
   done <../../a
@@ -93,7 +99,7 @@ payload() {
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
   [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
-  unset LC_ALL line first program rest t0 term child run pos node index perl see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
+  unset line first program rest t0 term child run pos node index perl env nice see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
   unset grid_gpus grid_nodes
   exec "$@"
 }
