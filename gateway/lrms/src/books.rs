@@ -68,6 +68,8 @@ pub struct Watch {
     pub unreadable: bool,
     /// We have asked for its end.
     pub stopped: bool,
+    /// Its claim is being taken, so that it never starts.
+    pub taking: bool,
     /// Somebody is at it; nobody else is to begin.
     pub busy: bool,
     /// It has ended, or gone back: only what it has left is still here.
@@ -235,6 +237,16 @@ impl Books {
         found
     }
 
+    /// Its claim could not be taken: it has started, and the LRMS has it.
+    pub fn kept(&mut self, place: &Place) {
+        if let Some(watch) = self.watch(place) {
+            watch.taking = false;
+        }
+        if let Some(sub) = self.subs.get_mut(&place.0).filter(|s| matches!(s.step, Step::Lost(_))) {
+            sub.step = Step::Sent;
+        }
+    }
+
     /// An exit record can't be read. One that is on its way can be, after a while; then it counts as none. True: it does now.
     pub fn unreadable(&mut self, place: &Place, now: u64) -> bool {
         let Some(watch) = self.watch(place) else { return false };
@@ -318,7 +330,7 @@ impl Books {
     /// Tasks that are not alive in the LRMS, and have had the time to say how they ended: they are to be decided on.
     pub fn due(&self, now: u64) -> Vec<Place> {
         let of = |s: &Sub| {
-            let due = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && w.gone_ms.is_some_and(|t| now >= t + RECORD_GRACE_MS));
+            let due = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.taking && w.gone_ms.is_some_and(|t| now >= t + RECORD_GRACE_MS));
             due.map(|(position, _)| (s.intent.tag.clone(), *position)).collect::<Vec<_>>()
         };
         self.subs.values().flat_map(of).collect()
@@ -327,7 +339,8 @@ impl Books {
     /// Tasks that have waited there for so long, and in which words the LRMS says why.
     pub fn lingering(&self, now: u64, wait_max_ms: u64) -> BTreeMap<Place, String> {
         let of = |s: &Sub| {
-            let waits = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.started && w.waits_ms.is_some_and(|t| now >= t + wait_max_ms));
+            let waits =
+                s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.taking && !w.started && w.waits_ms.is_some_and(|t| now >= t + wait_max_ms));
             let said = |w: &Watch| if let Some(State::Pending(_, why)) = &w.entry { why.clone() } else { String::new() };
             waits.map(|(position, w)| ((s.intent.tag.clone(), *position), said(w))).collect::<Vec<_>>()
         };

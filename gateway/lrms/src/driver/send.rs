@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::{Arc, PoisonError};
 
-use intergrid_agent::core::{Input, Key};
+use intergrid_agent::core::{Fault, Input, Key};
 use intergrid_agent::plan::{Plan, Task};
 use intergrid_proto::limits::BLOB_PART_BYTES;
 use intergrid_proto::units::format_duration;
@@ -28,6 +28,14 @@ pub struct Start {
     pub plan: Arc<Plan>,
     /// For whom.
     pub principal: String,
+}
+
+/// What the core of a task that will never start is told.
+pub(super) enum Back {
+    /// It goes back, for this reason.
+    Unstarted(Reason),
+    /// It has failed.
+    Failed(Fault),
 }
 
 impl Driver {
@@ -239,46 +247,55 @@ impl Driver {
             let inner = self.lock();
             keys.iter().filter_map(|k| inner.books.place(queue, *k).cloned()).collect()
         };
-        let driver = self.clone();
-        tokio::spawn(async move {
-            let reason = Reason::new(ReasonKind::AskedBack, "taken back before it started");
-            driver.take_back(places, |_| Some(reason.clone())).await;
-        });
+        let reason = Reason::new(ReasonKind::AskedBack, "taken back before it started");
+        self.take_back(places.into_iter().map(|p| (p, Back::Unstarted(reason.clone()))).collect());
     }
 
-    /// Take the claims of tasks, so that they never start; those that have not, go back for this reason, or (None) are left to the caller, who gets them.
-    pub(super) async fn take_back(self: &Arc<Self>, places: Vec<Place>, reason: impl Fn(&Place) -> Option<Reason>) -> Vec<Place> {
-        let mut by_account: BTreeMap<Account, Vec<Place>> = BTreeMap::new();
-        for place in places {
-            if let Some((account, _)) = self.whose(&place.0) {
-                by_account.entry(account).or_default().push(place);
+    /// Take the claims of tasks, so that they never start, and tell this of those that have not; the accounts side by side. Nobody waits for it: one
+    /// account's files may be away.
+    pub(super) fn take_back(self: &Arc<Self>, tasks: Vec<(Place, Back)>) {
+        let mut by_account: BTreeMap<Account, Vec<(Place, Back)>> = BTreeMap::new();
+        let mut inner = self.lock();
+        for (place, back) in tasks {
+            let Some(account) = inner.books.sub(&place.0).map(|s| account(&s.intent)) else { continue };
+            if let Some(watch) = inner.books.watch(&place).filter(|w| !w.taking) {
+                watch.taking = true;
+                by_account.entry(account).or_default().push((place, back));
             }
         }
-        let mut left = Vec::new();
-        for (account, places) in by_account {
-            let hand = self.hand(&account);
-            let won = loop {
-                match hand.ask(Ask::Claim(places.clone()), Vec::new()).await {
-                    Ok((Answer::Won(won), _)) => break won,
-                    Ok(_) => break Vec::new(),
-                    Err(why) => {
-                        tracing::warn!("tasks can't be taken back: {why}; trying on");
-                        pause(FIND_INTERVAL_MS).await;
-                    }
-                }
-            };
-            let won: Vec<Place> = places.into_iter().zip(won).filter(|(_, won)| *won).map(|(place, _)| place).collect();
-            let mut gone = Vec::new();
-            for place in &won {
-                match reason(place) {
-                    Some(reason) => self.end(place, |key| Input::NeverStarted(key, reason)),
-                    None => gone.push(place.clone()),
+        drop(inner);
+        for (account, tasks) in by_account {
+            let driver = self.clone();
+            tokio::spawn(async move { driver.take(&account, tasks).await });
+        }
+    }
+
+    async fn take(self: Arc<Self>, account: &Account, tasks: Vec<(Place, Back)>) {
+        let hand = self.hand(account);
+        let places: Vec<Place> = tasks.iter().map(|(place, _)| place.clone()).collect();
+        let won = loop {
+            match hand.ask(Ask::Claim(places.clone()), Vec::new()).await {
+                Ok((Answer::Won(won), _)) => break won,
+                Ok(_) => break Vec::new(),
+                Err(why) => {
+                    tracing::warn!("tasks can't be taken back: {why}; trying on");
+                    pause(FIND_INTERVAL_MS).await;
                 }
             }
-            left.extend(gone);
-            self.cancel(won, false).await;
+        };
+        let mut taken = Vec::new();
+        for (n, (place, back)) in tasks.into_iter().enumerate() {
+            if !won.get(n).is_some_and(|won| *won) {
+                self.lock().books.kept(&place);
+                continue;
+            }
+            match back {
+                Back::Unstarted(reason) => self.end(&place, |key| Input::NeverStarted(key, reason)),
+                Back::Failed(fault) => self.end(&place, |key| Input::NotStarted(key, fault)),
+            }
+            taken.push(place);
         }
-        left
+        self.cancel(taken, false).await;
     }
 
     /// Stop tasks that run.

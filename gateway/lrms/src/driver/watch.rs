@@ -9,7 +9,9 @@ use intergrid_agent::machine::{Capacity, Offer};
 use intergrid_proto::spec::substitute;
 use intergrid_proto::units::format_duration;
 use intergrid_proto::{Exit, Reason, ReasonKind};
+use tokio::task::JoinHandle;
 
+use super::send::Back;
 use super::{Driver, account, pause};
 use crate::books::{Found, Place, Seen, Step};
 use crate::command::Account;
@@ -21,9 +23,10 @@ use crate::script::ExitRecord;
 use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
 
 impl Driver {
-    /// Claims and exit records, while anything is open.
+    /// Claims and exit records, while anything is open; the accounts side by side, as one's files may be away.
     pub(super) async fn watch_records(self: Arc<Self>) {
         let mut told = BTreeSet::new();
+        let mut looks: BTreeMap<Account, JoinHandle<Result<(), String>>> = BTreeMap::new();
         loop {
             pause(LOOK_INTERVAL_MS).await;
             let accounts: BTreeSet<Account> = {
@@ -31,11 +34,17 @@ impl Driver {
                 inner.books.subs().filter(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over)).map(|s| account(&s.intent)).collect()
             };
             for account in accounts {
-                match self.look(&account).await {
-                    Ok(()) => _ = told.remove(&account),
-                    Err(why) if told.insert(account.clone()) => tracing::warn!("{why}; trying on"),
-                    Err(_) => {}
+                match looks.get_mut(&account) {
+                    Some(look) if !look.is_finished() => continue,
+                    Some(look) => match look.await {
+                        Ok(Err(why)) if told.insert(account.clone()) => tracing::warn!("{why}; trying on"),
+                        Ok(Err(_)) | Err(_) => {}
+                        Ok(Ok(())) => _ = told.remove(&account),
+                    },
+                    None => {}
                 }
+                let (driver, whose) = (self.clone(), account.clone());
+                looks.insert(account, tokio::spawn(async move { driver.look(&whose).await }));
             }
         }
     }
@@ -148,8 +157,8 @@ impl Driver {
                 Ok(entries) => {
                     silent = false;
                     let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
-                    self.act_on(seen).await;
-                    self.recall().await;
+                    self.act_on(seen);
+                    self.recall();
                     self.decide().await;
                     if self.clock.now() >= found_ms + FIND_INTERVAL_MS {
                         found_ms = self.clock.now();
@@ -165,45 +174,30 @@ impl Driver {
         }
     }
 
-    async fn act_on(self: &Arc<Self>, seen: Vec<Seen>) {
-        let mut hopeless: BTreeMap<Place, (Wait, String)> = BTreeMap::new();
+    fn act_on(self: &Arc<Self>, seen: Vec<Seen>) {
+        let name = self.lrms.name();
+        let mut hopeless = Vec::new();
         for s in seen {
             match s {
                 Seen::Suspended(place, suspended) => self.tell(&place, |key| Input::Suspended(key, suspended)),
-                Seen::Hopeless(place, wait, why) => _ = hopeless.insert(place, (wait, why)),
+                // What is broken there is a fault of the task; what can't be had there may be had elsewhere.
+                Seen::Hopeless(place, Wait::Never, why) => {
+                    let text = format!("{name} says that it will never start there: {why}");
+                    hopeless.push((place, Back::Unstarted(Reason::new(ReasonKind::NoFit, text))));
+                }
+                Seen::Hopeless(place, _, why) => hopeless.push((place, Back::Failed(never(format!("{name} could not start it: {why}"))))),
             }
         }
-        if hopeless.is_empty() {
-            return;
-        }
-        let name = self.lrms.name();
-        // What is broken there is a fault of the task; what can't be had there may be had elsewhere.
-        let reason = |place: &Place| {
-            let (wait, why) = hopeless.get(place)?;
-            let text = format!("{name} says that it will never start there: {why}");
-            (*wait == Wait::Never).then(|| Reason::new(ReasonKind::NoFit, text))
-        };
-        for place in self.take_back(hopeless.keys().cloned().collect(), reason).await {
-            let why = hopeless.get(&place).map_or("", |(_, why)| why);
-            let fault =
-                Fault { kind: ReasonKind::StartFailed, text: format!("{name} could not start it: {why}"), exit: Exit::NotStarted, elsewhere: false };
-            self.end(&place, |key| Input::NotStarted(key, fault));
-        }
+        self.take_back(hopeless);
     }
 
     /// What has waited there for longer than this site lets it goes back: it may start elsewhere.
-    async fn recall(self: &Arc<Self>) {
+    fn recall(self: &Arc<Self>) {
         let Some(max) = self.config.limits.wait_max_ms else { return };
         let lingering = self.lock().books.lingering(self.clock.now(), max);
-        if lingering.is_empty() {
-            return;
-        }
         let name = self.lrms.name();
-        let reason = |place: &Place| {
-            let why = lingering.get(place).map_or("", String::as_str);
-            Some(Reason::new(ReasonKind::AllBusy, format!("it waited {} in {name}: {why}", format_duration(max))))
-        };
-        self.take_back(lingering.keys().cloned().collect(), reason).await;
+        let back = |why: &str| Back::Unstarted(Reason::new(ReasonKind::AllBusy, format!("it waited {} in {name}: {why}", format_duration(max))));
+        self.take_back(lingering.iter().map(|(place, why)| (place.clone(), back(why))).collect());
     }
 
     /// Tasks that are not alive in the LRMS: by its books, or by the claim that we can take.
@@ -231,72 +225,73 @@ impl Driver {
             }
         }
         let now = self.clock.now();
-        let (mut unstarted, mut ended) = (Vec::new(), Vec::new());
+        let mut unstarted = Vec::new();
+        let mut ended: BTreeMap<Account, Vec<_>> = BTreeMap::new();
         for place in due {
             let record = by_place.get(&place);
             let mut inner = self.lock();
+            let Some(whose) = inner.books.sub(&place.0).map(|s| account(&s.intent)) else { continue };
             let Some(watch) = inner.books.watch(&place) else { continue };
             if let Some(r) = record {
                 watch.verdict = Some((r.over.clone(), r.words.clone()));
             }
+            // Who is to be started over may run on where his machine is cut off.
+            let is_told = watch.verdict.as_ref().is_some_and(|(over, _)| over.how != How::Requeued);
             match (watch.started, watch.record_ms.is_some()) {
                 // Its own record is read by the next look.
                 (_, true) => {}
-                // Who is to be started over may run on where his machine is cut off.
-                (true, false) if watch.verdict.as_ref().is_some_and(|(over, _)| over.how != How::Requeued) => {
-                    ended.push((place.clone(), watch.verdict.clone()))
+                (true, false) if is_told || watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => {
+                    watch.busy = true;
+                    ended.entry(whose).or_default().push((place.clone(), watch.verdict.clone()));
                 }
-                (true, false) if watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => ended.push((place.clone(), watch.verdict.clone())),
                 (true, false) => {}
                 (false, false) => unstarted.push(place.clone()),
             }
         }
-        for (place, said) in ended {
-            self.ended(&place, None, said).await;
+        for ended in ended.into_values() {
+            // What they have made is looked at: one account's files may be away.
+            let driver = self.clone();
+            tokio::spawn(async move {
+                for (place, said) in ended {
+                    driver.ended(&place, None, said).await;
+                }
+            });
         }
-        if !unstarted.is_empty() {
-            self.never_started(unstarted).await;
-        }
+        self.never_started(&unstarted);
     }
 
-    async fn never_started(self: &Arc<Self>, places: Vec<Place>) {
+    fn never_started(self: &Arc<Self>, places: &[Place]) {
         let name = self.lrms.name();
         let said: BTreeMap<Place, (Over, String)> = {
             let mut inner = self.lock();
             places.iter().filter_map(|p| Some((p.clone(), inner.books.watch(p)?.verdict.clone()?))).collect()
         };
-        let reason = |place: &Place| {
+        let back = |place: &Place| {
             let words = said.get(place).map_or("", |(_, words)| words.as_str());
-            match said.get(place).map(|(over, _)| (over.how, over.exit)) {
-                Some((How::Removed, _)) => None,
-                Some((How::NotStarted, _)) => {
-                    let text = format!("{name} could not start it on the machine that it chose {words}");
-                    Some(
-                        Reason::new(ReasonKind::StartFailed, text)
-                            .remedy("the site's administrator looks whether `directory` is there on all machines"),
-                    )
-                }
+            let reason = |text: String| Reason::new(ReasonKind::StartFailed, text);
+            Back::Unstarted(match said.get(place).map(|(over, _)| (over.how, over.exit)) {
+                Some((How::Removed, _)) => return Back::Failed(never(format!("somebody removed it from {name} before it started"))),
+                Some((How::NotStarted, _)) => reason(format!("{name} could not start it on the machine that it chose {words}"))
+                    .remedy("the site's administrator looks whether `directory` is there on all machines"),
                 Some((_, Some(NOT_HERE))) => {
-                    let text = format!("the machine that {name} chose does not have the shared directory, or can't write there");
-                    let remedy = "the site's administrator makes `directory` one that all machines share, with room on its disk";
-                    Some(Reason::new(ReasonKind::StartFailed, text).remedy(remedy))
+                    reason(format!("the machine that {name} chose does not have the shared directory, or can't write there"))
+                        .remedy("the site's administrator makes `directory` one that all machines share, with room on its disk")
                 }
-                Some(_) => Some(Reason::new(ReasonKind::StartFailed, format!("{name} ended it before it started {words}"))),
-                None => Some(Reason::new(ReasonKind::StartFailed, format!("it is gone from {name}, and had not started"))),
-            }
+                Some(_) => reason(format!("{name} ended it before it started {words}")),
+                None => reason(format!("it is gone from {name}, and had not started")),
+            })
         };
-        for place in self.take_back(places, reason).await {
-            let text = format!("somebody removed it from {name} before it started");
-            self.end(&place, |key| Input::NotStarted(key, Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: false }));
-        }
+        self.take_back(places.iter().map(|p| (p.clone(), back(p))).collect());
     }
 
     /// Submissions whose answer was lost.
     async fn find_lost(self: &Arc<Self>) {
         let lost: Vec<(String, u64, usize)> = {
             let inner = self.lock();
-            let lost =
-                |s: &crate::books::Sub| if let Step::Lost(since) = s.step { Some((s.intent.tag.clone(), since, s.intent.tasks.len())) } else { None };
+            let lost = |s: &crate::books::Sub| match s.step {
+                Step::Lost(since) if s.tasks.values().any(|w| !w.over && !w.taking) => Some((s.intent.tag.clone(), since, s.intent.tasks.len())),
+                _ => None,
+            };
             inner.books.subs().filter_map(lost).collect()
         };
         for (tag, since, tasks) in lost {
@@ -304,14 +299,10 @@ impl Driver {
                 Ok(ids) if !ids.is_empty() => ids.into_iter().for_each(|id| self.lock().books.sent(&tag, id)),
                 Ok(_) if self.clock.now() >= since + FIND_MS => {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
-                    let places = (1..).take(tasks).map(|position| (tag.clone(), position)).collect();
                     let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));
                     let reason = self.lock().books.sub(&tag).and_then(|s| s.doubt.clone()).unwrap_or_else(lost);
-                    self.take_back(places, |_| Some(reason.clone())).await;
                     // What has started all the same has a claim, and is seen by that.
-                    if let Some(sub) = self.lock().books.sub_mut(&tag) {
-                        sub.step = Step::Sent;
-                    }
+                    self.take_back((1..).take(tasks).map(|position| ((tag.clone(), position), Back::Unstarted(reason.clone()))).collect());
                 }
                 Ok(_) => {}
                 Err(why) => tracing::debug!(%tag, "looking for it: {why}"),
@@ -404,6 +395,11 @@ impl Driver {
         }
         out
     }
+}
+
+/// Of a task that the LRMS will not start.
+fn never(text: String) -> Fault {
+    Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: false }
 }
 
 /// What is offered of a queue in which our tasks occupy so many slots.

@@ -52,6 +52,7 @@ struct Inside {
     wrong: Wrong,
     submissions: u32,
     queries: u32,
+    surveys: u32,
 }
 
 /// The LRMS.
@@ -89,6 +90,11 @@ impl Local {
 
     pub fn queries(&self) -> u32 {
         self.lock().queries
+    }
+
+    /// Queries for all tasks.
+    pub fn surveys(&self) -> u32 {
+        self.lock().surveys
     }
 
     pub fn pending(&self) -> usize {
@@ -208,6 +214,7 @@ impl Lrms for Local {
     fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
         let prefix = prefix.to_string();
         self.answer(move |s| {
+            s.surveys += 1;
             let entry = |((id, position), t): (&(LrmsId, u32), &Task)| Entry {
                 id: *id,
                 position: *position,

@@ -269,6 +269,29 @@ async fn a_site_s_limits_are_told() {
     assert_eq!(2, starts(dir.path()).len());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_away_hold_up_no_look_at_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.hold = true);
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.wait_max_ms = Some(1_000))).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 1);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    while local.pending() < 1 {
+        p.settle(Duration::from_millis(10)).await.unwrap();
+    }
+    let (run, away) = (dir.path().join("shared/run"), dir.path().join("shared/away"));
+    std::fs::rename(&run, &away).unwrap();
+    // It has waited too long by now, and can't be taken back.
+    p.settle(Duration::from_secs(3)).await.unwrap();
+    let before = local.surveys();
+    p.settle(Duration::from_secs(5)).await.unwrap();
+    assert!(local.surveys() >= before + 3 && !p.placements[&n].alive.is_empty(), "{} looks, {:?}", local.surveys() - before, p.placements[&n]);
+    std::fs::rename(&away, &run).unwrap();
+    over(&mut p, n).await;
+    assert_eq!(ReasonKind::AllBusy, p.placements[&n].returned[0].1.kind);
+}
+
 /// The gateway's process ends and comes back: another runtime over the same state. The parent that it comes back to has a new store, so that what runs, runs
 /// on, and what waits in the LRMS is taken back.
 #[test]
