@@ -9,6 +9,7 @@ use intergrid_agent::core::Key;
 use intergrid_proto::Reason;
 use serde::{Deserialize, Serialize};
 
+use crate::hand::files::WITHDRAWN;
 use crate::limits::*;
 use crate::lrms::{Entry, How, LrmsId, Over, State, Wait};
 
@@ -98,8 +99,19 @@ pub struct Sub {
 pub enum Found {
     /// It has started.
     Started(Place),
+    /// Its claim is there, and should be read now: it has started, or we have claimed it ourselves.
+    Claim(Place),
     /// It has an exit record, that should be read now.
     Record(Place),
+}
+
+/// Whose a claim is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claimed {
+    /// The task's own.
+    Started,
+    /// Ours, and nobody is at it.
+    Withdrawn,
 }
 
 /// What a look at the queue has found.
@@ -217,10 +229,7 @@ impl Books {
             let Some(sub) = self.subs.get_mut(tag).filter(|s| s.intent.account.as_deref() == account) else { continue };
             let Some(watch) = sub.tasks.get_mut(&position).filter(|w| !w.over && !w.busy) else { continue };
             match kind {
-                "c" if !watch.started => {
-                    watch.started = true;
-                    found.push(Found::Started((tag.to_string(), position)));
-                }
+                "c" if !watch.started => found.push(Found::Claim((tag.to_string(), position))),
                 "x" if !watch.unreadable => {
                     // Listed before its claim, or without it: it has started all the same.
                     if !std::mem::replace(&mut watch.started, true) {
@@ -235,6 +244,20 @@ impl Books {
         }
         found.sort_by_key(|f| matches!(f, Found::Record(_)));
         found
+    }
+
+    /// What its claim says was read. Some: that has to be done, the task has started, or was being taken back when an earlier process ended.
+    pub fn claimed(&mut self, place: &Place, text: &str) -> Option<Claimed> {
+        let watch = self.watch(place).filter(|w| !w.started)?;
+        match text {
+            // We are at it: it may be being written.
+            WITHDRAWN | "" if watch.taking => None,
+            WITHDRAWN => Some(Claimed::Withdrawn),
+            _ => {
+                watch.started = true;
+                Some(Claimed::Started)
+            }
+        }
     }
 
     /// Its claim could not be taken: it has started, and the LRMS has it.
@@ -422,7 +445,8 @@ mod tests {
         let mut b = books();
         let list = names(&["a.1.x", "a.1.c", "a.2.c", "a.3.c", "a.0.c", "a.-1.c", "c.1.c", "a", ".", "a.1.n", "a.99999999999.c"]);
         let found = b.looked(None, &list, 200);
-        assert_eq!(vec![Found::Started(place("a", 1)), Found::Started(place("a", 2)), Found::Record(place("a", 1))], found);
+        assert_eq!(vec![Found::Started(place("a", 1)), Found::Claim(place("a", 2)), Found::Record(place("a", 1))], found);
+        assert_eq!((Some(Claimed::Started), None), (b.claimed(&place("a", 2), "7 n1 5\n"), b.claimed(&place("a", 2), "7 n1 5\n")));
         assert!(b.looked(None, &list, 300).is_empty(), "somebody is at it");
         assert!(b.looked(Some("alice"), &names(&["b.1.c"]), 300).is_empty(), "of another account");
         assert_eq!((Some((2, 7)), Some(&place("b", 1))), (b.key(&place("b", 2)), b.place("q", (2, 4))));
@@ -434,6 +458,18 @@ mod tests {
             let (p, gone) = b.forget("q", &[(1, 7)]);
             (p, gone.into_iter().map(|i| i.tag).collect())
         });
+    }
+
+    #[test]
+    fn a_claim_of_ours_is_no_start() {
+        let mut b = books();
+        let claim = place("a", 1);
+        assert_eq!(Some(Claimed::Withdrawn), b.claimed(&claim, WITHDRAWN));
+        b.watch(&claim).unwrap().taking = true;
+        assert_eq!((None, None), (b.claimed(&claim, WITHDRAWN), b.claimed(&claim, "")));
+        b.kept(&claim);
+        // A script that was stopped before it had written.
+        assert_eq!(Some(Claimed::Started), b.claimed(&claim, ""));
     }
 
     #[test]
@@ -497,7 +533,7 @@ mod tests {
         b.surveyed(3_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, State::Running)], 3_010);
         assert!(b.lingering(2_109, 100).is_empty());
         assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering(2_110, 100).into_iter().collect::<Vec<_>>());
-        b.looked(None, &names(&["a.1.c"]), 3_020);
+        b.claimed(&place("a", 1), "7 n1 5\n");
         assert!(b.lingering(9_000, 100).is_empty(), "it has started");
     }
 
@@ -526,7 +562,7 @@ mod tests {
     #[test]
     fn what_will_never_start_and_what_is_started_over_is_told() {
         let mut b = books();
-        b.looked(None, &names(&["a.1.c"]), 200);
+        b.claimed(&place("a", 1), "7 n1 5\n");
         let pending = |wait| State::Pending(wait, "why".into());
         let entries = vec![entry("a", 1, 1, pending(Wait::Requeued)), entry("a", 1, 2, pending(Wait::Broken)), entry("b", 2, 1, pending(Wait::Held))];
         assert_eq!(vec![Seen::Hopeless(place("a", 2), Wait::Broken, "why".into())], b.surveyed(2_000, entries, 2_010));

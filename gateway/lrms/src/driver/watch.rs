@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 
 use super::send::Back;
 use super::{Driver, account, pause};
-use crate::books::{Found, Place, Seen, Step};
+use crate::books::{Claimed, Found, Place, Seen, Step};
 use crate::command::Account;
 use crate::command::own_account;
+use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
@@ -54,15 +55,17 @@ impl Driver {
         let (Answer::Names(names), _) = hand.ask(Ask::Look, Vec::new()).await? else { return Ok(()) };
         let name = if let Account::Named(name) = whose { Some(name.as_str()) } else { None };
         let found = self.lock().books.looked(name, &names, self.clock.now());
-        let mut records = Vec::new();
+        let (mut claims, mut records) = (Vec::new(), Vec::new());
         for f in found {
             match f {
-                Found::Started(place) => {
-                    self.lock().books.began(&place, self.clock.now());
-                    self.tell(&place, |key| Input::Started(key, 0));
-                }
+                Found::Started(place) => self.began(&place),
+                Found::Claim(place) => claims.push(place),
                 Found::Record(place) => records.push(place),
             }
+        }
+        if let Err(why) = self.read_claims(&hand, &claims).await {
+            records.iter().for_each(|p| self.free(p));
+            return Err(why);
         }
         if records.is_empty() {
             return Ok(());
@@ -84,6 +87,34 @@ impl Driver {
             };
             self.ended(&place, Some(&record), None).await;
         }
+        Ok(())
+    }
+
+    fn began(&self, place: &Place) {
+        self.lock().books.began(place, self.clock.now());
+        self.tell(place, |key| Input::Started(key, 0));
+    }
+
+    /// Whose these claims are: of tasks that have started, or ours from before a restart.
+    async fn read_claims(self: &Arc<Self>, hand: &Hand, claims: &[Place]) -> Result<(), String> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let files = claims.iter().map(|(tag, position)| format!("{tag}.{position}.c")).collect();
+        let (Answer::Texts(texts), _) = hand.ask(Ask::Read(files), Vec::new()).await? else { return Ok(()) };
+        let mut ours = Vec::new();
+        for (place, text) in claims.iter().zip(texts) {
+            let whose = text.and_then(|text| self.lock().books.claimed(place, &text));
+            match whose {
+                Some(Claimed::Started) => self.began(place),
+                Some(Claimed::Withdrawn) => {
+                    let reason = Reason::new(ReasonKind::StartFailed, "it was being taken back when the gateway ended");
+                    ours.push((place.clone(), Back::Unstarted(reason)));
+                }
+                None => {}
+            }
+        }
+        self.take_back(ours);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use intergrid_gateway::outputs::OutputStore;
 use intergrid_proto::link::{Hop, Kind, WantValue};
 use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Refusal, SiteId, TaskSet};
 
+use crate::hand::files::WITHDRAWN;
 use crate::limits::{SUBMISSIONS_AT_ONCE_MAX, VERDICT_WAIT_MS};
 use crate::log::Log;
 use crate::lrms::How;
@@ -290,6 +291,28 @@ async fn files_that_are_away_hold_up_no_look_at_the_queue() {
     std::fs::rename(&away, &run).unwrap();
     over(&mut p, n).await;
     assert_eq!(ReasonKind::AllBusy, p.placements[&n].returned[0].1.kind);
+}
+
+/// A gateway that is killed between its claim and the end that its core writes down leaves the claim.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_of_an_earlier_process_of_ours_is_no_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.hold = true);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 1);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    while local.pending() < 1 {
+        p.settle(Duration::from_millis(10)).await.unwrap();
+    }
+    let log = std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
+    let tag = log.split_once("\"tag\":\"").and_then(|(_, rest)| rest.split('"').next()).unwrap();
+    std::fs::write(dir.path().join(format!("shared/run/{tag}.1.c")), WITHDRAWN).unwrap();
+    over(&mut p, n).await;
+    assert!(p.placements[&n].ran.is_empty() && p.placements[&n].returned[0].1.kind == ReasonKind::StartFailed, "{:?}", p.placements[&n]);
+    while local.pending() > 0 {
+        p.settle(Duration::from_millis(10)).await.unwrap();
+    }
 }
 
 /// The gateway's process ends and comes back: another runtime over the same state. The parent that it comes back to has a new store, so that what runs, runs
