@@ -69,6 +69,8 @@ pub struct Watch {
     pub unreadable: bool,
     /// We have asked for its end.
     pub stopped: bool,
+    /// And the LRMS has not answered yet: is it to be killed?
+    pub unheard: Option<bool>,
     /// Its claim is being taken, so that it never starts.
     pub taking: bool,
     /// Somebody is at it; nobody else is to begin.
@@ -123,6 +125,21 @@ pub enum Seen {
     Hopeless(Place, Wait, String),
 }
 
+/// A task in the LRMS that should not be there any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stray {
+    /// Its account; None: our own.
+    pub account: Option<String>,
+    /// Is its submission known? Else it has nothing but a name like ours.
+    pub known: bool,
+    /// How it is to be removed.
+    pub kill: bool,
+    /// Of what runs nobody knows that it does not just end.
+    runs: bool,
+    /// It was removed last, or found, then.
+    since_ms: u64,
+}
+
 /// All submissions that are not over.
 #[derive(Debug, Default)]
 pub struct Books {
@@ -133,6 +150,10 @@ pub struct Books {
     places: HashMap<(String, Key), Place>,
     /// By queue: when the last tasks started, and how long each had waited.
     waits: HashMap<String, VecDeque<(u64, u64)>>,
+    /// As the last look at the LRMS showed them.
+    strays: BTreeMap<(LrmsId, u32), Stray>,
+    /// Something is over, and the LRMS was not looked at since.
+    unseen: bool,
 }
 
 impl Books {
@@ -291,14 +312,16 @@ impl Books {
         for (tag, sub) in &mut self.subs {
             sub.ids.retain(|id| named.get(id).is_none_or(|t| t == tag));
         }
+        let mut strays = std::mem::take(&mut self.strays);
         for e in entries {
             let place = (e.tag.clone(), e.position);
-            // Anybody can give his job the name of one of ours.
-            let is_his = |s: &Sub| {
-                let account = s.intent.account.as_ref().unwrap_or(&self.own);
-                e.owner.is_empty() || account.is_empty() || *account == e.owner
-            };
-            let Some(sub) = self.subs.get_mut(&e.tag).filter(|s| is_his(s)) else { continue };
+            let key = (e.id, e.position);
+            if let Some(stray) = self.stray(&e) {
+                let since_ms = strays.remove(&key).map_or(now, |s| s.since_ms);
+                self.strays.insert(key, Stray { since_ms, ..stray });
+            }
+            let own = &self.own;
+            let Some(sub) = self.subs.get_mut(&e.tag).filter(|s| is_his(s, own, &e)) else { continue };
             if let Step::Lost(_) = sub.step {
                 sub.step = Step::Sent;
             }
@@ -350,6 +373,62 @@ impl Books {
         seen
     }
 
+    /// Is this one of ours that is not wanted there any more?
+    fn stray(&self, e: &Entry) -> Option<Stray> {
+        let pending = matches!(e.state, State::Pending(..));
+        if matches!(e.state, State::Ended(_)) {
+            return None;
+        }
+        let stray = |account, known, kill, runs| Some(Stray { account, known, kill, runs, since_ms: 0 });
+        let Some(sub) = self.subs.get(&e.tag) else {
+            let own = e.owner.is_empty() || e.owner == self.own;
+            return stray((!own).then(|| e.owner.clone()), false, false, !pending);
+        };
+        if !is_his(sub, &self.own, e) {
+            return None;
+        }
+        match sub.tasks.get(&e.position).filter(|w| !w.over) {
+            None => stray(sub.intent.account.clone(), true, false, !pending),
+            Some(Watch { unheard: Some(kill), .. }) => stray(sub.intent.account.clone(), true, *kill, false),
+            // A controller that forgot that it was told.
+            Some(w) if w.stopped && pending => stray(sub.intent.account.clone(), true, false, false),
+            Some(_) => None,
+        }
+    }
+
+    /// Strays that are to be removed now, and again after a while.
+    pub fn strays_due(&mut self, now: u64) -> Vec<((LrmsId, u32), Stray)> {
+        let mut due = Vec::new();
+        for (key, s) in &mut self.strays {
+            if now >= s.since_ms + if s.runs { STRAY_RUNS_MS } else { CANCEL_AGAIN_MS } {
+                s.since_ms = now;
+                due.push((*key, s.clone()));
+            }
+        }
+        due
+    }
+
+    /// Has the LRMS to be looked at once more though nothing is open?
+    pub fn look_again(&mut self) -> bool {
+        std::mem::take(&mut self.unseen) || !self.strays.is_empty()
+    }
+
+    /// That look has failed.
+    pub fn unseen(&mut self) {
+        self.unseen = true;
+    }
+
+    /// The LRMS has answered that these are removed.
+    pub fn heard(&mut self, jobs: &[(LrmsId, Vec<u32>)], kill: bool) {
+        for (id, positions) in jobs {
+            for sub in self.subs.values_mut().filter(|s| s.ids.contains(id)) {
+                for (_, watch) in sub.tasks.iter_mut().filter(|(p, w)| positions.contains(p) && w.unheard.is_some_and(|k| kill || !k)) {
+                    watch.unheard = None;
+                }
+            }
+        }
+    }
+
     /// Tasks that are not alive in the LRMS, and have had the time to say how they ended: they are to be decided on.
     pub fn due(&self, now: u64) -> Vec<Place> {
         let of = |s: &Sub| {
@@ -392,6 +471,7 @@ impl Books {
 
     /// A task has ended, or goes back. False: that was known.
     pub fn over(&mut self, place: &Place) -> bool {
+        self.unseen = true;
         self.watch(place).map(|watch| (watch.over, watch.busy) = (true, false)).is_some()
     }
 
@@ -413,159 +493,11 @@ impl Books {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::lrms::How;
-
-    fn books() -> Books {
-        let mut b = Books::default();
-        for (tag, number) in [("a", 1), ("b", 2)] {
-            let intent = Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), number, tasks: vec![4, 7], slots: 2 };
-            b.add(intent, Step::Sending, 100);
-            b.sent(tag, LrmsId(number));
-        }
-        b
-    }
-
-    fn entry(tag: &str, id: u64, position: u32, state: State) -> Entry {
-        Entry { id: LrmsId(id), position, tag: tag.into(), owner: String::new(), state, slots: 2, machine: String::new(), restarts: 0 }
-    }
-
-    fn place(tag: &str, position: u32) -> Place {
-        (tag.to_string(), position)
-    }
-
-    fn names(list: &[&str]) -> Vec<String> {
-        list.iter().map(|n| n.to_string()).collect()
-    }
-
-    #[test]
-    fn claims_and_records_are_found_once_and_foreign_names_are_nothing() {
-        let mut b = books();
-        let list = names(&["a.1.x", "a.1.c", "a.2.c", "a.3.c", "a.0.c", "a.-1.c", "c.1.c", "a", ".", "a.1.n", "a.99999999999.c"]);
-        let found = b.looked(None, &list, 200);
-        assert_eq!(vec![Found::Started(place("a", 1)), Found::Claim(place("a", 2)), Found::Record(place("a", 1))], found);
-        assert_eq!((Some(Claimed::Started), None), (b.claimed(&place("a", 2), "7 n1 5\n"), b.claimed(&place("a", 2), "7 n1 5\n")));
-        assert!(b.looked(None, &list, 300).is_empty(), "somebody is at it");
-        assert!(b.looked(Some("alice"), &names(&["b.1.c"]), 300).is_empty(), "of another account");
-        assert_eq!((Some((2, 7)), Some(&place("b", 1))), (b.key(&place("b", 2)), b.place("q", (2, 4))));
-        assert_eq!([(4, 8), (4, 8)], b.load("p"));
-        assert!(b.over(&place("a", 1)) && !b.over(&place("a", 1)));
-        assert_eq!(([(0, 0), (3, 6)], None), (b.load("x"), b.watch(&place("a", 1))));
-        assert_eq!((vec![place("a", 1)], vec![]), b.forget("q", &[(1, 4), (9, 9)]));
-        assert_eq!((vec![], vec!["a".to_string()]), {
-            let (p, gone) = b.forget("q", &[(1, 7)]);
-            (p, gone.into_iter().map(|i| i.tag).collect())
-        });
-    }
-
-    #[test]
-    fn a_claim_of_ours_is_no_start() {
-        let mut b = books();
-        let claim = place("a", 1);
-        assert_eq!(Some(Claimed::Withdrawn), b.claimed(&claim, WITHDRAWN));
-        b.watch(&claim).unwrap().taking = true;
-        assert_eq!((None, None), (b.claimed(&claim, WITHDRAWN), b.claimed(&claim, "")));
-        b.kept(&claim);
-        // A script that was stopped before it had written.
-        assert_eq!(Some(Claimed::Started), b.claimed(&claim, ""));
-    }
-
-    #[test]
-    fn a_record_that_is_never_whole_counts_as_none() {
-        let mut b = books();
-        let record = names(&["a.1.x"]);
-        assert_eq!(2, b.looked(None, &record, 200).len());
-        assert!(!b.unreadable(&place("a", 1), 200));
-        // Looked at again until then.
-        assert_eq!(vec![Found::Record(place("a", 1))], b.looked(None, &record, 300));
-        assert!(b.unreadable(&place("a", 1), 200 + VERDICT_WAIT_MS));
-        assert!(b.looked(None, &record, 300 + VERDICT_WAIT_MS).is_empty());
-        assert!(b.watch(&place("a", 1)).is_some_and(|w| w.started && w.record_ms.is_none() && !w.busy));
-    }
-
-    #[test]
-    fn what_is_not_in_the_queue_is_a_question_after_a_while() {
-        let mut b = books();
-        b.sub_mut("b").unwrap().step = Step::Lost(100);
-        // Asked before it was submitted: says nothing.
-        b.surveyed(100, vec![], 1_000);
-        assert!(b.due(99_000).is_empty());
-        b.surveyed(2_000, vec![entry("a", 1, 1, State::Running), entry("a", 1, 2, State::Suspended)], 2_010);
-        assert_eq!((4, vec![]), (b.occupied("q"), b.due(99_000)));
-        let over = Over { how: How::Exited, exit: None };
-        let seen = b.surveyed(3_000, vec![entry("a", 1, 1, State::Ended(over.clone())), entry("a", 1, 2, State::Running)], 3_010);
-        assert_eq!(vec![Seen::Suspended(place("a", 2), false)], seen);
-        assert_eq!((vec![], vec![place("a", 1)]), (b.due(3_010 + RECORD_GRACE_MS - 1), b.due(3_010 + RECORD_GRACE_MS)));
-        assert_eq!(Some((over, String::new())), b.watch(&place("a", 1)).unwrap().verdict.clone());
-        // A lost submission shows by its name.
-        b.surveyed(4_000, vec![entry("b", 9, 1, State::Pending(Wait::Turn, "Priority".into()))], 4_010);
-        assert_eq!((Step::Sent, vec![LrmsId(2), LrmsId(9)]), (b.sub("b").unwrap().step, b.sub("b").unwrap().ids.clone()));
-        // It was only a controller that had just come back.
-        b.surveyed(5_000, vec![entry("a", 1, 1, State::Running), entry("a", 1, 2, State::Running)], 5_010);
-        assert_eq!(None, b.watch(&place("a", 1)).unwrap().gone_ms);
-    }
-
-    #[test]
-    fn a_job_of_another_account_with_our_name_is_none_of_ours() {
-        let mut b = Books::default();
-        let intent = Intent { account: Some("ann".into()), ..books().sub("a").unwrap().intent.clone() };
-        b.add(intent, Step::Sending, 100);
-        b.sent("a", LrmsId(1));
-        let of = |owner: &str, id| Entry { owner: owner.into(), ..entry("a", id, 1, State::Pending(Wait::Broken, "Eqw".into())) };
-        assert!(b.surveyed(2_000, vec![of("eve", 9)], 2_010).is_empty());
-        assert_eq!(vec![LrmsId(1)], b.sub("a").unwrap().ids);
-        assert_eq!(1, b.surveyed(3_000, vec![of("ann", 1), of("eve", 9)], 3_010).len());
-
-        // Where all run as the gateway's own.
-        let mut b = books();
-        b.own = "grid".into();
-        assert!(b.surveyed(2_000, vec![of("eve", 9)], 2_010).is_empty());
-        assert_eq!(1, b.surveyed(3_000, vec![of("grid", 1)], 3_010).len());
-    }
-
-    #[test]
-    fn what_waits_too_long_lingers() {
-        let mut b = books();
-        let pending = || State::Pending(Wait::Turn, "Resources".into());
-        b.surveyed(2_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, pending())], 2_010);
-        b.surveyed(3_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, State::Running)], 3_010);
-        assert!(b.lingering(2_109, 100).is_empty());
-        assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering(2_110, 100).into_iter().collect::<Vec<_>>());
-        b.claimed(&place("a", 1), "7 n1 5\n");
-        assert!(b.lingering(9_000, 100).is_empty(), "it has started");
-    }
-
-    #[test]
-    fn a_wait_is_known_by_those_that_started_and_those_that_wait() {
-        let mut b = books();
-        assert_eq!(None, b.wait_ms("q", 5_000));
-        let pending = |wait| State::Pending(wait, "Resources".into());
-        b.surveyed(2_000, vec![entry("a", 1, 1, pending(Wait::Turn)), entry("a", 1, 2, pending(Wait::Held))], 2_100);
-        assert_eq!((Some(2_900), None), (b.wait_ms("q", 5_000), b.wait_ms("other", 5_000)));
-        // Of those that started the middle one, unless somebody waits longer.
-        [700, 3_100, 400].iter().for_each(|at| b.began(&place("b", 1), *at));
-        assert_eq!((Some(600), Some(2_900)), (b.wait_ms("q", 2_200), b.wait_ms("q", 5_000)));
-        b.looked(None, &names(&["a.1.c"]), 5_000);
-        assert_eq!(Some(600), b.wait_ms("q", 60_000));
-        assert_eq!(None, b.wait_ms("q", 3_100 + WAITS_KEPT_MS + 1), "that was long ago");
-    }
-
-    #[test]
-    fn a_number_given_twice_belongs_to_the_name_that_it_has_now() {
-        let mut b = books();
-        b.surveyed(2_000, vec![entry("b", 1, 1, State::Running)], 2_010);
-        assert_eq!((vec![], vec![LrmsId(2), LrmsId(1)]), (b.sub("a").unwrap().ids.clone(), b.sub("b").unwrap().ids.clone()));
-    }
-
-    #[test]
-    fn what_will_never_start_and_what_is_started_over_is_told() {
-        let mut b = books();
-        b.claimed(&place("a", 1), "7 n1 5\n");
-        let pending = |wait| State::Pending(wait, "why".into());
-        let entries = vec![entry("a", 1, 1, pending(Wait::Requeued)), entry("a", 1, 2, pending(Wait::Broken)), entry("b", 2, 1, pending(Wait::Held))];
-        assert_eq!(vec![Seen::Hopeless(place("a", 2), Wait::Broken, "why".into())], b.surveyed(2_000, entries, 2_010));
-        assert_eq!(Some(2_010), b.watch(&place("a", 1)).unwrap().gone_ms, "it began, and won't begin again");
-    }
+/// Anybody can give his job the name of one of ours.
+fn is_his(sub: &Sub, own: &str, e: &Entry) -> bool {
+    let account = sub.intent.account.as_deref().unwrap_or(own);
+    e.owner.is_empty() || account.is_empty() || account == e.owner
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,8 +65,10 @@ pub const UPLOAD_TRIES_MAX: u32 = 3;
 pub const ROOM_WAIT_MS: u64 = 24 * 3_600_000;
 /// That they wait is said this often.
 pub const ROOM_TOLD_INTERVAL_MS: u64 = 300_000;
-/// Removing tasks from the LRMS is tried so often.
-pub const CANCEL_TRIES_MAX: u32 = 5;
+/// What should not be in the LRMS any more, and is, is removed again after so long.
+pub const CANCEL_AGAIN_MS: u64 = 5_000;
+/// What runs there and is over for us may just be ending: so long it is let.
+pub const STRAY_RUNS_MS: u64 = 30_000;
 /// Content that does not come is asked for so often.
 pub const FETCH_TRIES_MAX: u32 = 3;
 /// Records of ended jobs are asked for, for so many jobs at once.

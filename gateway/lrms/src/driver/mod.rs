@@ -91,6 +91,8 @@ pub struct Driver {
     clock: Clock,
     turns: Semaphore,
     uploads: Semaphore,
+    /// One at a time.
+    removals: Arc<Semaphore>,
     /// Never locked together with `inner`.
     log: Mutex<Log>,
     inner: Mutex<Inner>,
@@ -139,7 +141,8 @@ impl Driver {
         let prefix = format!("ig{}-", &site.to_string()[..8]);
         let (turns, uploads) = (Semaphore::new(SUBMISSIONS_AT_ONCE_MAX), Semaphore::new(UPLOADS_AT_ONCE_MAX));
         let (log, inner) = (Mutex::new(log), Mutex::new(inner));
-        Ok(Arc::new(Driver { lrms, config, prefix, program, blobs, outputs, above, clock, turns, uploads, log, inner }))
+        let removals = Arc::new(Semaphore::new(1));
+        Ok(Arc::new(Driver { lrms, config, prefix, program, blobs, outputs, above, clock, turns, uploads, removals, log, inner }))
     }
 
     /// Who is told of a queue's tasks.

@@ -17,7 +17,7 @@ use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::log::Note;
-use crate::lrms::{Refused, Submission, SubmitFailure};
+use crate::lrms::{LrmsId, Refused, Submission, SubmitFailure};
 use crate::script;
 
 /// A task to be started.
@@ -303,16 +303,16 @@ impl Driver {
         let places: Vec<Place> = {
             let mut inner = self.lock();
             let places: Vec<Place> = keys.iter().filter_map(|k| inner.books.place(queue, *k).cloned()).collect();
-            places.iter().for_each(|p| inner.books.watch(p).into_iter().for_each(|w| w.stopped = true));
+            places.iter().for_each(|p| inner.books.watch(p).into_iter().for_each(|w| (w.stopped, w.unheard) = (true, Some(kill))));
             places
         };
         let driver = self.clone();
         tokio::spawn(async move { driver.cancel(places, kill).await });
     }
 
-    /// Remove tasks from the LRMS; where it does not answer, again, for a while.
+    /// Remove tasks from the LRMS. What it does not hear of, or does not have yet, is found by a look at it.
     pub(super) async fn cancel(&self, places: Vec<Place>, kill: bool) {
-        let mut by_account: BTreeMap<Account, BTreeMap<crate::lrms::LrmsId, Vec<u32>>> = BTreeMap::new();
+        let mut by_account: BTreeMap<Account, BTreeMap<LrmsId, Vec<u32>>> = BTreeMap::new();
         for (tag, position) in places {
             let Some((account, ids)) = self.whose(&tag) else { continue };
             ids.into_iter().for_each(|id| by_account.entry(account.clone()).or_default().entry(id).or_default().push(position));
@@ -322,17 +322,41 @@ impl Driver {
         }
     }
 
-    async fn remove(&self, account: &Account, jobs: &[(crate::lrms::LrmsId, Vec<u32>)], kill: bool) {
+    async fn remove(&self, account: &Account, jobs: &[(LrmsId, Vec<u32>)], kill: bool) {
         if jobs.iter().all(|(_, positions)| positions.is_empty()) {
             return;
         }
-        for n in 1..=CANCEL_TRIES_MAX {
-            match self.lrms.cancel(account, jobs, kill).await {
-                Ok(()) => return,
-                Err(why) => tracing::warn!("tasks can't be removed from {}: {why} (try {n} of {CANCEL_TRIES_MAX})", self.lrms.name()),
-            }
-            pause(FIND_INTERVAL_MS).await;
+        match self.lrms.cancel(account, jobs, kill).await {
+            Ok(()) => self.lock().books.heard(jobs, kill),
+            Err(why) => tracing::warn!("tasks can't be removed from {}: {why}; trying on", self.lrms.name()),
         }
+    }
+
+    /// Remove what is there and should not be: its removal was not heard, or its submission not known in time.
+    pub(super) fn remove_strays(self: &Arc<Self>) {
+        // The last ones are still being removed.
+        let Ok(turn) = self.removals.clone().try_acquire_owned() else { return };
+        let mut by_account: BTreeMap<(Account, bool), BTreeMap<LrmsId, Vec<u32>>> = BTreeMap::new();
+        {
+            let mut inner = self.lock();
+            let due = inner.books.strays_due(self.clock.now());
+            let ours = if due.is_empty() { Vec::new() } else { inner.accounts.all() };
+            for ((id, position), stray) in due {
+                let account = stray.account.map_or(Account::Own, Account::Named);
+                // Somebody else may have given his job such a name.
+                if stray.known || ours.contains(&account) {
+                    by_account.entry((account, stray.kill)).or_default().entry(id).or_default().push(position);
+                }
+            }
+        }
+        let driver = self.clone();
+        tokio::spawn(async move {
+            for ((account, kill), jobs) in by_account {
+                tracing::info!("{} jobs as {account} are still in {}: removing them again", jobs.len(), driver.lrms.name());
+                driver.remove(&account, &jobs.into_iter().collect::<Vec<_>>(), kill).await;
+            }
+            drop(turn);
+        });
     }
 }
 

@@ -179,8 +179,12 @@ impl Driver {
         }
         loop {
             pause(SURVEY_INTERVAL_MS).await;
-            let open = self.lock().books.subs().any(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over));
-            if !open {
+            let (open, again) = {
+                let mut inner = self.lock();
+                let open = inner.books.subs().any(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over));
+                (open, inner.books.look_again())
+            };
+            if !open && !again {
                 continue;
             }
             let asked = self.clock.now();
@@ -189,6 +193,7 @@ impl Driver {
                     silent = false;
                     let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
                     self.act_on(seen);
+                    self.remove_strays();
                     self.recall();
                     self.decide().await;
                     if self.clock.now() >= found_ms + FIND_INTERVAL_MS {
@@ -196,11 +201,14 @@ impl Driver {
                         self.find_lost().await;
                     }
                 }
-                Err(why) if !silent => {
-                    silent = true;
-                    tracing::warn!("{} does not answer: {why}; trying on, what it has is not forgotten", self.lrms.name());
+                Err(why) => {
+                    if !std::mem::replace(&mut silent, true) {
+                        tracing::warn!("{} does not answer: {why}; trying on, what it has is not forgotten", self.lrms.name());
+                    }
+                    if again {
+                        self.lock().books.unseen();
+                    }
                 }
-                Err(_) => {}
             }
         }
     }

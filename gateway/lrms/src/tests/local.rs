@@ -29,6 +29,8 @@ pub struct Wrong {
     pub hold: bool,
     /// Each script is started twice.
     pub twice: bool,
+    /// It removes nothing, and says so.
+    pub deaf: bool,
     /// It does not answer queries.
     pub silent: bool,
     /// Jobs that are over leave no trace.
@@ -274,6 +276,9 @@ impl Lrms for Local {
 
     fn cancel<'a>(&'a self, _: &'a Account, tasks: &'a [(LrmsId, Vec<u32>)], kill: bool) -> BoxFuture<'a, Result<(), CallFailure>> {
         let mut state = self.lock();
+        if state.wrong.deaf {
+            return std::future::ready(Err(CallFailure::Unknown("it is deaf".into()))).boxed();
+        }
         for (id, position) in tasks.iter().flat_map(|(id, ps)| ps.iter().map(|p| (*id, *p))) {
             let Some(task) = state.tasks.get_mut(&(id, position)).filter(|t| t.over.is_none()) else { continue };
             match task.began {

@@ -270,6 +270,30 @@ async fn a_site_s_limits_are_told() {
     assert_eq!(2, starts(dir.path()).len());
 }
 
+/// The controller is away for longer than a cancel is tried, or the submission's number is not known when its tasks are taken back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_taken_back_leaves_nothing_in_the_queue() {
+    for lost in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(8);
+        local.wrong(|w| (w.hold, w.deaf, w.silent, w.lose_answers) = (true, !lost, false, u32::from(lost)));
+        let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+        local.wrong(|w| w.silent = lost);
+        let job = p.job(counting(dir.path(), "exit 0"), 2);
+        let n = p.place(child, "batch", job, TaskSet::range(0..2));
+        while local.pending() < 2 {
+            p.settle(Duration::from_millis(10)).await.unwrap();
+        }
+        p.settle(Duration::from_millis(500)).await.unwrap();
+        p.want(child, job, WantValue::Return, &TaskSet::range(0..2));
+        over(&mut p, n).await;
+        p.settle(Duration::from_secs(if lost { 1 } else { 11 })).await.unwrap();
+        assert_eq!(2, local.pending());
+        local.wrong(|w| (w.deaf, w.silent) = (false, false));
+        p.until("nothing to be left there", PATIENCE, |_| local.pending() == 0).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_are_away_hold_up_no_look_at_the_queue() {
     let dir = tempfile::tempdir().unwrap();
