@@ -6,6 +6,7 @@ use intergrid_agent::core::{Input, Key};
 use intergrid_agent::plan::Plan;
 use intergrid_gateway::durable::blocking;
 use intergrid_gateway::outputs::OutputStore;
+use intergrid_proto::limits::BLOB_BYTES_MAX;
 use intergrid_proto::units::format_duration;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind};
 
@@ -151,10 +152,7 @@ impl Driver {
     }
 
     async fn bring_one(&self, hand: &Hand, place: &Place, job: u64, task: u32, name: &str) -> Result<(), Missed> {
-        let (Answer::Head(hash, size), _) = hand.ask(Ask::Head(place.clone(), name.into()), Vec::new()).await? else {
-            return Err("an answer to another question".to_string().into());
-        };
-        let hash = blake3::Hash::from_hex(hash).map_err(|e| e.to_string())?;
+        let (hash, size) = head(hand, place, name).await?;
         let outputs = self.outputs.clone();
         // What would fit into an empty store waits until it does.
         let missed = |e: Refusal| match e.kind == RefusalKind::OverLimit && outputs.could_hold(size) {
@@ -163,12 +161,12 @@ impl Driver {
         };
         let begin = {
             let (outputs, name) = (outputs.clone(), name.to_string());
-            move || OutputStore::writer(&outputs, job, task, &name, BlobHash(*hash.as_bytes()), size)
+            move || OutputStore::writer(&outputs, job, task, &name, hash, size)
         };
         let mut writer = blocking(begin).await.map_err(missed)?;
         let mut offset = 0;
         while offset < size {
-            let (_, part) = hand.ask(Ask::Part(place.clone(), name.to_string(), offset), Vec::new()).await?;
+            let part = part(hand, place, name, offset).await?;
             if part.is_empty() {
                 return Err("it has become shorter".to_string().into());
             }
@@ -221,5 +219,23 @@ impl Driver {
             tracing::warn!("submission {} is over and can't be removed: {why}", intent.tag);
         }
         self.note(&Note::Over(intent.tag));
+    }
+}
+
+async fn part(hand: &Hand, place: &Place, name: &str, offset: u64) -> Result<Vec<u8>, String> {
+    Ok(hand.ask(Ask::Part(place.clone(), name.to_string(), offset), Vec::new()).await?.1)
+}
+
+/// Hash and size of a file, read part by part: how long each takes is bounded, and all of a large file may take longer than a hand is waited for.
+async fn head(hand: &Hand, place: &Place, name: &str) -> Result<(BlobHash, u64), String> {
+    let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
+    loop {
+        let part = part(hand, place, name, size).await?;
+        // One that is too large is refused by its size.
+        if part.is_empty() || size > BLOB_BYTES_MAX {
+            return Ok((BlobHash(*hasher.finalize().as_bytes()), size));
+        }
+        hasher.update(&part);
+        size += part.len() as u64;
     }
 }

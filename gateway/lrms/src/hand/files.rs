@@ -45,8 +45,6 @@ pub enum Ask {
     Claim(Vec<Place>),
     /// Which files a task has made: its streams where there is something in them, and these.
     Made(Place, Vec<String>),
-    /// Hash and size of one.
-    Head(Place, String),
     /// A part of one, from this offset.
     Part(Place, String, u64),
     /// What a running task has printed, from these offsets in stdout and stderr.
@@ -70,8 +68,6 @@ pub enum Answer {
     Won(Vec<bool>),
     /// There, and not there.
     Made(Vec<String>, Vec<String>),
-    /// Hash in hex, and size.
-    Head(String, u64),
     /// So many bytes of stdout are beside it, then those of stderr.
     Peeked(u64),
 }
@@ -205,19 +201,6 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             }
             Ok((Answer::Made(there, missing), Vec::new()))
         }
-        Ask::Head(place, name) => {
-            let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(made(base, &place, &name)?)?;
-            let (mut hasher, mut buffer, mut size) = (blake3::Hasher::new(), vec![0; BLOB_PART_BYTES], 0);
-            loop {
-                let n = file.read(&mut buffer)?;
-                if n == 0 {
-                    break;
-                }
-                hasher.update(&buffer[..n]);
-                size += n as u64;
-            }
-            Ok((Answer::Head(hasher.finalize().to_hex().to_string(), size), Vec::new()))
-        }
         Ask::Part(place, name, offset) => {
             let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(made(base, &place, &name)?)?;
             file.seek(SeekFrom::Start(offset))?;
@@ -348,12 +331,12 @@ mod tests {
         let made = ask(Ask::Made(place.clone(), vec!["o".into(), "link".into()]), b"").unwrap().0;
         assert_eq!(Answer::Made(vec!["stdout".into(), "stderr".into(), "out/o".into()], vec!["link".into()]), made);
         assert!(fs::metadata(base.join("t-1/1/stdout")).unwrap().len() < STREAM_BYTES_MAX + CUT_NOTE_BYTES);
-        assert!(ask(Ask::Head(place.clone(), "out/link".into()), b"").is_err());
-        let head = Answer::Head(blake3::hash(b"hello").to_hex().to_string(), 5);
-        assert_eq!(
-            (head, b"llo".to_vec()),
-            (ask(Ask::Head(place.clone(), "out/o".into()), b"").unwrap().0, ask(Ask::Part(place, "out/o".into(), 2), b"").unwrap().1)
-        );
+        assert!(ask(Ask::Part(place.clone(), "out/link".into(), 0), b"").is_err());
+        let part = |from| ask(Ask::Part(place.clone(), "out/o".into(), from), b"").unwrap().1;
+        assert_eq!((b"llo".to_vec(), vec![]), (part(2), part(5)));
+        // No question takes longer than its part does, however large the file is.
+        File::create(base.join("t-1/1/w/large")).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(BLOB_PART_BYTES, ask(Ask::Part(place.clone(), "out/large".into(), 1 << 39), b"").unwrap().1.len());
         ask(Ask::Remove("t-1".into(), 2), b"").unwrap();
         assert_eq!((Answer::Names(vec![]), vec![]), ask(Ask::Look, b"").unwrap());
         fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
