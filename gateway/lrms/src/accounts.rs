@@ -1,7 +1,7 @@
 //! As whom a principal's tasks run: rules of the configuration, the first that fits; without one, refused.
 //!
-//! An account of a pool belongs to one principal as long as this process knows of a task of his; it is then free for another. Directories are not shared in
-//! time either: a submission's is removed with its last task.
+//! An account of a pool belongs to one principal as long as this process knows of a task of his, or of files that it left; it is then free for another.
+//! Directories are not shared in time either: a submission's is removed with its last task.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ impl Accounts {
         self.leased.insert(account.to_string(), principal.to_string());
     }
 
-    /// As whom this principal's tasks run. `in_use` says whether a principal still has tasks here.
+    /// As whom this principal's tasks run. `in_use` says whether a principal still has tasks or files here.
     pub fn of(&mut self, principal: &str, in_use: impl Fn(&str) -> bool) -> Result<Account, String> {
         let AccountsConfig::Map(rules) = &self.rules else { return Ok(Account::Own) };
         let fits = |r: &&MapRule| match r.principal.strip_suffix('*') {

@@ -150,6 +150,8 @@ pub struct Books {
     places: HashMap<(String, Key), Place>,
     /// By queue: when the last tasks started, and how long each had waited.
     waits: HashMap<String, VecDeque<(u64, u64)>>,
+    /// Submissions of which only files are left: whose.
+    leaving: BTreeMap<String, String>,
     /// As the last look at the LRMS showed them.
     strays: BTreeMap<(LrmsId, u32), Stray>,
     /// Something is over, and the LRMS was not looked at since.
@@ -475,6 +477,21 @@ impl Books {
         self.watch(place).map(|watch| (watch.over, watch.busy) = (true, false)).is_some()
     }
 
+    /// Has a principal tasks here, or files?
+    pub fn is_here(&self, principal: &str) -> bool {
+        self.subs.values().any(|s| s.intent.principal == principal) || self.leaving.values().any(|p| p == principal)
+    }
+
+    /// Only its files are left.
+    pub fn leaves(&mut self, intent: &Intent) {
+        self.leaving.insert(intent.tag.clone(), intent.principal.clone());
+    }
+
+    /// They are removed.
+    pub fn left(&mut self, tag: &str) {
+        self.leaving.remove(tag);
+    }
+
     /// Nothing is left of these tasks. Returns submissions of which nothing is left at all.
     pub fn forget(&mut self, queue: &str, keys: &[Key]) -> (Vec<Place>, Vec<Intent>) {
         let (mut places, mut gone) = (Vec::new(), Vec::new());
@@ -484,6 +501,7 @@ impl Books {
                 sub.tasks.remove(&place.1);
                 if sub.tasks.is_empty() {
                     gone.extend(self.subs.remove(&place.0).map(|s| s.intent));
+                    gone.last().into_iter().for_each(|i| self.leaves(i));
                 }
             }
             places.push(place);

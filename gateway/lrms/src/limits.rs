@@ -65,6 +65,8 @@ pub const UPLOAD_TRIES_MAX: u32 = 3;
 pub const ROOM_WAIT_MS: u64 = 24 * 3_600_000;
 /// That they wait is said this often.
 pub const ROOM_TOLD_INTERVAL_MS: u64 = 300_000;
+/// A submission's directory that can't be removed is tried again after so long.
+pub const REMOVE_AGAIN_MS: u64 = 10_000;
 /// What should not be in the LRMS any more, and is, is removed again after so long.
 pub const CANCEL_AGAIN_MS: u64 = 5_000;
 /// What runs there and is over for us may just be ending: so long it is let.

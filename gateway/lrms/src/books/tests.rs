@@ -46,6 +46,17 @@ fn claims_and_records_are_found_once_and_foreign_names_are_nothing() {
 }
 
 #[test]
+fn a_principal_is_here_until_his_files_are_gone() {
+    let mut b = books();
+    assert!(b.is_here("p") && !b.is_here("q"));
+    b.forget("q", &[(1, 4), (1, 7), (2, 4), (2, 7)]);
+    b.left("a");
+    assert!(b.is_here("p"), "files of one are still there");
+    b.left("b");
+    assert!(!b.is_here("p"));
+}
+
+#[test]
 fn a_claim_of_ours_is_no_start() {
     let mut b = books();
     let claim = place("a", 1);

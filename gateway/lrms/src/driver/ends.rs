@@ -211,13 +211,18 @@ impl Driver {
         });
     }
 
-    /// Remove a submission with all of it.
+    /// Remove a submission with all of it. Until that is done its principal keeps his account, in which the files are, and a restart tries on.
     pub(super) async fn dispose(&self, intent: Intent) {
         let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
-        let removed = self.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await;
-        if let Err(why) = removed {
-            tracing::warn!("submission {} is over and can't be removed: {why}", intent.tag);
+        self.lock().books.leaves(&intent);
+        let mut told = false;
+        while let Err(why) = self.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("submission {} is over and can't be removed: {why}; trying on", intent.tag);
+            }
+            pause(REMOVE_AGAIN_MS).await;
         }
+        self.lock().books.left(&intent.tag);
         self.note(&Note::Over(intent.tag));
     }
 }

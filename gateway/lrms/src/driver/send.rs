@@ -378,7 +378,7 @@ fn refused(lrms: &str, kind: Refused, why: &str) -> Reason {
 impl Inner {
     fn account(&mut self, principal: &str) -> Result<Account, Box<Reason>> {
         let books = &self.books;
-        let in_use = |p: &str| books.subs().any(|s| s.intent.principal == p);
+        let in_use = |p: &str| books.is_here(p);
         let refused = |why| Box::new(Reason::new(ReasonKind::NotAuthorised, why).remedy("the site's administrator adds a [[map]] rule"));
         self.accounts.of(principal, in_use).map_err(refused)
     }

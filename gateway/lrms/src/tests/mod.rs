@@ -95,6 +95,15 @@ async fn over(p: &mut Parent, n: u64) {
     p.until("all to end", PATIENCE, |p| p.placements[&n].alive.is_empty()).await.unwrap();
 }
 
+/// What the parent does not hear of.
+async fn eventually(p: &mut Parent, is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE);
+        p.settle(Duration::from_millis(10)).await.unwrap();
+    }
+}
+
 fn phases(p: &Parent, n: u64) -> Vec<(String, Phase, Option<ReasonKind>)> {
     p.placements[&n].ended.iter().map(|(t, e)| (t.to_string(), e.phase, e.reason.as_ref().map(|r| r.kind))).collect()
 }
@@ -183,9 +192,7 @@ async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
             p.place(child, "batch", job, TaskSet::one(0))
         })
         .collect();
-    while local.submissions() < SUBMISSIONS_AT_ONCE_MAX as u32 {
-        p.settle(Duration::from_millis(10)).await.unwrap();
-    }
+    eventually(&mut p, || local.submissions() == SUBMISSIONS_AT_ONCE_MAX as u32).await;
     let job = p.job(counting(dir.path(), "exit 0"), 1);
     let last = p.place(child, "batch", job, TaskSet::one(0));
     p.settle(Duration::from_millis(500)).await.unwrap();
@@ -281,16 +288,14 @@ async fn what_was_taken_back_leaves_nothing_in_the_queue() {
         local.wrong(|w| w.silent = lost);
         let job = p.job(counting(dir.path(), "exit 0"), 2);
         let n = p.place(child, "batch", job, TaskSet::range(0..2));
-        while local.pending() < 2 {
-            p.settle(Duration::from_millis(10)).await.unwrap();
-        }
+        eventually(&mut p, || local.pending() == 2).await;
         p.settle(Duration::from_millis(500)).await.unwrap();
         p.want(child, job, WantValue::Return, &TaskSet::range(0..2));
         over(&mut p, n).await;
         p.settle(Duration::from_secs(if lost { 1 } else { 11 })).await.unwrap();
         assert_eq!(2, local.pending());
         local.wrong(|w| (w.deaf, w.silent) = (false, false));
-        p.until("nothing to be left there", PATIENCE, |_| local.pending() == 0).await.unwrap();
+        eventually(&mut p, || local.pending() == 0).await;
     }
 }
 
@@ -302,9 +307,7 @@ async fn files_that_are_away_hold_up_no_look_at_the_queue() {
     let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.wait_max_ms = Some(1_000))).await;
     let job = p.job(counting(dir.path(), "exit 0"), 1);
     let n = p.place(child, "batch", job, TaskSet::one(0));
-    while local.pending() < 1 {
-        p.settle(Duration::from_millis(10)).await.unwrap();
-    }
+    eventually(&mut p, || local.pending() == 1).await;
     let (run, away) = (dir.path().join("shared/run"), dir.path().join("shared/away"));
     std::fs::rename(&run, &away).unwrap();
     // It has waited too long by now, and can't be taken back.
@@ -326,17 +329,30 @@ async fn a_claim_of_an_earlier_process_of_ours_is_no_start() {
     let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
     let job = p.job(counting(dir.path(), "exit 0"), 1);
     let n = p.place(child, "batch", job, TaskSet::one(0));
-    while local.pending() < 1 {
-        p.settle(Duration::from_millis(10)).await.unwrap();
-    }
+    eventually(&mut p, || local.pending() == 1).await;
     let log = std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
     let tag = log.split_once("\"tag\":\"").and_then(|(_, rest)| rest.split('"').next()).unwrap();
     std::fs::write(dir.path().join(format!("shared/run/{tag}.1.c")), WITHDRAWN).unwrap();
     over(&mut p, n).await;
     assert!(p.placements[&n].ran.is_empty() && p.placements[&n].returned[0].1.kind == ReasonKind::StartFailed, "{:?}", p.placements[&n]);
-    while local.pending() > 0 {
-        p.settle(Duration::from_millis(10)).await.unwrap();
-    }
+    eventually(&mut p, || local.pending() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_submission_has_left_is_removed_when_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let job = p.job(counting(dir.path(), "d=${GRID_TASK_DIR%/1/w}; mkdir ${d%/*}/run/${d##*/}.1.e"), 1);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    over(&mut p, n).await;
+    p.settle(Duration::from_secs(1)).await.unwrap();
+    let run = dir.path().join("shared/run");
+    let is_told = || std::fs::read_to_string(dir.path().join("state/submissions")).unwrap().contains("\"over\"");
+    let left: Vec<_> = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(!is_told() && left.len() == 1, "{left:?}");
+    std::fs::remove_dir(&left[0]).unwrap();
+    eventually(&mut p, is_told).await;
 }
 
 /// The gateway's process ends and comes back: another runtime over the same state. The parent that it comes back to has a new store, so that what runs, runs
