@@ -126,7 +126,8 @@ impl Core {
         for (job, tasks) in stuck {
             let why = self.why_waiting(job);
             let busy = if why.kind == ReasonKind::Draining { ReasonKind::Draining } else { ReasonKind::OverCredit };
-            let kind = refused_by_all(&why).unwrap_or(busy);
+            // Where a machine can come for it, those that are there do not speak for all: it is to come again soon, or that machine would come for nothing.
+            let kind = if self.may_be_rented(job) { busy } else { refused_by_all(&why).unwrap_or(busy) };
             self.give_back(job, &tasks, Reason::new(kind, "could not be started here in time").because(vec![why]));
         }
     }
@@ -420,7 +421,7 @@ impl Core {
         };
         let shape = &spec.parsed.shape;
         let fits: Vec<Fit> = self.children.values().flat_map(|c| &c.shares).map(|(_, s)| s.fit(shape)).collect();
-        if !fits.is_empty() && !fits.contains(&Fit::Yes) && self.missed.is_empty() {
+        if !fits.is_empty() && !fits.contains(&Fit::Yes) && self.missed.is_empty() && !self.is_for_rent(shape) {
             let because = fits.into_iter().filter_map(|f| match f {
                 Fit::No(text) => Some(Reason::new(ReasonKind::NoFit, text)),
                 Fit::Yes => None,

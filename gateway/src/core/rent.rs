@@ -214,9 +214,20 @@ impl Core {
             .collect()
     }
 
+    /// Is there a type of machine that it fits?
+    pub(super) fn is_for_rent(&self, shape: &Shape) -> bool {
+        self.for_rent.types.iter().any(|t| t.machine.holds(shape))
+    }
+
+    /// Could a machine come that this job's tasks fit, with time for them, and at a price that they can pay?
+    pub(super) fn may_be_rented(&self, job: u64) -> bool {
+        let Some(j) = self.state.jobs.get(&job) else { return false };
+        self.is_for_rent(j.shape()) && self.is_rented_for(j.spec.parsed.time_limit_ms) && (j.max_cost().is_none() || self.rentable_for(j).is_some())
+    }
+
     /// Why nothing (more) is rented for this queue, where anything could be.
     pub(super) fn why_not_rented(&self, queue: &QueueKey) -> Option<Reason> {
-        if !self.for_rent.types.iter().any(|t| t.machine.holds(&queue.shape)) || !self.is_rented_for(queue.time_limit_ms) {
+        if !self.is_for_rent(&queue.shape) || !self.is_rented_for(queue.time_limit_ms) {
             return None;
         }
         if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)).filter(|j| self.rentable_for(j).is_none()) {

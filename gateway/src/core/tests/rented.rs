@@ -1,9 +1,9 @@
 //! What could be rented, as the core tells it, and what the provisioner is told.
 
 use intergrid_proto::share::Machine;
-use intergrid_proto::{JobSpec, ReasonKind};
+use intergrid_proto::{JobSpec, Money, Phase, ReasonKind, SiteId};
 
-use super::{World, sleep};
+use super::{World, site_of, sleep};
 use crate::core::Input;
 use crate::core::rent::{ForRent, Rentable};
 
@@ -67,4 +67,57 @@ fn an_agent_whose_machine_is_gone_is_no_longer_listed() {
     assert_eq!(vec![("g-m1".into(), false, 0, 0)], listed(&w));
     w.input(g, gone());
     assert!(listed(&w).is_empty());
+}
+
+/// What is there is no machine for it, and one that would be could come: it stays demand here, until that has come.
+fn waits_for_another(mut w: World, g: SiteId, root: SiteId, offer: ForRent, spec: JobSpec, comes: impl Fn(&mut World)) {
+    w.link(g, root);
+    w.input(g, Input::ForRent(offer));
+    w.pass(500);
+    let (job, _) = w.submit(root, "k", spec, 1).unwrap();
+    let (mut seen, mut unwanted) = (0, 0);
+    for look in 0..60 {
+        w.pass(1_000);
+        let waits = w.sites[&g].core.renting().waiting.iter().any(|w| w.tasks == 1);
+        (seen, unwanted) = if waits { (seen + 1, 0) } else { (seen, unwanted + 1) };
+        // A machine on its way that five rounds have no work for is given up.
+        assert!(unwanted < 4, "after {look} s: {:?}", w.explanation(root, job));
+    }
+    assert!(seen > 30, "{seen}");
+    comes(&mut w);
+    w.pass(5_000);
+    assert_eq!(1, w.count(root, job, Phase::Done), "{:?}", w.explanation(root, job));
+}
+
+#[test]
+fn what_fits_no_machine_that_is_there_waits_for_one_that_comes() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.agent("g-m1", 1, g);
+    let offer = ForRent { types: vec![kind(1, 3, "EUR"), kind(4, 1, "EUR")], ..ForRent::default() };
+    waits_for_another(w, g, root, offer, wide(4), |w| _ = w.agent("g-m2", 4, site_of("g")));
+}
+
+#[test]
+fn what_can_not_pay_for_a_machine_that_is_there_waits_for_one_that_comes() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.agent("g-m1", 8, g);
+    let prices = [("g-m1", 900_000), ("g-m2", 25_000)].map(|(name, price)| (name.to_string(), (price, "EUR".to_string())));
+    let offer = ForRent { types: vec![kind(4, 1, "EUR")], prices: prices.into(), ..ForRent::default() };
+    let capped = JobSpec { time_limit_ms: Some(3_600_000), max_cost: Some(Money { micro: 60_000, currency: "EUR".into() }), ..wide(2) };
+    waits_for_another(w, g, root, offer, capped, |w| _ = w.agent("g-m2", 4, site_of("g")));
+}
+
+#[test]
+fn what_has_no_time_on_a_machine_that_is_there_waits_for_one_that_comes() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    let old = w.agent("g-m1", 4, g);
+    w.agents.get_mut(&old).unwrap().time_max_ms = 60_000;
+    w.cut(old, g);
+    w.link(old, g);
+    let offer = ForRent { types: vec![kind(4, 1, "")], time_max_ms: 7_200_000, ..ForRent::default() };
+    let long = JobSpec { time_limit_ms: Some(3_600_000), ..wide(2) };
+    waits_for_another(w, g, root, offer, long, |w| _ = w.agent("g-m2", 4, site_of("g")));
 }
