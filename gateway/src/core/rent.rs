@@ -8,10 +8,10 @@ use intergrid_proto::link::Kind;
 use intergrid_proto::share::{Fit, Machine};
 use intergrid_proto::{Reason, ReasonKind, Shape, Share, SiteId};
 
-use super::Core;
 use super::advert::{Upward, machine_class};
 use super::limits::RENT_DEMANDS_MAX;
 use super::state::{Job, QueueKey};
+use super::{Action, Core};
 
 /// What the provisioner says.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -148,7 +148,14 @@ impl Core {
         Renting { waiting: waiting.into_iter().map(one).collect(), agents: agents.into_values().collect() }
     }
 
+    /// Its machine is gone: nothing more is placed there, and it is not listed once it has nothing here.
     fn forget_agent(&mut self, name: &str) {
+        let here = self.children.iter().filter(|(_, c)| c.attached && c.hop.kind == Kind::Agent && c.hop.name == name).map(|(id, _)| *id);
+        for agent in here.collect::<Vec<_>>() {
+            let why = "its machine has been ended".to_string();
+            self.child_gone(agent, why.clone(), 0);
+            self.actions.push(Action::Leave(agent, why));
+        }
         let gone = |id: &SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
         self.children.retain(|id, c| c.hop.name != name || c.attached || c.hop.kind != Kind::Agent || !gone(id));
     }

@@ -80,7 +80,25 @@ struct Shown {
     known: bool,
     /// Machines that may exist: label, and how it is.
     machines: BTreeMap<String, String>,
+    /// Of these, those that are being ended.
+    ending: BTreeSet<String>,
     account: Account,
+}
+
+impl Shown {
+    /// May an agent of this label call, or, if `anew`, come?
+    fn admits(&self, label: &str, anew: bool) -> Result<(), Refusal> {
+        let refused = |what: &str| {
+            let message = format!("{label:?} is not a machine that this gateway has rented, or it {what}");
+            Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("`grid machines` lists those that are"))
+        };
+        match self.machines.contains_key(label) {
+            _ if !self.known => Err(Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("attach again")),
+            false => refused("has been ended"),
+            true if anew && self.ending.contains(label) => refused("is being ended"),
+            true => Ok(()),
+        }
+    }
 }
 
 impl Rented {
@@ -100,15 +118,11 @@ impl Provider for Rented {
     }
 
     fn admits(&self, label: &str) -> Result<(), Refusal> {
-        let seen = lock(&self.seen);
-        match (seen.known, seen.machines.contains_key(label)) {
-            (false, _) => Err(Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("attach again")),
-            (true, true) => Ok(()),
-            (true, false) => {
-                let message = format!("{label:?} is not a machine that this gateway has rented, or it has been ended");
-                Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("`grid machines` lists those that are"))
-            }
-        }
+        lock(&self.seen).admits(label, false)
+    }
+
+    fn admits_anew(&self, label: &str) -> Result<(), Refusal> {
+        lock(&self.seen).admits(label, true)
     }
 
     fn account(&self) -> Account {
@@ -262,7 +276,8 @@ impl Shell {
         self.agents.retain(|number, _| agents.iter().any(|a| a.name == label(&self.config.gateway, *number)));
     }
 
-    /// Orders that are due: each is given again at the next look where it was not carried out. Returns the agents that are gone, and have nothing here.
+    /// Orders that are due: each is given again at the next look where it was not carried out. Returns the agents whose machines are gone and that are still
+    /// here, or have nothing here any more.
     async fn order(&mut self, p: &Provisioner, agents: &[Agent]) -> Vec<String> {
         let mut gone = Vec::new();
         let exist: BTreeSet<u64> = p.machines().filter(|m| m.may_exist()).map(|m| m.number).collect();
@@ -271,11 +286,14 @@ impl Shell {
             let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
             let (site, by) = (agent.name.clone(), BY.to_string());
             if !exist.contains(&number) {
-                if agent.open > 0 {
+                // First its link: what is declared lost must not be placed there again.
+                if agent.attached {
+                    gone.push(site);
+                } else if agent.open > 0 {
                     self.give(Order::Gone { site, by }).await;
                 } else if !agent.drained_by.is_empty() {
                     self.give(Order::Resume { site }).await;
-                } else if !agent.attached {
+                } else {
                     gone.push(site);
                 }
                 continue;
@@ -321,8 +339,9 @@ impl Shell {
 
     fn show(&self, p: &Provisioner) {
         let machines = p.machines().filter(|m| m.may_exist()).map(|m| (label(&self.config.gateway, m.number), m.state())).collect();
+        let ending = p.machines().filter(|m| m.may_exist() && m.ending.is_some()).map(|m| label(&self.config.gateway, m.number)).collect();
         let account = show::account(&self.config.gateway, p, now_ms());
-        *lock(&self.seen) = Shown { known: true, machines, account };
+        *lock(&self.seen) = Shown { known: true, machines, ending, account };
     }
 }
 
@@ -398,4 +417,18 @@ fn log(gateway: &str, record: &Record) {
 /// In doubt: it may exist, and nobody has said so.
 fn is_unknown(m: &Machine) -> bool {
     m.may_exist() && m.id.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_is_being_ended_is_not_let_in_again_and_one_that_drains_is() {
+        let machines = BTreeMap::from(["g-m1", "g-m2"].map(|label| (label.to_string(), "takes no new work".to_string())));
+        let seen = Shown { known: true, machines, ending: BTreeSet::from(["g-m2".to_string()]), account: Account::default() };
+        let admits = |label: &str| (seen.admits(label, false).is_ok(), seen.admits(label, true).is_ok());
+        assert_eq!([(true, true), (true, false), (false, false)], ["g-m1", "g-m2", "g-m3"].map(admits));
+        assert_eq!(RefusalKind::Unavailable, Shown::default().admits("g-m1", true).unwrap_err().kind, "it may ask again");
+    }
 }

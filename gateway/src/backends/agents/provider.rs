@@ -16,9 +16,14 @@ pub trait Provider: Send + Sync + 'static {
     /// The machines that it keeps: label, and why it is not up; empty: it is, as far as is known.
     fn machines(&self) -> Vec<(String, String)>;
 
-    /// May an agent of this label attach? Certificates outlive machines.
+    /// May an agent of this label call? Certificates outlive machines.
     fn admits(&self, _label: &str) -> Result<(), Refusal> {
         Ok(())
+    }
+
+    /// May it come, or come back? Not while its machine is being ended; one that only takes no new work may bring home what it has.
+    fn admits_anew(&self, label: &str) -> Result<(), Refusal> {
+        self.admits(label)
     }
 
     /// What is rented, and what that costs; empty where nothing is.

@@ -59,7 +59,7 @@ impl Pool for AgentPool {
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinReply>, Status> {
         let token = caller(&request, Role::Join)?;
-        let certified = match self.0.provider.admits(&token.label) {
+        let certified = match self.0.provider.admits_anew(&token.label) {
             Ok(()) => self.0.joins()?.join(&token, &request.into_inner().csr).await,
             Err(why) => Err(why),
         };
@@ -76,7 +76,7 @@ impl Pool for AgentPool {
     }
 
     async fn peeks(&self, request: Request<Streaming<pb::PeekAnswer>>) -> Result<Response<Self::PeeksStream>, Status> {
-        let peer = agent(&request)?;
+        let peer = self.0.machine(&request)?;
         let questions = self.0.asked.open(peer.id, request.into_inner());
         Ok(Response::new(Box::pin(ReceiverStream::new(questions).map(Ok))))
     }
@@ -101,7 +101,7 @@ impl Pool for AgentPool {
     }
 
     async fn get_blob(&self, request: Request<pb::BlobHash>) -> Result<Response<Self::GetBlobStream>, Status> {
-        agent(&request)?;
+        self.0.machine(&request)?;
         let hash = BlobHash::from_slice(&request.into_inner().hash).ok_or_else(|| Refusal::invalid("malformed message: not a hash of 32 bytes"))?;
         if !self.0.blobs.has(hash) {
             let late =
@@ -112,7 +112,7 @@ impl Pool for AgentPool {
     }
 
     async fn put_outputs(&self, request: Request<Streaming<pb::OutputPart>>) -> Result<Response<Self::PutOutputsStream>, Status> {
-        let peer = agent(&request)?;
+        let peer = self.0.machine(&request)?;
         let (acks, answers) = mpsc::channel(ACKS_MAX);
         let inner = self.0.clone();
         tokio::spawn(async move {
@@ -127,6 +127,16 @@ impl Pool for AgentPool {
 }
 
 impl Inner {
+    /// The caller, if it is an agent whose machine may exist.
+    fn machine<T>(&self, request: &Request<T>) -> Result<Peer, Refusal> {
+        let peer = agent(request)?;
+        if let Err(why) = self.provider.admits(&peer.label) {
+            tracing::warn!(caller = %peer, addr = ?peer.addr, %why, "refused a caller of the agents' service");
+            return Err(why);
+        }
+        Ok(peer)
+    }
+
     fn joins(&self) -> Result<&Joins, Refusal> {
         self.joins.get().ok_or_else(|| Refusal::new(RefusalKind::Unavailable, "this gateway has not begun yet").remedy("ask again"))
     }
@@ -214,7 +224,7 @@ impl Inner {
         if hop.kind != Kind::Agent || hop.name != peer.label {
             return denied(format!("its hello says {} {:?}, its certificate agent {:?}", hop.kind.name(), hop.name, peer.label));
         }
-        self.provider.admits(&hop.name)?;
+        self.provider.admits_anew(&hop.name)?;
         let mut sessions = self.lock();
         if let Some(other) = sessions.values().find(|s| s.hop.site == peer.id || s.hop.name == hop.name) {
             let message = format!("agent {} ({:?}) is attached already, from {}", other.hop.name, other.hop.site, other.addr);
@@ -275,6 +285,8 @@ impl Upload {
     }
 
     async fn begin(&mut self, part: pb::OutputPart) -> Result<Incoming, Refusal> {
+        // Its machine may have been ended since the stream began.
+        self.inner.provider.admits(&self.peer.label)?;
         let pb::OutputPart { job, number, task, name, .. } = part;
         if name.len() > NAME_BYTES_MAX + "out/".len() {
             return Err(Refusal::invalid(format!("the name of an output has {} bytes, at most {NAME_BYTES_MAX} are taken", name.len())));

@@ -115,6 +115,11 @@ impl TestAgent {
         Ok(bytes)
     }
 
+    pub async fn peeks(&self) -> Result<(), Refusal> {
+        let mut pool = pool(&self.identity, &self.endpoint).await?;
+        pool.peeks(futures::stream::pending()).await.map(drop).map_err(|s| refusal_of(&s))
+    }
+
     pub async fn put_outputs(&self, parts: Vec<pb::OutputPart>) -> Result<Vec<pb::OutputAck>, Refusal> {
         put_outputs(&mut pool(&self.identity, &self.endpoint).await?, parts).await
     }

@@ -3,24 +3,27 @@
 mod agent;
 mod grid;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use intergrid_proto::link::{Down, Hop, Kind, Up};
 use intergrid_proto::net::issue::{Validity, issue, new_site};
 use intergrid_proto::net::reverse::{self, ReverseConn};
 use intergrid_proto::net::server::{Limits, grpc_server, incoming};
 use intergrid_proto::net::{CertRole, Identity, Role, Trust, TrustEntry};
-use intergrid_proto::{BlobHash, RefusalKind, SiteId, pb};
+use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, pb};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::agent::{Alone, TestAgent};
 use self::grid::TestGrid;
-use super::agents::{AgentPool, StaticProvider};
+use super::agents::{AgentPool, Provider, StaticProvider};
 use super::child_end::ChildEnd;
 use super::remote::{Remote, Source};
 use crate::backend::{Backend, Configured, FromChild};
@@ -214,11 +217,15 @@ async fn a_child_that_restarts_is_found_again() {
 
 /// A gateway's side of a pool, and where it listens.
 async fn serve_pool(fixture: &Fixture, gateway: &Arc<Identity>, above: Arc<Alone>) -> (Arc<AgentPool>, String) {
+    serve_pool_of(Arc::new(StaticProvider), fixture, gateway, above).await
+}
+
+async fn serve_pool_of(provider: Arc<dyn Provider>, fixture: &Fixture, gateway: &Arc<Identity>, above: Arc<Alone>) -> (Arc<AgentPool>, String) {
     let limits = BlobLimits { blobs_bytes_max: 1 << 30, free_min_bytes: 0 };
     let blobs = BlobStore::open(fixture.dir("blobs"), limits).unwrap();
     above.knows(blobs.clone());
     let outputs = OutputStore::open(fixture.dir("outputs"), 0).unwrap();
-    let pool = AgentPool::new(Arc::new(StaticProvider), blobs, outputs, above);
+    let pool = AgentPool::new(provider, blobs, outputs, above);
     let (listener, endpoint) = listen().await;
     let connections = incoming(listener, gateway.clone(), trust(gateway, &[Role::Agent, Role::User]), Limits::default(), None).unwrap();
     tokio::spawn(grpc_server().serve_with_incoming(pool.service(), connections));
@@ -266,6 +273,87 @@ async fn one_session_per_identity_and_per_name() {
     timeout(Duration::from_secs(10), gone).await.unwrap();
     sleep(Duration::from_millis(50)).await;
     agent::attach_once(&namesake, &endpoint, hop(&namesake, Kind::Agent)).await.unwrap();
+}
+
+/// Machines that come by themselves, and are ended at a word.
+#[derive(Default)]
+struct Revoked {
+    ending: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Revoked {
+    fn unless(is: &AtomicBool, what: &str) -> Result<(), Refusal> {
+        if is.load(Ordering::SeqCst) { Err(Refusal::new(RefusalKind::NotAuthorised, format!("it {what}"))) } else { Ok(()) }
+    }
+}
+
+impl Provider for Revoked {
+    fn name(&self) -> &'static str {
+        "revoked"
+    }
+
+    fn machines(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+
+    fn admits(&self, _: &str) -> Result<(), Refusal> {
+        Self::unless(&self.ended, "has been ended")
+    }
+
+    fn admits_anew(&self, label: &str) -> Result<(), Refusal> {
+        Self::unless(&self.ending, "is being ended").and_then(|()| self.admits(label))
+    }
+
+    fn start(&self, _: String) {}
+
+    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+#[tokio::test]
+async fn the_certificate_of_a_machine_that_has_been_ended_opens_nothing() {
+    let fixture = Fixture::new();
+    let gateway = fixture.site("campus");
+    let above = Arc::new(Alone::default());
+    let bytes = vec![7u8; 1_000];
+    let hash = above.will_bring(bytes.clone());
+    let provider = Arc::new(Revoked::default());
+    let (pool, endpoint) = serve_pool_of(provider.clone(), &fixture, &gateway, above).await;
+    let identity = fixture.agent("campus", "a0");
+    let agent = TestAgent::start(identity.clone(), &endpoint, 1);
+    let (id, mut heard) = linked(pool.clone(), hop(&gateway, Kind::Gateway)).await;
+    let stdout = || {
+        vec![pb::OutputPart {
+            job: 5,
+            number: 1,
+            name: "stdout".into(),
+            hash: BlobHash::of(b"x").0.to_vec(),
+            size: 1,
+            data: vec![b'x'].into(),
+            last: true,
+            ..Default::default()
+        }]
+    };
+
+    // While it is being ended, what it has comes home; nothing new comes of its name.
+    provider.ending.store(true, Ordering::SeqCst);
+    assert_eq!(Ok(bytes), agent.get_blob(hash).await);
+    assert_eq!("", agent.put_outputs(stdout()).await.unwrap()[0].error);
+    let other = fixture.agent("campus", "a1");
+    let refused = agent::attach_once(&other, &endpoint, hop(&other, Kind::Agent)).await.unwrap_err();
+    assert!(refused.kind == RefusalKind::NotAuthorised && refused.message.contains("is being ended"), "{refused}");
+
+    provider.ended.store(true, Ordering::SeqCst);
+    for refused in [agent.get_blob(hash).await.unwrap_err(), agent.put_outputs(stdout()).await.unwrap_err(), agent.peeks().await.unwrap_err()] {
+        assert!(refused.kind == RefusalKind::NotAuthorised && refused.message.contains("has been ended"), "{refused}");
+    }
+    pool.disconnect(id, "its machine has been ended");
+    let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone(_)))) {} };
+    timeout(Duration::from_secs(10), gone).await.unwrap();
+    let refused = agent::attach_once(&identity, &endpoint, hop(&identity, Kind::Agent)).await.unwrap_err();
+    assert_eq!(RefusalKind::NotAuthorised, refused.kind, "it does not come back: {refused}");
 }
 
 #[tokio::test]

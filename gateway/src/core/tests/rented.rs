@@ -57,10 +57,10 @@ fn an_agent_whose_machine_is_gone_is_no_longer_listed() {
     w.pass(500);
     let listed = |w: &World| w.sites[&g].core.renting().agents.iter().map(|a| (a.name.clone(), a.attached, a.busy, a.open)).collect::<Vec<_>>();
     w.input(g, gone());
-    assert_eq!(vec![("g-m1".into(), true, 1, 1)], listed(&w), "it is attached");
+    assert_eq!(vec![("g-m1".into(), false, 1, 1)], listed(&w), "its link is ended, and it has work");
     w.cut(agent, g);
     w.input(g, gone());
-    assert_eq!(vec![("g-m1".into(), false, 1, 1)], listed(&w), "it has work");
+    assert_eq!(vec![("g-m1".into(), false, 1, 1)], listed(&w));
     w.link(agent, g);
     w.pass(61_000);
     w.cut(agent, g);
@@ -120,4 +120,18 @@ fn what_has_no_time_on_a_machine_that_is_there_waits_for_one_that_comes() {
     let offer = ForRent { types: vec![kind(4, 1, "")], time_max_ms: 7_200_000, ..ForRent::default() };
     let long = JobSpec { time_limit_ms: Some(3_600_000), ..wide(2) };
     waits_for_another(w, g, root, offer, long, |w| _ = w.agent("g-m2", 4, site_of("g")));
+}
+
+#[test]
+fn a_machine_that_is_gone_gets_nothing_more_although_its_link_is_open() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let agent = w.agent("g-m1", 1, g);
+    w.pass(300);
+    w.input(g, Input::ForRent(ForRent { gone: vec!["g-m1".into()], ..ForRent::default() }));
+    assert_eq!(vec![(g, agent)], w.left, "its link is ended");
+    w.left.clear();
+    w.submit(g, "k", sleep(100), 1).unwrap();
+    w.pass(1_000);
+    assert!(w.agents[&agent].starts().is_empty() && w.sites[&g].core.renting().agents.is_empty());
 }
