@@ -151,10 +151,23 @@ impl Budget {
         caps
     }
 
-    /// Put back what was charged to a node; one that is no longer there has been charged above it.
+    /// Put back what was charged to a node; one that is no longer there has been charged above it. Its rate is that of the machines that it pays
+    /// for now, which come one by one: see [`Budget::take_over`].
     pub(crate) fn restore(&mut self, name: &str, ledger: &Ledger) {
         if let Some(node) = self.nodes.iter_mut().find(|n| n.name == name) {
-            (node.rate, node.days, node.before) = (ledger.rate, ledger.days.iter().copied().collect(), ledger.before);
+            (node.rate, node.days, node.before) = (Rate(0), ledger.days.iter().copied().collect(), ledger.before);
+        }
+    }
+
+    /// A machine of a checkpoint goes on: where it will be given back there it counts, by the tree as it is now. A node that did not pay for it in
+    /// the tree of the checkpoint (name, name above; empty where that is not known) is charged for its lease, too; what was charged to others stays.
+    pub(crate) fn take_over(&mut self, owner: &str, was: &BTreeMap<String, String>, rate: Rate, lease: &[(u64, Money)]) {
+        let paid: Vec<&str> =
+            std::iter::successors(was.get_key_value(owner), |(_, above)| was.get_key_value(*above)).map(|(name, _)| name.as_str()).collect();
+        let now: Vec<usize> = self.path(self.node_of(owner)).collect();
+        for at in now {
+            let is_new = !was.is_empty() && at != 0 && !paid.contains(&self.nodes[at].name.as_str());
+            self.nodes[at].add(&Charge { rate, days: if is_new { lease.to_vec() } else { Vec::new() } });
         }
     }
 
@@ -187,17 +200,7 @@ impl Budget {
     /// Charge it, to the node and all above it.
     pub fn charge(&mut self, node: usize, charge: &Charge) {
         let path: Vec<usize> = self.path(node).collect();
-        for at in path {
-            let node = &mut self.nodes[at];
-            node.rate = node.rate.plus(charge.rate);
-            for (day, money) in &charge.days {
-                let sum = node.days.entry(*day).or_default();
-                *sum = sum.plus(*money);
-            }
-            while node.days.len() > DAYS_KEPT_MAX {
-                node.before = node.before.plus(node.days.pop_first().map_or(Money(0), |(_, m)| m));
-            }
-        }
+        path.into_iter().for_each(|at| self.nodes[at].add(charge));
     }
 
     /// Give back what was charged and not used.
@@ -247,6 +250,17 @@ impl Node {
     /// Charged ever.
     pub fn total(&self) -> Money {
         self.days.values().fold(self.before, |sum, m| sum.plus(*m))
+    }
+
+    fn add(&mut self, charge: &Charge) {
+        self.rate = self.rate.plus(charge.rate);
+        for (day, money) in &charge.days {
+            let sum = self.days.entry(*day).or_default();
+            *sum = sum.plus(*money);
+        }
+        while self.days.len() > DAYS_KEPT_MAX {
+            self.before = self.before.plus(self.days.pop_first().map_or(Money(0), |(_, m)| m));
+        }
     }
 
     fn allows(&self, charge: &Charge) -> Result<(), Over> {

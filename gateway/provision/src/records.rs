@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::{Budget, Charge, Ledger};
+use crate::budget::{Budget, Charge, Ledger, Node};
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
@@ -77,6 +77,8 @@ pub enum Record {
         name: String,
         /// What has been charged.
         ledger: Ledger,
+        /// Name of the node above, empty for the root; None: not known, of a checkpoint that did not say it.
+        above: Option<String>,
     },
     /// Of a checkpoint: the number of the next machine.
     Next {
@@ -92,11 +94,13 @@ pub(crate) struct State {
     pub budget: Budget,
     /// The next machine's number.
     pub next: u64,
+    /// The tree of the latest checkpoint: name, name above.
+    pub was: BTreeMap<String, String>,
 }
 
 /// Apply a change. One that concerns a machine that is not there changes nothing.
 pub(crate) fn apply(state: &mut State, record: &Record) {
-    let State { machines, budget, next } = state;
+    let State { machines, budget, next, was } = state;
     match record {
         Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } => {
             let machine = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
@@ -146,8 +150,16 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
                 budget.refund(budget.node_of(&m.owner), &Charge { rate: m.price.ceiling, days: Vec::new() });
             }
         }
-        Record::Kept { machine } => _ = machines.insert(machine.number, (**machine).clone()),
-        Record::Spent { name, ledger } => budget.restore(name, ledger),
+        Record::Kept { machine: m } => {
+            // Of what is gone nothing is given back but its rate.
+            let lease = if m.may_exist() { m.charge(m.settled_ms, m.paid_ms) } else { Vec::new() };
+            budget.take_over(&m.owner, was, m.price.ceiling, &lease);
+            machines.insert(m.number, (**m).clone());
+        }
+        Record::Spent { name, ledger, above } => {
+            budget.restore(name, ledger);
+            was.extend(above.clone().map(|above| (name.clone(), above)));
+        }
         Record::Next { number } => *next = (*next).max(*number),
     }
 }
@@ -156,7 +168,9 @@ impl State {
     /// All of it, as records that make it again.
     pub fn checkpoint(&self) -> Vec<Record> {
         let machines = self.machines.values().map(|m| Record::Kept { machine: Box::new(kept(m)) });
-        let spent = self.budget.nodes().iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger() });
+        let nodes = self.budget.nodes();
+        let above = |n: &Node| n.above.map_or_else(String::new, |at| nodes[at].name.clone());
+        let spent = nodes.iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger(), above: Some(above(n)) });
         std::iter::once(Record::Next { number: self.next }).chain(spent).chain(machines).collect()
     }
 }

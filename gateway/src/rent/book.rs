@@ -96,6 +96,9 @@ struct Row {
     days: Vec<u64>,
     #[prost(uint64, tag = "13")]
     before: u64,
+    /// Of a budget.
+    #[prost(string, optional, tag = "14")]
+    above: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -181,12 +184,13 @@ fn row(record: &Record) -> Row {
             settled_ms: m.settled_ms,
             ..Row::default()
         },
-        Record::Spent { name, ledger } => Row {
+        Record::Spent { name, ledger, above } => Row {
             what: SPENT,
             name: name.clone(),
             rate: ledger.rate.0,
             days: ledger.days.iter().flat_map(|(day, money)| [*day, money.0]).collect(),
             before: ledger.before.0,
+            above: above.clone(),
             ..Row::default()
         },
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
@@ -210,7 +214,7 @@ fn record(row: Row) -> Option<Record> {
         }
         SPENT => {
             let days = row.days.chunks_exact(2).map(|d| (d[0], Money(d[1]))).collect();
-            Record::Spent { name: row.name, ledger: Ledger { rate: Rate(row.rate), days, before: Money(row.before) } }
+            Record::Spent { name: row.name, ledger: Ledger { rate: Rate(row.rate), days, before: Money(row.before) }, above: row.above }
         }
         NEXT => Record::Next { number },
         _ => return None,
@@ -258,7 +262,8 @@ mod tests {
         all.extend([true, false].map(|never| Record::Gone { number: 1, at_ms: 5, never }));
         all.push(Record::Forgotten { number: 1 });
         all.extend([kept(Stage::Named, None), kept(Stage::Ended, Some(Why::Idle))]);
-        all.extend([Record::Spent { name: "lab".into(), ledger }, Record::Next { number: 77 }]);
+        all.extend([Record::Spent { name: "lab".into(), ledger: ledger.clone(), above: None }, Record::Next { number: 77 }]);
+        all.extend([Record::Spent { name: "lab".into(), ledger, above: Some("budget".into()) }]);
         all
     }
 

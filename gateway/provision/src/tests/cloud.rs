@@ -64,6 +64,8 @@ struct World {
     above: Option<BTreeMap<String, Ledger>>,
     terms: Terms,
     changes: u64,
+    /// Owners come, go and move over a restart.
+    trees: bool,
 }
 
 fn world_catalogue() -> Catalogue {
@@ -104,6 +106,7 @@ impl World {
             above: None,
             terms,
             changes: 0,
+            trees: false,
         }
     }
 
@@ -146,6 +149,10 @@ impl World {
     fn restart(&mut self) {
         // Answers to a dead process reach nobody; effects of its calls come.
         self.events.retain(|(_, e)| matches!(e, Event::Effect(..)));
+        if self.trees && self.random.chance(50) {
+            self.changes += 1;
+            self.terms.budget = self.tree();
+        }
         let Terms { settings, catalogue, budget } = self.terms.clone();
         // A checkpoint in place of the records says the same.
         let again = Provisioner::resume(settings.clone(), catalogue.clone(), budget.clone(), self.disk.clone(), self.now);
@@ -153,6 +160,9 @@ impl World {
             self.disk = again.checkpoint();
         }
         self.p = Provisioner::resume(settings, catalogue, budget, self.disk.clone(), self.now);
+        if self.trees {
+            self.above = Some(self.p.budget().nodes().iter().map(|n| (n.name.clone(), n.ledger())).collect());
+        }
         let up: Vec<u64> = self.machines.values().filter(|m| m.until_ms.is_none() && !m.is_extra).map(|m| m.number).collect();
         up.into_iter().for_each(|number| self.after(2_000, Event::Input(Input::Attached(number))));
     }
@@ -280,6 +290,20 @@ impl World {
         self.step(Input::Terms(Box::new(self.terms.clone())));
     }
 
+    /// Some of the owners, below each other as it comes.
+    fn tree(&mut self) -> Budget {
+        let mut owners: Vec<(String, Option<String>, Caps)> = Vec::new();
+        for name in ["lab", "alice", "bob"] {
+            if self.random.chance(70) {
+                let above = owners.get(self.random.below(owners.len() as u64 + 1) as usize).map(|o| o.0.clone());
+                let caps = Caps { hour: Some(Rate(500_000 * (1 + self.random.below(4)))), ..Caps::default() };
+                owners.push((name.into(), above, caps));
+            }
+        }
+        let root = world_budget().nodes()[0].caps;
+        Budget::new(root, &owners).unwrap()
+    }
+
     /// What a node has now is within its caps, and those above it: something is rented.
     fn is_below(&self, owner: &str) {
         let (nodes, day) = (self.p.budget().nodes(), self.now / 86_400_000);
@@ -293,7 +317,10 @@ impl World {
 
     fn check(&mut self) {
         let day = self.now / 86_400_000;
-        for node in self.p.budget().nodes() {
+        let budget = self.p.budget();
+        for (at, node) in budget.nodes().iter().enumerate() {
+            let paid = self.p.machines().filter(|m| budget.path(budget.node_of(&m.owner)).any(|n| n == at));
+            assert_eq!(paid.fold(Rate(0), |sum, m| sum.plus(m.price.ceiling)), node.rate(), "rate of {} is that of its machines", node.name);
             // Never more than the cap; where that was lowered, never more than was charged then, and ever less of it.
             let mut above = self.above.as_mut().and_then(|above| above.get_mut(&node.name));
             let of_day = |l: &Ledger, day| l.days.iter().filter(|(d, _)| *d == day).fold(Money(0), |sum, (_, m)| sum.plus(*m));
@@ -356,7 +383,7 @@ impl World {
                 let input = if self.fault(3) { Input::Detached(number) } else { Input::Busy(number, slots) };
                 self.step(input);
             }
-            if self.above.is_some() && self.faulty && self.random.below(1_000) < 3 {
+            if self.above.is_some() && !self.trees && self.faulty && self.random.below(1_000) < 3 {
                 self.change();
             }
             self.step(Input::Tick);
@@ -365,12 +392,12 @@ impl World {
 }
 
 /// Launches, and changes of the terms, of all runs.
-fn runs(change: bool) -> (u64, u64) {
+fn runs(begin: impl Fn(&mut World)) -> (u64, u64) {
     let mut sum = (0, 0);
     for seed in 0..300 {
-        let run = std::panic::catch_unwind(|| {
+        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut world = World::new(seed);
-            world.above = change.then(BTreeMap::new);
+            begin(&mut world);
             world.run(3 * 3_600, 40);
             world.faulty = false;
             world.run(4 * 3_600, 0);
@@ -380,7 +407,7 @@ fn runs(change: bool) -> (u64, u64) {
             assert!(known.is_empty(), "still charged: {known:?}");
             assert!(world.p.budget().nodes().iter().all(|n| n.rate() == Rate(0)));
             (world.launches, world.changes)
-        });
+        }));
         let (launches, changes) = run.unwrap_or_else(|_| panic!("seed {seed}"));
         sum = (sum.0 + launches, sum.1 + changes);
     }
@@ -390,12 +417,19 @@ fn runs(change: bool) -> (u64, u64) {
 
 #[test]
 fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
-    runs(false);
+    runs(|_| {});
 }
 
 /// Where a cap is lowered under what is charged, no more is rented, and what is charged does not rise.
 #[test]
 fn nor_does_it_where_prices_types_and_caps_change_meanwhile() {
-    let (_, changes) = runs(true);
+    let (_, changes) = runs(|world| world.above = Some(BTreeMap::new()));
+    assert!(changes > 1_000, "{changes} changes");
+}
+
+/// What an owner's machines cost is given back where it counts, and nowhere else.
+#[test]
+fn nor_where_owners_come_go_and_move_over_restarts() {
+    let (_, changes) = runs(|world| world.trees = true);
     assert!(changes > 1_000, "{changes} changes");
 }

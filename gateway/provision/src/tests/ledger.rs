@@ -1,0 +1,79 @@
+//! What is charged, over restarts.
+
+use super::promised::launch;
+use super::*;
+
+const SECOND: Billing = Billing::Second { min_s: 60 };
+
+fn caps(hour: &str) -> Caps {
+    Caps { hour: Some(hour.parse().unwrap()), ..Caps::default() }
+}
+
+fn tree(owners: &[(&str, Option<&str>, &str)]) -> Budget {
+    let owners: Vec<_> = owners.iter().map(|(name, of, hour)| (name.to_string(), of.map(String::from), caps(hour))).collect();
+    Budget::new(caps("10"), &owners).unwrap()
+}
+
+fn terms(currency: &str) -> (Settings, Catalogue) {
+    (settings(), Catalogue { currency: currency.into(), ..catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]) })
+}
+
+fn again(budget: Budget, records: Vec<Record>, now: u64) -> Provisioner {
+    let (s, c) = terms("USD");
+    Provisioner::resume(s, c, budget, records, now)
+}
+
+fn rent(p: &mut Provisioner, owner: &str, machines: u64, now: u64) -> usize {
+    let before = p.machines().count();
+    for n in 1..20 {
+        p.step(Input::Demand(vec![Demand { owner: owner.into(), ..demand(2, machines)[0].clone() }]), now + n);
+        launch(p, now + n).into_iter().for_each(|number| p.step(Input::Busy(number, 2), now + n));
+        let rented = (p.machines().count() - before) as u64;
+        if rented == machines {
+            break;
+        }
+    }
+    p.machines().count() - before
+}
+
+fn end(p: &mut Provisioner, numbers: &[u64], now: u64) {
+    for number in numbers {
+        p.step(Input::End(*number), now);
+        p.step(Input::Terminated(*number, Some(SeenState::Ended)), now);
+    }
+}
+
+fn rates(p: &Provisioner) -> Vec<(&str, String)> {
+    p.budget().nodes().iter().map(|n| (n.name.as_str(), n.rate().to_string())).collect()
+}
+
+#[test]
+fn an_owner_who_is_put_below_another_does_not_make_room_there() {
+    let (s, c) = terms("USD");
+    let mut p = Provisioner::new(s, c, tree(&[("lab", None, "0.20"), ("ann", None, "1")]));
+    assert_eq!((1, 2), (rent(&mut p, "lab", 1, TEN), rent(&mut p, "ann", 2, TEN)));
+    let mut p = again(tree(&[("lab", None, "0.20"), ("ann", Some("lab"), "1")]), p.checkpoint(), TEN + MINUTE);
+    p.step(Input::Tick, TEN + MINUTE);
+    [1, 2, 3].into_iter().for_each(|number| p.step(Input::Attached(number), TEN + MINUTE));
+    assert_eq!(rates(&p), [("budget", "0.30".into()), ("lab", "0.30".into()), ("ann", "0.20".into())]);
+    let charged = |p: &Provisioner| p.budget().nodes().iter().map(|n| n.total().0).collect::<Vec<_>>();
+    let before = charged(&p);
+    end(&mut p, &[2, 3], TEN + MINUTE);
+    assert_eq!(rates(&p), [("budget", "0.10".into()), ("lab", "0.10".into()), ("ann", "0.00".into())]);
+    assert_eq!(1, rent(&mut p, "lab", 3, TEN + 2 * MINUTE), "0.20 an hour, and no more");
+    // What the two were given back they had been charged: each node still has the first one's lease.
+    assert!(before[1] >= 50_000 && charged(&p)[1] >= 33_333, "{before:?}, {:?}", charged(&p));
+}
+
+#[test]
+fn an_owner_who_is_removed_leaves_no_rate_behind() {
+    let (s, c) = terms("USD");
+    let mut p = Provisioner::new(s, c, tree(&[("lab", None, "0.20"), ("ann", Some("lab"), "0.20")]));
+    assert_eq!(2, rent(&mut p, "ann", 2, TEN));
+    let mut p = again(tree(&[("lab", None, "0.20")]), p.checkpoint(), TEN + MINUTE);
+    p.step(Input::Tick, TEN + MINUTE);
+    assert_eq!(rates(&p), [("budget", "0.20".into()), ("lab", "0.00".into())]);
+    end(&mut p, &[1, 2], TEN + MINUTE);
+    assert_eq!(rates(&p), [("budget", "0.00".into()), ("lab", "0.00".into())]);
+    assert_eq!(2, rent(&mut p, "lab", 2, TEN + 2 * MINUTE));
+}
