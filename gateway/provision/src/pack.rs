@@ -41,6 +41,8 @@ pub struct Supply {
     pub kind: MachineType,
     /// Slots without work.
     pub free: u64,
+    /// What it costs at most.
+    pub rate: Rate,
 }
 
 /// Put demand into what is there, large tasks first. Returns the machines that got something; what is left stays in `demand`.
@@ -50,7 +52,8 @@ pub fn into_supply(demand: &mut [Demand], supply: &[Supply]) -> Vec<u64> {
     for machine in supply {
         let mut free = machine.free;
         for at in &order {
-            let Some(cost) = machine.kind.cost(&demand[*at].shape) else { continue };
+            // What can't pay for it does not go there, and is no reason to keep it.
+            let Some(cost) = machine.kind.cost(&demand[*at].shape).filter(|_| demand[*at].pays(&machine.kind, machine.rate)) else { continue };
             let tasks = demand[*at].tasks.min(free / cost);
             demand[*at].tasks -= tasks;
             free -= tasks * cost;
@@ -126,7 +129,8 @@ mod tests {
     #[test]
     fn what_is_there_is_used_first() {
         let mut d = vec![demand(1, 0, 5), demand(4, 0, 2)];
-        let supply = [Supply { machine: 1, kind: kind(8, 16), free: 6 }, Supply { machine: 2, kind: kind(8, 16), free: 0 }];
+        let machine = |machine, free| Supply { machine, kind: kind(8, 16), free, rate: Rate(800) };
+        let supply = [machine(1, 6), machine(2, 0)];
         assert_eq!(vec![1], into_supply(&mut d, &supply));
         assert_eq!([3, 1], [d[0].tasks, d[1].tasks]);
     }

@@ -6,7 +6,7 @@ use crate::ask::{Ask, Curb, ask};
 use crate::budget::Charge;
 use crate::core::Provisioner;
 use crate::limits::{ROUND_MACHINES_MAX, UNMET_MAX};
-use crate::machine::Why;
+use crate::machine::{Machine, Why};
 use crate::market::{MachineType, Offer, Price};
 use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
 use crate::records::Record;
@@ -69,7 +69,8 @@ impl Provisioner {
     fn use_what_is_there(&mut self, demand: &mut [Demand]) {
         let mut machines: Vec<_> = self.state.machines.values().filter(|m| m.free() > 0).collect();
         machines.sort_by_key(|m| (m.draining.is_some(), !m.attached, m.busy == 0, m.number));
-        let supply: Vec<Supply> = machines.iter().map(|m| Supply { machine: m.number, kind: m.kind.clone(), free: m.free() }).collect();
+        let supply = |m: &&Machine| Supply { machine: m.number, kind: m.kind.clone(), free: m.free(), rate: m.price.ceiling };
+        let supply: Vec<Supply> = machines.iter().map(supply).collect();
         let used = into_supply(demand, &supply);
         for m in self.state.machines.values_mut() {
             m.wanted = used.contains(&m.number);

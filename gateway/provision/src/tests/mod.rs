@@ -1,6 +1,7 @@
 //! The provisioner on a simulated clock: first as its users were promised, then against a cloud that lies.
 
 mod cloud;
+mod demand;
 mod ledger;
 mod promised;
 mod terms;
