@@ -472,20 +472,22 @@ impl Provisioner {
     fn lease(&mut self, number: u64) {
         let Some(m) = self.state.machines.get(&number) else { return };
         let (now, paid_ms) = (self.now, m.paid_ms);
+        let by_hour = m.price.billing == Billing::Hour;
+        // Hours are billed from the launch on, also those in which nobody was here to pay for them.
+        let whole = |step_ms: u64| paid_ms + (now.saturating_sub(paid_ms) / step_ms + 1) * step_ms;
         if m.ending.is_some() {
             // It was told to go, and still costs.
             if now >= paid_ms {
-                let step_ms = if m.price.billing == Billing::Hour { m.price.billing.next_ms() } else { OVERRUN_MS };
-                let (rate_max, steps) = (m.rate_max, (now - paid_ms) / step_ms + 1);
-                self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms: paid_ms + steps * step_ms });
+                let (rate_max, paid_ms) = (m.rate_max, whole(if by_hour { m.price.billing.next_ms() } else { OVERRUN_MS }));
+                self.record(Record::Leased { number, at_ms: now, rate_max, paid_ms });
             }
             return;
         }
         if now + LEASE_LEAD_MS < paid_ms {
             return;
         }
-        let let_go = m.attached && m.busy == 0 && !m.wanted && m.price.billing == Billing::Hour;
-        let next_ms = paid_ms.max(now) + m.price.billing.next_ms();
+        let let_go = m.attached && m.busy == 0 && !m.wanted && by_hour;
+        let next_ms = if by_hour { whole(m.price.billing.next_ms()) } else { paid_ms.max(now) + m.price.billing.next_ms() };
         let node = self.state.budget.node_of(&m.owner);
         let charge = Charge { days: m.charge(paid_ms, next_ms), ..Charge::default() };
         let may_stay = !let_go && self.state.budget.allows(node, &charge).is_ok() && !self.is_above_rate(number);
@@ -503,6 +505,8 @@ impl Provisioner {
         let why = if let_go { Why::Idle } else { m.draining.unwrap_or(Why::Budget) };
         if now + STOP_LEAD_MS >= paid_ms {
             self.end(number, why);
+            // What it has cost since its lease ended, while nobody was here, is charged at once.
+            self.lease(number);
         } else if m.draining.is_none() {
             self.drain(number, why);
         }

@@ -66,6 +66,8 @@ struct World {
     changes: u64,
     /// Owners come, go and move over a restart.
     trees: bool,
+    /// A restart takes hours.
+    long_away: bool,
 }
 
 fn world_catalogue() -> Catalogue {
@@ -107,6 +109,7 @@ impl World {
             terms,
             changes: 0,
             trees: false,
+            long_away: false,
         }
     }
 
@@ -149,6 +152,9 @@ impl World {
     fn restart(&mut self) {
         // Answers to a dead process reach nobody; effects of its calls come.
         self.events.retain(|(_, e)| matches!(e, Event::Effect(..)));
+        if self.long_away && self.random.chance(30) {
+            self.now += self.random.below(3 * 3_600_000);
+        }
         if self.trees && self.random.chance(50) {
             self.changes += 1;
             self.terms.budget = self.tree();
@@ -432,4 +438,10 @@ fn nor_does_it_where_prices_types_and_caps_change_meanwhile() {
 fn nor_where_owners_come_go_and_move_over_restarts() {
     let (_, changes) = runs(|world| world.trees = true);
     assert!(changes > 1_000, "{changes} changes");
+}
+
+/// What its machines have cost meanwhile is charged, hour by hour as they are billed.
+#[test]
+fn nor_where_the_gateway_is_away_for_hours() {
+    runs(|world| world.long_away = true);
 }

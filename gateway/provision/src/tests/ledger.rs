@@ -1,6 +1,6 @@
 //! What is charged, over restarts.
 
-use super::promised::launch;
+use super::promised::{ends, launch};
 use super::*;
 
 const SECOND: Billing = Billing::Second { min_s: 60 };
@@ -76,4 +76,27 @@ fn an_owner_who_is_removed_leaves_no_rate_behind() {
     end(&mut p, &[1, 2], TEN + MINUTE);
     assert_eq!(rates(&p), [("budget", "0.00".into()), ("lab", "0.00".into())]);
     assert_eq!(2, rent(&mut p, "lab", 2, TEN + 2 * MINUTE));
+}
+
+#[test]
+fn hours_in_which_the_gateway_was_away_are_charged_as_they_are_billed() {
+    let hourly = || (settings(), catalogue(&[("m", 2)], vec![offer("m", "1", Billing::Hour)]));
+    let (s, c) = hourly();
+    let mut p = Provisioner::new(s, c, per_hour("10"));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    launch(&mut p, TEN);
+    let (s, c) = hourly();
+    let mut p = Provisioner::resume(s, c, per_hour("10"), p.checkpoint(), TEN + 90 * MINUTE);
+    p.step(Input::Attached(1), TEN + 90 * MINUTE);
+    p.step(Input::Busy(1, 2), TEN + 90 * MINUTE);
+    let paid = |p: &Provisioner| (p.budget().nodes()[0].total().to_string(), p.machines().next().unwrap().paid_ms - TEN);
+    assert_eq!(("2.00".to_string(), 120 * MINUTE), paid(&p), "its second hour is over when the provider says so");
+    p.step(Input::Tick, TEN + 115 * MINUTE);
+    assert_eq!(("3.00".to_string(), 180 * MINUTE), paid(&p));
+    // What can't be paid for any longer is charged all the same, at once, and ended.
+    let (s, c) = hourly();
+    let day = Budget::new(Caps { day: Some("3".parse().unwrap()), ..Caps::default() }, &[]).unwrap();
+    let mut p = Provisioner::resume(s, c, day, p.checkpoint(), TEN + 200 * MINUTE);
+    p.step(Input::Attached(1), TEN + 200 * MINUTE);
+    assert_eq!((vec![1], "4.00".to_string(), 240 * MINUTE), (ends(&mut p), paid(&p).0, paid(&p).1));
 }
