@@ -206,6 +206,25 @@ fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
     assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
 }
 
+#[test]
+fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
+    let (tree, _user) = world(&cloud(2, "1.00", ""));
+    let local = tree.user("burst");
+    local.until_slots(2, PATIENCE);
+    let first = submit(&tree, &local, 1, &[], "4");
+    local.until_phase(&first, "running", 1);
+    let name = machines(&local)[0]["name"].as_str().unwrap().to_string();
+    local.run(&["drain", &name, "--reason", "looked at"]).well();
+    let second = submit(&tree, &local, 1, &[], "600");
+    local.until_phase(&second, "running", 1);
+    assert_eq!(2, machines(&local).len(), "another has come for it");
+    until("the first is gone, idle as it is", PATIENCE, || match machines(&local) {
+        left if left.len() == 1 && left[0]["name"] != name.as_str() => Ok(()),
+        left => Err(format!("{left:?}\n{}", tree.log("burst"))),
+    });
+    local.run(&["cancel", &second]).well();
+}
+
 /// 0.10 an hour are 0.001667 a minute, rounded up.
 #[test]
 fn a_job_that_may_cost_money_is_asked_about_and_its_cap_holds() {

@@ -96,6 +96,8 @@ pub enum Input {
     Drained(u64),
     /// It takes no new work of its own accord: its time is nearly over, its provider takes it back, its disk is full.
     Leaving(u64),
+    /// An administrator keeps new work from it, or no longer does.
+    Closed(u64, bool),
     /// An administrator wants it ended.
     End(u64),
     /// The configuration says something else. Nobody may be missing in its budget, or be below somebody else: see [`Budget::moved`].
@@ -216,6 +218,7 @@ impl Provisioner {
             }),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
             Input::Leaving(number) => self.drain(number, Why::Leaving),
+            Input::Closed(number, closed) => self.with(number, |m, _| m.closed = closed),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::Terms(terms) => self.go_by(*terms),
             Input::SpotPrices(now) => self.spot_is(now),

@@ -92,6 +92,8 @@ pub struct Machine {
     pub(crate) marked: bool,
     pub(crate) draining: Option<Why>,
     pub(crate) drained: bool,
+    /// An administrator keeps new work from it.
+    pub(crate) closed: bool,
     /// The latest round had work for it.
     pub(crate) wanted: bool,
     /// Rounds that had none.
@@ -127,7 +129,8 @@ impl Machine {
 
     /// Slots without work, now or when it is there.
     pub(crate) fn free(&self) -> u64 {
-        let may_take = self.may_exist() && self.ending.is_none() && self.draining.is_none_or(|why| why == Why::Idle) && !self.drained;
+        let stays = self.may_exist() && self.ending.is_none() && self.draining.is_none_or(|why| why == Why::Idle);
+        let may_take = stays && !self.drained && !self.closed;
         if may_take { u64::from(self.kind.slots).saturating_sub(self.busy) } else { 0 }
     }
 

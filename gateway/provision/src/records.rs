@@ -225,6 +225,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         marked: false,
         draining: None,
         drained: false,
+        closed: false,
         wanted: true,
         useless: 0,
         missed: 0,

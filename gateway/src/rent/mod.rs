@@ -269,7 +269,12 @@ impl Shell {
             if agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty() {
                 p.step(Input::Leaving(number), now);
             }
-            if agent.drained_by == BY && agent.open == 0 && self.drains.contains_key(&number) {
+            let by_others = |a: &Agent| !a.drained_by.is_empty() && a.drained_by != BY;
+            if by_others(agent) != by_others(&before) {
+                p.step(Input::Closed(number, by_others(agent)), now);
+            }
+            // Whoever said that nothing more is placed there.
+            if !agent.drained_by.is_empty() && agent.open == 0 && self.drains.contains_key(&number) {
                 p.step(Input::Drained(number), now);
             }
         }

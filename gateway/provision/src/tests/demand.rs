@@ -1,9 +1,13 @@
 //! What is kept, given up and left alone: by demand, by an administrator, by what a provider says.
 
-use super::promised::launch;
+use super::promised::{ends, launch};
 use super::*;
 
 const SECOND: Billing = Billing::Second { min_s: 60 };
+
+fn provisioner(slots: u32, price: &str) -> Provisioner {
+    Provisioner::new(settings(), catalogue(&[("m", slots)], vec![offer("m", price, SECOND)]), per_hour("10"))
+}
 
 fn drains(p: &mut Provisioner) -> Vec<u64> {
     p.take().1.into_iter().filter_map(|a| if let Action::Drain(number, _) = a { Some(number) } else { None }).collect()
@@ -25,4 +29,26 @@ fn an_idle_machine_that_a_task_can_not_pay_for_is_not_kept_for_it() {
     // Who can pay for it keeps it.
     p.step(Input::Demand(demand(8, 1)), TEN + 6 * MINUTE);
     assert!(p.take().1.contains(&Action::Undrain(1)));
+}
+
+#[test]
+fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
+    let mut p = provisioner(2, "0.10");
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    assert_eq!(vec![1], launch(&mut p, TEN));
+    p.step(Input::Closed(1, true), TEN);
+    p.step(Input::Demand(demand(1, 1)), TEN + 1_000);
+    assert_eq!(vec![2], p.latest().rented, "nothing can be placed on the first");
+    launch(&mut p, TEN + 1_000);
+    for minute in 1..=5 {
+        p.step(Input::Demand(demand(1, 1)), TEN + minute * MINUTE);
+    }
+    assert_eq!(vec![1], drains(&mut p));
+    p.step(Input::Drained(1), TEN + 5 * MINUTE);
+    assert_eq!(vec![1], ends(&mut p));
+    // One that is opened again takes what comes.
+    p.step(Input::Closed(2, true), TEN + 6 * MINUTE);
+    p.step(Input::Closed(2, false), TEN + 6 * MINUTE);
+    p.step(Input::Demand(demand(1, 2)), TEN + 6 * MINUTE);
+    assert!(p.latest().rented.is_empty() && p.latest().unmet.is_empty());
 }
