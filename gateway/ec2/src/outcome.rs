@@ -35,6 +35,8 @@ fn by_code(code: &str, status: u16) -> Option<(Refused, &'static str)> {
             (Refused::Throttled, "")
         }
         "IdempotentInstanceTerminated" => (Refused::TokenSpent, ""),
+        code if code.starts_with("InvalidSubnet") => (Refused::Offer, "correct `subnets`"),
+        code if code.starts_with("InvalidParameter") => (Refused::Offer, "correct the type, or what does not go with it: `ami`, `market`, `subnets`"),
         // What follows concerns every launch.
         "UnauthorizedOperation" => (Refused::Provider, "give the gateway's principal what deploy/ec2/iam-policy.json lists"),
         "AuthFailure" | "InvalidClientTokenId" | "SignatureDoesNotMatch" | "ExpiredToken" | "RequestExpired" | "MissingAuthenticationToken" => {
@@ -43,12 +45,11 @@ fn by_code(code: &str, status: u16) -> Option<(Refused, &'static str)> {
         "OptInRequired" | "PendingVerification" | "Blocked" => (Refused::Provider, "the account may not do this in this region"),
         code if code.starts_with("InvalidAMIID") => (Refused::Provider, "correct `ami`"),
         code if code.starts_with("InvalidLaunchTemplate") => (Refused::Provider, "correct `launch_template`"),
-        code if code.starts_with("InvalidSubnet") => (Refused::Provider, "correct `subnets`"),
         code if code.starts_with("InvalidGroup") || code.starts_with("InvalidSecurityGroup") => (Refused::Provider, "correct `security_groups`"),
         code if code.starts_with("InvalidKeyPair") => (Refused::Provider, "correct `key_name`"),
         code if code.starts_with("InvalidIamInstanceProfile") => (Refused::Provider, "correct `instance_profile`"),
-        // A word of EC2 that says no: only where it says that the fault is ours.
-        code if !code.is_empty() && (400..500).contains(&status) && status != 408 && status != 429 => (Refused::Provider, ""),
+        // A word of EC2 that says no: only where it says that the fault is ours. Nothing says that another type would be refused, too.
+        code if !code.is_empty() && (400..500).contains(&status) && status != 408 && status != 429 => (Refused::Offer, ""),
         _ => return None,
     };
     Some(said)
@@ -122,7 +123,12 @@ mod tests {
         assert_eq!(Some(Refused::TokenSpent), kind("IdempotentInstanceTerminated", 400));
         assert_eq!(Some(Refused::Limit), kind("VcpuLimitExceeded", 400));
         assert_eq!(Some(Refused::Provider), kind("InvalidAMIID.NotFound", 400));
-        assert_eq!(Some(Refused::Provider), kind("SomethingNew", 400));
+        for of_one_offer in ["InvalidSubnetID.NotFound", "InvalidParameterValue", "InvalidParameterCombination", "SomethingNew"] {
+            assert_eq!(Some(Refused::Offer), kind(of_one_offer, 400), "{of_one_offer}");
+        }
+        for of_all in ["AuthFailure", "UnauthorizedOperation", "InvalidGroup.NotFound", "InvalidLaunchTemplateId.NotFound"] {
+            assert_eq!(Some(Refused::Provider), kind(of_all, 400), "{of_all}");
+        }
         let failed = failed::<RunInstancesError>;
         let io = ConnectorError::io("reset by peer".into());
         for unknown in

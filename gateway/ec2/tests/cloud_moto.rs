@@ -174,7 +174,8 @@ async fn moto_and_each_word_of_ec2() {
         (400, "InvalidAMIID.Malformed", Refused::Provider, "correct `ami`"),
         (401, "AuthFailure", Refused::Provider, "correct the credentials"),
         (403, "UnauthorizedOperation", Refused::Provider, "iam-policy.json"),
-        (400, "InvalidSubnetID.NotFound", Refused::Provider, "correct `subnets`"),
+        (400, "InvalidSubnetID.NotFound", Refused::Offer, "correct `subnets`"),
+        (400, "InvalidParameterCombination", Refused::Offer, "correct the type"),
         (400, "IdempotentInstanceTerminated", Refused::TokenSpent, "Idempotent"),
     ];
     for (n, (status, code, refused, text)) in words.into_iter().enumerate() {

@@ -43,6 +43,8 @@ pub enum Outcome {
 pub enum Refused {
     /// No capacity of this offer.
     Capacity,
+    /// This offer can't be launched as it is written: its type, its place, what they have to do with the image.
+    Offer,
     /// The account's limit for this type of machine.
     Limit,
     /// Nothing can be launched: credentials, a bad image, the configuration.
@@ -146,8 +148,8 @@ pub struct Provisioner {
     pub(crate) spot: BTreeMap<String, Rate>,
     pub(crate) state: State,
     pub(crate) now: u64,
-    /// Until when an offer is left alone, and how often in a row.
-    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32, &'static str)>,
+    /// Until when an offer is left alone, how often in a row, and why.
+    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32, String)>,
     pub(crate) blocked: Option<(u64, String)>,
     pub(crate) latest: Round,
     strangers: BTreeMap<String, u32>,
@@ -295,7 +297,7 @@ impl Provisioner {
         let offer = m.offer.clone();
         self.record(Record::Gone { number, at_ms: self.now, never });
         if failed {
-            self.leave_alone(&[offer], "the last one ended before its agent came");
+            self.leave_alone(&[offer], "the last one ended before its agent came".into());
         }
     }
 
@@ -340,11 +342,12 @@ impl Provisioner {
 
     fn refused(&mut self, offer: &OfferKey, refused: Refused, text: String) {
         match refused {
-            Refused::Capacity => self.leave_alone(std::slice::from_ref(offer), "the provider had none"),
+            Refused::Capacity => self.leave_alone(std::slice::from_ref(offer), format!("the provider had none: {text}")),
+            Refused::Offer => self.leave_alone(std::slice::from_ref(offer), format!("the provider refuses it: {text}")),
             Refused::Limit => {
                 let of_type: Vec<OfferKey> =
                     self.catalogue.offers.iter().map(|o| &o.key).filter(|k| k.machine == offer.machine && k.spot == offer.spot).cloned().collect();
-                self.leave_alone(&of_type, "the account may have no more of this type");
+                self.leave_alone(&of_type, format!("the account may have no more of this type: {text}"));
             }
             Refused::Provider => self.blocked = Some((self.now + BLOCKED_MS, text)),
             Refused::Throttled | Refused::TokenSpent => {}
@@ -352,10 +355,10 @@ impl Provisioner {
     }
 
     /// For a while, and twice as long each time until one has come.
-    fn leave_alone(&mut self, offers: &[OfferKey], why: &'static str) {
+    fn leave_alone(&mut self, offers: &[OfferKey], why: String) {
         let times = 1 + offers.iter().filter_map(|o| self.back_off.get(o)).map(|(_, times, _)| *times).max().unwrap_or(0);
         let until = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
-        self.back_off.extend(offers.iter().map(|o| (o.clone(), (until, times, why))));
+        self.back_off.extend(offers.iter().map(|o| (o.clone(), (until, times, why.clone()))));
     }
 
     /// The provider says how a machine is.

@@ -52,3 +52,34 @@ fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
     p.step(Input::Demand(demand(1, 2)), TEN + 6 * MINUTE);
     assert!(p.latest().rented.is_empty() && p.latest().unmet.is_empty());
 }
+
+#[test]
+fn an_offer_that_is_refused_stands_in_no_other_s_way_and_is_named_with_its_remedy() {
+    let offers = vec![offer("arm", "0.10", SECOND), offer("x86", "0.20", SECOND)];
+    let mut p = Provisioner::new(settings(), catalogue(&[("arm", 2), ("x86", 2)], offers), per_hour("10"));
+    for (n, minute) in (0..).zip([0, 5]) {
+        let now = TEN + minute * MINUTE;
+        p.step(Input::Demand(demand(2, 1)), now);
+        let first = p.latest().rented[0];
+        assert_eq!("arm", p.machines().find(|m| m.number == first).unwrap().offer.machine, "the cheapest");
+        p.step(Input::Answered(first, Outcome::Refused(Refused::Offer, "InvalidParameterValue: arm64; correct the type".into())), now);
+        p.step(Input::Demand(demand(2, 1)), now + 1_000);
+        let other = p.latest().rented[0];
+        assert_eq!("x86", p.machines().find(|m| m.number == other).unwrap().offer.machine);
+        p.step(Input::Answered(other, Outcome::Refused(Refused::Capacity, "the subnet has no free address".into())), now + 1_000);
+        p.step(Input::Demand(demand(2, 1)), now + 2_000);
+        let said = &p.latest().unmet[0].why;
+        let left_s = 58 + n * 60;
+        let want = format!("arm: the provider refuses it: InvalidParameterValue: arm64; correct the type; asked again in {left_s} s");
+        assert_eq!(("capacity", want.as_str()), (said.limit.as_str(), said.evidence.as_str()), "for longer each time");
+    }
+    let of = |refused, text: &str| {
+        let mut p = provisioner(2, "0.10");
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        p.step(Input::Answered(1, Outcome::Refused(refused, text.into())), TEN);
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        p.latest().unmet[0].why.evidence.clone()
+    };
+    assert!(of(Refused::Capacity, "raise the type's `price`").contains("the provider had none: raise the type's `price`"));
+    assert!(of(Refused::Limit, "ask AWS for a higher quota").contains("no more of this type: ask AWS for a higher quota"));
+}
