@@ -184,7 +184,8 @@ hour = "0.20"
             FILE.replace("0.10", "0.12").replace("\"1m\"", "\"2m\"").replace("hour = \"0.20\"", "hour = \"0.30\"").replace("subnet-1", "subnet-2");
         std::fs::write(&file, text + more).unwrap();
         let said = reload.again().await.unwrap();
-        let want = ["m1 in subnet-1 is no longer rented", "m1 in subnet-2 is rented at 0.12 per hour", "m2 in subnet-2 is rented at 0.20 per hour"];
+        let want =
+            ["m1 in subnet-1 is no longer rented", "m1 in subnet-2 is rented at 0.12 USD per hour", "m2 in subnet-2 is rented at 0.20 USD per hour"];
         assert_eq!([&want[..], &["caps of ann", "limits"]].concat(), said);
         let taken = terms.borrow().clone().unwrap();
         assert_eq!((2, 120_000), (taken.catalogue.offers.len(), taken.settings.idle_ms));

@@ -309,7 +309,7 @@ fn prices_and_caps_change_while_it_runs_all_of_it_or_nothing() {
     assert_eq!((1, "0.10"), (tree.below("burst").len(), budget()["per_hour_cap"].as_str().unwrap()));
 
     // What waits starts, at the new price; what runs keeps its own.
-    read_again(&raised.replace("price = \"0.10\"", "price = \"0.20\""), "small: 0.20 per hour, was 0.10 per hour; caps of budget");
+    read_again(&raised.replace("price = \"0.10\"", "price = \"0.20\""), "small: 0.20 EUR per hour, was 0.10 EUR per hour; caps of budget");
     local.until_phase(&second, "running", 1);
     let mut prices: Vec<String> = machines(&user).iter().map(|m| m["price_per_hour"].as_str().unwrap().to_string()).collect();
     prices.sort();

@@ -97,7 +97,7 @@ pub fn is_better(a: (Rate, &Fill), b: (Rate, &Fill)) -> bool {
 }
 
 /// Why no offer takes this demand, when none does for reasons that do not pass: shapes and prices.
-pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Rate>)]) -> Option<String> {
+pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Rate>)], currency: &str) -> Option<String> {
     let shape = &demand.shape;
     if !offers.iter().any(|(_, kind, _)| kind.cost(shape).is_some()) {
         let largest = offers.iter().map(|(_, kind, _)| kind.slots).max().unwrap_or(0);
@@ -105,7 +105,7 @@ pub fn never_fits(demand: &Demand, offers: &[(&OfferKey, &MachineType, Option<Ra
     }
     let max = demand.task_rate_max?;
     let any = offers.iter().any(|(_, kind, rate)| kind.cost(shape).is_some() && rate.is_some_and(|r| demand.pays(kind, r)));
-    (!any).then(|| format!("on no type does a task cost at most {max} per hour"))
+    (!any).then(|| format!("on no type does a task cost at most {max} {currency} per hour"))
 }
 
 fn large_first(demand: &[Demand]) -> Vec<usize> {
@@ -152,9 +152,10 @@ mod tests {
         assert_eq!(None, fill(&[demand(1, 17, 20)], &kind(8, 16), Rate(1)));
         let key = OfferKey { machine: "m".into(), zone: String::new(), spot: false };
         let large = kind(8, 16);
-        assert!(never_fits(&demand(9, 0, 1), &[(&key, &large, Some(Rate(8)))]).is_some());
+        assert!(never_fits(&demand(9, 0, 1), &[(&key, &large, Some(Rate(8)))], "EUR").is_some());
         let cheap = Demand { task_rate_max: Some(Rate(1)), ..demand(1, 0, 1) };
-        assert_eq!(None, never_fits(&cheap, &[(&key, &large, Some(Rate(8)))]));
-        assert!(never_fits(&cheap, &[(&key, &large, Some(Rate(9)))]).is_some());
+        assert_eq!(None, never_fits(&cheap, &[(&key, &large, Some(Rate(8)))], "EUR"));
+        let never = never_fits(&cheap, &[(&key, &large, Some(Rate(9)))], "EUR");
+        assert_eq!(Some("on no type does a task cost at most 0.000001 EUR per hour".to_string()), never);
     }
 }

@@ -106,7 +106,7 @@ impl Provisioner {
     fn rent(&mut self, owner: &str, demand: &mut [Demand], asked: &Ask, round: &mut Round) -> UnmetWhy {
         if let Some(hard) = &asked.hard {
             let evidence = match hard.name.as_str() {
-                "budget rate" => format!("{} of {} per hour are used", Rate(hard.used), Rate(hard.max)),
+                "budget rate" => format!("{} of {} {} per hour are used", Rate(hard.used), Rate(hard.max), self.catalogue.currency),
                 _ => format!("{} of {} are used", hard.used, hard.max),
             };
             return UnmetWhy { limit: hard.name.clone(), evidence };
@@ -206,6 +206,6 @@ impl Provisioner {
         let offers = self.catalogue.offers.iter();
         let offers: Vec<_> =
             offers.filter_map(|o| self.catalogue.types.get(&o.key.machine).map(|k| (&o.key, k, o.price.map(|p| p.ceiling)))).collect();
-        never_fits(demand, &offers).map(|evidence| UnmetWhy { limit: "no fit".into(), evidence })
+        never_fits(demand, &offers, &self.catalogue.currency).map(|evidence| UnmetWhy { limit: "no fit".into(), evidence })
     }
 }

@@ -25,7 +25,8 @@ pub struct Terms {
 impl Terms {
     /// What is different in others, in one clause each, for people.
     pub fn changes(&self, new: &Terms) -> Vec<String> {
-        let price = |o: &Offer| o.price.map_or("an unknown price".into(), |p| format!("{} per hour", p.ceiling));
+        let currency = &new.catalogue.currency;
+        let price = |o: &Offer| o.price.map_or("an unknown price".into(), |p| format!("{} {currency} per hour", p.ceiling));
         let there = |c: &Catalogue, o: &Offer| c.offers.iter().find(|other| other.key == o.key).cloned();
         let removed = self.catalogue.offers.iter().filter(|o| there(&new.catalogue, o).is_none());
         let mut out: Vec<String> = removed.map(|o| format!("{} is no longer rented", o.key)).collect();

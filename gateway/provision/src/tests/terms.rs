@@ -66,7 +66,7 @@ fn a_type_that_is_no_longer_offered_ends_as_idle_machines_do() {
     let mut p = begun(&old);
     working(&mut p, 2, TEN);
     p.step(Input::Terms(new.clone()), TEN + MINUTE);
-    assert_eq!(vec!["old is no longer rented", "new is rented at 0.20 per hour"], old.changes(&new));
+    assert_eq!(vec!["old is no longer rented", "new is rented at 0.20 USD per hour"], old.changes(&new));
     p.step(Input::Demand(demand(1, 1)), TEN + MINUTE);
     assert_eq!(vec![3], p.latest().rented, "another for what waits");
     assert_eq!("new", p.machines().last().unwrap().offer.machine);
