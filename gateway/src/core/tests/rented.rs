@@ -1,9 +1,11 @@
 //! What could be rented, as the core tells it, and what the provisioner is told.
 
+use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, Money, Phase, ReasonKind, SiteId};
 
 use super::{World, site_of, sleep};
+use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
 use crate::core::rent::{ForRent, Rentable};
 
@@ -120,6 +122,43 @@ fn what_has_no_time_on_a_machine_that_is_there_waits_for_one_that_comes() {
     let offer = ForRent { types: vec![kind(4, 1, "")], time_max_ms: 7_200_000, ..ForRent::default() };
     let long = JobSpec { time_limit_ms: Some(3_600_000), ..wide(2) };
     waits_for_another(w, g, root, offer, long, |w| _ = w.agent("g-m2", 4, site_of("g")));
+}
+
+/// Five machines of 1 slot and 1.7 GiB.
+#[test]
+fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let memory_bytes = 17 * (1 << 30) / 10;
+    let small = |machines| {
+        let machine = Machine { slots: 1, memory_bytes, gpus: 0 };
+        let kind = Rentable { machine, architecture: "x86_64".into(), machines, price_micro_per_slot_hour: 85_000, currency: "USD".into() };
+        let prices = (1..=5).map(|n| (format!("g-m{n}"), (85_000, "USD".to_string()))).collect();
+        Input::ForRent(ForRent { types: vec![kind], prices, ..ForRent::default() })
+    };
+    let shown = |w: &World| {
+        let (core, host) = (&w.sites[&g].core, w.sites[&g].core.host().0);
+        let upward: Vec<_> = core.upward().into_values().map(|u| (u.share.slots_total, u.share.slots_free, u.share.largest_free)).collect();
+        let [(total, free, largest)] = upward[..] else { panic!("{upward:?}") };
+        assert_eq!((host.slots_total, host.slots_free), (total, free), "people are shown what parents are told");
+        (total, free, host.memory_bytes, largest)
+    };
+    w.input(g, small(5));
+    assert_eq!((5, 5, 5 * memory_bytes, 1), shown(&w), "as soon as it starts");
+    w.submit(g, "two", sleep(60_000), 2).unwrap();
+    for n in 0..=5u64 {
+        if n > 0 {
+            let hop = Hop { site: site_of(&format!("g-m{n}")), name: format!("g-m{n}"), kind: Kind::Agent };
+            let agent = hop.site;
+            w.agents.insert(agent, ChildEnd::new(hop, 77, 1, memory_bytes));
+            w.link(agent, g);
+            w.input(g, small(5 - n));
+            w.pass(200);
+        }
+        assert_eq!((5, 3, 5 * memory_bytes, 1), shown(&w), "two are taken, {n} are there");
+    }
+    w.pass(61_000);
+    assert_eq!((5, 5, 5 * memory_bytes, 1), shown(&w), "all are there, and idle");
 }
 
 #[test]
