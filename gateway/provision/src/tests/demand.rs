@@ -13,6 +13,10 @@ fn drains(p: &mut Provisioner) -> Vec<u64> {
     p.take().1.into_iter().filter_map(|a| if let Action::Drain(number, _) = a { Some(number) } else { None }).collect()
 }
 
+fn there(p: &Provisioner) -> Vec<u64> {
+    p.machines().filter(|m| m.may_exist() && m.ending.is_none()).map(|m| m.number).collect()
+}
+
 #[test]
 fn an_idle_machine_that_a_task_can_not_pay_for_is_not_kept_for_it() {
     let offers = vec![offer("cheap", "0.20", SECOND), offer("dear", "4", SECOND)];
@@ -82,4 +86,56 @@ fn an_offer_that_is_refused_stands_in_no_other_s_way_and_is_named_with_its_remed
     };
     assert!(of(Refused::Capacity, "raise the type's `price`").contains("the provider had none: raise the type's `price`"));
     assert!(of(Refused::Limit, "ask AWS for a higher quota").contains("no more of this type: ask AWS for a higher quota"));
+}
+
+#[test]
+fn what_is_launched_after_it_was_given_up_is_ended() {
+    let mut p = provisioner(2, "0.10");
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    assert!(p.take().1.iter().any(|a| matches!(a, Action::Launch { number: 1, .. })));
+    // Its demand is gone while the call is on its way: that is where it stays wanted no more, and charged.
+    for round in 1..=u64::from(limits::SURPLUS_ROUNDS) {
+        assert_eq!(vec![1], there(&p), "round {round}");
+        p.step(Input::Demand(vec![]), TEN + round * 1_000);
+    }
+    assert_eq!(Some(Why::Surplus), p.machines().next().unwrap().ending);
+    // Work that comes now is for another.
+    p.step(Input::Demand(demand(2, 1)), TEN + 10_000);
+    assert_eq!((vec![2], "0.20".to_string()), (p.latest().rented.clone(), p.budget().nodes()[0].rate().to_string()));
+    let actions = p.take().1;
+    assert!(!actions.iter().any(|a| matches!(a, Action::Terminate { .. } | Action::Launch { number: 1, .. })), "{actions:?}");
+    p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN + 20_000);
+    assert_eq!(vec![1], ends(&mut p), "a late success");
+    p.step(Input::Terminated(1, Some(SeenState::Ending)), TEN + 21_000);
+    assert_eq!((vec![2], "0.10".to_string()), (there(&p), p.budget().nodes()[0].rate().to_string()));
+}
+
+#[test]
+fn what_has_come_least_far_goes_first() {
+    let mut p = provisioner(2, "0.01");
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    assert_eq!(vec![1], launch(&mut p, TEN));
+    // As many calls as can be on their way, and one machine more.
+    let calls = limits::CALLS_MAX as u64;
+    let mut now = TEN;
+    while (there(&p).len() as u64) < calls + 2 {
+        now += 1;
+        p.step(Input::Demand(demand(2, calls + 2)), now);
+    }
+    assert_eq!(calls, p.machines().filter(|m| m.in_flight).count() as u64);
+    let rounds = |p: &mut Provisioner, tasks: u64, from: u64| {
+        for round in 1..=u64::from(limits::SURPLUS_ROUNDS) {
+            p.step(Input::Demand(demand(2, tasks)), from + round * 1_000);
+        }
+        there(p)
+    };
+    let uncalled = calls + 2;
+    let left = rounds(&mut p, calls + 1, now);
+    assert_eq!((1..uncalled).collect::<Vec<_>>(), left, "what was not asked for yet");
+    assert!(p.machines().all(|m| m.number != uncalled), "it never was, and costs nothing");
+    assert_eq!(vec![1], rounds(&mut p, 1, now + 10_000), "then what boots");
+    assert_eq!(vec![1], rounds(&mut p, 0, now + 20_000), "what is there is kept");
+    p.take();
+    p.step(Input::Demand(vec![]), now + 20_000 + 5 * MINUTE);
+    assert_eq!(vec![1], drains(&mut p), "for a while");
 }
