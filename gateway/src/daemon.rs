@@ -297,7 +297,7 @@ impl Running {
             if let Ok(ca_pem) = identity.ca_pem() {
                 pool.let_join(Joins::new(engine.clone(), site.identity.clone(), ca_pem)?);
             }
-            pool.provide(&endpoint);
+            pool.provide(&endpoint)?;
         }
         Ok(Running { me, endpoint, engine, pool, failed, servers, stop })
     }

@@ -6,7 +6,7 @@ use crate::budget::{Budget, Charge};
 use crate::limits::*;
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Billing, Catalogue, OfferKey, Price};
-use crate::money::Rate;
+use crate::money::{Money, Rate};
 use crate::pack::Demand;
 use crate::records::{Record, State, apply};
 use crate::round::Round;
@@ -185,6 +185,10 @@ impl Provisioner {
         let mut p = Provisioner::new(settings, catalogue, budget);
         records.into_iter().for_each(|r| apply(&mut p.state, &r));
         p.now = now;
+        let currency = p.catalogue.currency.clone();
+        if !currency.is_empty() && currency != p.state.currency && p.other_currency().is_none() {
+            p.record(Record::Currency { name: currency });
+        }
         for m in p.state.machines.values_mut() {
             (m.called, m.calls) = (true, 1);
             (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
@@ -192,6 +196,14 @@ impl Provisioner {
             m.rate_max = m.price.ceiling;
         }
         p
+    }
+
+    /// What was charged so far, where that is in another currency than today's prices and caps: these would be taken for amounts of it.
+    pub fn other_currency(&self) -> Option<&str> {
+        let State { currency, machines, budget, .. } = &self.state;
+        let is_empty = machines.is_empty() && budget.nodes().iter().all(|n| n.total() == Money(0));
+        let now = self.catalogue.currency.as_str();
+        Some(currency.as_str()).filter(|c| !is_empty && !c.is_empty() && !now.is_empty() && *c != now)
     }
 
     /// Something happened.

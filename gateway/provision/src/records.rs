@@ -85,6 +85,11 @@ pub enum Record {
         /// It.
         number: u64,
     },
+    /// What is charged is in this currency.
+    Currency {
+        /// ISO 4217.
+        name: String,
+    },
 }
 
 /// What is durable.
@@ -94,13 +99,15 @@ pub(crate) struct State {
     pub budget: Budget,
     /// The next machine's number.
     pub next: u64,
+    /// Of all amounts; empty: not known.
+    pub currency: String,
     /// The tree of the latest checkpoint: name, name above.
     pub was: BTreeMap<String, String>,
 }
 
 /// Apply a change. One that concerns a machine that is not there changes nothing.
 pub(crate) fn apply(state: &mut State, record: &Record) {
-    let State { machines, budget, next, was } = state;
+    let State { machines, budget, next, currency, was } = state;
     match record {
         Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } => {
             let machine = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
@@ -161,6 +168,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             was.extend(above.clone().map(|above| (name.clone(), above)));
         }
         Record::Next { number } => *next = (*next).max(*number),
+        Record::Currency { name } => currency.clone_from(name),
     }
 }
 
@@ -171,7 +179,8 @@ impl State {
         let nodes = self.budget.nodes();
         let above = |n: &Node| n.above.map_or_else(String::new, |at| nodes[at].name.clone());
         let spent = nodes.iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger(), above: Some(above(n)) });
-        std::iter::once(Record::Next { number: self.next }).chain(spent).chain(machines).collect()
+        let currency = (!self.currency.is_empty()).then(|| Record::Currency { name: self.currency.clone() });
+        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(machines).collect()
     }
 }
 

@@ -139,6 +139,7 @@ const FORGOTTEN: u32 = 6;
 const KEPT: u32 = 7;
 const SPENT: u32 = 8;
 const NEXT: u32 = 9;
+const CURRENCY: u32 = 10;
 
 const WHYS: [Why; 7] = [Why::Idle, Why::Budget, Why::Away, Why::Interrupted, Why::Surplus, Why::Ordered, Why::Leaving];
 const STAGES: [Stage; 3] = [Stage::Asked, Stage::Named, Stage::Ended];
@@ -194,6 +195,7 @@ fn row(record: &Record) -> Row {
             ..Row::default()
         },
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
+        Record::Currency { name } => Row { what: CURRENCY, name: name.clone(), ..Row::default() },
     }
 }
 
@@ -217,6 +219,7 @@ fn record(row: Row) -> Option<Record> {
             Record::Spent { name: row.name, ledger: Ledger { rate: Rate(row.rate), days, before: Money(row.before) }, above: row.above }
         }
         NEXT => Record::Next { number },
+        CURRENCY => Record::Currency { name: row.name },
         _ => return None,
     })
 }
@@ -263,7 +266,7 @@ mod tests {
         all.push(Record::Forgotten { number: 1 });
         all.extend([kept(Stage::Named, None), kept(Stage::Ended, Some(Why::Idle))]);
         all.extend([Record::Spent { name: "lab".into(), ledger: ledger.clone(), above: None }, Record::Next { number: 77 }]);
-        all.extend([Record::Spent { name: "lab".into(), ledger, above: Some("budget".into()) }]);
+        all.extend([Record::Spent { name: "lab".into(), ledger, above: Some("budget".into()) }, Record::Currency { name: "EUR".into() }]);
         all
     }
 

@@ -129,6 +129,11 @@ impl Provider for Rented {
         lock(&self.seen).account.clone()
     }
 
+    fn check(&self) -> Result<(), Refusal> {
+        let Some(engine) = self.engine.get() else { return Ok(()) };
+        provisioner(&self.config.terms, engine).map(drop)
+    }
+
     fn start(&self, endpoint: String) {
         let Some(engine) = self.engine.get().cloned() else { return };
         let shell = Shell {
@@ -177,6 +182,19 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
+/// As it was left. Error: these terms can't be held against what was charged.
+fn provisioner(terms: &Terms, engine: &Engine) -> Result<(Book, Provisioner), Refusal> {
+    let Terms { settings, catalogue, budget } = terms.clone();
+    let (new, (book, records)) = (catalogue.currency.clone(), Book::load(&*engine.reader())?);
+    let p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+    if let Some(old) = p.other_currency() {
+        let message = format!("[cloud] currency = {new:?}: what this gateway has been charged so far, and what its machines cost, is in {old}");
+        let remedy = format!("write currency = {old:?} again; another one takes a new state directory, once the last machine is gone");
+        return Err(Refusal::invalid(message).remedy(remedy));
+    }
+    Ok((book, p))
+}
+
 struct Shell {
     config: RentConfig,
     cloud: Arc<dyn Cloud>,
@@ -192,9 +210,7 @@ struct Shell {
 
 impl Shell {
     async fn run(mut self) -> Result<(), Refusal> {
-        let Terms { settings, catalogue, budget } = self.config.terms.clone();
-        let (mut book, records) = Book::load(&*self.engine.reader())?;
-        let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+        let (mut book, mut p) = provisioner(&self.config.terms, &self.engine)?;
         // Before any of them is let in: what has a price is not taken for free.
         self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, Vec::new()))).await?;
         self.engine.look(|_| ()).await?;

@@ -100,3 +100,22 @@ fn hours_in_which_the_gateway_was_away_are_charged_as_they_are_billed() {
     p.step(Input::Attached(1), TEN + 200 * MINUTE);
     assert_eq!((vec![1], "4.00".to_string(), 240 * MINUTE), (ends(&mut p), paid(&p).0, paid(&p).1));
 }
+
+#[test]
+fn a_ledger_is_read_in_its_own_currency_only() {
+    let mut p = again(per_hour("10"), Vec::new(), TEN);
+    let records = p.take().0;
+    let read = |currency: &str, records: Vec<Record>| {
+        let (s, c) = terms(currency);
+        Provisioner::resume(s, c, per_hour("10"), records, TEN)
+    };
+    let empty = read("EUR", records.clone());
+    assert_eq!(None, empty.other_currency(), "nothing has been charged");
+    assert!(empty.checkpoint().contains(&Record::Currency { name: "EUR".into() }));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    let all = [records, p.take().0].concat();
+    for records in [all, p.checkpoint()] {
+        assert_eq!(Some("USD"), read("EUR", records.clone()).other_currency());
+        assert_eq!(None, read("USD", records).other_currency());
+    }
+}

@@ -80,9 +80,11 @@ impl AgentPool {
         _ = self.0.joins.set(joins);
     }
 
-    /// The listener is up, here: the provider may make its machines.
-    pub fn provide(&self, endpoint: &str) {
+    /// The listener is up, here: the provider may make its machines. Error: it can't go by what was written down.
+    pub fn provide(&self, endpoint: &str) -> Result<(), Refusal> {
+        self.0.provider.check()?;
         self.0.provider.start(endpoint.to_string());
+        Ok(())
     }
 
     /// End the machines that the provider has made; those of `busy` run something.

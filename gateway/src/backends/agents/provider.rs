@@ -31,6 +31,11 @@ pub trait Provider: Send + Sync + 'static {
         Account::default()
     }
 
+    /// The engine is up: may this provider begin, by what was written down?
+    fn check(&self) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     /// Begin, inside a tokio runtime: agents shall dial this endpoint.
     fn start(&self, endpoint: String);
 
