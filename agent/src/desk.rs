@@ -139,6 +139,7 @@ impl Desk {
         let ms = self.clock.now();
         let advert = self.core.advert_due_in(ms).filter(|ms| *ms > 0);
         let pause = Some(self.core.pause_ms(ms)).filter(|ms| *ms > 0 && !self.writing);
-        advert.into_iter().chain(pause).fold(self.tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
+        let events = self.core.events_due_in(ms).filter(|ms| *ms > 0);
+        advert.into_iter().chain(pause).chain(events).fold(self.tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
     }
 }

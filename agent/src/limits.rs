@@ -14,14 +14,14 @@ pub const SETTLED_MS: u64 = 100;
 pub const LAST_ACT_MAX_MS: u64 = 30_000;
 /// Records that nobody waits for are synced after this time at the latest.
 pub const LAZY_SYNC_MS: u64 = 200;
-/// Where slots are freed at more than this a second, syncs wait for so many of them, and every hop above has that much less to do a task.
+/// Syncs are at least this far apart where slots are freed at more than `PACED_RATE_MIN` a second.
+pub const PACE_MS: u64 = 5;
+/// See [`PACE_MS`].
 pub const PACED_RATE_MIN: f64 = 200.0;
-/// See [`PACED_RATE_MIN`].
-pub const PACE_SLOTS: f64 = 64.0;
-/// They are at least this far apart, and at most: who waits for a task hardly sees that.
-pub const PACE_MIN_MS: u64 = 5;
-/// See [`PACE_MIN_MS`].
-pub const PACE_MAX_MS: u64 = 25;
+/// There the gateway is told of so many ends at a time, and every hop above has that much less to do for each: at least [`PACE_MS`] apart, at most this.
+pub const TOLD_SLOTS: f64 = 64.0;
+/// See [`TOLD_SLOTS`]. Who waits for a task hardly sees that.
+pub const TOLD_PACE_MAX_MS: u64 = 25;
 /// Resident memory is sampled this often, as long as that costs less than one part in `SAMPLE_COST_PART` of the time.
 pub const SAMPLE_INTERVAL_MS: u64 = 200;
 /// See [`SAMPLE_INTERVAL_MS`].

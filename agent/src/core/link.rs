@@ -77,6 +77,8 @@ pub(super) struct Link {
     pub(super) advert_version: u64,
     /// Windows advertised of late.
     pub(super) windows: VecDeque<(u64, u64)>,
+    /// When events were sent last.
+    events_ms: u64,
     /// Slots ended since the rate was last looked at; the rate, per second.
     pub ended_slots: u64,
     pub rate: f64,
@@ -104,6 +106,7 @@ impl Link {
             advert_ms: None,
             advert_version: 0,
             windows: VecDeque::new(),
+            events_ms: 0,
             ended_slots: 0,
             rate: 0.0,
             rate_ms: now,
@@ -365,14 +368,36 @@ impl Core {
         }
     }
 
-    fn next_events(&mut self) -> Option<Events> {
-        let low = self.state.sequence_low();
-        let first = (self.link.sent + 1).max(low);
+    /// The first and the last event of the next message, where there is one.
+    fn untold(&self) -> Option<(u64, u64)> {
+        let first = (self.link.sent + 1).max(self.state.sequence_low());
         let last = self.link.durable.min(self.state.counters.acked + EVENTS_IN_FLIGHT_MAX).min(first + EVENTS_PER_MESSAGE_MAX as u64 - 1);
-        if first > last {
+        (first <= last).then_some((first, last))
+    }
+
+    /// Between two messages of ends, in ms; 0 where ends are rare. Not long where a slot is idle and nothing is here for it.
+    pub(super) fn told_pace_ms(&self) -> u64 {
+        let rate = self.link.rate;
+        let idle = self.used < self.slots() && self.ready.is_empty() && self.claims.is_empty() && self.committing_claims.is_empty();
+        match rate < PACED_RATE_MIN {
+            true => 0,
+            false if idle => PACE_MS,
+            false => ((1_000.0 * TOLD_SLOTS / rate) as u64).clamp(PACE_MS, TOLD_PACE_MAX_MS),
+        }
+    }
+
+    /// Milliseconds until the gateway is told of ends that are durable; None: of none.
+    pub fn events_due_in(&self, now: u64) -> Option<u64> {
+        self.untold().filter(|_| self.is_attached()).map(|_| (self.link.events_ms + self.told_pace_ms()).saturating_sub(now))
+    }
+
+    fn next_events(&mut self) -> Option<Events> {
+        let (low, now) = (self.state.sequence_low(), self.now);
+        if self.events_due_in(now)? > 0 {
             return None;
         }
-        let now = self.now;
+        let (first, last) = self.untold()?;
+        self.link.events_ms = now;
         let mut tasks = 0;
         let mut events = Vec::new();
         for event in self.state.events.range((first - low) as usize..=(last - low) as usize) {

@@ -251,22 +251,10 @@ impl Core {
         Some(std::mem::take(&mut self.records))
     }
 
-    /// How long the next batch waits for company: where tasks end fast, many share one sync and one message. Never while a slot waits for a claim, and not
-    /// for long where nothing is left for one.
+    /// How long the next batch waits for company: where tasks end fast, many share one sync. Never while a slot waits for a claim.
     pub fn pause_ms(&self, now: u64) -> u64 {
-        let hungry = self.ready.is_empty() && self.committing_claims.is_empty() && self.used < u64::from(self.capacity.slots);
-        let pace = match (hungry, self.claims.is_empty()) {
-            (true, false) => 0,
-            (true, true) => self.pace_ms().min(PACE_MIN_MS),
-            (false, _) => self.pace_ms(),
-        };
-        (self.cut_ms + pace).saturating_sub(now)
-    }
-
-    /// Between two batches at the present rate, in ms; 0: not paced.
-    pub(super) fn pace_ms(&self) -> u64 {
-        let rate = self.link.rate;
-        if rate < PACED_RATE_MIN { 0 } else { ((1_000.0 * PACE_SLOTS / rate) as u64).clamp(PACE_MIN_MS, PACE_MAX_MS) }
+        let starved = !self.claims.is_empty() && self.ready.is_empty() && self.used < u64::from(self.capacity.slots);
+        if starved || self.link.rate < PACED_RATE_MIN { 0 } else { (self.cut_ms + PACE_MS).saturating_sub(now) }
     }
 
     /// Records that say all: for compaction, in place of [`cut`](Self::cut).

@@ -15,8 +15,9 @@ use crate::machine::Offer;
 impl Core {
     /// Slots that the gateway may have placed here: all, what hides the round trip, and what uses none: it waits for its upload, or is on hold.
     pub(super) fn window(&self) -> u64 {
-        // A start and an end wait for two syncs each: the one on its way, and their own.
-        let syncs_ms = 4.0 * self.commit_ms + 2.0 * self.pace_ms() as f64;
+        // A start and an end wait for two syncs each: the one on its way, and their own; and an end for its company.
+        let paces_ms = if self.link.rate < PACED_RATE_MIN { 0 } else { 2 * PACE_MS + self.told_pace_ms() };
+        let syncs_ms = 4.0 * self.commit_ms + paces_ms as f64;
         let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
         let (slots, round_trip_s) = match &self.offer {
             None => (u64::from(self.capacity.slots), round_trip_s),

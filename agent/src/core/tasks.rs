@@ -139,7 +139,7 @@ impl Core {
         if self.link.waits_for_open(self.now) || self.no_room.is_some() {
             return;
         }
-        let hidden = lookahead(self.link.rate, (self.commit_ms + self.pace_ms() as f64) / 1_000.0);
+        let hidden = lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
         let ahead_max = slots.saturating_sub(self.used).saturating_add(hidden);
         while self.ahead < ahead_max {
             let Some(number) = self.runnable.first().copied() else { return };

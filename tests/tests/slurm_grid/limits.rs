@@ -137,8 +137,7 @@ fn what_waits_in_the_queue_and_about_how_long_is_told_above() {
     let ann = site.user("ann");
     let share = || {
         let hosts = ann.json(&["hosts"]);
-        // Of the site, as the root has it.
-        let shares = hosts["below"][0]["shares"].as_array().cloned().unwrap_or_default();
+        let shares = hosts["below"][0]["below"][0]["shares"].as_array().cloned().unwrap_or_default();
         shares.into_iter().find(|s| s["share"].as_str().is_some_and(|key| key.contains("batch"))).ok_or(hosts.to_string())
     };
     until("all is free", PATIENCE, || share().and_then(|s| if s["wait_ms"] == 0 { Ok(()) } else { Err(s.to_string()) }));

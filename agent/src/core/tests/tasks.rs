@@ -305,19 +305,26 @@ fn outputs_come_before_the_end_and_free_the_slot() {
 }
 
 #[test]
-fn a_batch_waits_for_company_where_tasks_end_fast_and_no_slot_is_idle() {
+fn ends_are_told_together_where_tasks_end_fast_and_no_slot_is_idle() {
     let mut a = Agent::attached(2);
     a.core.link.rate = 1_600.0;
     a.core.link.windows.push_back((a.now, 100));
     a.down(place(1, 0..10));
-    let pause = |a: &mut Agent, rate: f64| {
-        (a.core.link.rate, a.core.cut_ms) = (rate, a.now);
-        a.core.pause_ms(a.now)
+    let pace = |a: &mut Agent, rate: f64| {
+        a.core.link.rate = rate;
+        a.core.told_pace_ms()
     };
     let of = [100.0, 1_600.0, 6_400.0, 100_000.0];
-    assert_eq!([0, PACE_MAX_MS, 10, PACE_MIN_MS], of.map(|rate| pause(&mut a, rate)), "about 64 ends a batch");
-    (0..10).for_each(|t| a.exit((1, t), Exit::Code(0)));
-    assert_eq!([0, PACE_MIN_MS, PACE_MIN_MS, PACE_MIN_MS], of.map(|rate| pause(&mut a, rate)), "who is idle does not wait for long");
+    assert_eq!([0, TOLD_PACE_MAX_MS, 10, PACE_MS], of.map(|rate| pace(&mut a, rate)));
+    a.core.link.rate = 1_600.0;
+    (0..2).for_each(|t| a.exit((1, t), Exit::Code(0)));
+    let due = a.core.events_due_in(a.now);
+    assert!(a.ends().is_empty() && due.is_some_and(|ms| (1..=TOLD_PACE_MAX_MS).contains(&ms)), "durable, and not told yet: {due:?}");
+    a.now += TOLD_PACE_MAX_MS;
+    a.input(Input::Tick);
+    assert_eq!((2, None), (a.ends().len(), a.core.events_due_in(a.now)));
+    (2..10).for_each(|t| a.exit((1, t), Exit::Code(0)));
+    assert_eq!([0, PACE_MS, PACE_MS, PACE_MS], of.map(|rate| pace(&mut a, rate)), "who is idle does not wait for long");
 }
 
 #[test]
