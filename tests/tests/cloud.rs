@@ -213,13 +213,13 @@ fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
     local.until_slots(2, PATIENCE);
     let first = submit(&tree, &local, 1, &[], "4");
     local.until_phase(&first, "running", 1);
-    let name = machines(&local)[0]["name"].as_str().unwrap().to_string();
+    let name = machines(&local)[0]["machine"].as_str().unwrap().to_string();
     local.run(&["drain", &name, "--reason", "looked at"]).well();
     let second = submit(&tree, &local, 1, &[], "600");
     local.until_phase(&second, "running", 1);
     assert_eq!(2, machines(&local).len(), "another has come for it");
     until("the first is gone, idle as it is", PATIENCE, || match machines(&local) {
-        left if left.len() == 1 && left[0]["name"] != name.as_str() => Ok(()),
+        left if left.len() == 1 && left[0]["machine"] != name.as_str() => Ok(()),
         left => Err(format!("{left:?}\n{}", tree.log("burst"))),
     });
     local.run(&["cancel", &second]).well();
