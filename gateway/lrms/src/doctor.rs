@@ -12,6 +12,10 @@ use crate::command::{Account, Call, Hands};
 use crate::limits::{DOCTOR_CLOCK_MS_MAX, DOCTOR_LOOK_MS, DOCTOR_TASK_MS};
 use crate::lrms::{Lrms, LrmsId, State, Submission, Wait};
 
+/// Tasks that are not seen in the queue are taken for gone.
+pub const BLIND_REMEDY: &str =
+    "make the gateway's account an operator (sacctmgr modify user NAME set adminlevel=Operator), or take `jobs` out of PrivateData";
+
 /// How bad it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Grade {
@@ -92,6 +96,11 @@ pub async fn examine(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
     match lrms.entries("ig-").await {
         Ok(entries) => found.push(Finding::good("queue", format!("can be listed; {} tasks in it are named as ours", entries.len()))),
         Err(e) => found.push(Finding::bad("queue", e.to_string(), "let this account list all jobs")),
+    }
+    if wish.accounts.iter().any(|(account, _)| *account != Account::Own)
+        && let Ok(Some(why)) = lrms.blind().await
+    {
+        found.push(Finding::bad("jobs of others", why, BLIND_REMEDY));
     }
     let open = found.iter().rev().find_map(|f| f.what.strip_prefix("queue ").filter(|_| f.grade == Grade::Good)).map(String::from);
     for (account, directory) in &wish.accounts {

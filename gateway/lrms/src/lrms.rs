@@ -239,6 +239,11 @@ pub trait Lrms: Send + Sync + 'static {
     /// All queues: one query. Those that it does not know are left out.
     fn queues(&self) -> BoxFuture<'_, Result<Vec<Queue>, CallFailure>>;
 
+    /// Why this process is not shown the jobs of other accounts; None: it is.
+    fn blind(&self) -> BoxFuture<'_, Result<Option<String>, CallFailure>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// What the books say of these jobs. A job or position that they do not have is left out.
     fn records<'a>(&'a self, ids: &'a [LrmsId]) -> BoxFuture<'a, Result<Vec<Record>, CallFailure>>;
 

@@ -16,6 +16,7 @@ use super::{Driver, account, pause};
 use crate::books::{Claimed, Found, Place, Seen, Step};
 use crate::command::Account;
 use crate::command::own_account;
+use crate::doctor::BLIND_REMEDY;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
@@ -176,6 +177,10 @@ impl Driver {
         match own_account().await {
             Ok(name) => self.lock().books.own = name,
             Err(why) => tracing::warn!("our own account's name is not known, so that others' jobs with names of ours are not told from ours: {why}"),
+        }
+        let mapped = self.lock().accounts.all().iter().any(|a| *a != Account::Own);
+        if mapped && let Ok(Some(why)) = self.lrms.blind().await {
+            tracing::error!("{why}: tasks that wait are taken for gone, taken back and submitted again; {BLIND_REMEDY}");
         }
         loop {
             pause(SURVEY_INTERVAL_MS).await;

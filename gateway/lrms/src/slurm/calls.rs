@@ -70,6 +70,11 @@ pub fn show_config(call: Call) -> Call {
     call.args(["show", "config"])
 }
 
+/// What an account may do in the books.
+pub fn admin_level(call: Call, account: &str) -> Call {
+    call.args(["--noheader", "--parsable2", "show", "user", "format=AdminLevel"]).arg(format!("name={account}"))
+}
+
 /// Tasks of at most [`CANCEL_JOBS_MAX`] jobs.
 pub fn scancel(call: Call, tasks: &[(LrmsId, Vec<u32>)], kill: bool) -> Call {
     let call = if kill { call.args(["--full", "--signal=KILL"]) } else { call };

@@ -64,6 +64,16 @@ mod tests {
     use crate::doctor::Grade;
 
     #[test]
+    fn who_is_not_shown_the_jobs_of_others_is_told() {
+        let of = |data: &str| Controller::parse(&format!("SlurmUser = slurm(64030)\nPrivateData = {data}\n"));
+        let private = of("accounts,jobs");
+        assert!(private.hides_jobs_from("grid", "") && private.hides_jobs_from("grid", "None\n"));
+        assert!(["root", "slurm"].iter().all(|chief| !private.hides_jobs_from(chief, "")));
+        assert!(!private.hides_jobs_from("grid", "Operator\n") && !private.hides_jobs_from("grid", "Administrator\n"));
+        assert!(!of("none").hides_jobs_from("grid", "") && !of("accounts,usage").hides_jobs_from("grid", ""));
+    }
+
+    #[test]
     fn settings_that_lose_ends_are_named() {
         let good = settings(&Controller::parse(include_str!("recorded/config.txt")));
         assert_eq!(vec![Grade::Good], good.iter().map(|f| f.grade).collect::<Vec<_>>());

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use intergrid_gateway::config::LrmsConfig;
 
-use crate::command::{Account, Call, CallFailure, Hands, Output};
+use crate::command::{Account, Call, CallFailure, Hands, Output, own_account};
 use crate::limits::SUBMISSION_TASKS_MAX;
 use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Submission, SubmitFailure};
 use books::Files;
@@ -188,6 +188,18 @@ impl Lrms for Slurm {
             let text = self.asked(calls::sinfo(self.call("sinfo"))).await?;
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
             sinfo::queues(&text, &waiting).map_err(CallFailure::Failed)
+        })
+    }
+
+    fn blind(&self) -> BoxFuture<'_, Result<Option<String>, CallFailure>> {
+        Box::pin(async {
+            let (controller, me) = (self.controller().await?, own_account().await?);
+            if !controller.hides_jobs_from(&me, "") {
+                return Ok(None);
+            }
+            // Without books nobody is an operator.
+            let level = self.asked(calls::admin_level(self.call("sacctmgr"), &me)).await.unwrap_or_default();
+            Ok(controller.hides_jobs_from(&me, &level).then(|| format!("Slurm's PrivateData keeps the jobs of other accounts from {me}")))
         })
     }
 

@@ -103,6 +103,13 @@ impl Controller {
         Controller(text.lines().filter_map(pair).collect())
     }
 
+    /// Does it show this account its own jobs only? `level`: what sacctmgr says that it may do.
+    pub fn hides_jobs_from(&self, account: &str, level: &str) -> bool {
+        let private = self.get("PrivateData").is_some_and(|data| data.split(',').any(|d| matches!(d.trim(), "jobs" | "all")));
+        let chief = self.get("SlurmUser").and_then(|user| user.split('(').next());
+        private && account != "root" && chief != Some(account) && !matches!(level.trim(), "Operator" | "Administrator")
+    }
+
     /// A value; None where it is absent or `(null)`.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str).filter(|v| !v.is_empty() && *v != "(null)")
