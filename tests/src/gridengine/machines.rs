@@ -7,11 +7,16 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{GridEngine, Part};
+use super::{ACCOUNTS, GridEngine, LOOK_INTERVAL, Part};
 use crate::slurm::{PORTS, ended};
+
+/// What a machine is given begins and ends within so many looks, a machine does so by then.
+const PROBE_LOOKS: u32 = 200;
+const TAKES_WORK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Each cluster has addresses for so many.
 const MACHINES_MAX: usize = 4;
@@ -47,6 +52,23 @@ impl GridEngine {
     pub fn join_machine(&self, n: usize, joined: bool) {
         let output = ended(Command::new("ip").args(["link", "set", &self.interface(n), if joined { "up" } else { "down" }]), "");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// A machine runs what it is given. Until its daemon has said that it is there again, it may be given work that nobody begins, and Grid Engine looks at
+    /// that again after five minutes.
+    pub fn until_takes_work(&self, n: usize) {
+        self.until(&format!("machine {n} takes work"), TAKES_WORK_TIMEOUT, |engine| {
+            let id = engine.submit(ACCOUNTS[0], &["-l", &format!("hostname={}", engine.machine(n))], "true");
+            for _ in 0..PROBE_LOOKS {
+                if !engine.listed().iter().any(|l| l.starts_with(&format!("{id} "))) {
+                    return Ok(());
+                }
+                std::thread::sleep(LOOK_INTERVAL);
+            }
+            let left = engine.listed();
+            engine.run("qdel", &["-f", &id]);
+            Err(format!("{left:?}"))
+        });
     }
 
     /// A machine's power is lost: all that runs there is killed. Of several.

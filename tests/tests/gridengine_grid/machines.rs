@@ -128,7 +128,7 @@ fn what_ends_on_a_machine_that_is_cut_off_counts() {
     // Its daemon is killed and started again.
     three.site.cluster.kill(Part::Machine(3));
     three.site.cluster.start_part(Part::Machine(3));
-    three.site.cluster.until_up();
+    three.site.cluster.until_takes_work(3);
     let next = three.submit(SLOTS, SLOTS, &["--no-requeue"]);
     assert_eq!(0, three.ann.run(&["wait", "--timeout", "120s", &next]).code, "{}", three.ann.run(&["explain", &next]).out);
     three.site.starts.assert_each_once(2 * SLOTS);
