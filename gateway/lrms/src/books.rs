@@ -86,8 +86,10 @@ pub struct Sub {
     pub intent: Intent,
     /// How far.
     pub step: Step,
-    /// When it was given to the LRMS.
+    /// When it was given to the LRMS; of one of an earlier process, when that was read.
     pub sent_ms: u64,
+    /// It is this process's own: how long its tasks wait is known.
+    pub fresh: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
     /// Why its tasks go back, where the LRMS turns out not to have it; None: nothing is known but that.
@@ -165,7 +167,7 @@ impl Books {
         for (position, index) in (1..).zip(&intent.tasks) {
             self.places.insert((intent.queue.clone(), (intent.number, *index)), (intent.tag.clone(), position));
         }
-        self.subs.insert(intent.tag.clone(), Sub { intent, step, sent_ms: now, ids: Vec::new(), doubt: None, tasks });
+        self.subs.insert(intent.tag.clone(), Sub { intent, step, sent_ms: now, fresh: step == Step::Sending, ids: Vec::new(), doubt: None, tasks });
     }
 
     /// Is anything open?
@@ -453,7 +455,7 @@ impl Books {
 
     /// A task was seen to have started.
     pub fn began(&mut self, (tag, _): &Place, now: u64) {
-        let Some(sub) = self.subs.get(tag) else { return };
+        let Some(sub) = self.subs.get(tag).filter(|s| s.fresh) else { return };
         let last = self.waits.entry(sub.intent.queue.clone()).or_default();
         last.push_back((now, now.saturating_sub(sub.sent_ms)));
         last.drain(..last.len().saturating_sub(WAITS_KEPT_MAX));

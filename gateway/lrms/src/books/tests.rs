@@ -201,6 +201,10 @@ fn a_wait_is_known_by_those_that_started_and_those_that_wait() {
     [700, 3_100, 400].iter().for_each(|at| b.began(&place("b", 1), *at));
     assert_eq!((Some(600), Some(2_900)), (b.wait_ms("q", 2_200), b.wait_ms("q", 5_000)));
     b.claimed(&place("a", 1), "7 n1 5\n");
+    // Its claim is seen at once after a restart, whatever it had waited.
+    let intent = Intent { tag: "old".into(), number: 3, ..b.sub("a").unwrap().intent.clone() };
+    b.add(intent, Step::Lost(5_000), 5_000);
+    (0..9).for_each(|_| b.began(&place("old", 1), 5_001));
     assert_eq!(Some(600), b.wait_ms("q", 60_000));
     assert_eq!(None, b.wait_ms("q", 3_100 + WAITS_KEPT_MS + 1), "that was long ago");
 }
