@@ -116,7 +116,7 @@ impl Inner {
             if self.lock().get(&child).is_none_or(|c| c.member != member || !c.attached) {
                 continue;
             }
-            let gone = matches!(message, FromChild::Gone(_));
+            let gone = matches!(message, FromChild::Gone { .. });
             if sink.send((child, message)).await.is_err() {
                 return;
             }

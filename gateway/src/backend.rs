@@ -19,8 +19,13 @@ use tokio::sync::mpsc;
 pub enum FromChild {
     /// A message; the first of a session is `Up::Hello`, whose id and kind the backend has checked against the peer's certificate.
     Up(Up),
-    /// Contact lost: why. Nothing follows but a new hello.
-    Gone(String),
+    /// Contact lost: why, and for how long nothing had been heard then. Nothing follows but a new hello.
+    Gone {
+        /// In one clause.
+        why: String,
+        /// Milliseconds.
+        silent_ms: u64,
+    },
 }
 
 /// Where a backend puts what its children say; bounded, so that a fast child waits for the engine.

@@ -8,9 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use intergrid_proto::limits::KEEPALIVE_TIMEOUT_MS;
 use intergrid_proto::link::{Hop, Up, WantValue};
-use intergrid_proto::net::status::NO_ANSWER;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -445,9 +443,8 @@ impl Shell {
             }
             FromChild::Up(Up::NeedBlob(hash)) => return (self.need_blob)(child, hash),
             FromChild::Up(message) => Input::ChildSays { child, message },
-            FromChild::Gone(why) => {
+            FromChild::Gone { why, silent_ms } => {
                 tracing::info!(?child, %why, "gone");
-                let silent_ms = if why == NO_ANSWER { KEEPALIVE_TIMEOUT_MS } else { 0 };
                 Input::ChildGone { child, why, silent_ms }
             }
         };

@@ -76,7 +76,7 @@ pub const CREDIT_MS: u64 = 30_000;
 pub const LOOKAHEAD_SLOTS_MAX: u64 = 1_024;
 /// A connection that has been silent for so long is asked whether it lives, and how long the answer may take: together, how long a stopped peer goes
 /// unnoticed. Short, as a job whose disconnect time-out is over waits for it; a link that is cut by mistake costs one reconnect.
-pub const KEEPALIVE_INTERVAL_MS: u64 = 1_000;
+pub const KEEPALIVE_INTERVAL_MS: u64 = 500;
 /// See [`KEEPALIVE_INTERVAL_MS`].
 pub const KEEPALIVE_TIMEOUT_MS: u64 = 2_000;
 /// A connection, its TLS handshake and its first answer.

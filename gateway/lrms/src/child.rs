@@ -178,7 +178,7 @@ impl Child {
             return None;
         }
         self.step(Input::Disconnected);
-        let _ = sink.send((self.me.site, FromChild::Gone(why.to_string()))).await;
+        let _ = sink.send((self.me.site, FromChild::Gone { why: why.to_string(), silent_ms: 0 })).await;
         Some(Instant::now() + Duration::from_millis(COMES_BACK_MS))
     }
 

@@ -164,7 +164,7 @@ async fn live(child: Arc<Child>, sink: Sink, began: Instant) {
             state.end.detach();
             std::mem::take(&mut state.dropped)
         };
-        if sink.send((me, FromChild::Gone(why))).await.is_err() {
+        if sink.send((me, FromChild::Gone { why, silent_ms: 0 })).await.is_err() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(COMES_BACK_MS)).await;

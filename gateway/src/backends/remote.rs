@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use intergrid_proto::limits::{CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS};
+use intergrid_proto::limits::{
+    CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS,
+};
 use intergrid_proto::link::{Down, Hop, Kind, Up};
 use intergrid_proto::net::reverse::ReverseConn;
-use intergrid_proto::net::status::cause;
+use intergrid_proto::net::status::{NO_ANSWER, cause};
 use intergrid_proto::net::{Identity, client, refusal_of};
 use intergrid_proto::pb::grid_client::GridClient;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, convert, pb};
@@ -224,7 +226,8 @@ impl Inner {
             }
             link.down.clone_from(&why);
         }
-        let _ = sink.send((child, FromChild::Gone(why.clone()))).await;
+        let silent_ms = if why == NO_ANSWER { KEEPALIVE_INTERVAL_MS + KEEPALIVE_TIMEOUT_MS } else { 0 };
+        let _ = sink.send((child, FromChild::Gone { why: why.clone(), silent_ms })).await;
         why
     }
 

@@ -2,7 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -19,6 +22,42 @@ pub struct Io {
     _until_dropped: UntilDropped,
 }
 
+/// When a connection was last read from, keepalives included. Clones are of the same connection. It is no part of who the peer is: all are equal.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    began: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Default for Heard {
+    fn default() -> Self {
+        Heard { began: Instant::now(), last_ms: Arc::default() }
+    }
+}
+
+impl PartialEq for Heard {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Heard {}
+
+impl Heard {
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    fn now(&self) {
+        self.last_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// For how long nothing has come, milliseconds.
+    pub fn silent_ms(&self) -> u64 {
+        self.now_ms().saturating_sub(self.last_ms.load(Ordering::Relaxed))
+    }
+}
+
 /// What a connection holds for as long as it lives.
 pub(super) enum UntilDropped {
     /// Its place among the connections of a listener.
@@ -31,6 +70,7 @@ pub(super) enum UntilDropped {
 
 impl Io {
     pub(super) fn new(tls: TlsStream<TcpStream>, peer: Peer, until_dropped: UntilDropped) -> Self {
+        peer.heard.now();
         Io { tls, peer, _until_dropped: until_dropped }
     }
 
@@ -55,7 +95,12 @@ impl Connected for Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = ready!(Pin::new(&mut self.tls).poll_read(cx, buf));
+        if buf.filled().len() > before {
+            self.peer.heard.now();
+        }
+        Poll::Ready(read)
     }
 }
 

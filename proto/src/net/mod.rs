@@ -18,7 +18,7 @@ mod tls;
 pub mod trust;
 
 pub use identity::{CertRole, Identity, PeerCert, Role};
-pub use io::Io;
+pub use io::{Heard, Io};
 pub use status::refusal_of;
 pub use trust::{Peer, Trust, TrustEntry};
 

@@ -15,6 +15,7 @@ use rustls::{CertificateError, Error};
 use rustls_pki_types::{CertificateDer, UnixTime};
 
 use super::identity::{CertRole, PeerCert, Role, certificates};
+use super::io::Heard;
 use super::tls;
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::ids::SiteId;
@@ -64,6 +65,8 @@ pub struct Peer {
     pub ca: CaId,
     /// Where it calls from.
     pub addr: Option<SocketAddr>,
+    /// When this connection of its was last read from.
+    pub heard: Heard,
 }
 
 impl Peer {
@@ -160,7 +163,17 @@ impl Trust {
         let denied = |who, why| Denied { who, why, error: CertificateError::ApplicationVerificationFailure };
         let cert = claimed.as_ref().map_err(|e| denied("unknown".into(), e.to_string()))?;
         let (id, label, cert_role, not_after) = (cert.id, cert.label.clone(), cert.role, cert.not_after);
-        let mut peer = Peer { id, label, cert_role, roles: BTreeSet::new(), on_behalf: Vec::new(), not_after, ca: CaId::of(&ca.der), addr: None };
+        let mut peer = Peer {
+            id,
+            label,
+            cert_role,
+            roles: BTreeSet::new(),
+            on_behalf: Vec::new(),
+            not_after,
+            ca: CaId::of(&ca.der),
+            addr: None,
+            heard: Heard::default(),
+        };
         for (may, on_behalf) in &ca.entries {
             let allowed = |r: &Role| may.contains(if *r == Role::Join { &Role::Agent } else { r });
             let roles: Vec<Role> = cert.role.may_be().iter().copied().filter(allowed).collect();

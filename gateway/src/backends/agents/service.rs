@@ -204,7 +204,7 @@ impl Inner {
         };
         tracing::info!(agent = %peer, %why, "detached");
         // Gone first: the next session of this id must not say hello before.
-        let _ = sink.send((peer.id, FromChild::Gone(why))).await;
+        let _ = sink.send((peer.id, FromChild::Gone { why, silent_ms: peer.heard.silent_ms() })).await;
         self.lock().remove(&peer.id);
         Ok(())
     }

@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
+use intergrid_proto::limits::{KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS};
 use intergrid_proto::link::{Down, Hop, Kind, Up};
 use intergrid_proto::net::issue::{Validity, issue, new_site};
 use intergrid_proto::net::reverse::{self, ReverseConn};
 use intergrid_proto::net::server::{Limits, grpc_server, incoming};
 use intergrid_proto::net::{CertRole, Identity, Role, Trust, TrustEntry};
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, pb};
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::agent::{Alone, TestAgent};
@@ -209,7 +210,7 @@ async fn a_child_that_restarts_is_found_again() {
         assert!(remote.send(id, Down::Resync));
         server.abort();
         grid.drop_link();
-        let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone(_)))) {} };
+        let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone { .. }))) {} };
         timeout(Duration::from_secs(10), gone).await.unwrap();
         assert!(!remote.send(id, Down::Resync));
     }
@@ -269,10 +270,51 @@ async fn one_session_per_identity_and_per_name() {
     // The first is undisturbed, and when it is gone its name is free.
     assert!(!first.ended());
     drop(first);
-    let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone(_)))) {} };
+    let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone { .. }))) {} };
     timeout(Duration::from_secs(10), gone).await.unwrap();
     sleep(Duration::from_millis(50)).await;
     agent::attach_once(&namesake, &endpoint, hop(&namesake, Kind::Agent)).await.unwrap();
+}
+
+/// A way to an endpoint on which nothing comes through any more, and nothing is closed, once it is told so.
+async fn a_way_that_falls_silent(endpoint: &str) -> (String, oneshot::Sender<()>) {
+    let (listener, way) = listen().await;
+    let (silent, told) = oneshot::channel();
+    let to = endpoint.to_string();
+    tokio::spawn(async move {
+        let (mut near, _) = listener.accept().await.unwrap();
+        let mut far = TcpStream::connect(to).await.unwrap();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => (),
+            _ = told => std::future::pending().await,
+        }
+    });
+    (way, silent)
+}
+
+#[tokio::test]
+async fn an_agent_that_falls_silent_is_gone_since_it_was_heard() {
+    let fixture = Fixture::new();
+    let gateway = fixture.site("campus");
+    let (pool, endpoint) = serve_pool(&fixture, &gateway, Arc::new(Alone::default())).await;
+    let (way, silent) = a_way_that_falls_silent(&endpoint).await;
+    let _agent = TestAgent::start(fixture.agent("campus", "a0"), &way, 1);
+    let (_, mut heard) = linked(pool.clone(), hop(&gateway, Kind::Gateway)).await;
+    // Longer than all that may be silent: keepalives are heard.
+    sleep(Duration::from_millis(KEEPALIVE_INTERVAL_MS + KEEPALIVE_TIMEOUT_MS + 500)).await;
+    while let Ok((_, said)) = heard.try_recv() {
+        assert!(!matches!(said, FromChild::Gone { .. }), "{said:?}");
+    }
+    silent.send(()).unwrap();
+    let gone = async {
+        loop {
+            if let Some((_, FromChild::Gone { why, silent_ms })) = heard.recv().await {
+                break (why, silent_ms);
+            }
+        }
+    };
+    let (why, silent_ms) = timeout(Duration::from_secs(20), gone).await.unwrap();
+    assert!(silent_ms >= KEEPALIVE_TIMEOUT_MS, "{why}: {silent_ms} ms");
 }
 
 /// Machines that come by themselves, and are ended at a word.
@@ -350,7 +392,7 @@ async fn the_certificate_of_a_machine_that_has_been_ended_opens_nothing() {
         assert!(refused.kind == RefusalKind::NotAuthorised && refused.message.contains("has been ended"), "{refused}");
     }
     pool.disconnect(id, "its machine has been ended");
-    let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone(_)))) {} };
+    let gone = async { while !matches!(heard.recv().await, Some((_, FromChild::Gone { .. }))) {} };
     timeout(Duration::from_secs(10), gone).await.unwrap();
     let refused = agent::attach_once(&identity, &endpoint, hop(&identity, Kind::Agent)).await.unwrap_err();
     assert_eq!(RefusalKind::NotAuthorised, refused.kind, "it does not come back: {refused}");

@@ -12,7 +12,7 @@ impl Parent {
     pub(super) fn hear(&mut self, child: SiteId, message: FromChild) {
         let up = match message {
             FromChild::Up(Up::Hello(hello)) => return self.hello(child, hello),
-            FromChild::Gone(_) => {
+            FromChild::Gone { .. } => {
                 if let Some(c) = self.children.get_mut(&child) {
                     c.attached = false;
                 }
