@@ -51,8 +51,8 @@ fn since(attached: u64, at: u64) -> f64 {
 
 /// What the root shows of a machine of this tree that is not known yet: its name once its row is there with its slots, and once it is listed as up.
 fn shown(root: &pb::Host, known: &BTreeSet<String>) -> (Option<String>, bool) {
-    let Some(gateway) = root.below.first() else { return (None, false) };
     let name = |h: &pb::Host| h.site.as_ref().map(|s| s.name.clone()).unwrap_or_default();
+    let Some(gateway) = std::iter::successors(root.below.first(), |h| h.below.first()).find(|h| name(h) == GATEWAY) else { return (None, false) };
     let row = gateway.below.iter().find(|h| !known.contains(&name(h)) && h.slots_total > 0 && h.unreachable.is_empty()).map(name);
     let listed = row.as_ref().is_some_and(|row| gateway.machines.iter().any(|m| m.name == *row && (m.state == "idle" || m.state == "working")));
     (row, listed)
@@ -131,6 +131,20 @@ const TASK: &str = "the same, until its first task runs";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn host(name: &str, slots_total: u64, below: Vec<pb::Host>) -> pb::Host {
+        let site = Some(pb::Hop { name: name.into(), ..Default::default() });
+        pb::Host { site, slots_total, below, ..Default::default() }
+    }
+
+    #[test]
+    fn a_machine_is_found_below_any_number_of_brokers() {
+        let mut gateway = host(GATEWAY, 1, vec![host("burst-m1", 1, Vec::new())]);
+        gateway.machines = vec![pb::Machine { name: "burst-m1".into(), state: "idle".into(), ..Default::default() }];
+        let root = host("b2", 1, vec![host("b1", 1, vec![gateway])]);
+        assert_eq!((Some("burst-m1".to_string()), true), shown(&root, &BTreeSet::new()));
+        assert_eq!((None, false), shown(&root, &BTreeSet::from(["burst-m1".to_string()])));
+    }
 
     #[test]
     fn the_log_s_clock_is_the_system_s() {
