@@ -145,10 +145,7 @@ impl Core {
     /// The gateway knows these tasks again: they go on under its new name. What is not known here, comes back.
     pub(super) fn adopt(&mut self, place: Place, former: Former) {
         self.flush_ends();
-        // Placements that follow on this connection come without it.
-        if !place.spec.is_empty() && BlobHash::of(&place.spec) == place.spec_hash {
-            self.link.specs.put(place.spec_hash, &place.spec);
-        }
+        self.carried(&place);
         let Place { number, job, tasks, spec_hash, .. } = place;
         let placed = self.state.past.placed(former.number);
         let ours = |n: &super::adopt::Named| (n.number, n.incarnation) == (former.number, former.incarnation);

@@ -111,6 +111,7 @@ impl Core {
     /// A placement: taken on, or given back with the reason. A repeat changes nothing.
     pub(super) fn place(&mut self, place: Place) {
         if place.number <= self.state.counters.highest {
+            self.carried(&place);
             return self.want(place.want);
         }
         if let Known::As(former) = place.known {
@@ -161,6 +162,13 @@ impl Core {
         self.want(place.want);
         self.obey(job);
         self.link.advert_dirty = true;
+    }
+
+    /// What follows on this connection comes without this placement's spec, whatever becomes of it itself.
+    pub(super) fn carried(&mut self, place: &Place) {
+        if !place.spec.is_empty() && BlobHash::of(&place.spec) == place.spec_hash {
+            self.link.specs.put(place.spec_hash, &place.spec);
+        }
     }
 
     /// The bytes of a placement's spec. Err(None): had and dropped, a new connection brings them again.

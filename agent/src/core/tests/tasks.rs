@@ -122,6 +122,19 @@ fn a_spec_comes_once_and_a_wrong_one_is_refused() {
     assert_eq!((2, vec![(3, 0)]), (a.returns().len(), a.running()));
 }
 
+/// After a restart the gateway says again what it holds open here, and what follows comes without the spec that was among it.
+#[test]
+fn a_repeat_brings_its_spec_too() {
+    let mut a = Agent::attached(4);
+    a.down(place(1, 0..1));
+    a.exit((1, 0), Exit::Code(0));
+    a.input(Input::Disconnected);
+    a.attach(0, 0);
+    a.down(place(1, 0..1));
+    a.down(Down::Place(Box::new(Place { spec: vec![], ..place_of(2, 1, TaskSet::one(1), &spec()) })));
+    assert_eq!((vec![], vec![(2, 1)]), (a.returns(), a.running()));
+}
+
 #[test]
 fn a_cancel_is_not_lost_whether_it_comes_before_or_after() {
     for before in [true, false] {
