@@ -149,6 +149,8 @@ pub struct Share {
     pub gpus_total: u64,
     /// Most machines that one task can have here; 0: one.
     pub nodes_max: u32,
+    /// Which limit forbids that more of these machines are rented; for people. Empty: none does, or none is rented.
+    pub not_rented: String,
 }
 
 impl Share {
@@ -213,6 +215,9 @@ impl Share {
         self.draining &= other.draining;
         if !self.draining {
             (self.draining_reason, self.draining_age_ms) = Default::default();
+        }
+        if self.not_rented < other.not_rented {
+            self.not_rented.clone_from(&other.not_rented);
         }
         for site in &other.path {
             if !self.path.contains(site) {
@@ -416,7 +421,8 @@ mod tests {
 
         #[test]
         fn merge_commutes_in_what_counts(a in 0u64..99, b in 0u64..99, t in 0u64..99, u in 0u64..99) {
-            let (x, y) = (share("g/m", 1, a, t, &[1, 2]), share("g/m", 1, b, u, &[1, 3]));
+            let (mut x, mut y) = (share("g/m", 1, a, t, &[1, 2]), share("g/m", 1, b, u, &[1, 3]));
+            (x.not_rented, y.not_rented) = ("slots".repeat(a as usize % 2), "budget".repeat(b as usize % 2));
             let (mut xy, mut yx) = (x.clone(), y.clone());
             xy.merge(&y);
             yx.merge(&x);

@@ -122,6 +122,29 @@ fn a_cap_holds_and_says_so() {
     });
 }
 
+/// What has no credit waits at the root, and is explained there by what the gateway tells of its shares.
+#[test]
+fn two_brokers_above_the_cap_is_named() {
+    let mut tree = Tree::new().alone();
+    tree.gateway("burst", Some("eu"), &cloud(50, "0.20", ""));
+    tree.broker("eu", &["burst"], Some("root"));
+    tree.broker("root", &["eu"], None);
+    let user = tree.user("root");
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 5, &[], "600");
+    user.until_phase(&job, "running", 2);
+    let is_named = |line: &str| {
+        let of = |part: &str| line.contains(part);
+        of("not-rented: burst/") && of("budget rate: no more than 0.20 EUR per hour") && of("0 of 2 slots are free for us") && of("[eu]")
+    };
+    until("the cap is named", PATIENCE, || match user.run(&["explain", &job]).well() {
+        said if said.lines().any(is_named) => Ok(()),
+        said => Err(said),
+    });
+    assert_eq!(2, tree.below("burst").len());
+    user.run(&["cancel", &job]).well();
+}
+
 #[test]
 fn what_costs_money_is_used_when_the_rest_has_been_waited_for() {
     let mut tree = Tree::new().alone();

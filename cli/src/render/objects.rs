@@ -188,6 +188,7 @@ fn share(s: &pb::Share) -> Value {
         "waiting": s.waiting,
         "draining": s.draining,
         "draining_reason": s.draining_reason,
+        "not_rented": s.not_rented,
         "time_max_ms": (s.time_max_ms > 0).then_some(s.time_max_ms),
         "wait_ms": s.wait_ms,
         "age_ms": s.age_ms,

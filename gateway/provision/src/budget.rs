@@ -89,6 +89,8 @@ pub struct Over {
     pub limit: String,
     /// In the catalogue's currency, as people write it: what would be charged, and the cap.
     pub evidence: String,
+    /// The cap alone; empty: there is none.
+    pub cap: String,
 }
 
 /// What has been charged to a node.
@@ -189,7 +191,7 @@ impl Budget {
     /// May this be charged to a node? Without a cap on the way to the root, nothing may.
     pub fn allows(&self, node: usize, charge: &Charge) -> Result<(), Over> {
         if !self.path(node).any(|n| self.nodes[n].caps.any()) {
-            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into() });
+            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into(), cap: String::new() });
         }
         for at in self.path(node) {
             self.nodes[at].allows(charge)?;
@@ -266,7 +268,7 @@ impl Node {
     fn allows(&self, charge: &Charge) -> Result<(), Over> {
         let over = |what: &str, would: String, cap: String| {
             let of = if self.above.is_none() { String::new() } else { format!(" of {}", self.name) };
-            Err(Over { limit: format!("budget {what}{of}"), evidence: format!("{would} would be charged, the cap is {cap}") })
+            Err(Over { limit: format!("budget {what}{of}"), evidence: format!("{would} would be charged, the cap is {cap}"), cap })
         };
         if let Some(cap) = self.caps.hour.filter(|cap| charge.rate.0 > 0 && self.rate.plus(charge.rate) > *cap) {
             return over("rate", format!("{} per hour", self.rate.plus(charge.rate)), format!("{cap} per hour"));

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::Rate;
-use crate::budget::Charge;
+use crate::budget::{Charge, Over};
 use crate::core::Provisioner;
 use crate::machine::Stage;
-use crate::market::{MachineType, Price};
+use crate::market::{MachineType, OfferKey, Price};
+use crate::round::UnmetWhy;
 
 /// Machines of one type that are not there yet and could be: those that boot, and those that no limit forbids.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,6 +20,8 @@ pub struct Promise {
     pub price: Option<Price>,
     /// How many.
     pub machines: u64,
+    /// The limit that forbids one more. None: another could come, or no price is known.
+    pub no_more: Option<UnmetWhy>,
 }
 
 /// What is left of the limits on all types together.
@@ -46,7 +49,7 @@ impl Provisioner {
         for name in self.catalogue.offers.iter().map(|o| &o.key.machine) {
             if let Some(kind) = self.catalogue.types.get(name).filter(|_| !promises.iter().any(|p| p.name == *name)) {
                 let price = cheapest.get(name.as_str()).map(|c| c.1);
-                promises.push(Promise { name: name.clone(), kind: kind.clone(), price, machines: self.booting_of(name) });
+                promises.push(Promise { name: name.clone(), kind: kind.clone(), price, machines: self.booting_of(name), no_more: None });
             }
         }
         let by_slot = |p: &Promise| p.price.map_or(u64::MAX, |price| price.ceiling.0 / u64::from(p.kind.slots.max(1)));
@@ -58,6 +61,9 @@ impl Provisioner {
         }
         if let Some(first) = order.first().copied() {
             promises[first].machines += self.some_of(&promises[first], &mut left, u64::MAX);
+        }
+        for i in order {
+            promises[i].no_more = self.why_no_more(&promises[i], &left);
         }
         promises
     }
@@ -78,14 +84,47 @@ impl Provisioner {
         }
     }
 
+    /// Of a machine at this price.
+    fn pays_first_lease(&self, price: Price) -> Result<(), Over> {
+        let days = Charge::lease(price.ceiling, price.billing, self.now, self.now + price.billing.first_ms());
+        self.budget().allows(0, &Charge { rate: Rate(0), days })
+    }
+
+    /// Why no more of a type is promised, when so much is left beside all promises. Numbers that change with every machine are left out: it is told to all
+    /// sites above, and again whenever it changes.
+    fn why_no_more(&self, of: &Promise, left: &Left) -> Option<UnmetWhy> {
+        let why = |limit: &str, evidence: String| Some(UnmetWhy { limit: limit.into(), evidence });
+        let (price, settings, currency) = (of.price?, &self.settings, &self.catalogue.currency);
+        if let Some(text) = self.blocked_by() {
+            return why("provider", text.into());
+        }
+        let alone = |key: &OfferKey| self.back_off.get(key).filter(|(until, ..)| *until > self.now).map(|(.., because)| format!("{key}: {because}"));
+        let offers = self.catalogue.offers.iter().filter(|o| o.key.machine == of.name && o.price.is_some());
+        if let Some(first) = offers.map(|o| alone(&o.key)).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().next()) {
+            return why("capacity", first);
+        }
+        let there = self.machines().filter(|m| m.offer.machine == of.name && m.may_exist() && !m.is_booting()).count() as u64;
+        if let Some(max) = of.kind.machines_max.filter(|max| there + of.machines >= u64::from(*max)) {
+            return why("machines of a type", format!("no more than {max} {}", of.name));
+        }
+        if left.slots < u64::from(of.kind.slots) {
+            return why("slots", format!("no more than {}", settings.slots_max));
+        }
+        if left.machines == 0 {
+            return why("machines", format!("no more than {}", settings.machines_max));
+        }
+        if let Err(over) = self.pays_first_lease(price) {
+            let cap = if over.cap.is_empty() { over.evidence } else { format!("no more than {} {currency}", over.cap) };
+            return why(&over.limit, cap);
+        }
+        let cap = self.budget().nodes().first().and_then(|root| root.caps.hour).filter(|_| left.rate < price.ceiling.0)?;
+        why("budget rate", format!("no more than {cap} {currency} per hour"))
+    }
+
     /// So many of a type, at most, and of what is left.
     fn some_of(&self, of: &Promise, left: &mut Left, most: u64) -> u64 {
         let Some(price) = of.price else { return 0 };
-        if self.blocked.as_ref().is_some_and(|(until, _)| *until > self.now) {
-            return 0;
-        }
-        let days = Charge::lease(price.ceiling, price.billing, self.now, self.now + price.billing.first_ms());
-        if self.budget().allows(0, &Charge { rate: Rate(0), days }).is_err() {
+        if self.blocked_by().is_some() || self.pays_first_lease(price).is_err() {
             return 0;
         }
         let there = self.machines().filter(|m| m.offer.machine == of.name && m.stage != Stage::Ended).count() as u64;

@@ -111,8 +111,8 @@ impl Provisioner {
             };
             return UnmetWhy { limit: hard.name.clone(), evidence };
         }
-        if let Some((_, text)) = self.blocked.as_ref().filter(|(until, _)| *until > self.now) {
-            return UnmetWhy { limit: "provider".into(), evidence: text.clone() };
+        if let Some(text) = self.blocked_by() {
+            return UnmetWhy { limit: "provider".into(), evidence: text.into() };
         }
         let mut left = asked.amount;
         while left > 0 {
@@ -195,6 +195,11 @@ impl Provisioner {
             Ok(()) => Ok(price),
             Err(over) => why(&over.limit, format!("{}: {} {}", offer.key, over.evidence, self.catalogue.currency)),
         }
+    }
+
+    /// Nothing can be launched for now: what the provider said.
+    pub(crate) fn blocked_by(&self) -> Option<&str> {
+        self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(_, text)| text.as_str())
     }
 
     fn payer(&self, owner: &str) -> String {

@@ -51,6 +51,9 @@ impl Upward {
         if e.currency.is_empty() || (e.currency == share.currency && e.price_micro_per_slot_hour < share.price_micro_per_slot_hour) {
             (e.price_micro_per_slot_hour, e.currency) = (share.price_micro_per_slot_hour, share.currency);
         }
+        if e.not_rented < share.not_rented {
+            e.not_rented = share.not_rented;
+        }
         e.fit_version = e.fit_version.wrapping_add(share.fit_version);
     }
 }

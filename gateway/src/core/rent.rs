@@ -41,6 +41,8 @@ pub struct Rentable {
     pub price_micro_per_slot_hour: u64,
     /// ISO 4217; empty: it costs no money.
     pub currency: String,
+    /// Which limit forbids one more than these; empty: none does. It goes up the tree: each change of it is an advertisement.
+    pub no_more: String,
 }
 
 /// What the provisioner must know: what waits, and how its machines do.
@@ -186,6 +188,7 @@ impl Core {
             machines: u32::try_from(t.machines).unwrap_or(u32::MAX),
             price_micro_per_slot_hour: t.price_micro_per_slot_hour,
             currency: t.currency.clone(),
+            not_rented: t.no_more.clone(),
             time_max_ms: self.for_rent.time_max_ms,
             ..Share::default()
         };

@@ -358,6 +358,10 @@ impl Core {
                         Reason::new(ReasonKind::NotRented, format!("{key}: {}", later.clone().unwrap_or_default()))
                     }
                     Ok(()) if share.draining || self.is_closed(*id) => self.why_draining(*id, key, share),
+                    Ok(()) if credit < share.cost(&queue.shape) && !share.not_rented.is_empty() => {
+                        let text = format!("{key}: {}; {credit} of {} slots are free for us", share.not_rented, share.slots_total);
+                        Reason::new(ReasonKind::NotRented, text)
+                    }
                     Ok(()) if credit < share.cost(&queue.shape) => {
                         Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
                     }
@@ -403,7 +407,8 @@ impl Core {
         } else if only_drained(&because) {
             Reason::new(ReasonKind::Draining, "every share that fits takes no new work")
         } else if because.iter().all(|b| refused(b, ReasonKind::NotRented)) {
-            Reason::new(ReasonKind::NotRented, "every share that fits costs money, and is used later")
+            let why = if later.is_some() { "costs money, and is used later" } else { "is full, and no more of it is rented" };
+            Reason::new(ReasonKind::NotRented, format!("every share that fits {why}"))
         } else {
             Reason::new(ReasonKind::AllBusy, "every share that fits is full")
         };

@@ -408,6 +408,7 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
             machines: promise.machines,
             price_micro_per_slot_hour: slot_price(price.ceiling, promise.kind.slots),
             currency: currency.clone(),
+            no_more: promise.no_more.map_or_else(String::new, |why| format!("{}: {}", why.limit, why.evidence)),
         })
     };
     let types = p.promises().into_iter().filter_map(rentable);

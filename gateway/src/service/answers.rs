@@ -33,9 +33,10 @@ fn host(h: &mut pb::Host, levels: u32) {
     h.machines.iter_mut().for_each(|m| [&mut m.name, &mut m.id, &mut m.r#type, &mut m.zone, &mut m.state, &mut m.owner].into_iter().for_each(words));
     h.spending.iter_mut().for_each(|s| [&mut s.name, &mut s.above].into_iter().for_each(words));
     h.draining.iter_mut().for_each(reason);
-    h.shares
-        .iter_mut()
-        .for_each(|s| [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency, &mut s.draining_reason].into_iter().for_each(words));
+    for s in &mut h.shares {
+        let of_share = [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency, &mut s.draining_reason, &mut s.not_rented];
+        of_share.into_iter().for_each(words);
+    }
     match levels {
         0 => h.below.clear(),
         n => h.below.iter_mut().for_each(|b| host(b, n - 1)),

@@ -442,9 +442,11 @@ mod tests {
         let up = |what| Up::try_from(pb::Up { what: Some(what) });
         let most =
             pb::Share { key: "a/b".into(), origin: vec![1; 16], slots_total: u64::MAX, window: u64::MAX, age_ms: u64::MAX, ..Default::default() };
+        let most = pb::Share { not_rented: "\x1b[2J".repeat(1 << 18), ..most };
         let Ok(Up::Advert(advert)) = up(pb::up::What::Advert(pb::Advert { shares: vec![most], ..Default::default() })) else { panic!("an advert") };
         let share = &advert.shares[0];
         assert_eq!((share.slots_total, share.window, share.age_ms), (COUNT_MAX, COUNT_MAX, TIME_MS_MAX));
+        assert!((1..=4 * NAME_BYTES_MAX).contains(&share.not_rented.len()) && !share.not_rented.contains('\x1b'), "{:?}", share.not_rented);
         for first in [0, u64::MAX] {
             assert!(up(pb::up::What::Events(pb::Events { incarnation: 1, first, events: vec![] })).is_err(), "{first}");
         }

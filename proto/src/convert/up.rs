@@ -185,6 +185,7 @@ impl From<Share> for pb::Share {
             machine_gpus: s.machine_gpus,
             gpus_total: s.gpus_total,
             nodes_max: s.nodes_max,
+            not_rented: s.not_rented,
         }
     }
 }
@@ -223,6 +224,7 @@ impl TryFrom<pb::Share> for Share {
             machine_gpus: s.machine_gpus.min(GPUS_PER_MACHINE_MAX),
             gpus_total: s.gpus_total.min(COUNT_MAX),
             nodes_max: s.nodes_max.min(NODES_PER_TASK_MAX),
+            not_rented: words(s.not_rented),
         })
     }
 }

@@ -125,6 +125,7 @@ async fn absurd_offers_are_cut_or_refused() {
             age_ms: most,
             fit_version: most,
             machine_memory_bytes: 1,
+            not_rented: "\x1b[2J".repeat(1_000),
             ..own.clone()
         };
         let refused = match k {

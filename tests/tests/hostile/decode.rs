@@ -40,6 +40,7 @@ fn share() -> pb::Share {
         path: vec![vec![1; 16], vec![2; 16]],
         architecture: "x86_64".into(),
         window: 4,
+        not_rented: "budget rate: no more than 0.20 EUR per hour".into(),
         ..Default::default()
     }
 }

@@ -215,6 +215,44 @@ fn what_could_be_rented_is_promised() {
 }
 
 #[test]
+fn the_limit_that_forbids_more_is_named_in_words_that_stay() {
+    let named = |p: &Provisioner| {
+        let why = |p: Promise| p.no_more.map_or_else(String::new, |w| format!("{}: {}", w.limit, w.evidence));
+        p.promises().into_iter().map(why).collect::<Vec<_>>()
+    };
+    let xlarge = || catalogue(&[("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", HOUR)]);
+    let mut p = Provisioner::new(settings(), xlarge(), per_hour("10"));
+    let rate = vec!["budget rate: no more than 10.00 USD per hour"];
+    assert_eq!(rate, named(&p), "as soon as it starts");
+    p.step(Input::Demand(demand(8, 200)), TEN);
+    assert_eq!(rate, named(&p), "and while they boot");
+    assert_eq!(14, launch(&mut p, TEN).len());
+    assert_eq!(rate, named(&p), "and when all are there");
+    assert_eq!(0, p.promises()[0].machines);
+
+    let of = |s: Settings, c: Catalogue, caps: Caps| named(&Provisioner::new(s, c, Budget::new(caps, &[]).unwrap()));
+    let much = || Caps { hour: Some("100000".parse().unwrap()), ..Caps::default() };
+    assert_eq!(vec!["slots: no more than 12"], of(Settings { slots_max: 12, ..settings() }, xlarge(), much()));
+    assert_eq!(vec!["machines: no more than 3"], of(Settings { machines_max: 3, ..settings() }, xlarge(), much()));
+    let mut two = xlarge();
+    two.types.get_mut("c1.xlarge").unwrap().machines_max = Some(2);
+    assert_eq!(vec!["machines of a type: no more than 2 c1.xlarge"], of(settings(), two, much()));
+    let day = Caps { day: Some("0.50".parse().unwrap()), ..Caps::default() };
+    assert_eq!(vec!["budget of the day: no more than 0.50 USD"], of(settings(), xlarge(), day));
+    for (refused, said) in [(Refused::Provider, "provider: no"), (Refused::Capacity, "capacity: c1.xlarge: the provider had none: no")] {
+        let mut p = Provisioner::new(settings(), xlarge(), per_hour("10"));
+        p.step(Input::Demand(demand(8, 1)), TEN);
+        p.step(Input::Answered(1, Outcome::Refused(refused, "no".into())), TEN);
+        for second in 0..3 {
+            p.step(Input::Tick, TEN + second * 1_000);
+            assert_eq!(vec![said], named(&p));
+        }
+        p.step(Input::Tick, TEN + 30 * MINUTE);
+        assert_eq!(vec!["budget rate: no more than 10.00 USD per hour"], named(&p), "when that is over");
+    }
+}
+
+#[test]
 fn while_spot_has_no_capacity_the_price_on_demand_is_told() {
     let mut spot = offer("m", "0.10", SECOND);
     spot.key.spot = true;

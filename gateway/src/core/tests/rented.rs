@@ -2,7 +2,7 @@
 
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::share::Machine;
-use intergrid_proto::{JobSpec, Money, Phase, ReasonKind, SiteId};
+use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
 
 use super::{World, site_of, sleep};
 use crate::backends::child_end::ChildEnd;
@@ -16,6 +16,7 @@ fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
         machines,
         price_micro_per_slot_hour: if currency.is_empty() { 0 } else { 25_000 },
         currency: currency.into(),
+        no_more: String::new(),
     }
 }
 
@@ -47,6 +48,61 @@ fn what_could_be_rented_is_offered_upward_before_it_is_there() {
     assert_eq!(ReasonKind::NoFit, reason(root, odd));
     let below = *w.sites[&g].core.state().jobs.keys().next().unwrap();
     assert_eq!(ReasonKind::NotRented, reason(g, below));
+}
+
+/// `root` over `eu` over `g`, which could rent two machines, and tells which limit forbids a third.
+fn two_hops(limit: &str) -> (World, [SiteId; 3], impl Fn(&str, &str) -> Input) {
+    let mut w = World::new();
+    let (root, eu, g) = (w.site("root"), w.site("eu"), w.site("g"));
+    w.link(g, eu);
+    w.link(eu, root);
+    let offer = |limit: &str, evidence: &str| {
+        let types = vec![Rentable { no_more: limit.into(), ..kind(4, 2, "EUR") }];
+        let unmet = vec![(wide(4).shape, "user".to_string(), Reason::new(ReasonKind::NotRented, evidence))];
+        Input::ForRent(ForRent { types, unmet, ..ForRent::default() })
+    };
+    w.input(g, offer(limit, ""));
+    w.pass(500);
+    (w, [root, eu, g], offer)
+}
+
+#[test]
+fn the_limit_that_is_in_the_way_is_told_through_every_hop() {
+    let (mut w, [root, eu, g], offer) = two_hops("budget rate: no more than 0.20 EUR per hour");
+    let (job, _) = w.submit(root, "k", wide(4), 5).unwrap();
+    w.pass(500);
+    assert_eq!(3, w.sites[&root].core.state().jobs[&job].queued.len(), "what has no credit waits above");
+    let why = w.explanation(root, job).0.reasons[0].clone();
+    let kinds = |r: &intergrid_proto::pb::Reason| (ReasonKind::from_number(r.kind), r.site_name.clone());
+    assert_eq!((ReasonKind::NotRented, String::new()), kinds(&why), "{why:?}");
+    let [because] = &why.because[..] else { panic!("{why:?}") };
+    assert_eq!((ReasonKind::NotRented, "eu".to_string()), kinds(because));
+    assert_eq!("g/x86_64-4c-8g-rented: budget rate: no more than 0.20 EUR per hour; 0 of 8 slots are free for us", because.text);
+    let told = |w: &World| w.sites[&root].core.children[&eu].shares.iter().map(|(_, s)| s.not_rented.clone()).collect::<Vec<_>>();
+    for now in ["slots: no more than 8", ""] {
+        w.input(g, offer(now, ""));
+        w.pass(200);
+        assert_eq!(vec![now], told(&w), "another limit is told at once, and that none is");
+    }
+    let why = w.explanation(root, job).0.reasons[0].clone();
+    assert_ne!(ReasonKind::NotRented, ReasonKind::from_number(why.because[0].kind), "{why:?}");
+}
+
+/// What is said of demand counts seconds down; above, nobody hears of that.
+#[test]
+fn numbers_that_change_are_no_advertisements() {
+    let adverts = |changes: bool| {
+        let (mut w, [root, eu, g], offer) = two_hops("capacity: none is left");
+        let count = |w: &World| (w.sites[&g].core.parents[&eu].advert_version, w.sites[&eu].core.parents[&root].advert_version);
+        let before = count(&w);
+        for s in 0..30 {
+            w.input(g, offer("capacity: none is left", &format!("asked again in {} s", if changes { 30 - s } else { 30 })));
+            w.pass(1_000);
+        }
+        let after = count(&w);
+        (after.0 - before.0, after.1 - before.1)
+    };
+    assert_eq!(adverts(false), adverts(true));
 }
 
 #[test]
@@ -132,12 +188,14 @@ fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
     let memory_bytes = 17 * (1 << 30) / 10;
     let small = |machines| {
         let machine = Machine { slots: 1, memory_bytes, gpus: 0 };
-        let kind = Rentable { machine, architecture: "x86_64".into(), machines, price_micro_per_slot_hour: 85_000, currency: "USD".into() };
+        let kind = Rentable { machine, architecture: "x86_64".into(), machines, price_micro_per_slot_hour: 85_000, ..kind(1, 0, "USD") };
+        let kind = Rentable { no_more: "slots: no more than 5".into(), ..kind };
         let prices = (1..=5).map(|n| (format!("g-m{n}"), (85_000, "USD".to_string()))).collect();
         Input::ForRent(ForRent { types: vec![kind], prices, ..ForRent::default() })
     };
     let shown = |w: &World| {
         let (core, host) = (&w.sites[&g].core, w.sites[&g].core.host().0);
+        assert!(core.upward().values().all(|u| u.share.not_rented == "slots: no more than 5"), "whether or not one is there");
         let upward: Vec<_> = core.upward().into_values().map(|u| (u.share.slots_total, u.share.slots_free, u.share.largest_free)).collect();
         let [(total, free, largest)] = upward[..] else { panic!("{upward:?}") };
         assert_eq!((host.slots_total, host.slots_free), (total, free), "people are shown what parents are told");
