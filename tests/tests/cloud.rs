@@ -72,6 +72,8 @@ fn machines_come_work_and_go() {
     assert!((1..=3).contains(&there.len()), "{there:?}");
     for m in &there {
         assert_eq!(("small", "0.10"), (m["type"].as_str().unwrap(), m["price_per_hour"].as_str().unwrap()), "{m}");
+        let need = &m["rented_for"];
+        assert_eq!((1, 1, "me"), (need["tasks"].as_u64().unwrap(), need["slots"].as_u64().unwrap(), need["principal"].as_str().unwrap()), "{m}");
     }
     let cost = &user.json(&["cost"])["budgets"][0];
     assert_eq!(
@@ -99,10 +101,17 @@ fn machines_come_work_and_go() {
 
 #[test]
 fn a_cap_holds_and_says_so() {
-    let (tree, user) = world(&cloud(50, "0.20", ""));
+    let (mut tree, user) = world(&cloud(50, "0.20", ""));
     user.until_slots(2, PATIENCE);
     let job = submit(&tree, &user, 2, &[], "600");
     user.until_phase(&job, "running", 2);
+    let needs = || machines(&user).iter().map(|m| (m["machine"].to_string(), m["rented_for"].clone())).collect::<Vec<_>>();
+    let (before, _) = (needs(), tree.kill("burst"));
+    tree.start("burst");
+    until("it knows over a restart what its machines were rented for", PATIENCE, || match needs() {
+        after if after == before => Ok(()),
+        after => Err(format!("{after:?}, were {before:?}")),
+    });
     let more = submit(&tree, &tree.user("burst"), 5, &[], "600");
     let local = tree.user("burst");
     let said = until("the cap is named", PATIENCE, || match local.run(&["explain", &more]).well() {

@@ -1,7 +1,7 @@
 //! `machines`, and `cost`: what the gateways below have rented, and what that costs, against the caps. Told with the sites, hop by hop.
 
 use intergrid_proto::money::human_micro as money;
-use intergrid_proto::pb;
+use intergrid_proto::{Shape, pb};
 use serde_json::{Value, json};
 
 use super::hosts;
@@ -43,7 +43,7 @@ pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
     if all.is_empty() {
         out.line("no machine is rented")?;
     } else {
-        let mut table = Table::new(&["MACHINE", "SITE", "TYPE", ">SLOTS", ">BUSY", ">PER HOUR", ">AGE", ">PAID FOR", "OWNER", "STATE"]);
+        let mut table = Table::new(&["MACHINE", "SITE", "TYPE", ">SLOTS", ">BUSY", ">PER HOUR", ">AGE", ">PAID FOR", "OWNER", "RENTED FOR", "STATE"]);
         for (route, h, m) in &all {
             // Pilots ask for no money.
             let paid = |text: String| if h.currency.is_empty() { "-".to_string() } else { text };
@@ -57,6 +57,7 @@ pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
                 render::duration(m.age_ms).into(),
                 paid(render::duration(m.paid_ms)).into(),
                 m.owner.as_str().into(),
+                m.need.as_ref().map_or_else(|| "-".to_string(), need).into(),
                 Cell::painted(m.state.clone(), if m.unknown { Paint::Warn } else { Paint::Plain }),
             ]);
         }
@@ -71,11 +72,19 @@ fn kind(m: &pb::Machine) -> String {
     format!("{}{zone}{}", m.r#type, if m.spot { " (spot)" } else { "" })
 }
 
+/// `3 tasks of 2 slots and 4 GiB of memory, alice`
+fn need(n: &pb::Need) -> String {
+    let shape = Shape { gpus: n.gpus, ..Shape::new(n.slots, n.memory_bytes) };
+    format!("{} of {shape}, {}", render::count(n.tasks, "task"), n.principal)
+}
+
 fn machine(route: &str, currency: &str, m: &pb::Machine) -> Value {
+    let need = m.need.as_ref();
+    let need = need.map(|n| json!({ "tasks": n.tasks, "slots": n.slots, "memory_bytes": n.memory_bytes, "gpus": n.gpus, "principal": n.principal }));
     json!({
         "machine": m.name, "site": route, "id": m.id, "type": m.r#type, "zone": m.zone, "spot": m.spot, "slots": m.slots, "busy": m.busy,
         "price_per_hour": money(m.rate_micro), "currency": currency, "age_ms": m.age_ms, "paid_ms": m.paid_ms, "owner": m.owner,
-        "state": m.state, "unknown": m.unknown,
+        "state": m.state, "unknown": m.unknown, "rented_for": need,
     })
 }
 
@@ -136,5 +145,15 @@ mod tests {
     #[test]
     fn money_is_written_as_people_do() {
         assert_eq!(("-".to_string(), "1.50".to_string()), (cap(None), cap(Some(1_500_000))));
+    }
+
+    #[test]
+    fn a_machine_says_what_it_was_rented_for() {
+        let mut m = pb::Machine { name: "burst-m1".into(), ..Default::default() };
+        assert_eq!(Value::Null, machine("burst", "EUR", &m)["rented_for"], "of a site that does not know");
+        m.need = Some(pb::Need { slots: 2, memory_bytes: 4 << 30, gpus: 1, tasks: 3, principal: "alice".into() });
+        let told = json!({ "tasks": 3, "slots": 2, "memory_bytes": 4u64 << 30, "gpus": 1, "principal": "alice" });
+        assert_eq!(told, machine("burst", "EUR", &m)["rented_for"]);
+        assert_eq!("3 tasks of 2 slots, 4 GiB of memory and 1 GPU, alice", m.need.as_ref().map(need).unwrap());
     }
 }

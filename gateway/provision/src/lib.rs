@@ -34,7 +34,7 @@ mod tests;
 pub use ask::{Ask, Curb, ask};
 pub use budget::{Budget, Caps, Charge, Ledger, Node, Over};
 pub use core::{Action, Input, Outcome, Provisioner, Refused, Seen, SeenState, Settings};
-pub use machine::{Machine, Stage, Why};
+pub use machine::{Machine, Need, Stage, Why};
 pub use market::{Billing, Catalogue, MachineType, Offer, OfferKey, Price};
 pub use money::{Money, Rate};
 pub use pack::{Demand, Supply};

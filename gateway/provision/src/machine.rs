@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use intergrid_proto::share::Shape;
+
 use crate::budget::Charge;
 use crate::market::{MachineType, OfferKey, Price};
 use crate::money::Rate;
@@ -50,6 +52,17 @@ impl fmt::Display for Why {
     }
 }
 
+/// What a machine was rented for: of the tasks that it was packed with, the largest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Need {
+    /// What one of them asked for.
+    pub shape: Shape,
+    /// How many of them.
+    pub tasks: u64,
+    /// Whose.
+    pub principal: String,
+}
+
 /// A machine. The first part is durable, the second is found again.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Machine {
@@ -61,6 +74,8 @@ pub struct Machine {
     pub kind: MachineType,
     /// Who pays: a node's name.
     pub owner: String,
+    /// What it was rented for; None: it was not written down.
+    pub need: Option<Need>,
     /// As of the launch.
     pub price: Price,
     /// How far it is.

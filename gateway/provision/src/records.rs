@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::budget::{Budget, Charge, Ledger, Node};
-use crate::machine::{Machine, Stage, Why};
+use crate::machine::{Machine, Need, Stage, Why};
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
 
@@ -20,6 +20,8 @@ pub enum Record {
         kind: MachineType,
         /// A node's name.
         owner: String,
+        /// What for; None: of a version that did not write it down.
+        need: Option<Need>,
         /// Now, at most, and how billed.
         price: Price,
         /// Now.
@@ -109,8 +111,8 @@ pub(crate) struct State {
 pub(crate) fn apply(state: &mut State, record: &Record) {
     let State { machines, budget, next, currency, was } = state;
     match record {
-        Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } => {
-            let machine = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
+        Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } => {
+            let machine = Machine { need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) };
             budget.charge(budget.node_of(owner), &Charge { rate: price.ceiling, days: machine.charge(*at_ms, *paid_ms) });
             machines.insert(*number, machine);
             *next = (*next).max(number + 1);
@@ -187,14 +189,14 @@ impl State {
 /// The durable part of a machine.
 fn kept(m: &Machine) -> Machine {
     let again = machine(m.number, &m.offer, &m.kind, &m.owner, m.price, m.since_ms, m.paid_ms);
-    Machine { stage: m.stage, id: m.id.clone(), ending: m.ending, settled_ms: m.settled_ms, ..again }
+    Machine { stage: m.stage, id: m.id.clone(), ending: m.ending, settled_ms: m.settled_ms, need: m.need.clone(), ..again }
 }
 
 impl Machine {
     /// From its durable part.
     pub fn again(intended: &Record, stage: Stage, id: String, ending: Option<Why>, settled_ms: u64) -> Option<Machine> {
-        let Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } = intended else { return None };
-        Some(Machine { stage, id, ending, settled_ms, ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) })
+        let Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } = intended else { return None };
+        Some(Machine { stage, id, ending, settled_ms, need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) })
     }
 }
 
@@ -215,6 +217,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         offer: offer.clone(),
         kind: kind.clone(),
         owner: owner.into(),
+        need: None,
         price,
         stage: Stage::Asked,
         id: String::new(),

@@ -6,7 +6,7 @@ use crate::ask::{Ask, Curb, ask};
 use crate::budget::Charge;
 use crate::core::Provisioner;
 use crate::limits::{ROUND_MACHINES_MAX, UNMET_MAX};
-use crate::machine::{Machine, Why};
+use crate::machine::{Machine, Need, Why};
 use crate::market::{MachineType, Offer, Price};
 use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
 use crate::records::Record;
@@ -123,13 +123,15 @@ impl Provisioner {
                 Ok((offer, kind, price, fill)) => (offer.clone(), kind.clone(), price, fill),
                 Err(why) => return why,
             };
+            let largest = |(at, tasks): &(usize, u64)| Need { shape: demand[*at].shape.clone(), tasks: *tasks, principal: owner.to_string() };
+            let need = fill.tasks.first().map(largest);
             for (at, tasks) in &fill.tasks {
                 demand[*at].tasks -= tasks;
             }
             left = left.saturating_sub(fill.slots);
             let number = self.state.next;
             let paid_ms = self.now + price.billing.first_ms();
-            self.record(Record::Intended { number, offer, kind, owner: self.payer(owner), price, at_ms: self.now, paid_ms });
+            self.record(Record::Intended { number, offer, kind, owner: self.payer(owner), need, price, at_ms: self.now, paid_ms });
             round.rented.push(number);
         }
         let near: Vec<&str> = asked.near.iter().map(|c| c.name.as_str()).collect();

@@ -2,8 +2,8 @@
 //!
 //! Law: what [`Book::rows`] returned and was committed is what [`Book::load`] reads. Tags never change their meaning; the golden test keeps the form.
 
-use intergrid_proto::{Refusal, RefusalKind};
-use intergrid_provision::{Billing, Ledger, Machine, MachineType, Money, OfferKey, Price, Rate, Record, Stage, Why};
+use intergrid_proto::{Refusal, RefusalKind, Shape};
+use intergrid_provision::{Billing, Ledger, Machine, MachineType, Money, Need, OfferKey, Price, Rate, Record, Stage, Why};
 use prost::Message;
 
 use crate::engine::Rows;
@@ -128,6 +128,24 @@ struct Rented {
     min_s: Option<u32>,
     #[prost(uint32, tag = "12")]
     gpus: u32,
+    /// What for; absent: it was not written down.
+    #[prost(message, optional, tag = "13")]
+    need: Option<Needed>,
+}
+
+/// Tasks of one machine each.
+#[derive(Clone, PartialEq, Message)]
+struct Needed {
+    #[prost(uint32, tag = "1")]
+    slots: u32,
+    #[prost(uint64, tag = "2")]
+    memory_bytes: u64,
+    #[prost(uint32, tag = "3")]
+    gpus: u32,
+    #[prost(uint64, tag = "4")]
+    tasks: u64,
+    #[prost(string, tag = "5")]
+    principal: String,
 }
 
 const INTENDED: u32 = 1;
@@ -152,18 +170,29 @@ fn of_number<T: Copy>(all: &[T], number: u32) -> Option<T> {
     all.get((number as usize).checked_sub(1)?).copied()
 }
 
-fn rented(offer: &OfferKey, kind: &MachineType, owner: &str, price: &Price) -> Option<Rented> {
+fn needed(need: &Need) -> Needed {
+    let Need { shape: Shape { slots, memory_bytes, gpus, .. }, tasks, principal } = need.clone();
+    Needed { slots, memory_bytes, gpus, tasks, principal }
+}
+
+fn need(n: Needed) -> Need {
+    let shape = Shape { gpus: n.gpus, ..Shape::new(n.slots, n.memory_bytes) };
+    Need { shape, tasks: n.tasks, principal: n.principal }
+}
+
+fn rented(offer: &OfferKey, kind: &MachineType, owner: &str, need: Option<&Need>, price: &Price) -> Option<Rented> {
     let OfferKey { machine, zone, spot } = offer.clone();
     let MachineType { slots, memory_bytes, gpus, architecture, machines_max } = kind.clone();
     let min_s = if let Billing::Second { min_s } = price.billing { Some(min_s) } else { None };
     let (owner, rate, ceiling) = (owner.to_string(), price.rate.0, price.ceiling.0);
-    Some(Rented { machine, zone, spot, slots, memory_bytes, gpus, architecture, machines_max, owner, rate, ceiling, min_s })
+    let need = need.map(needed);
+    Some(Rented { machine, zone, spot, slots, memory_bytes, gpus, architecture, machines_max, owner, rate, ceiling, min_s, need })
 }
 
 fn row(record: &Record) -> Row {
     match record {
-        Record::Intended { number, offer, kind, owner, price, at_ms, paid_ms } => {
-            let rented = rented(offer, kind, owner, price);
+        Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } => {
+            let rented = rented(offer, kind, owner, need.as_ref(), price);
             Row { what: INTENDED, number: *number, at_ms: *at_ms, paid_ms: *paid_ms, rented, ..Row::default() }
         }
         Record::Named { number, id } => Row { what: NAMED, number: *number, name: id.clone(), ..Row::default() },
@@ -180,7 +209,7 @@ fn row(record: &Record) -> Row {
             paid_ms: m.paid_ms,
             name: m.id.clone(),
             why: m.ending.map_or(0, |why| number_of(&WHYS, why)),
-            rented: rented(&m.offer, &m.kind, &m.owner, &m.price),
+            rented: rented(&m.offer, &m.kind, &m.owner, m.need.as_ref(), &m.price),
             stage: number_of(&STAGES, m.stage),
             settled_ms: m.settled_ms,
             ..Row::default()
@@ -231,6 +260,7 @@ fn intended(row: &Row) -> Option<Record> {
         offer: OfferKey { machine: r.machine, zone: r.zone, spot: r.spot },
         kind: MachineType { slots: r.slots, memory_bytes: r.memory_bytes, gpus: r.gpus, architecture: r.architecture, machines_max: r.machines_max },
         owner: r.owner,
+        need: r.need.map(need),
         price: Price { rate: Rate(r.rate), ceiling: Rate(r.ceiling), billing: r.min_s.map_or(Billing::Hour, |min_s| Billing::Second { min_s }) },
         at_ms: row.at_ms,
         paid_ms: row.paid_ms,
@@ -251,6 +281,7 @@ mod tests {
             offer: offer.clone(),
             kind: kind.clone(),
             owner: "alice".into(),
+            need: None,
             price: price(billing),
             at_ms: 1_000,
             paid_ms: 3_601_000,
@@ -267,6 +298,13 @@ mod tests {
         all.extend([kept(Stage::Named, None), kept(Stage::Ended, Some(Why::Idle))]);
         all.extend([Record::Spent { name: "lab".into(), ledger: ledger.clone(), above: None }, Record::Next { number: 77 }]);
         all.extend([Record::Spent { name: "lab".into(), ledger, above: Some("budget".into()) }, Record::Currency { name: "EUR".into() }]);
+        let shape = Shape { gpus: 1, ..Shape::new(2, 4 << 30) };
+        let mut needed = one(11, Billing::Hour);
+        if let Record::Intended { need, .. } = &mut needed {
+            *need = Some(Need { shape, tasks: 3, principal: "bob".into() });
+        }
+        let machine = Machine::again(&needed, Stage::Named, "i-11".into(), None, 7).map(Box::new).unwrap();
+        all.extend([needed, Record::Kept { machine }]);
         all
     }
 

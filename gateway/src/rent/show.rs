@@ -1,7 +1,7 @@
 //! Rented machines and budgets as messages, for people.
 
 use intergrid_proto::pb;
-use intergrid_provision::{Machine, Node, Provisioner};
+use intergrid_provision::{Machine, Need, Node, Provisioner};
 
 use super::{is_unknown, label};
 use crate::backend::Account;
@@ -42,7 +42,13 @@ fn machine(gateway: &str, m: &Machine, now_ms: u64) -> pb::Machine {
         slots: m.kind.slots,
         busy: m.busy(),
         unknown: is_unknown(m),
+        need: m.need.as_ref().map(need),
     }
+}
+
+fn need(n: &Need) -> pb::Need {
+    let Need { shape, tasks, principal } = n;
+    pb::Need { slots: shape.slots, memory_bytes: shape.memory_bytes, gpus: shape.gpus, tasks: *tasks, principal: principal.clone() }
 }
 
 fn spending(n: &Node, above: &str, unknown_micro: u64, today: u64) -> pb::Spending {

@@ -31,6 +31,7 @@ fn host(h: &mut pb::Host, levels: u32) {
     h.site.iter_mut().for_each(|s| words(&mut s.name));
     words(&mut h.currency);
     h.machines.iter_mut().for_each(|m| [&mut m.name, &mut m.id, &mut m.r#type, &mut m.zone, &mut m.state, &mut m.owner].into_iter().for_each(words));
+    h.machines.iter_mut().filter_map(|m| m.need.as_mut()).for_each(|n| words(&mut n.principal));
     h.spending.iter_mut().for_each(|s| [&mut s.name, &mut s.above].into_iter().for_each(words));
     h.draining.iter_mut().for_each(reason);
     for s in &mut h.shares {

@@ -215,6 +215,20 @@ fn what_could_be_rented_is_promised() {
 }
 
 #[test]
+fn a_machine_knows_what_it_was_rented_for() {
+    let of = |slots, tasks, owner: &str| Demand { owner: owner.into(), ..demand(slots, tasks)[0].clone() };
+    let two = || catalogue(&[("m1.small", 1), ("c1.xlarge", 8)], vec![offer("c1.xlarge", "0.68", HOUR), offer("m1.small", "0.10", HOUR)]);
+    let mut p = Provisioner::new(settings(), two(), per_hour("10"));
+    p.step(Input::Demand(vec![of(1, 2, "alice"), of(3, 2, "alice"), of(1, 1, "bob")]), TEN);
+    let needs = |p: &Provisioner| p.machines().map(|m| m.need.as_ref().map(|n| (n.shape.slots, n.tasks, n.principal.clone()))).collect::<Vec<_>>();
+    let want = vec![Some((3, 2, "alice".to_string())), Some((1, 1, "bob".to_string()))];
+    assert_eq!(want, needs(&p), "the largest of what it is for");
+    for records in [p.take().0, p.checkpoint()] {
+        assert_eq!(want, needs(&Provisioner::resume(settings(), two(), per_hour("10"), records, TEN)));
+    }
+}
+
+#[test]
 fn the_limit_that_forbids_more_is_named_in_words_that_stay() {
     let named = |p: &Provisioner| {
         let why = |p: Promise| p.no_more.map_or_else(String::new, |w| format!("{}: {}", w.limit, w.evidence));
