@@ -91,7 +91,7 @@ fn machines_come_work_and_go() {
     });
     user.until_slots(3, PATIENCE);
     let cost = &user.json(&["cost"])["budgets"][0];
-    assert_eq!("0.00", cost["per_hour"].as_str().unwrap(), "{cost}");
+    assert_eq!(("0.00", "0.00"), (cost["per_hour"].as_str().unwrap(), cost["reserved"].as_str().unwrap()), "{cost}");
     assert!(number(&cost["today"]) > 0.0, "what was spent stays charged: {cost}");
     until("machines that are gone are not listed", PATIENCE, || match user.json(&["hosts"])["below"][0]["below"].as_array().unwrap().len() {
         0 => Ok(()),
@@ -121,7 +121,18 @@ fn a_cap_holds_and_says_so() {
     assert!(said.contains("not-rented") && said.contains("0.20"), "{said}");
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(2, tree.below("burst").len(), "not one more");
-    assert_eq!("0.20", user.json(&["cost"])["budgets"][0]["per_hour"].as_str().unwrap());
+    let budgets = user.json(&["cost"])["budgets"].clone();
+    let [all, mine] = &budgets.as_array().unwrap()[..] else { panic!("{budgets}") };
+    for (budget, name, above, cap) in [(all, "budget", "", Some("0.20")), (mine, "me", "budget", None)] {
+        let words = ["budget", "above", "per_hour", "per_hour_unknown"].map(|key| budget[key].as_str().unwrap());
+        assert_eq!([name, above, "0.20", "0.00"], words, "{budget}");
+        assert_eq!(cap, budget["per_hour_cap"].as_str(), "{budget}");
+        // Two leases of ten minutes at the most, rounded up.
+        let reserved = number(&budget["reserved"]);
+        assert!(reserved > 0.0 && reserved <= 0.033_4 && reserved < number(&budget["today"]), "{budget}");
+    }
+    let table = user.run(&["cost"]).well();
+    assert!(table.contains("RESERVED") && table.contains("me (of budget)"), "{table}");
     for (user, job) in [(&user, &job), (&local, &more)] {
         user.run(&["cancel", job]).well();
     }

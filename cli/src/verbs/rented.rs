@@ -103,7 +103,8 @@ pub async fn cost(context: &Context<'_>, out: &Out) -> Result<Ending> {
         out.line("nothing can be rented here or below: no budget")?;
         return Ok(Ending::Well);
     }
-    let mut table = Table::new(&["BUDGET", "SITE", "", ">PER HOUR", ">CAP", ">UNKNOWN", ">TODAY", ">CAP", ">MONTH", ">CAP", ">TOTAL", ">CAP"]);
+    let mut table =
+        Table::new(&["BUDGET", "SITE", "", ">PER HOUR", ">CAP", ">UNKNOWN", ">RESERVED", ">TODAY", ">CAP", ">MONTH", ">CAP", ">TOTAL", ">CAP"]);
     for (route, h, s) in &all {
         let name = if s.above.is_empty() { s.name.clone() } else { format!("{} (of {})", s.name, s.above) };
         let near = |n: u64, of: u64| u128::from(n) * 5 >= u128::from(of) * 4;
@@ -115,6 +116,7 @@ pub async fn cost(context: &Context<'_>, out: &Out) -> Result<Ending> {
             used(s.rate_micro, s.rate_cap_micro),
             cap(s.rate_cap_micro).into(),
             Cell::painted(money(s.unknown_micro), if s.unknown_micro > 0 { Paint::Warn } else { Paint::Plain }),
+            money(s.reserved_micro).into(),
             used(s.today_micro, s.today_cap_micro),
             cap(s.today_cap_micro).into(),
             used(s.month_micro, s.month_cap_micro),
@@ -124,7 +126,7 @@ pub async fn cost(context: &Context<'_>, out: &Out) -> Result<Ending> {
         ]);
     }
     table.print(out)?;
-    out.next("charged: what was spent, and what running machines can cost until their leases end. next: grid machines")?;
+    out.next("charged: what was spent, and what is reserved: what machines can cost until their leases end. next: grid machines")?;
     Ok(Ending::Well)
 }
 
@@ -132,6 +134,7 @@ fn budget(route: &str, currency: &str, s: &pb::Spending) -> Value {
     json!({
         "budget": s.name, "above": s.above, "site": route, "currency": currency,
         "per_hour": money(s.rate_micro), "per_hour_cap": s.rate_cap_micro.map(money), "per_hour_unknown": money(s.unknown_micro),
+        "reserved": money(s.reserved_micro),
         "today": money(s.today_micro), "today_cap": s.today_cap_micro.map(money),
         "month": money(s.month_micro), "month_cap": s.month_cap_micro.map(money),
         "total": money(s.total_micro), "total_cap": s.total_cap_micro.map(money),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 
-use crate::limits::DAYS_KEPT_MAX;
+use crate::limits::{DAYS_KEPT_MAX, OTHERS_MAX};
 use crate::market::Billing;
 use crate::money::{Money, Rate};
 
@@ -108,6 +108,8 @@ pub struct Ledger {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Budget {
     nodes: Vec<Node>,
+    /// What was charged to the root for owners who have no node: for people. It allows nothing and forbids nothing.
+    others: BTreeMap<String, Node>,
 }
 
 fn month(day: u64) -> (i32, u8) {
@@ -132,7 +134,7 @@ impl Budget {
             };
             nodes.push(Node { name: name.clone(), above: Some(above), caps: *caps, ..Node::default() });
         }
-        Ok(Budget { nodes })
+        Ok(Budget { nodes, others: BTreeMap::new() })
     }
 
     /// Owners who are not in another tree, or not below the same one there: while machines run, what was charged to them could not be given back where it
@@ -150,6 +152,7 @@ impl Budget {
                 (node.rate, node.days, node.before) = (old.rate, old.days.clone(), old.before);
             }
         }
+        caps.others = self.others.iter().filter(|(name, _)| !caps.has(name)).map(|(name, node)| (name.clone(), node.clone())).collect();
         caps
     }
 
@@ -159,6 +162,19 @@ impl Budget {
         if let Some(node) = self.nodes.iter_mut().find(|n| n.name == name) {
             (node.rate, node.days, node.before) = (Rate(0), ledger.days.iter().copied().collect(), ledger.before);
         }
+    }
+
+    /// Put back what was charged to the root for an owner without a node.
+    pub(crate) fn restore_other(&mut self, name: &str, ledger: &Ledger) {
+        if !self.has(name) {
+            let node =
+                Node { name: name.into(), above: Some(0), days: ledger.days.iter().copied().collect(), before: ledger.before, ..Node::default() };
+            self.others.insert(name.into(), node);
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.nodes.iter().any(|n| n.name == name)
     }
 
     /// A machine of a checkpoint goes on: where it will be given back there it counts, by the tree as it is now. A node that did not pay for it in
@@ -176,6 +192,11 @@ impl Budget {
     /// The node that pays for an owner: his own, or the root.
     pub fn node_of(&self, owner: &str) -> usize {
         self.nodes.iter().position(|n| n.name == owner).unwrap_or(0)
+    }
+
+    /// Owners who have no node, and for whom something was charged to the root. Their rate is not kept.
+    pub fn others(&self) -> impl Iterator<Item = &Node> {
+        self.others.values()
     }
 
     /// All nodes.
@@ -205,19 +226,30 @@ impl Budget {
         path.into_iter().for_each(|at| self.nodes[at].add(charge));
     }
 
+    /// Of what a node is charged, note for whom: where the root pays, as he has no node.
+    pub(crate) fn charge_other(&mut self, node: usize, whose: &str, days: &[(u64, Money)]) {
+        if node != 0 || whose.is_empty() || self.has(whose) || days.iter().all(|(_, m)| *m == Money(0)) {
+            return;
+        }
+        if !self.others.contains_key(whose) && self.others.len() >= OTHERS_MAX {
+            let last = self.others.iter().min_by_key(|(name, n)| (n.days.keys().next_back().copied(), (*name).clone())).map(|(name, _)| name.clone());
+            last.into_iter().for_each(|name| _ = self.others.remove(&name));
+        }
+        let new = || Node { name: whose.into(), above: Some(0), ..Node::default() };
+        self.others.entry(whose.into()).or_insert_with(new).add(&Charge { rate: Rate(0), days: days.to_vec() });
+    }
+
+    /// Of what a node is given back, for whom it was charged.
+    pub(crate) fn refund_other(&mut self, node: usize, whose: &str, days: &[(u64, Money)]) {
+        if let Some(other) = self.others.get_mut(whose).filter(|_| node == 0) {
+            other.give_back(&Charge { rate: Rate(0), days: days.to_vec() });
+        }
+    }
+
     /// Give back what was charged and not used.
     pub fn refund(&mut self, node: usize, charge: &Charge) {
         let path: Vec<usize> = self.path(node).collect();
-        for at in path {
-            let node = &mut self.nodes[at];
-            node.rate = Rate(node.rate.0.saturating_sub(charge.rate.0));
-            for (day, money) in &charge.days {
-                match node.days.get_mut(day) {
-                    Some(sum) => *sum = sum.less(*money),
-                    None => node.before = node.before.less(*money),
-                }
-            }
-        }
+        path.into_iter().for_each(|at| self.nodes[at].give_back(charge));
     }
 
     /// How near a node's path is to its caps of the hour: the largest (used, cap).
@@ -262,6 +294,16 @@ impl Node {
         }
         while self.days.len() > DAYS_KEPT_MAX {
             self.before = self.before.plus(self.days.pop_first().map_or(Money(0), |(_, m)| m));
+        }
+    }
+
+    fn give_back(&mut self, charge: &Charge) {
+        self.rate = Rate(self.rate.0.saturating_sub(charge.rate.0));
+        for (day, money) in &charge.days {
+            match self.days.get_mut(day) {
+                Some(sum) => *sum = sum.less(*money),
+                None => self.before = self.before.less(*money),
+            }
         }
     }
 
@@ -346,6 +388,26 @@ mod tests {
         assert_eq!(vec!["lab"], old.moved(&more));
         assert_eq!(Vec::<String>::new(), old.moved(&tree(&[("lab", None, 1), ("bob", None, 1), ("alice", Some("lab"), 1)])));
         assert_eq!(vec!["lab", "alice"], old.moved(&tree(&[("alice", None, 5)])));
+    }
+
+    #[test]
+    fn who_has_no_budget_is_noted_and_how_many_is_bounded() {
+        let mut budget = Budget::new(caps(100, 60), &[("alice".into(), None, caps(50, 60))]).unwrap();
+        for n in 0..OTHERS_MAX as u64 + 10 {
+            budget.charge_other(0, &format!("o{n}"), &[(n, Money(5))]);
+        }
+        budget.charge_other(0, "alice", &[(1, Money(5))]);
+        budget.charge_other(1, "bob", &[(1, Money(5))]);
+        let names: Vec<&str> = budget.others().map(|n| n.name.as_str()).collect();
+        assert_eq!(OTHERS_MAX, names.len());
+        let has = ["o9", "o10", "alice", "bob"].map(|name| names.contains(&name));
+        assert_eq!([false, true, false, false], has, "who was charged for last, and pays from no budget of his own");
+        budget.refund_other(0, "o10", &[(10, Money(2))]);
+        budget.refund_other(0, "o9", &[(9, Money(2))]);
+        assert_eq!(Some(Money(3)), budget.others().find(|n| n.name == "o10").map(Node::total));
+        assert!(budget.nodes().iter().all(|n| n.total() == Money(0)), "nothing is charged by that");
+        let named = budget.recapped(Budget::new(caps(100, 60), &[("o10".into(), None, caps(1, 1))]).unwrap());
+        assert!(named.others().count() == OTHERS_MAX - 1 && named.others().all(|n| n.name != "o10"), "one who gets a budget has his own row");
     }
 
     #[test]

@@ -40,5 +40,7 @@ pub const TERMINATE_AGAIN_MS: u64 = 15_000;
 pub const SURPLUS_ROUNDS: u32 = 5;
 /// Days of which a budget keeps what was charged, one by one.
 pub const DAYS_KEPT_MAX: usize = 70;
+/// Owners without a budget of their own of whom is kept what was charged for them; beyond it those go of whom nothing was charged for longest.
+pub const OTHERS_MAX: usize = 256;
 /// Reasons that are kept of one round.
 pub const UNMET_MAX: usize = 64;

@@ -5,8 +5,8 @@ use std::fmt;
 use intergrid_proto::share::Shape;
 
 use crate::budget::Charge;
-use crate::market::{MachineType, OfferKey, Price};
-use crate::money::Rate;
+use crate::market::{Billing, MachineType, OfferKey, Price};
+use crate::money::{Money, Rate};
 
 /// How far a machine has come, as far as is known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,8 +123,25 @@ pub struct Machine {
 
 impl Machine {
     /// What is charged from one time to another, at the most it can cost.
-    pub(crate) fn charge(&self, from_ms: u64, until_ms: u64) -> Vec<(u64, crate::Money)> {
+    pub(crate) fn charge(&self, from_ms: u64, until_ms: u64) -> Vec<(u64, Money)> {
         Charge::lease(self.price.ceiling, self.price.billing, from_ms, until_ms)
+    }
+
+    /// For whom it was rented; empty: not known.
+    pub fn principal(&self) -> &str {
+        self.need.as_ref().map_or("", |n| &n.principal)
+    }
+
+    /// Of what it has been charged, what it has not used: from now to the end of its lease, of hours that are billed as a whole those that have not begun.
+    /// All of it where nobody knows whether it exists.
+    pub fn reserved(&self, now_ms: u64) -> Money {
+        let from_ms = match self.price.billing {
+            _ if self.id.is_empty() => self.since_ms,
+            Billing::Hour => self.since_ms + (now_ms.saturating_sub(self.since_ms) / 3_600_000 + 1) * 3_600_000,
+            Billing::Second { min_s } => now_ms.max(self.since_ms + u64::from(min_s) * 1_000),
+        };
+        let days = if self.may_exist() { self.charge(from_ms, self.paid_ms) } else { Vec::new() };
+        Charge { days, ..Charge::default() }.money()
     }
 
     /// May it exist, and cost?

@@ -82,6 +82,13 @@ pub enum Record {
         /// Name of the node above, empty for the root; None: not known, of a checkpoint that did not say it.
         above: Option<String>,
     },
+    /// Of a checkpoint: what has been charged to the root for an owner without a budget of his own.
+    SpentFor {
+        /// His name.
+        name: String,
+        /// What has been charged; no rate.
+        ledger: Ledger,
+    },
     /// Of a checkpoint: the number of the next machine.
     Next {
         /// It.
@@ -113,7 +120,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
     match record {
         Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } => {
             let machine = Machine { need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) };
-            budget.charge(budget.node_of(owner), &Charge { rate: price.ceiling, days: machine.charge(*at_ms, *paid_ms) });
+            charge(budget, &machine, Charge { rate: price.ceiling, days: machine.charge(*at_ms, *paid_ms) });
             machines.insert(*number, machine);
             *next = (*next).max(number + 1);
         }
@@ -129,14 +136,12 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
         }
         Record::Leased { number, at_ms, rate_max, paid_ms } => {
             let Some(m) = machines.get_mut(number) else { return };
-            let node = budget.node_of(&m.owner);
-            budget.refund(node, &Charge { rate: Rate(0), days: unspent(m, *rate_max, *at_ms) });
-            budget.charge(node, &Charge { rate: Rate(0), days: m.charge(m.paid_ms, *paid_ms) });
+            refund(budget, m, Charge { rate: Rate(0), days: unspent(m, *rate_max, *at_ms) });
+            charge(budget, m, Charge { rate: Rate(0), days: m.charge(m.paid_ms, *paid_ms) });
             (m.settled_ms, m.paid_ms) = (*at_ms, *paid_ms);
         }
         Record::Gone { number, at_ms, never } => {
             let Some(m) = machines.get_mut(number) else { return };
-            let node = budget.node_of(&m.owner);
             // A rate stays used while its hour is paid for: else machines that come and go would cost more than the cap in an hour.
             let keeps_hour = m.price.billing == Billing::Hour && !never && m.paid_ms > *at_ms;
             let rate = if keeps_hour { Rate(0) } else { m.price.ceiling };
@@ -148,7 +153,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
                     rounded_down(m.charge(billed_ms, m.paid_ms))
                 }
             };
-            budget.refund(node, &Charge { rate, days });
+            refund(budget, m, Charge { rate, days });
             m.stage = Stage::Ended;
             if !keeps_hour {
                 machines.remove(number);
@@ -156,7 +161,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
         }
         Record::Forgotten { number } => {
             if let Some(m) = machines.remove(number) {
-                budget.refund(budget.node_of(&m.owner), &Charge { rate: m.price.ceiling, days: Vec::new() });
+                refund(budget, &m, Charge { rate: m.price.ceiling, days: Vec::new() });
             }
         }
         Record::Kept { machine: m } => {
@@ -169,9 +174,24 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             budget.restore(name, ledger);
             was.extend(above.clone().map(|above| (name.clone(), above)));
         }
+        Record::SpentFor { name, ledger } => budget.restore_other(name, ledger),
         Record::Next { number } => *next = (*next).max(*number),
         Record::Currency { name } => currency.clone_from(name),
     }
+}
+
+/// To who pays for it, and noted for whom it was rented.
+fn charge(budget: &mut Budget, m: &Machine, charge: Charge) {
+    let node = budget.node_of(&m.owner);
+    budget.charge(node, &charge);
+    budget.charge_other(node, m.principal(), &charge.days);
+}
+
+/// What was charged, and not used.
+fn refund(budget: &mut Budget, m: &Machine, charge: Charge) {
+    let node = budget.node_of(&m.owner);
+    budget.refund(node, &charge);
+    budget.refund_other(node, m.principal(), &charge.days);
 }
 
 impl State {
@@ -181,8 +201,9 @@ impl State {
         let nodes = self.budget.nodes();
         let above = |n: &Node| n.above.map_or_else(String::new, |at| nodes[at].name.clone());
         let spent = nodes.iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger(), above: Some(above(n)) });
+        let others = self.budget.others().map(|n| Record::SpentFor { name: n.name.clone(), ledger: n.ledger() });
         let currency = (!self.currency.is_empty()).then(|| Record::Currency { name: self.currency.clone() });
-        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(machines).collect()
+        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(others).chain(machines).collect()
     }
 }
 

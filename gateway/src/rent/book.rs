@@ -99,6 +99,9 @@ struct Row {
     /// Of a budget.
     #[prost(string, optional, tag = "14")]
     above: Option<String>,
+    /// Of what was spent: to the root, for one who has no budget. An older program knows of nobody of that name, and passes over it.
+    #[prost(bool, tag = "15")]
+    other: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -223,6 +226,10 @@ fn row(record: &Record) -> Row {
             above: above.clone(),
             ..Row::default()
         },
+        Record::SpentFor { name, ledger } => {
+            let (spent, other) = (Record::Spent { name: name.clone(), ledger: ledger.clone(), above: None }, true);
+            Row { other, ..row(&spent) }
+        }
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
         Record::Currency { name } => Row { what: CURRENCY, name: name.clone(), ..Row::default() },
     }
@@ -245,7 +252,11 @@ fn record(row: Row) -> Option<Record> {
         }
         SPENT => {
             let days = row.days.chunks_exact(2).map(|d| (d[0], Money(d[1]))).collect();
-            Record::Spent { name: row.name, ledger: Ledger { rate: Rate(row.rate), days, before: Money(row.before) }, above: row.above }
+            let ledger = Ledger { rate: Rate(row.rate), days, before: Money(row.before) };
+            match row.other {
+                true => Record::SpentFor { name: row.name, ledger },
+                false => Record::Spent { name: row.name, ledger, above: row.above },
+            }
         }
         NEXT => Record::Next { number },
         CURRENCY => Record::Currency { name: row.name },
@@ -297,6 +308,7 @@ mod tests {
         all.push(Record::Forgotten { number: 1 });
         all.extend([kept(Stage::Named, None), kept(Stage::Ended, Some(Why::Idle))]);
         all.extend([Record::Spent { name: "lab".into(), ledger: ledger.clone(), above: None }, Record::Next { number: 77 }]);
+        let other = Record::SpentFor { name: "carol".into(), ledger: Ledger { rate: Rate(0), ..ledger.clone() } };
         all.extend([Record::Spent { name: "lab".into(), ledger, above: Some("budget".into()) }, Record::Currency { name: "EUR".into() }]);
         let shape = Shape { gpus: 1, ..Shape::new(2, 4 << 30) };
         let mut needed = one(11, Billing::Hour);
@@ -304,7 +316,7 @@ mod tests {
             *need = Some(Need { shape, tasks: 3, principal: "bob".into() });
         }
         let machine = Machine::again(&needed, Stage::Named, "i-11".into(), None, 7).map(Box::new).unwrap();
-        all.extend([needed, Record::Kept { machine }]);
+        all.extend([needed, Record::Kept { machine }, other]);
         all
     }
 

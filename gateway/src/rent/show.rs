@@ -12,19 +12,25 @@ const DAY_MS: u64 = 86_400_000;
 pub fn account(gateway: &str, p: &Provisioner, now_ms: u64) -> Account {
     let currency = &p.catalogue().currency;
     let machines = p.machines().map(|m| machine(gateway, m, now_ms)).collect();
-    let nodes = p.budget().nodes();
-    let unknown = |at: usize| {
-        let pays = |m: &&Machine| {
-            let own = p.budget().node_of(&m.owner);
-            std::iter::successors(Some(own), |n| nodes[*n].above).any(|n| n == at)
-        };
-        p.machines().filter(|m| is_unknown(m)).filter(pays).map(|m| m.price.ceiling.0).fold(0, u64::saturating_add)
-    };
     // What asks for no money has no budget to show.
-    let nodes_shown = if currency.is_empty() { &[] } else { nodes };
-    let spending =
-        nodes_shown.iter().enumerate().map(|(at, n)| spending(n, n.above.map_or("", |a| &nodes[a].name), unknown(at), now_ms / DAY_MS)).collect();
+    let spending = if currency.is_empty() { Vec::new() } else { budgets(p, now_ms) };
     Account { machines, spending, currency: currency.clone() }
+}
+
+/// Those of the configuration, and then who has rented this month, or rents, without one of his own.
+fn budgets(p: &Provisioner, now_ms: u64) -> Vec<pb::Spending> {
+    let (budget, nodes) = (p.budget(), p.budget().nodes());
+    let path = move |m: &Machine| std::iter::successors(Some(budget.node_of(&m.owner)), move |n: &usize| nodes[*n].above);
+    let above = |n: &Node| n.above.map_or("", |at| &nodes[at].name).to_string();
+    let own = nodes.iter().enumerate().map(|(at, n)| {
+        let of: Vec<&Machine> = p.machines().filter(|m| path(m).any(|n| n == at)).collect();
+        pb::Spending { rate_micro: n.rate().0, ..spending(n, above(n), &of, now_ms) }
+    });
+    let others = budget.others().map(|n| {
+        let of: Vec<&Machine> = p.machines().filter(|m| budget.node_of(&m.owner) == 0 && m.principal() == n.name).collect();
+        spending(n, above(n), &of, now_ms)
+    });
+    own.chain(others.filter(|s| s.rate_micro > 0 || s.month_micro > 0)).collect()
 }
 
 fn machine(gateway: &str, m: &Machine, now_ms: u64) -> pb::Machine {
@@ -51,11 +57,13 @@ fn need(n: &Need) -> pb::Need {
     pb::Need { slots: shape.slots, memory_bytes: shape.memory_bytes, gpus: shape.gpus, tasks: *tasks, principal: principal.clone() }
 }
 
-fn spending(n: &Node, above: &str, unknown_micro: u64, today: u64) -> pb::Spending {
+/// Of a node and the machines that it pays for.
+fn spending(n: &Node, above: String, of: &[&Machine], now_ms: u64) -> pb::Spending {
+    let (sum, today) = (|all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add), now_ms / DAY_MS);
     pb::Spending {
         name: n.name.clone(),
-        above: above.to_string(),
-        rate_micro: n.rate().0,
+        above,
+        rate_micro: sum(&mut of.iter().map(|m| m.price.ceiling.0)),
         rate_cap_micro: n.caps.hour.map(|c| c.0),
         today_micro: n.of_day(today).0,
         today_cap_micro: n.caps.day.map(|c| c.0),
@@ -63,6 +71,82 @@ fn spending(n: &Node, above: &str, unknown_micro: u64, today: u64) -> pb::Spendi
         month_cap_micro: n.caps.month.map(|c| c.0),
         total_micro: n.total().0,
         total_cap_micro: n.caps.total.map(|c| c.0),
-        unknown_micro,
+        unknown_micro: sum(&mut of.iter().filter(|m| is_unknown(m)).map(|m| m.price.ceiling.0)),
+        reserved_micro: sum(&mut of.iter().map(|m| m.reserved(now_ms).0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use intergrid_proto::Shape;
+    use intergrid_provision::{Billing, Budget, Caps, Catalogue, Demand, Input, MachineType, Offer, OfferKey, Outcome, Price, Settings};
+
+    use super::*;
+
+    /// 2026-01-15 10:00 UTC.
+    const TEN: u64 = 1_768_471_200_000;
+    const MINUTE: u64 = 60_000;
+
+    fn settings() -> Settings {
+        Settings { slots_max: 10, machines_max: 10, booting_max: 10, idle_ms: MINUTE, away_ms: 10 * MINUTE }
+    }
+
+    fn provisioner(billing: Billing) -> Provisioner {
+        let rate = "0.60".parse().unwrap();
+        let key = OfferKey { machine: "m".into(), zone: String::new(), spot: false };
+        let kind = MachineType { slots: 1, architecture: "x86_64".into(), ..MachineType::default() };
+        let offers = vec![Offer { key, price: Some(Price { rate, ceiling: rate, billing }) }];
+        let catalogue = Catalogue { currency: "EUR".into(), types: [("m".to_string(), kind)].into(), offers };
+        let caps = |hour: &str| Caps { hour: Some(hour.parse().unwrap()), ..Caps::default() };
+        let budget = Budget::new(caps("6"), &[("alice".into(), None, caps("0.60"))]).unwrap();
+        Provisioner::new(settings(), catalogue, budget)
+    }
+
+    fn shown(p: &Provisioner, now_ms: u64) -> Vec<(String, [u64; 4])> {
+        let one = |s: &pb::Spending| (s.name.clone(), [s.rate_micro, s.unknown_micro, s.reserved_micro, s.today_micro].map(|micro| micro / 10_000));
+        account("burst", p, now_ms).spending.iter().map(one).collect()
+    }
+
+    fn of(rows: &[(&str, [u64; 4])]) -> Vec<(String, [u64; 4])> {
+        rows.iter().map(|(name, cents)| (name.to_string(), *cents)).collect()
+    }
+
+    #[test]
+    fn what_is_reserved_is_told_of_each_owner_with_and_without_a_cap() {
+        let mut p = provisioner(Billing::Second { min_s: 60 });
+        let demand = |owner: &str, tasks| Demand { shape: Shape::new(1, 0), tasks, owner: owner.into(), task_rate_max: None };
+        p.step(Input::Demand(vec![demand("alice", 1), demand("bob", 3)]), TEN);
+        assert_eq!(2, p.machines().count());
+        // Rate, of it unknown, reserved, charged today: hundredths. A lease of ten minutes is 0.10.
+        assert_eq!(of(&[("budget", [120, 120, 20, 20]), ("alice", [60, 60, 10, 10]), ("bob", [60, 60, 10, 10])]), shown(&p, TEN));
+        p.step(Input::Answered(2, Outcome::Launched("i-2".into())), TEN);
+        let later = TEN + 4 * MINUTE;
+        assert_eq!(of(&[("budget", [120, 60, 16, 20]), ("alice", [60, 60, 10, 10]), ("bob", [60, 0, 6, 10])]), shown(&p, later));
+        let bob = account("burst", &p, later).spending.pop().unwrap();
+        assert_eq!(("budget", None), (bob.above.as_str(), bob.rate_cap_micro));
+
+        // The same of what was committed, and of a checkpoint.
+        for records in [p.take().0, p.checkpoint()] {
+            let again = provisioner(Billing::Second { min_s: 60 });
+            let resumed = Provisioner::resume(settings(), again.catalogue().clone(), again.budget().clone(), records, later);
+            assert_eq!(shown(&p, later), shown(&resumed, later));
+        }
+
+        // What was not used is given back; what was is still his.
+        p.step(Input::End(2), later);
+        p.step(Input::Terminated(2, Some(intergrid_provision::SeenState::Ended)), later);
+        assert_eq!(of(&[("budget", [60, 60, 10, 14]), ("alice", [60, 60, 10, 10]), ("bob", [0, 0, 0, 4])]), shown(&p, later));
+        let next_month = TEN + 20 * DAY_MS;
+        assert!(!shown(&p, next_month).iter().any(|(name, _)| name == "bob"), "nothing was charged for him this month");
+    }
+
+    #[test]
+    fn of_an_hour_that_has_begun_nothing_is_reserved() {
+        let mut p = provisioner(Billing::Hour);
+        let demand = Demand { shape: Shape::new(1, 0), tasks: 1, owner: "alice".into(), task_rate_max: None };
+        p.step(Input::Demand(vec![demand]), TEN);
+        assert_eq!(60, shown(&p, TEN)[1].1[2], "it may never come");
+        p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+        assert_eq!([60, 0, 0, 60], shown(&p, TEN + MINUTE)[1].1);
     }
 }
