@@ -11,6 +11,9 @@ mod user;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -266,6 +269,83 @@ fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
         left => Err(format!("{left:?}\n{}", tree.log("burst"))),
     });
     local.run(&["cancel", &second]).well();
+}
+
+/// At a terminal: what is asked on it is answered by this line. The exit code, what was seen on the terminal, and stdout.
+fn at_a_terminal(user: &User, words: &[&str], answer: &str) -> (i32, String, String) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let terminal = fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let mut command = user::grid(words);
+    command.env("INTERGRID_HOME", &user.home).current_dir(&user.dir);
+    command.stdin(terminal.try_clone().unwrap()).stderr(terminal).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // With it goes our end of the terminal, so that reading ends with the child.
+    drop(command);
+    let mut master = fs::File::from(master);
+    let mut to = master.try_clone().unwrap();
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4_096];
+        // Linux says EIO when nobody has the other end any more.
+        while let Ok(n @ 1..) = master.read(&mut bytes) {
+            if say.send(String::from_utf8_lossy(&bytes[..n]).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let mut seen = String::new();
+    while !seen.contains("[y/N]") {
+        match said.recv_timeout(PATIENCE) {
+            Ok(more) => seen += &more,
+            Err(why) => {
+                _ = child.kill();
+                panic!("it does not ask: {why}: {seen}");
+            }
+        }
+    }
+    to.write_all(answer.as_bytes()).unwrap();
+    let mut out = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    (child.wait().unwrap().code().unwrap_or(-1), seen, out)
+}
+
+#[test]
+fn what_a_job_may_cost_is_shown_before_it_is_submitted() {
+    let (tree, user) = world(&cloud(8, "1.00", ""));
+    user.until_slots(8, PATIENCE);
+    let job = ["-n", "10", "-t", "1m", "--", "/bin/true"];
+    let submit = |first: &[&'static str]| [&["submit"][..], first, &job[..]].concat();
+    let jobs = || user.json(&["ls"])["jobs"].as_array().unwrap().len();
+    let is_shown = |text: &str| {
+        for part in ["this job may cost money: 10 tasks", "WHERE", "burst/", "0.10 EUR", "0.001667 EUR", "worst case", "0.08335 EUR"] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    };
+    // Nobody can be asked.
+    let refused = user.run(&submit(&[]));
+    is_shown(&refused.err);
+    assert_eq!((2, 0, ""), (refused.code, jobs(), refused.out.as_str()), "{}", refused.err);
+    // Asked, and not agreed.
+    for answer in ["n\n", "\n", "perhaps\n"] {
+        let (code, seen, out) = at_a_terminal(&user, &submit(&[]), answer);
+        is_shown(&seen);
+        assert_eq!((2, 0, ""), (code, jobs(), out.as_str()), "{answer:?}: {seen}");
+    }
+    // Agreed.
+    let (code, seen, out) = at_a_terminal(&user, &submit(&[]), "y\n");
+    is_shown(&seen);
+    assert_eq!((0, 1), (code, jobs()), "{seen}");
+    // Agreed before.
+    let said = user.run(&submit(&["--yes"]));
+    is_shown(&said.err);
+    assert_eq!((0, 2), (said.code, jobs()), "{}", said.err);
+    for id in [&out, &said.out] {
+        assert_eq!(0, user.wait(id.trim()), "{:?}", tree.log("burst"));
+    }
 }
 
 /// 0.10 an hour are 0.001667 a minute, rounded up.

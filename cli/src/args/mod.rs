@@ -162,7 +162,7 @@ pub struct SpecArgs {
     /// What all tasks and attempts together may cost, with the currency: 12.50USD. It takes a time limit; 0USD: only what costs nothing.
     #[arg(long, value_name = "AMOUNT")]
     pub max_cost: Option<String>,
-    /// Do not ask, even if it may cost money.
+    /// Do not ask, even if it may cost money; what it may cost is still shown.
     #[arg(short, long)]
     pub yes: bool,
     /// The command and its arguments.

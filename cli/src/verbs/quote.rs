@@ -70,37 +70,52 @@ fn attempts(spec: &JobSpec, tasks: u32) -> u64 {
     u64::from(tasks) * u64::from(each)
 }
 
-/// May it be sent? Asked only where it may cost money, and `yes` has not been said.
+/// May it be sent? Where it may cost money, that is shown on stderr, and asked unless `yes` has been said: who has agreed need not see it, so it is left out
+/// where the site has no answer.
 pub async fn agreed(context: &Context<'_>, job: &Submission, yes: bool) -> Result<()> {
     let spec = JobSpec::decode(&job.spec)?;
-    if yes || spec.max_cost.as_ref().is_some_and(|cap| cap.micro == 0) {
+    if spec.max_cost.as_ref().is_some_and(|cap| cap.micro == 0) {
         return Ok(());
     }
     let request = pb::QuoteRequest { spec: job.spec.clone() };
-    let reply = context.client.call("quote", async |mut grid| grid.quote(request.clone()).await).await?;
+    let reply = match context.client.call("quote", async |mut grid| grid.quote(request.clone()).await).await {
+        Err(_) if yes => return Ok(()),
+        reply => reply?,
+    };
     let paid = paid(&spec, &reply.shares);
     if paid.is_empty() {
         return Ok(());
     }
     let worst = worst(&spec, job.tasks, &paid);
+    let text = shown(context, &reply.shares, &paid, job.tasks, &worst);
     let can_ask = ask::can_ask() && !context.out.json;
+    if yes || !can_ask {
+        context.out.note(&text);
+    }
+    if yes {
+        return Ok(());
+    }
     if !can_ask {
         let message = format!("it may cost money, and nobody can be asked here; in the worst case: {worst}");
         let nothing = paid.first().map_or(String::new(), |s| format!(", --max-cost 0{} for what costs nothing", s.currency));
         return Err(Refusal::invalid(message).remedy(format!("--yes if you agree, --max-cost AMOUNT for less{nothing}")).into());
     }
-    let free: u64 = reply.shares.iter().filter(|s| s.price_micro_per_slot_hour == 0).map(|s| s.slots_free / s.slots.max(1)).sum();
-    let mut text = format!("this job may cost money: {}", render::count(job.tasks.into(), "task"));
+    if ask::yes(&format!("{text}\nSubmit it?"))? {
+        return Ok(());
+    }
+    Err(Refusal::invalid("nothing was submitted").into())
+}
+
+/// Where it would run, at what price, and the worst case.
+fn shown(context: &Context<'_>, all: &[pb::QuotedShare], paid: &[&pb::QuotedShare], tasks: u32, worst: &Worst) -> String {
+    let free: u64 = all.iter().filter(|s| s.price_micro_per_slot_hour == 0).map(|s| s.slots_free / s.slots.max(1)).sum();
+    let mut text = format!("this job may cost money: {}", render::count(tasks.into(), "task"));
     text += &match free {
         0 => ", and nothing is free where it costs none\n".to_string(),
         n => format!(", {n} of which find room now where they cost none\n"),
     };
-    text.extend(table(&paid).lines(context.out).into_iter().map(|line| line + "\n"));
-    text += &format!("worst case, with every attempt to its time limit: {worst}\n");
-    if ask::yes(&format!("{text}Submit it?"))? {
-        return Ok(());
-    }
-    Err(Refusal::invalid("nothing was submitted").into())
+    text.extend(table(paid).lines(context.out).into_iter().map(|line| line + "\n"));
+    text + &format!("worst case, with every attempt to its time limit: {worst}")
 }
 
 fn table(paid: &[&pb::QuotedShare]) -> Table {
