@@ -7,9 +7,9 @@ use super::*;
 
 /// The longest time after which a call still has an effect.
 const LATE_MAX_MS: u64 = 60_000;
-/// The longest time for which a listing does not show a new machine.
 /// What has ended is listed so long.
 const FORGOTTEN_MS: u64 = 20_000;
+/// The longest time for which a listing does not show a new machine.
 const LAG_MAX_MS: u64 = 60_000;
 
 /// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
@@ -118,6 +118,9 @@ impl World {
     }
 
     fn step(&mut self, input: Input) {
+        // Demand is of one shape.
+        let wanted = if let Input::Demand(wanted) = &input { wanted.first().cloned() } else { None };
+        let unmet = wanted.as_ref().map_or(0, |d| self.unmet(d));
         self.p.step(input, self.now);
         // Killed before the commit, after it, or after some of the actions.
         let crash = self.fault(1).then(|| self.random.below(4));
@@ -125,6 +128,7 @@ impl World {
         if crash == Some(0) {
             return self.restart();
         }
+        is_asked_for(wanted, unmet, &records);
         self.overrun |= records.iter().any(|r| self.is_overrun(r));
         for record in &records {
             if let Record::Intended { owner, .. } = record {
@@ -142,6 +146,12 @@ impl World {
         if crash.is_some() {
             self.restart();
         }
+    }
+
+    /// Tasks that find no room on what is there or on its way.
+    fn unmet(&self, wanted: &Demand) -> u64 {
+        let room = self.p.machines().filter_map(|m| Some(m.free() / m.kind.cost(&wanted.shape)?)).sum();
+        wanted.tasks.saturating_sub(room)
     }
 
     /// A lease of a machine that was told to end.
@@ -181,8 +191,11 @@ impl World {
         let soon = 100 + self.random.below(3_000);
         match action {
             Action::Launch { number, price, .. } => {
-                if let Some(owner) = self.p.machines().find(|m| m.number == number && m.calls == 1).map(|m| m.owner.clone()) {
-                    self.is_below(&owner);
+                let machine = self.p.machines().find(|m| m.number == number && m.may_exist() && m.ending.is_none()).cloned();
+                let machine = machine.expect("what is launched is charged, and wanted");
+                assert!(machine.need.is_some_and(|need| need.tasks > 0), "{number} is launched for nothing");
+                if machine.calls == 1 {
+                    self.is_below(&machine.owner);
                 }
                 let refused = |kind| Event::Input(Input::Answered(number, Outcome::Refused(kind, "no".into())));
                 match self.random.below(if self.faulty { 12 } else { 1 }) {
@@ -394,6 +407,17 @@ impl World {
             }
             self.step(Input::Tick);
         }
+    }
+}
+
+/// What is rented in a step is for tasks that have no machine: each new one has some of its own.
+fn is_asked_for(wanted: Option<Demand>, mut unmet: u64, records: &[Record]) {
+    for record in records {
+        let Record::Intended { number, need, .. } = record else { continue };
+        let need = need.as_ref().expect("it is known what for");
+        assert!(wanted.as_ref().is_some_and(|d| d.owner == need.principal && d.shape == need.shape), "{number} is for {need:?}, not {wanted:?}");
+        assert!((1..=unmet).contains(&need.tasks), "{number} is for {} tasks, {unmet} have no machine", need.tasks);
+        unmet -= need.tasks;
     }
 }
 
