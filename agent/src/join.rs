@@ -88,14 +88,20 @@ async fn ask(dial: &Dial, csr: &[u8], first: bool) -> Result<String, Refusal> {
 pub(crate) async fn renew(config: AgentConfig, dial: Arc<Dial>) {
     loop {
         let left = dial.identity().cert().not_after.duration_since(SystemTime::now()).unwrap_or_default();
-        // Whatever this machine's clock says, not without a pause, and not later than it is due.
-        let half = JOINED_CERT_MS / 2;
-        sleep(left.saturating_sub(Duration::from_millis(half)).clamp(Duration::from_millis(RENEW_AGAIN_MS), Duration::from_millis(half))).await;
+        sleep(renewal_due(left)).await;
         if let Err(why) = renewed(&config, &dial).await {
             tracing::warn!("the certificate could not be renewed: {why}; trying on");
             sleep(Duration::from_millis(RENEW_AGAIN_MS)).await;
         }
     }
+}
+
+/// When a certificate is renewed that is good for so long: when half of a new one's time is left. Of one that has less, as it was short or the machine was off,
+/// while some of that is left. Whatever this machine's clock says, not without a pause, and not later than it is due.
+fn renewal_due(left: Duration) -> Duration {
+    let (half, again) = (Duration::from_millis(JOINED_CERT_MS / 2), Duration::from_millis(RENEW_AGAIN_MS));
+    let pause = if left.is_zero() { again } else { again.min(left / 2) };
+    left.saturating_sub(half).clamp(pause, half)
 }
 
 async fn renewed(config: &AgentConfig, dial: &Dial) -> Result<(), Refusal> {
@@ -106,4 +112,21 @@ async fn renewed(config: &AgentConfig, dial: &Dial) -> Result<(), Refusal> {
     dial.bulk_failed().await;
     tracing::info!("the certificate is renewed");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_while_it_opens_something() {
+        let due = |left_s: u64| renewal_due(Duration::from_secs(left_s)).as_secs();
+        let whole = JOINED_CERT_MS / 1_000;
+        assert_eq!(whole / 2, due(whole), "when half of it is over");
+        assert_eq!(whole / 2 - 1_000, due(whole - 1_000));
+        assert_eq!(60, due(whole / 2 - 1), "it is due");
+        assert_eq!((60, 30, 5), (due(120), due(60), due(10)), "before it is over");
+        assert_eq!(whole / 2, due(100 * whole), "this clock is years behind");
+        assert_eq!(60, due(0), "or ahead");
+    }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use intergrid_proto::net::issue::{self, Validity};
 use intergrid_proto::net::join::request;
@@ -23,6 +23,8 @@ use intergrid_tests::ec2::python;
 use tree::{Tree, binary, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A certificate that is over before the test is: long enough for the start of an agent, and for its renewal at half of it.
+const SHORT: Duration = Duration::from_secs(16);
 
 fn token(tree: &Tree, name: &str, valid: &str) -> std::path::PathBuf {
     let (site, out) = (tree.identity("campus"), tree.path("tokens").join(format!("{name}.token")));
@@ -101,12 +103,7 @@ fn a_token_is_for_its_machine_and_its_time() {
 
     // A rented machine that nobody wants costs money for nothing.
     let mut tree = Tree::new();
-    tree.gateway(
-        "campus",
-        None,
-        "\n[cloud]\nprovider = \"process\"\nslots_max = 1\ncurrency = \"EUR\"\nbudget = { hour = \"1\" }\n\
-        [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\n",
-    );
+    tree.gateway("campus", None, RENTS);
     let gone = token(&tree, "campus-m7", "1h");
     let off = tree.path("gone").join("off");
     fs::copy(&gone, tree.path("gone").join("token")).unwrap();
@@ -119,14 +116,24 @@ fn a_token_is_for_its_machine_and_its_time() {
     });
 }
 
+/// A gateway that rents one machine at a time, and ends it when it has had no work for a second.
+const RENTS: &str = "\n[cloud]\nprovider = \"process\"\nslots_max = 1\nidle = \"1s\"\ncurrency = \"EUR\"\nbudget = { hour = \"1\" }\n\
+    [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\n";
+
 /// As somebody would who has read a token: by hand, over a connection of his own.
 async fn stolen(tree: &Tree, token: &Path, name: &str, wait: Duration) -> String {
+    asked(tree, token, name, wait).await.unwrap_err()
+}
+
+/// The certificate that is given for it, or why none is.
+async fn asked(tree: &Tree, token: &Path, name: &str, wait: Duration) -> Result<String, String> {
     let token = Identity::load_token(token).unwrap();
     let ca = fs::read(tree.identity("campus").join("ca.pem")).unwrap();
     let (channel, _) = client::connect(&tree.endpoint("campus"), &token, &ca, None).await.unwrap();
     let csr = request(&tree.path(name).join("identity")).unwrap();
     tokio::time::sleep(wait).await;
-    refusal_of(&PoolClient::new(channel).join(pb::JoinRequest { csr }).await.unwrap_err()).to_string()
+    let reply = PoolClient::new(channel).join(pb::JoinRequest { csr }).await;
+    reply.map(|reply| reply.into_inner().certificate).map_err(|status| refusal_of(&status).to_string())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,6 +171,35 @@ fn a_machine_that_was_off_for_too_long_joins_again_with_a_new_token() {
     tree.start("m8");
     user.until_slots(1, PATIENCE);
     assert!(!tree.path("m8").join("token").exists());
+}
+
+#[test]
+fn a_certificate_is_renewed_before_it_is_over_and_the_new_one_is_used() {
+    let mut tree = Tree::new();
+    tree.gateway("campus", None, "");
+    let user = tree.user("campus");
+    let id = tree.path("m9").join("identity");
+    _ = fs::remove_dir(&id);
+    issue::issue(tree.identity("campus"), CertRole::Agent, "m9", &id, Validity::of(SHORT)).unwrap();
+    let until_of = |id: &Path| Identity::load(id).unwrap().cert().not_after;
+    let (first, key) = (until_of(&id), fs::read(id.join("key.pem")).unwrap());
+    let one = token(&tree, "m9", "1h");
+    machine(&mut tree, "m9", "m9", &one);
+    user.until_slots(1, PATIENCE);
+    until("it is renewed", PATIENCE, || match until_of(&id) {
+        second if second > first + Duration::from_secs(86_400) => Ok(()),
+        _ => Err(tree.log("m9")),
+    });
+    assert_eq!(key, fs::read(id.join("key.pem")).unwrap(), "it is who it was");
+    assert!(tree.log("campus").contains("certified") && tree.log("m9").contains("the certificate is renewed"));
+
+    // With the first one nobody comes in any more; the machine does, without having been started again.
+    std::thread::sleep(first.duration_since(SystemTime::now()).unwrap_or_default() + Duration::from_secs(1));
+    tree.kill("campus");
+    tree.start("campus");
+    user.until_slots(1, PATIENCE);
+    let job = user.submit(&["--", "/bin/true"]);
+    assert_eq!(0, user.wait(&job), "{}", tree.log("m9"));
 }
 
 /// What cloud-init does with it on a machine, in a directory: files, then commands.
