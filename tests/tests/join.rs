@@ -137,6 +137,37 @@ async fn asked(tree: &Tree, token: &Path, name: &str, wait: Duration) -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_token_of_a_machine_that_has_been_ended_is_refused_and_that_is_logged() {
+    let mut tree = Tree::new().alone();
+    tree.gateway("campus", None, RENTS);
+    let user = tree.user("campus");
+    user.until_slots(1, PATIENCE);
+    let job = user.submit(&["--yes", "--", "/bin/sleep", "600"]);
+    user.until_phase(&job, "running", 1);
+    let name = user.json(&["machines"])["machines"][0]["machine"].as_str().unwrap().to_string();
+    let (one, two) = (token(&tree, &name, "1h"), tree.path("tokens").join("kept.token"));
+    fs::rename(one, &two).unwrap();
+    let one = token(&tree, &name, "1h");
+    let given = asked(&tree, &one, "first", Duration::ZERO).await;
+    assert!(given.is_ok_and(|certificate| certificate.contains("BEGIN CERTIFICATE")), "while its machine may exist");
+    user.run(&["cancel", &job]).well();
+    until("the machine is gone", 2 * PATIENCE, || match user.json(&["machines"])["machines"].as_array().unwrap().len() {
+        0 => Ok(()),
+        n => Err(format!("{n} are there\n{}", tree.log("campus"))),
+    });
+    let before = tree.log("campus").len();
+    let said = stolen(&tree, &two, "second", Duration::ZERO).await;
+    assert!(said.contains("is not a machine that this gateway has rented, or it has been ended"), "{said}");
+    // Nor does the one that was used give its machine another certificate.
+    let again = stolen(&tree, &one, "first", Duration::ZERO).await;
+    assert!(again.contains("has been ended"), "{again}");
+    let log = tree.log("campus")[before..].to_string();
+    let refused: Vec<&str> =
+        log.lines().filter(|l| l.contains("refused a certificate") && l.contains(&name) && l.contains("has been ended")).collect();
+    assert_eq!(2, refused.len(), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_held_open_and_another_s_ca_give_no_certificate() {
     let mut tree = Tree::new();
     let partner = tree.identity("partner");
