@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::Credentials;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use intergrid_ec2::cloud::{Ec2, Parts, TAG_GATEWAY, TAG_NUMBER};
 use intergrid_ec2::daemon;
 use intergrid_gateway::config::{CloudConfig, Ec2Config, GatewayConfig};
+use intergrid_gateway::laws::cloud::{GATEWAY, Place, check};
 use intergrid_gateway::rent::{Cloud, Launch};
 use intergrid_proto::SiteId;
 use intergrid_proto::net::issue::new_site;
@@ -47,11 +50,15 @@ impl World {
 
     /// As a gateway has it that was just started.
     async fn cloud(&self) -> Arc<Ec2> {
+        self.cloud_of(self.site, "state").await
+    }
+
+    async fn cloud_of(&self, site: SiteId, state: &str) -> Arc<Ec2> {
         let parts = Parts {
             config: self.config.clone(),
-            gateway: "burst".into(),
-            site: self.site,
-            state: self.dir.path().join("state"),
+            gateway: GATEWAY.into(),
+            site,
+            state: self.dir.path().join(state),
             identity: self.dir.path().join("id"),
             alone_ms: 900_000,
         };
@@ -61,6 +68,30 @@ impl World {
     fn has_token(&self, number: u64) -> bool {
         std::fs::metadata(self.dir.path().join(format!("state/tokens/burst-m{number}.pem"))).is_ok_and(|file| file.len() > 0)
     }
+}
+
+impl Place for World {
+    fn machine_type(&self) -> String {
+        "m5.large".into()
+    }
+
+    fn open(&self, other: bool) -> BoxFuture<'_, Arc<dyn Cloud>> {
+        let (site, state) = if other { (SiteId([8; 16]), "other") } else { (self.site, "state") };
+        async move { self.cloud_of(site, state).await as Arc<dyn Cloud> }.boxed()
+    }
+
+    fn running(&self) -> usize {
+        self.moto.running().len()
+    }
+
+    fn forget(&self) {
+        self.proxy.forget_tokens();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn moto_keeps_the_laws_of_every_provider() {
+    check(&World::new()).await.unwrap();
 }
 
 fn machine(number: u64) -> Launch {

@@ -4,6 +4,7 @@
 //! (events without gaps, each task of a placement ended or returned once, nothing said before a hello) the parent checks on every message.
 
 mod array;
+pub mod cloud;
 mod each;
 pub mod parent;
 

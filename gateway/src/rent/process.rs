@@ -1,12 +1,14 @@
 //! A cloud of processes on this machine: each "machine" is an agent, started for its number, and gone when its process is. For trying a catalogue and a
 //! budget without an account; the prices are as fictitious as the machines.
 //!
-//! A number is spent when its directory is there: a second launch finds the process, or says that it is gone.
+//! A number is spent when its directory is there: a second launch finds the process, or says that it is gone. When the directory is removed a mark stays, for
+//! as long as a launch may be repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -17,6 +19,11 @@ use super::{Cloud, Launch, number};
 use crate::backends::agents::process::{self, CONFIG_FILE, Plan, Process, ProcessConfig};
 use crate::durable::blocking;
 use crate::engine::lock;
+
+/// After its label, the name of the file that stays.
+const MARK: &str = ".ended";
+/// No launch is repeated for so long.
+const MARKS_KEPT: Duration = Duration::from_secs(25 * 3_600);
 
 /// Processes on this machine.
 pub struct ProcessCloud(Arc<Inner>);
@@ -48,12 +55,12 @@ impl Inner {
         };
         // Nobody looks before it runs: a directory without a process would be a machine that has ended.
         let _one = self.one.lock().await;
-        let (look, with, label) = (plan.clone(), config.clone(), what.label.clone());
+        let (look, with, label, mark) = (plan.clone(), config.clone(), what.label.clone(), self.mark(&what.label));
         let there = blocking(move || {
             if process::find(&look.file).is_some() {
                 return Ok(Some(Outcome::Launched(label)));
             }
-            if look.file.exists() {
+            if look.file.exists() || mark.exists() {
                 return Ok(Some(Outcome::Refused(Refused::TokenSpent, "its process has ended".into())));
             }
             look.prepare(&with).map(|()| None)
@@ -99,14 +106,31 @@ impl Inner {
         }
     }
 
+    /// Of a machine that has ended, and whose directory is removed.
+    fn mark(&self, label: &str) -> PathBuf {
+        self.config.state.join("agents").join(format!("{label}{MARK}"))
+    }
+
+    /// Remove the marks of which no launch can know any more.
+    fn sweep(&self) {
+        for entry in fs::read_dir(self.config.state.join("agents")).into_iter().flatten().flatten() {
+            let is_mark = entry.file_name().to_str().is_some_and(|name| name.ends_with(MARK));
+            let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+            if is_mark && age > MARKS_KEPT {
+                _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     fn list(&self) -> Option<Vec<Seen>> {
+        self.sweep();
         let names = self.machines()?;
         let files: BTreeMap<PathBuf, String> = names.into_iter().map(|name| (self.config.dir(&name).join(CONFIG_FILE), name)).collect();
         let run = process::running(&files.keys().cloned().collect());
         let (mut seen, mut told) = (Vec::new(), lock(&self.told));
         for (file, id) in files {
             let ended = !run.contains(&file);
-            if ended && !told.insert(id.clone()) {
+            if ended && !told.insert(id.clone()) && fs::write(self.mark(&id), "").is_ok() {
                 _ = fs::remove_dir_all(self.config.dir(&id));
                 told.remove(&id);
                 continue;
