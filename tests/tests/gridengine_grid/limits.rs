@@ -73,16 +73,7 @@ fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     let ann = site.user("ann");
     let blockers = site.block();
     let job = ann.submit(&["--", "sh", "-c", &site.starts.counted("true")]);
-    let here = site.tree.user("campus");
-    let returned = || {
-        // At the site: the broker has placed it once.
-        let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
-        let attempts = if job.is_empty() { Vec::new() } else { here.json_lines(&["history", &job]) };
-        let text = attempts.iter().find(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
-        text.ok_or_else(|| format!("{attempts:?}"))
-    };
-    let why = until("it goes back", PATIENCE, returned);
-    assert!(why.contains("all-busy") && why.contains("it waited 2s in gridengine"), "{why}");
+    site.until_returned(&["all-busy", "it waited 2s in gridengine"]);
     blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
     assert_eq!(0, ann.wait(&job));
     site.starts.assert_each_once(1);

@@ -1,24 +1,10 @@
 //! Commands that hang, and what is done to our jobs in Slurm while nobody looks.
 
-use std::time::Duration;
-
 use intergrid_tests::slurm::ACCOUNTS;
 
 use crate::limits::last_attempt;
-use crate::site::Site;
+use crate::site::{PATIENCE, Site};
 use crate::tree::until;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Ours in Slurm, in these states: the ids of its array's tasks.
-fn ours(site: &Site, states: &str) -> String {
-    let all = site.cluster.run("squeue", &["-h", "-r", "-t", states, "-o", "%i %j"]);
-    all.lines().filter_map(|l| l.split_once(" ig").map(|(id, _)| id)).next().unwrap_or_default().to_string()
-}
-
-fn until_ours(site: &Site, states: &str) -> String {
-    until("ours in Slurm", PATIENCE, || Some(ours(site, states)).filter(|id| !id.is_empty()).ok_or_else(|| site.cluster.run("squeue", &["-r"])))
-}
 
 #[test]
 fn commands_that_hang_lose_and_double_nothing() {
@@ -49,27 +35,24 @@ fn commands_that_hang_lose_and_double_nothing() {
     site.assert_each_started_once(8);
 }
 
+/// What has not started may start elsewhere, whoever keeps it from that here, and whether he leaves a word or not.
 #[test]
-fn a_dependency_that_somebody_adds_and_nobody_can_meet_is_told() {
+fn what_waits_and_is_removed_or_can_never_start_is_placed_again() {
     let site = Site::start();
     let ann = site.user("ann");
     let fails = site.cluster.submit(ACCOUNTS[2], &[], "exit 1");
-    let blocker = site.cluster.submit(ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600");
-    until("the machines are taken", PATIENCE, || {
-        let all = site.cluster.run("squeue", &["-h", "-t", "R", "-o", "%i"]);
-        if all.trim() == blocker { Ok(()) } else { Err(all) }
-    });
+    let blocker = site.block();
     let job = ann.submit(&["--", "sh", "-c", &site.counted("true")]);
-    let waits = until_ours(&site, "PD");
-    site.cluster.run("scontrol", &["update", &format!("JobId={waits}"), &format!("Dependency=afterok:{fails}")]);
-    let here = site.tree.user("campus");
-    let told = || {
-        let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
-        let text = here.json_lines(&["history", &job]).iter().find(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
-        text.ok_or_else(|| site.cluster.run("squeue", &["-r"]))
-    };
-    let why = until("it goes back", PATIENCE, told);
-    assert!(why.contains("no-fit") && why.contains("DependencyNeverSatisfied"), "{why}");
+    let waits = site.until_ours("PD").remove(0);
+    site.cluster.run("scancel", &[&waits]);
+    site.until_returned(&["start-failed", "somebody removed it from slurm before it started"]);
+    let again = until("it waits again", PATIENCE, || {
+        let ours = site.until_ours("PD");
+        ours.iter().find(|id| **id != waits).cloned().ok_or_else(|| site.left())
+    });
+    site.cluster.run("scontrol", &["update", &format!("JobId={again}"), &format!("Dependency=afterok:{fails}")]);
+    site.until_returned(&["no-fit", "DependencyNeverSatisfied"]);
+    assert!(site.starts_of_each().is_empty(), "{:?}", site.starts_of_each());
     site.cluster.run("scancel", &[&blocker]);
     assert_eq!(0, ann.wait(&job), "{}", ann.run(&["explain", &job]).out);
     site.assert_each_started_once(1);
@@ -83,8 +66,8 @@ fn a_job_that_somebody_requeues_does_not_run_twice_unless_it_may() {
     let requeued = |more: &[&str], offset: u32| {
         let words = format!("GRID_TASK_ID={offset}; {}", site.counted("[ $GRID_ATTEMPT != 1 ] || sleep 600"));
         let job = ann.submit(&[more, &["--", "sh", "-c", &words]].concat());
-        until("it has started", PATIENCE, || if site.starts_of_each().contains_key(&offset) { Ok(()) } else { Err("no".into()) });
-        let id = until_ours(&site, "R");
+        site.until_started(offset as usize + 1);
+        let id = site.until_ours("R").remove(0);
         site.cluster.run("scontrol", &["update", &format!("JobId={id}"), "Requeue=1"]);
         site.cluster.run("scontrol", &["requeue", &id]);
         job
@@ -94,11 +77,10 @@ fn a_job_that_somebody_requeues_does_not_run_twice_unless_it_may() {
     let (kind, text, _) = last_attempt(&ann, &once);
     assert_eq!(("exit-unknown", "slurm requeued it while it ran, and it starts there only once"), (kind.as_str(), text.as_str()));
     // Slurm lets it wait two minutes, unless somebody is in a hurry; it may be gone by our hand.
-    let again = ours(&site, "PD,R");
-    if !again.is_empty() {
-        site.cluster.run("scontrol", &["update", &format!("JobId={again}"), "StartTime=now"]);
+    if let Some((id, _)) = site.left().lines().find_map(|l| l.split_once(" PENDING ")) {
+        site.cluster.run("scontrol", &["update", &format!("JobId={id}"), "StartTime=now"]);
     }
-    until("nothing is left in Slurm", PATIENCE, || if ours(&site, "PD,R,CG").is_empty() { Ok(()) } else { Err(site.cluster.run("squeue", &["-r"])) });
+    site.until_gone();
     let again = requeued(&[], 1);
     assert_eq!(0, ann.wait(&again), "{}", ann.run(&["explain", &again]).out);
     assert_eq!(std::collections::BTreeMap::from([(0, 1), (1, 2)]), site.starts_of_each());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::site::Site;
+use crate::site::{PATIENCE, Site};
 use crate::tree::until;
 
 #[test]
@@ -35,15 +35,10 @@ fn a_cancel_ends_what_waits_and_what_runs() {
     let ann = site.user("ann");
     // 16 slots: four tasks run, the others wait, there or above.
     let job = ann.submit(&["-n", "12", "-c", "4", "--", "sh", "-c", &site.counted("sleep 600")]);
-    until(
-        "some run",
-        Duration::from_secs(60),
-        || if site.starts_of_each().len() >= 4 { Ok(()) } else { Err(format!("{:?}", site.starts_of_each())) },
-    );
+    site.until_started(4);
     ann.run(&["cancel", &job]).well();
     ann.until_phase(&job, "cancelled", 12);
-    let left = || site.cluster.run("squeue", &["-h", "-t", "PD,R,CG,S", "-o", "%i %T"]);
-    until("nothing is left in Slurm", Duration::from_secs(30), || if left().trim().is_empty() { Ok(()) } else { Err(left()) });
+    site.until_gone();
     assert!(site.starts_of_each().values().all(|n| *n == 1));
 }
 
@@ -51,35 +46,31 @@ fn a_cancel_ends_what_waits_and_what_runs() {
 fn a_cancel_ends_what_is_held_and_what_is_being_submitted() {
     let site = Site::start();
     let ann = site.user("ann");
-    let left = || site.cluster.run("squeue", &["-h", "-t", "PD,R,CG,S", "-o", "%i %T %r"]);
-    let until_gone = || until("nothing is left in Slurm", Duration::from_secs(30), || if left().trim().is_empty() { Ok(()) } else { Err(left()) });
     let words = site.counted("sleep 600");
     // Held above: Slurm never hears of it.
     let held = ann.submit(&["--hold", "--", "sh", "-c", &words]);
     ann.run(&["cancel", &held]).well();
     ann.until_phase(&held, "cancelled", 1);
     // Held in Slurm, by its administrator.
-    let blocker = site.cluster.submit(intergrid_tests::slurm::ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600");
-    until("the machines are taken", Duration::from_secs(30), || if left().contains("RUNNING") { Ok(()) } else { Err(left()) });
+    let blocker = site.block();
     let waits = ann.submit(&["--", "sh", "-c", &words]);
-    let ours = || site.cluster.run("squeue", &["-h", "-t", "PD", "-o", "%i"]).trim().to_string();
-    until("it waits", Duration::from_secs(30), || if ours().is_empty() { Err(left()) } else { Ok(()) });
-    site.cluster.run("scontrol", &["hold", &ours()]);
-    until("it is held", Duration::from_secs(30), || if left().contains("JobHeldAdmin") { Ok(()) } else { Err(left()) });
+    let ours = site.until_ours("PD").remove(0);
+    site.cluster.run("scontrol", &["hold", &ours]);
+    until("it is held", PATIENCE, || if site.left().contains("JobHeldAdmin") { Ok(()) } else { Err(site.left()) });
     ann.until_reason(&waits, "JobHeldAdmin");
     ann.run(&["cancel", &waits]).well();
     ann.until_phase(&waits, "cancelled", 1);
     site.cluster.run("scancel", &[&blocker]);
-    until_gone();
+    site.until_gone();
     // While sbatch is at it.
     let begun = site.cluster.dir().join("shared/begun");
     site.command("sbatch", &format!("touch {}; sleep 3; exec /usr/bin/sbatch \"$@\"", begun.display()));
     let sent = ann.submit(&["-n", "3", "--", "sh", "-c", &words]);
-    until("sbatch has begun", Duration::from_secs(30), || if begun.exists() { Ok(()) } else { Err("no".into()) });
+    until("sbatch has begun", PATIENCE, || if begun.exists() { Ok(()) } else { Err("no".into()) });
     ann.run(&["cancel", &sent]).well();
     ann.until_phase(&sent, "cancelled", 3);
     std::thread::sleep(Duration::from_secs(4));
-    until_gone();
+    site.until_gone();
     assert!(site.starts_of_each().is_empty(), "{:?}", site.starts_of_each());
 }
 
@@ -103,8 +94,8 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     let site = Site::start();
     let ann = site.user("ann");
     let job = ann.submit(&["--", "sh", "-c", &site.counted("sleep 600")]);
-    until("it runs", Duration::from_secs(60), || if site.starts_of_each().len() == 1 { Ok(()) } else { Err("no start".into()) });
-    let id = site.cluster.run("squeue", &["-h", "-t", "R", "-o", "%i"]).trim().to_string();
+    site.until_started(1);
+    let id = site.until_ours("R").remove(0);
     site.cluster.run("scontrol", &["suspend", &id]);
     ann.until_phase(&job, "suspended", 1);
     site.cluster.run("scontrol", &["resume", &id]);
@@ -113,5 +104,14 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     assert_eq!(1, ann.wait(&job));
     let why = ann.run(&["explain", &job]).out;
     assert!(why.contains("removed"), "{why}");
-    site.assert_each_started_once(1);
+    // Who cancels what is suspended there need not resume it first.
+    let job = ann.submit(&["--", "sh", "-c", &format!("GRID_TASK_ID=1; {}", site.counted("sleep 600"))]);
+    site.until_started(2);
+    let id = site.until_ours("R").remove(0);
+    site.cluster.run("scontrol", &["suspend", &id]);
+    ann.until_phase(&job, "suspended", 1);
+    ann.run(&["cancel", &job]).well();
+    ann.until_phase(&job, "cancelled", 1);
+    site.until_gone();
+    site.assert_each_started_once(2);
 }

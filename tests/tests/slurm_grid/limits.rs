@@ -1,14 +1,10 @@
 //! Limits of the cluster and of the site, as typed reasons.
 
-use std::time::Duration;
-
 use intergrid_tests::slurm::ACCOUNTS;
 
-use crate::site::Site;
+use crate::site::{PATIENCE, Site};
 use crate::tree::until;
 use crate::user::User;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Kind and words of the reason of the latest attempt of a job with one task, and what it used.
 pub fn last_attempt(user: &User, job: &str) -> (String, String, serde_json::Value) {
@@ -106,25 +102,9 @@ fn a_slurm_that_is_full_is_told_and_takes_them_when_there_is_room() {
 fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     let site = Site::with("[slurm.limits]\nwait_max = \"2s\"\n");
     let ann = site.user("ann");
-    let blocker = site.cluster.submit(ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600");
-    let running = || site.cluster.run("squeue", &["-h", "-t", "R", "-o", "%i"]);
-    until("the machines are taken", PATIENCE, || if running().trim().is_empty() { Err("no".into()) } else { Ok(()) });
+    let blocker = site.block();
     let job = ann.submit(&["--", "sh", "-c", &site.counted("true")]);
-    let here = site.tree.user("campus");
-    until(
-        "it has come here",
-        PATIENCE,
-        || if here.json(&["ls"])["jobs"].as_array().is_some_and(|j| !j.is_empty()) { Ok(()) } else { Err("no".into()) },
-    );
-    let returned = || {
-        // At the site: the broker has placed it once.
-        let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
-        let attempts = here.json_lines(&["history", &job]);
-        let text = attempts.iter().find(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
-        text.ok_or_else(|| format!("{attempts:?}"))
-    };
-    let why = until("it goes back", PATIENCE, returned);
-    assert!(why.contains("all-busy") && why.contains("it waited 2s in slurm"), "{why}");
+    site.until_returned(&["all-busy", "it waited 2s in slurm"]);
     site.cluster.run("scancel", &[&blocker]);
     assert_eq!(0, ann.wait(&job));
     site.assert_each_started_once(1);

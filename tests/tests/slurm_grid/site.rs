@@ -9,11 +9,11 @@ use std::time::Duration;
 use intergrid_proto::net::CertRole;
 use intergrid_tests::slurm::{ACCOUNTS, Options, Slurm};
 
-use crate::tree::{Tree, binary};
+use crate::tree::{Tree, binary, until};
 use crate::user::User;
 
-/// Slots are known at the top by then.
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// What comes, comes by then.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Slurm's commands that a gateway uses.
 const COMMANDS: [&str; 6] = ["sbatch", "squeue", "sinfo", "scancel", "scontrol", "sacct"];
 /// Offered by the partitions `batch` (16) and `short` (8, the same machines).
@@ -80,7 +80,7 @@ impl Site {
         );
         site.tree.gateway("campus", Some("eu"), &config);
         site.tree.broker("eu", &["campus"], None);
-        site.tree.user("eu").until_slots(slots, ATTACH_TIMEOUT);
+        site.tree.user("eu").until_slots(slots, PATIENCE);
         site
     }
 
@@ -107,6 +107,57 @@ impl Site {
     pub fn starts_of_each(&self) -> BTreeMap<u32, usize> {
         let count = |e: fs::DirEntry| (e.file_name().to_str().unwrap().parse().unwrap(), fs::read_to_string(e.path()).unwrap().lines().count());
         fs::read_dir(self.starts()).unwrap().flatten().map(count).collect()
+    }
+
+    /// So many tasks have started.
+    #[track_caller]
+    pub fn until_started(&self, tasks: usize) {
+        let started = || self.starts_of_each();
+        until(&format!("{tasks} have started"), PATIENCE, || if started().len() >= tasks { Ok(()) } else { Err(format!("{:?}", started())) });
+    }
+
+    /// What is in Slurm and not over, of everybody: number, state, why it waits, name.
+    pub fn left(&self) -> String {
+        self.cluster.run("squeue", &["-h", "-r", "-t", "PD,R,CG,S", "-o", "%i %T %r %j"])
+    }
+
+    /// Nothing is left in Slurm.
+    #[track_caller]
+    pub fn until_gone(&self) {
+        until("nothing is left in Slurm", PATIENCE, || if self.left().trim().is_empty() { Ok(()) } else { Err(self.left()) });
+    }
+
+    /// Numbers of tasks of ours in these states, when there are some.
+    #[track_caller]
+    pub fn until_ours(&self, states: &str) -> Vec<String> {
+        until(&format!("ours are {states}"), PATIENCE, || {
+            let all = self.cluster.run("squeue", &["-h", "-r", "-t", states, "-o", "%i %j"]);
+            let ours: Vec<String> = all.lines().filter_map(|l| l.split_once(" ig").map(|(id, _)| id.to_string())).collect();
+            if ours.is_empty() { Err(self.left()) } else { Ok(ours) }
+        })
+    }
+
+    /// A job of somebody else has all machines.
+    #[track_caller]
+    pub fn block(&self) -> String {
+        let blocker = self.cluster.submit(ACCOUNTS[2], &["--nodes=4", "--exclusive"], "sleep 600");
+        until("the machines are taken", PATIENCE, || {
+            let all = self.cluster.run("squeue", &["-h", "-t", "R", "-o", "%i"]);
+            if all.trim() == blocker { Ok(()) } else { Err(all) }
+        });
+        blocker
+    }
+
+    /// A task of the gateway's only job has come back from Slurm, with a reason that says all of this.
+    #[track_caller]
+    pub fn until_returned(&self, words: &[&str]) {
+        let here = self.tree.user("campus");
+        until(&format!("it comes back: {words:?}"), PATIENCE, || {
+            let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
+            let attempts = if job.is_empty() { Vec::new() } else { here.json_lines(&["history", &job]) };
+            let mut reasons = attempts.iter().filter(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
+            if reasons.any(|r| words.iter().all(|w| r.contains(w))) { Ok(()) } else { Err(format!("{attempts:?}")) }
+        });
     }
 
     /// Every one of so many tasks was started exactly once.

@@ -24,6 +24,9 @@ use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
 use crate::script::ExitRecord;
 use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
 
+/// Who removes a task that waits in the LRMS, and wants it to stay away.
+const STAYS_AWAY: &str = "it is placed again: who wants it to stay away drains the site (`grid drain`), or has the job cancelled where it was submitted";
+
 impl Driver {
     /// Claims and exit records, while anything is open; the accounts side by side, as one's files may be away.
     pub(super) async fn watch_records(self: Arc<Self>) {
@@ -314,7 +317,8 @@ impl Driver {
             let words = said.get(place).map_or("", |(_, words)| words.as_str());
             let reason = |text: String| Reason::new(ReasonKind::StartFailed, text);
             Back::Unstarted(match said.get(place).map(|(over, _)| (over.how, over.exit)) {
-                Some((How::Removed, _)) => return Back::Failed(never(format!("somebody removed it from {name} before it started"))),
+                // That it is gone is all that some systems say of it: they are not told apart, and what has not started may start elsewhere.
+                Some((How::Removed, _)) => reason(format!("somebody removed it from {name} before it started")).remedy(STAYS_AWAY),
                 Some((How::NotStarted, _)) => reason(format!("{name} could not start it on the machine that it chose {words}"))
                     .remedy("the site's administrator looks whether `directory` is there on all machines"),
                 Some((_, Some(NOT_HERE))) => {
@@ -322,7 +326,7 @@ impl Driver {
                         .remedy("the site's administrator makes `directory` one that all machines share, with room on its disk")
                 }
                 Some(_) => reason(format!("{name} ended it before it started {words}")),
-                None => reason(format!("it is gone from {name}, and had not started")),
+                None => reason(format!("it is gone from {name} without a record, as what somebody removes, and had not started")).remedy(STAYS_AWAY),
             })
         };
         self.take_back(places.iter().map(|p| (p.clone(), back(p))).collect());

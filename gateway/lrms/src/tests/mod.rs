@@ -224,6 +224,26 @@ async fn what_others_end_is_told_as_that() {
     }
 }
 
+/// Whether the LRMS says so, or only forgets it: it is known that it has not started, and nothing more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_removes_before_it_starts_goes_back() {
+    for (forgetful, words) in [(false, "somebody removed it from local before it started"), (true, "it is gone from local without a record")] {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(8);
+        local.wrong(|w| (w.hold, w.forgetful) = (true, forgetful));
+        let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+        let job = p.job(counting(dir.path(), "exit 0"), 2);
+        let n = p.place(child, "batch", job, TaskSet::range(0..2));
+        eventually(&mut p, || local.pending() == 2).await;
+        local.end_all(How::Removed);
+        over(&mut p, n).await;
+        let placement = &p.placements[&n];
+        assert!(placement.ended.is_empty() && starts(dir.path()).is_empty(), "{placement:?}");
+        let (_, why) = &placement.returned[0];
+        assert!(why.kind == ReasonKind::StartFailed && why.text.contains(words), "{why:?}");
+    }
+}
+
 /// A disk that was full when it was written, by a script of an older gateway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_exit_record_that_can_t_be_read_leaves_nothing_running() {
