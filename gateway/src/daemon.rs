@@ -112,6 +112,11 @@ impl Above for SiteAbove {
             }
         })
     }
+
+    fn closed(&self, child: SiteId) -> BoxFuture<'static, Option<String>> {
+        let engine = self.engine.clone();
+        Box::pin(async move { engine.get()?.look(move |core| core.why_closed(child)).await.ok()? })
+    }
 }
 
 fn store_refusal(e: StoreError) -> Refusal {

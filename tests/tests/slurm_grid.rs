@@ -23,6 +23,8 @@ mod init;
 mod killed;
 #[path = "slurm_grid/limits.rs"]
 mod limits;
+#[path = "slurm_grid/orders.rs"]
+mod orders;
 #[path = "slurm_grid/pace.rs"]
 mod pace;
 #[path = "slurm_grid/pilots.rs"]

@@ -442,15 +442,15 @@ impl Books {
         self.subs.values().flat_map(of).collect()
     }
 
-    /// Tasks that have waited there for so long, and in which words the LRMS says why.
-    pub fn lingering(&self, now: u64, wait_max_ms: u64) -> BTreeMap<Place, String> {
+    /// Tasks of a queue that have waited there for so long, and in which words the LRMS says why.
+    pub fn lingering(&self, queue: &str, now: u64, wait_max_ms: u64) -> BTreeMap<Place, String> {
         let of = |s: &Sub| {
             let waits =
                 s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.taking && !w.started && w.waits_ms.is_some_and(|t| now >= t + wait_max_ms));
             let said = |w: &Watch| if let Some(State::Pending(_, why)) = &w.entry { why.clone() } else { String::new() };
             waits.map(|(position, w)| ((s.intent.tag.clone(), *position), said(w))).collect::<Vec<_>>()
         };
-        self.subs.values().flat_map(of).collect()
+        self.subs.values().filter(|s| s.intent.queue == queue).flat_map(of).collect()
     }
 
     /// A task was seen to have started.

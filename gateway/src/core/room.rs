@@ -30,6 +30,11 @@ impl Core {
         self.no_room.is_some() || self.drained(child).is_some()
     }
 
+    /// Why, in words; None: it is not.
+    pub fn why_closed(&self, child: SiteId) -> Option<String> {
+        self.draining(child).map(|(why, _)| why)
+    }
+
     /// For how long there has been no room, and why, in words.
     pub(super) fn no_room(&self) -> Option<(String, u64)> {
         let (why, since) = self.no_room.as_ref()?;

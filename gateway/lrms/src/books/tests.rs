@@ -167,10 +167,11 @@ fn what_waits_too_long_lingers() {
     let pending = || State::Pending(Wait::Turn, "Resources".into());
     b.surveyed(2_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, pending())], 2_010);
     b.surveyed(3_000, vec![entry("a", 1, 1, pending()), entry("a", 1, 2, State::Running)], 3_010);
-    assert!(b.lingering(2_109, 100).is_empty());
-    assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering(2_110, 100).into_iter().collect::<Vec<_>>());
+    assert!(b.lingering("q", 2_109, 100).is_empty());
+    assert_eq!(vec![(place("a", 1), "Resources".to_string())], b.lingering("q", 2_110, 100).into_iter().collect::<Vec<_>>());
+    assert!(b.lingering("short", 9_000, 0).is_empty(), "another queue");
     b.claimed(&place("a", 1), "7 n1 5\n");
-    assert!(b.lingering(9_000, 100).is_empty(), "it has started");
+    assert!(b.lingering("q", 9_000, 100).is_empty(), "it has started");
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use intergrid_agent::core::{Fault, Input};
 use intergrid_agent::machine::{Capacity, Offer};
 use intergrid_proto::spec::substitute;
-use intergrid_proto::units::format_duration;
 use intergrid_proto::{Exit, Reason, ReasonKind};
 use tokio::task::JoinHandle;
 
@@ -25,7 +24,8 @@ use crate::script::ExitRecord;
 use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
 
 /// Who removes a task that waits in the LRMS, and wants it to stay away.
-const STAYS_AWAY: &str = "it is placed again: who wants it to stay away drains the site (`grid drain`), or has the job cancelled where it was submitted";
+const STAYS_AWAY: &str =
+    "it is placed again: who wants it to stay away drains the site (`grid drain`), or has the job cancelled where it was submitted";
 
 impl Driver {
     /// Claims and exit records, while anything is open; the accounts side by side, as one's files may be away.
@@ -202,7 +202,7 @@ impl Driver {
                     let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
                     self.act_on(seen);
                     self.remove_strays();
-                    self.recall();
+                    self.recall().await;
                     self.decide().await;
                     if self.clock.now() >= found_ms + FIND_INTERVAL_MS {
                         found_ms = self.clock.now();
@@ -236,15 +236,6 @@ impl Driver {
             }
         }
         self.take_back(hopeless);
-    }
-
-    /// What has waited there for longer than this site lets it goes back: it may start elsewhere.
-    fn recall(self: &Arc<Self>) {
-        let Some(max) = self.config.limits.wait_max_ms else { return };
-        let lingering = self.lock().books.lingering(self.clock.now(), max);
-        let name = self.lrms.name();
-        let back = |why: &str| Back::Unstarted(Reason::new(ReasonKind::AllBusy, format!("it waited {} in {name}: {why}", format_duration(max))));
-        self.take_back(lingering.iter().map(|(place, why)| (place.clone(), back(why))).collect());
     }
 
     /// Tasks that are not alive in the LRMS: by its books, or by the claim that we can take.

@@ -37,6 +37,11 @@ pub trait Above: Send + Sync + 'static {
     /// Does this attempt's output count? What a fenced attempt brings is taken and dropped: it must not replace what its successor made. Where it counts:
     /// the names of the files that the job wants back beside stdout and stderr. An error: it can't be said now.
     fn counts(&self, agent: SiteId, job: u64, number: u64, task: u32) -> BoxFuture<'static, Result<Option<Vec<String>>, Refusal>>;
+
+    /// Why this child is given no new work here; None: it is, or that can't be said now.
+    fn closed(&self, _child: SiteId) -> BoxFuture<'static, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// The agents of a gateway. Cheap to clone.

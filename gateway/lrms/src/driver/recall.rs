@@ -1,0 +1,40 @@
+//! What waits in the LRMS and is not to wait there any longer goes back, and may start elsewhere.
+
+use std::sync::Arc;
+
+use intergrid_proto::units::format_duration;
+use intergrid_proto::{Reason, ReasonKind, SiteId};
+
+use super::Driver;
+use super::send::Back;
+
+impl Driver {
+    /// Take back what has not started of a queue that is given no new work here, of one that is gone, and what has waited for longer than this site lets it.
+    pub(super) async fn recall(self: &Arc<Self>) {
+        let (name, wait_max) = (self.lrms.name(), self.config.limits.wait_max_ms);
+        let queues: Vec<(String, SiteId, bool)> = {
+            let inner = self.lock();
+            // Without any, the LRMS has not told of its queues yet.
+            let is_gone = |queue: &str| !inner.queues.is_empty() && inner.queues.iter().all(|q| q.name != queue);
+            inner.children.iter().map(|(queue, (child, _))| (queue.clone(), *child, is_gone(queue))).collect()
+        };
+        for (queue, child, is_gone) in queues {
+            let lingering = |wait_ms| self.lock().books.lingering(&queue, self.clock.now(), wait_ms);
+            if lingering(0).is_empty() {
+                continue;
+            }
+            let gone = || is_gone.then(|| (ReasonKind::NoResource, format!("{name} has no queue {queue:?} any more")));
+            let closed = self.above.closed(child).await.map(|why| (ReasonKind::Draining, why));
+            let (waiting, all) = match (closed.or_else(gone), wait_max) {
+                (Some(all), _) => (lingering(0), Some(all)),
+                (None, Some(max)) => (lingering(max), None),
+                (None, None) => continue,
+            };
+            let reason = |why: &str| match &all {
+                Some((kind, text)) => Reason::new(*kind, text.clone()),
+                None => Reason::new(ReasonKind::AllBusy, format!("it waited {} in {name}: {why}", format_duration(wait_max.unwrap_or(0)))),
+            };
+            self.take_back(waiting.into_iter().map(|(place, why)| (place, Back::Unstarted(reason(&why)))).collect());
+        }
+    }
+}
