@@ -27,5 +27,7 @@ mod machines;
 mod pace;
 #[path = "gridengine_grid/pilots.rs"]
 mod pilots;
+#[path = "gridengine_grid/queues.rs"]
+mod queues;
 #[path = "gridengine_grid/three.rs"]
 mod three;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::words;
 use crate::lrms::{How, LrmsId, Over, Record};
-use crate::records::Records;
+use crate::records::{Records, bytes};
 
 /// Of a file that was there before us, so much of its end is read. It has what has ended while a gateway was away.
 pub const TAIL_BYTES_MAX: u64 = 64 << 20;
@@ -19,6 +19,10 @@ const READ_BYTES_MAX: u64 = 64 << 20;
 const FIELDS: usize = 37;
 /// What it used, `ru_wallclock` to `ru_nivcsw`.
 const USAGE: std::ops::Range<usize> = 13..31;
+/// What bounds memory, as it stands among what was asked for.
+const MEMORY: &str = "h_vmem=";
+/// Of a script that was killed, or whose payload was.
+const KILLED_STATUS: u64 = 128 + 9;
 
 /// The file, open, and what was read from it.
 #[derive(Debug, Default)]
@@ -105,6 +109,10 @@ pub fn record(line: &str) -> Option<Record> {
     if unseen {
         over = Over { how: How::MachineLost, exit: None };
     }
+    let killed = failed != 0 || status == KILLED_STATUS;
+    if began && killed && last.get(4).zip(last.get(2)).is_some_and(|(asked, most)| is_beyond_memory(number(34).unwrap_or(1), asked, most)) {
+        over.how = How::Memory;
+    }
     // Kilobytes, with a fraction of zeros.
     let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
     Some(Record {
@@ -121,6 +129,13 @@ pub fn record(line: &str) -> Option<Record> {
         },
         peak_bytes: peak,
     })
+}
+
+/// Who has more than his `h_vmem`, all processes together, is killed, and that is said in the words of a time limit; the books have what he asked for, by slot, and
+/// the most that he had.
+fn is_beyond_memory(slots: u64, asked: &str, most: &str) -> bool {
+    let each = asked.split([' ', ',', ':']).find_map(|word| word.strip_prefix(MEMORY)).and_then(bytes).filter(|each| *each > 0);
+    each.zip(bytes(most)).is_some_and(|(each, most)| most > each.saturating_mul(slots.max(1)))
 }
 
 #[cfg(test)]
@@ -158,6 +173,13 @@ mod tests {
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
         let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
         assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1)).unwrap().started);
+        // It was killed for its memory, and not removed: the books have both numbers.
+        let how = |most: &str| {
+            let had = line.replacen(":-q batch:", ":-l h_vmem=32M,h_rt=60 -q batch -pe smp 2:", 1).replacen(":1:1:", ":2:1:", 1);
+            let end = format!(":NONE:{most}:0:0");
+            record(&had.replacen(":NONE:0.000000:0:0", &end, 1)).map(|r| r.over.how)
+        };
+        assert_eq!((Some(How::Memory), Some(How::Removed)), (how("67108865.000000"), how("67108864.000000")));
         // Its record says exit status 0, and nobody saw how it ended.
         assert_eq!((How::MachineLost, None, Some(true)), end("ig-forced", 1));
         assert!(of("ig-forced", 1).words.contains("by force"));
