@@ -42,6 +42,8 @@ pub struct Offer {
     pub largest_free: u32,
     /// Never more than this, whatever hides a turnaround.
     pub window_max: u64,
+    /// Which limit of the site makes it so little, in words; empty: none.
+    pub bound: String,
     /// Tasks of others that wait there.
     pub waiting: u64,
     /// From the end of a task to the start of the next, about: hidden by placing ahead.

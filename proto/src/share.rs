@@ -151,6 +151,8 @@ pub struct Share {
     pub nodes_max: u32,
     /// Which limit forbids that more of these machines are rented; for people. Empty: none does, or none is rented.
     pub not_rented: String,
+    /// Which limit of its site lets others have less than there is, in words; empty: none.
+    pub bound: String,
 }
 
 impl Share {
@@ -212,6 +214,10 @@ impl Share {
         self.credit_ms = self.credit_ms.min(other.credit_ms);
         self.time_max_ms = longer(self.time_max_ms, other.time_max_ms);
         self.wait_ms = shorter(self.wait_ms, other.wait_ms);
+        // By one path it may be older.
+        if other.bound > self.bound {
+            self.bound.clone_from(&other.bound);
+        }
         self.draining &= other.draining;
         if !self.draining {
             (self.draining_reason, self.draining_age_ms) = Default::default();

@@ -363,7 +363,8 @@ impl Core {
                         Reason::new(ReasonKind::NotRented, text)
                     }
                     Ok(()) if credit < share.cost(&queue.shape) => {
-                        Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us", share.slots_total))
+                        let bound = if share.bound.is_empty() { String::new() } else { format!("; {}", share.bound) };
+                        Reason::new(ReasonKind::AllBusy, format!("{key}: {credit} of {} slots are free for us{bound}", share.slots_total))
                     }
                     Ok(()) => Reason::new(ReasonKind::NotYetScheduled, format!("{key} has room")),
                 };

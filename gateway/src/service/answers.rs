@@ -35,8 +35,8 @@ fn host(h: &mut pb::Host, levels: u32) {
     h.spending.iter_mut().for_each(|s| [&mut s.name, &mut s.above].into_iter().for_each(words));
     h.draining.iter_mut().for_each(reason);
     for s in &mut h.shares {
-        let of_share = [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency, &mut s.draining_reason, &mut s.not_rented];
-        of_share.into_iter().for_each(words);
+        let why = [&mut s.draining_reason, &mut s.not_rented, &mut s.bound];
+        [&mut s.key, &mut s.origin_name, &mut s.architecture, &mut s.currency].into_iter().chain(why).for_each(words);
     }
     match levels {
         0 => h.below.clear(),

@@ -186,6 +186,7 @@ impl From<Share> for pb::Share {
             gpus_total: s.gpus_total,
             nodes_max: s.nodes_max,
             not_rented: s.not_rented,
+            bound: s.bound,
         }
     }
 }
@@ -225,6 +226,7 @@ impl TryFrom<pb::Share> for Share {
             gpus_total: s.gpus_total.min(COUNT_MAX),
             nodes_max: s.nodes_max.min(NODES_PER_TASK_MAX),
             not_rented: words(s.not_rented),
+            bound: words(s.bound),
         })
     }
 }

@@ -110,6 +110,43 @@ fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     site.assert_each_started_once(1);
 }
 
+/// At the broker, to whoever it stops.
+#[test]
+fn the_limits_of_the_site_are_named_above_with_their_numbers() {
+    const FIRST: &str = "slots_per_principal_max = 2\nceiling_percent = 25";
+    let mut site = Site::of(|_| {}, &["batch"], &format!("[slurm.limits]\n{FIRST}\n"), 4);
+    let [ann, bob, me] = ["ann", "bob", "me"].map(|name| site.user(name));
+    let shared = site.cluster.dir().join("shared");
+    let until_file = |site: &Site, name: &str, offset: u32| {
+        let waits = site.counted(&format!("while [ ! -e {}/{name} ]; do sleep 0.2; done", shared.display()));
+        format!("GRID_TASK_ID=$((GRID_TASK_ID + {offset})); {waits}")
+    };
+    let anns = ann.submit(&["-n", "2", "-c", "2", "--", "sh", "-c", &until_file(&site, "first", 0)]);
+    site.until_started(1);
+    ann.until_reason(&anns, "this site allows 2 slots of one principal (slots_per_principal_max), and 2 are in use");
+    let bobs = bob.submit(&["-c", "2", "--", "sh", "-c", &until_file(&site, "first", 2)]);
+    site.until_started(2);
+    let mine = me.submit(&["--", "sh", "-c", &until_file(&site, "first", 3)]);
+    me.until_reason(&mine, "its site lets 4 of its 16 slots be used (ceiling_percent = 25)");
+    assert_eq!(2, site.starts_of_each().len(), "{:?}", site.starts_of_each());
+    std::fs::write(shared.join("first"), "").unwrap();
+    for (user, job) in [(&ann, &anns), (&bob, &bobs), (&me, &mine)] {
+        assert_eq!(0, user.wait(job), "{}", user.run(&["explain", job]).out);
+    }
+    let config = site.tree.config("campus");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace(FIRST, "tasks_max = 2")).unwrap();
+    site.tree.kill("campus");
+    site.tree.start("campus");
+    site.tree.user("eu").until_slots(16, PATIENCE);
+    let job = ann.submit(&["-n", "3", "--", "sh", "-c", &until_file(&site, "second", 4)]);
+    site.until_started(6);
+    ann.until_reason(&job, "this site allows 2 tasks (tasks_max), and 2 are in use");
+    std::fs::write(shared.join("second"), "").unwrap();
+    assert_eq!(0, ann.wait(&job), "{}", ann.run(&["explain", &job]).out);
+    site.assert_each_started_once(7);
+}
+
 /// Also where none of ours is there: just then somebody above chooses.
 #[test]
 fn what_waits_in_the_queue_and_about_how_long_is_told_above() {

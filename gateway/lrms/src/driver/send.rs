@@ -53,13 +53,9 @@ impl Driver {
             let mut inner = self.lock();
             let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
             let slots = slots_of(&plan);
-            let taken = inner.account(&principal).and_then(|a| self.allowed(&inner, queue, &principal, &plan, starts.len()).map(|n| (a, n)));
-            let (account, allowed, why) = match taken {
-                Ok((account, n)) => {
-                    (account, n, Reason::new(ReasonKind::OverLimit, format!("this site's limit for {} is reached", principal.escape_default())))
-                }
-                Err(reason) => (Account::Own, 0, *reason),
-            };
+            let taken =
+                inner.account(&principal).and_then(|a| self.allowed(&inner, queue, &principal, &plan, starts.len()).map(|(n, why)| (a, n, why)));
+            let (account, allowed, why) = taken.unwrap_or_else(|why| (Account::Own, 0, *why));
             let beyond = starts.split_off(allowed);
             let mut begun = Vec::new();
             for chunk in starts.chunks(size) {
@@ -87,8 +83,8 @@ impl Driver {
         }
     }
 
-    /// How many of so many tasks this site lets a principal have now; an error where it lets none.
-    fn allowed(&self, inner: &Inner, queue: &str, principal: &str, plan: &Plan, wanted: usize) -> Result<usize, Box<Reason>> {
+    /// How many of so many tasks this site lets a principal have now, and why no more; an error where it lets none, now or later.
+    fn allowed(&self, inner: &Inner, queue: &str, principal: &str, plan: &Plan, wanted: usize) -> Result<(usize, Reason), Box<Reason>> {
         let l = &self.config.limits;
         let max = inner.queues.iter().find(|q| q.name == queue).map_or(l.time_max_ms, |q| q.time_max_ms(l));
         if let (Some(asked), Some(max)) = (plan.spec.time_limit_ms, max)
@@ -100,21 +96,20 @@ impl Driver {
         let [(his_tasks, his_slots), (tasks, slots)] = inner.books.load(principal);
         let each = u64::from(slots_of(plan)).max(1);
         let bounds = [
-            (l.tasks_per_principal_max, his_tasks, 1, "tasks of one principal"),
-            (l.slots_per_principal_max, his_slots, each, "slots of one principal"),
-            (l.tasks_max, tasks, 1, "tasks"),
-            (l.slots_max, slots, each, "slots"),
+            (l.tasks_per_principal_max, his_tasks, 1, "tasks of one principal (tasks_per_principal_max)"),
+            (l.slots_per_principal_max, his_slots, each, "slots of one principal (slots_per_principal_max)"),
+            (l.tasks_max, tasks, 1, "tasks (tasks_max)"),
+            (l.slots_max, slots, each, "slots (slots_max)"),
         ];
-        let mut allowed = wanted as u64;
+        let (mut allowed, mut why) = (wanted as u64, Reason::new(ReasonKind::OverLimit, ""));
         for (max, used, each, what) in bounds {
             let Some(max) = max else { continue };
             let left = max.saturating_sub(used) / each;
-            if left == 0 {
-                return Err(Box::new(Reason::new(ReasonKind::OverLimit, format!("this site allows {max} {what}, and {used} are in use"))));
+            if left < allowed {
+                (allowed, why.text) = (left, format!("this site allows {max} {what}, and {} are in use", used + left * each));
             }
-            allowed = allowed.min(left);
         }
-        Ok(usize::try_from(allowed).unwrap_or(wanted).min(wanted))
+        Ok((usize::try_from(allowed).unwrap_or(wanted), why))
     }
 
     async fn submit(self: Arc<Self>, intent: Intent, task: Task, plan: Arc<Plan>) {

@@ -446,6 +446,13 @@ fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gate
     let ceiling = queue.slots_total * u64::from(limits.ceiling_percent) / 100;
     let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
     let most = ceiling.min(limits.slots_max.unwrap_or(u64::MAX));
+    let bound = match limits.slots_max {
+        Some(max) if max <= ceiling => format!("its site lets {max} slots of all its queues be used (slots_max)"),
+        _ if limits.ceiling_percent < 100 => {
+            format!("its site lets {ceiling} of its {} slots be used (ceiling_percent = {})", queue.slots_total, limits.ceiling_percent)
+        }
+        _ => String::new(),
+    };
     let room = (ours + queue.slots_free).min(most);
     Offer {
         key: queue.name.clone(),
@@ -458,6 +465,7 @@ fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gate
         largest_free: queue.largest_free,
         // Beyond a ceiling nothing may even wait: it would be started.
         window_max: if bounded { most } else { u64::MAX },
+        bound,
         waiting: queue.waiting,
         turnaround_ms: TURNAROUND_MS,
         closed: queue.closed.clone(),
@@ -486,6 +494,7 @@ mod tests {
         limits.ceiling_percent = 20;
         let part = offer(&queue, 15, None, &limits);
         assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
+        assert_eq!(("", "its site lets 20 of its 100 slots be used (ceiling_percent = 20)"), (all.bound.as_str(), part.bound.as_str()));
         (limits.slots_max, limits.time_max_ms) = (Some(7), Some(60_000));
         assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, None, &limits).time_max_ms));
         let short = Queue { time_max_ms: Some(30_000), ..queue.clone() };
@@ -496,6 +505,7 @@ mod tests {
         assert_eq!((None, Some(0), Some(1_000), Some(300_000), Some(7_200_000)), {
             (wait(None), wait(Some(0)), wait(Some(7)), wait(Some(120_001)), wait(Some(3_600_001)))
         });
-        assert_eq!((7, 7), (offer(&queue, 0, None, &limits).room, offer(&queue, 0, None, &limits).window_max));
+        let few = offer(&queue, 0, None, &limits);
+        assert_eq!((7, 7, true), (few.room, few.window_max, few.bound.contains("7 slots of all its queues")));
     }
 }
