@@ -1,5 +1,6 @@
 //! Who runs as whom, and what a task gets of the cluster.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use intergrid_tests::slurm::ACCOUNTS;
@@ -7,6 +8,7 @@ use intergrid_tests::slurm::ACCOUNTS;
 use crate::limits::last_attempt;
 use crate::site::Site;
 use crate::tree::until;
+use crate::user::User;
 
 #[test]
 fn each_principal_has_his_account_and_a_third_is_refused() {
@@ -23,6 +25,47 @@ fn each_principal_has_his_account_and_a_third_is_refused() {
     let shared = site.cluster.dir().join("shared").join(ACCOUNTS[0]);
     let said = site.user("bob").run(&["run", "--", "ls", shared.to_str().unwrap()]);
     assert!(said.code != 0 && said.err.contains("Permission denied"), "{said:?}");
+}
+
+/// What it may do as others is what one rule of sudo lets it, as docs/slurm.md has it; each account of a pool is one principal's at a time.
+#[test]
+fn a_gateway_that_is_not_root_acts_as_the_accounts_of_its_pool_alone() {
+    let [first, second, _] = ACCOUNTS;
+    let site = Site::unprivileged(&format!(
+        "\n[[map]]\nprincipal = \"phys-*\"\npool = [\"{first}\", \"{second}\"]\n\n[[map]]\nprincipal = \"eve\"\naccount = \"daemon\"\n"
+    ));
+    assert_ne!(0, std::fs::metadata(format!("/proc/{}", site.tree.pid("campus"))).unwrap().uid());
+    let go = site.cluster.dir().join("shared/go");
+    let [a, b, c, eve] = ["phys-a", "phys-b", "phys-c", "eve"].map(|name| site.user(name));
+    let submit = |user: &User, task: u32| {
+        let waits = format!("id -un | tee whose; while [ ! -e {} ]; do sleep 0.2; done", go.display());
+        user.submit(&["--out", "whose", "--", "sh", "-c", &format!("GRID_TASK_ID={task}; {}", site.counted(&waits))])
+    };
+    let jobs = [(&a, submit(&a, 0)), (&b, submit(&b, 1))];
+    site.until_started(2);
+    let no = eve.submit(&["--", "true"]);
+    eve.until_reason(&no, "sudo -n -u daemon");
+    let long = a.submit(&["--", "sh", "-c", &format!("GRID_TASK_ID=3; {}", site.counted("sleep 600"))]);
+    site.until_started(3);
+    a.run(&["cancel", &long]).well();
+    a.until_phase(&long, "cancelled", 1);
+    let third = submit(&c, 2);
+    c.until_reason(&third, "all 2 accounts of the pool for phys-* are in use");
+    assert_eq!(vec![0, 1, 3], site.starts_of_each().into_keys().collect::<Vec<_>>());
+    std::fs::write(&go, "").unwrap();
+    let mut whose = Vec::new();
+    for (user, job) in &jobs {
+        assert_eq!(0, user.wait(job), "{}", user.run(&["explain", job]).out);
+        let to = site.tree.path(job);
+        user.run(&["fetch", "--dir", to.to_str().unwrap(), job]).well();
+        whose.push(std::fs::read_to_string(to.join("whose")).unwrap());
+        assert_eq!(whose.last(), Some(&user.run(&["logs", job]).well()));
+    }
+    whose.sort();
+    assert_eq!(vec![format!("{first}\n"), format!("{second}\n")], whose);
+    assert_eq!(0, c.wait(&third), "{}", c.run(&["explain", &third]).out);
+    site.until_gone();
+    site.assert_each_started_once(4);
 }
 
 /// Meanwhile a task runs into Slurm's own time limit, which is a minute at least, and is looked at every half a minute.

@@ -74,6 +74,33 @@ fn a_cancel_ends_what_is_held_and_what_is_being_submitted() {
     assert!(site.starts_of_each().is_empty(), "{:?}", site.starts_of_each());
 }
 
+/// It has ended, and its outputs wait for room at the gateway: a cancel changes nothing of that, and it does not run again.
+#[test]
+fn a_cancel_of_what_is_staging_out_leaves_it_what_it_was() {
+    const LEFT_BYTES: u64 = 600 << 10;
+    let site = Site::on_disk(64);
+    let ann = site.user("ann");
+    let go = site.cluster.dir().join("shared/go");
+    let words = format!("while [ ! -e {} ]; do sleep 0.2; done; head -c 200000 /dev/zero > made-$GRID_TASK_ID", go.display());
+    let job = ann.submit(&["-n", "2", "--out", "made-{i}", "--", "sh", "-c", &site.counted(&words)]);
+    site.until_started(2);
+    let disk = site.tree.path("campus").join("state");
+    let free = rustix::fs::statvfs(&disk).map(|s| s.f_bavail * s.f_frsize).unwrap();
+    std::fs::write(disk.join("filler"), vec![7; usize::try_from(free - LEFT_BYTES).unwrap()]).unwrap();
+    std::fs::write(&go, "").unwrap();
+    ann.until_phase(&job, "staging-out", 2);
+    ann.run(&["cancel", &job]).well();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(2, ann.in_phase(&job, "staging-out"), "{}", ann.run(&["show", &job]).out);
+    std::fs::remove_file(disk.join("filler")).unwrap();
+    ann.until_phase(&job, "done", 2);
+    let to = site.tree.path("back");
+    ann.run(&["fetch", "--dir", to.to_str().unwrap(), &job]).well();
+    assert_eq!(200_000, std::fs::metadata(to.join("made-1")).unwrap().len());
+    site.until_gone();
+    site.assert_each_started_once(2);
+}
+
 #[test]
 fn what_a_task_prints_is_seen_while_it_runs() {
     let site = Site::start();

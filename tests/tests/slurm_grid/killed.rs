@@ -98,6 +98,22 @@ fn the_daemon_of_a_machine() {
     assert_eq!(starts, expected);
 }
 
+/// It finds what runs there again; what it was just giving to a step is started elsewhere, or there again, and its claim tells which copy counts.
+#[test]
+fn the_daemon_of_a_machine_that_comes_back() {
+    let mut site = Site::start();
+    let ann = site.user("ann");
+    let job = submitted(&site, &ann, TASKS, "sleep 1");
+    for machine in [1, 3] {
+        site.cluster.kill(Part::Machine(machine));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    for machine in [1, 3] {
+        site.cluster.start_part(Part::Machine(machine));
+    }
+    all_done(&site, &ann, &job, TASKS);
+}
+
 #[test]
 fn an_sbatch_that_answers_late_wrongly_or_not_at_all() {
     let site = Site::start();

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use intergrid_proto::net::CertRole;
-use intergrid_tests::slurm::{ACCOUNTS, Options, Slurm};
+use intergrid_tests::slurm::{ACCOUNTS, Options, Slurm, ended};
 
 use crate::tree::{Tree, binary, until};
 use crate::user::User;
@@ -25,6 +26,34 @@ pub struct Site {
     pub tree: Tree,
     /// Below them.
     pub cluster: Slurm,
+    /// What lets the gateway act as others, where it is not root.
+    rule: Option<Rule>,
+}
+
+/// A file of sudo's, while a test runs.
+struct Rule(PathBuf);
+
+impl Rule {
+    fn new(text: &str) -> Self {
+        let rule = Rule("/etc/sudoers.d/intergrid-tests".into());
+        let new = rule.0.with_extension("new");
+        fs::write(&new, text).expect("/etc/sudoers.d: install sudo with `tests/run --prepare`");
+        fs::set_permissions(&new, Permissions::from_mode(0o440)).unwrap();
+        fs::rename(new, &rule.0).unwrap();
+        rule
+    }
+}
+
+impl Drop for Rule {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.0);
+    }
+}
+
+/// `ann` and `me` are the first account, `bob` is the second.
+fn map() -> String {
+    let rule = |(principal, account): (&str, usize)| format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
+    [("ann", 0), ("me", 0), ("bob", 1)].map(rule).concat()
 }
 
 impl Site {
@@ -40,24 +69,60 @@ impl Site {
 
     /// The same, with another cluster, of which some partitions are offered.
     pub fn of(change: impl FnOnce(&mut Options), partitions: &[&str], more: &str, slots: u64) -> Self {
-        let mut map = String::new();
-        for (principal, account) in [("ann", 0), ("me", 0), ("bob", 1)] {
-            map += &format!("\n[[map]]\nprincipal = \"{principal}\"\naccount = \"{}\"\n", ACCOUNTS[account]);
-        }
-        Self::over(change, partitions, "{account}", &format!("{more}{map}"), slots)
+        Self::over(change, partitions, "{account}", &format!("{more}{}", map()), slots, |_, _| {})
+    }
+
+    /// The same, where the state of the gateway is on a disk of so many MiB, of which it keeps one free.
+    pub fn on_disk(mib: u32) -> Self {
+        let more = format!("\n[limits]\nstore_free_min_bytes = \"1M\"\n{}", map());
+        Self::over(|_| {}, &["batch"], "{account}", &more, 16, |tree, _| _ = tree.small_disk("campus", mib))
+    }
+
+    /// A gateway that works as the third account, which sudo lets act as the first two and as nobody else, with these rules.
+    pub fn unprivileged(map: &str) -> Self {
+        let [first, second, own] = ACCOUNTS;
+        let rule = Rule::new(&format!("{own} ALL=({first},{second}) NOPASSWD: ALL\n"));
+        let prepare = |tree: &mut Tree, programs: &Path| {
+            let [campus, eu] = ["campus", "eu"].map(|site| tree.identity(site).parent().unwrap().to_path_buf());
+            // It reads its parent's CA.
+            let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            [campus.parent().unwrap(), &eu, &eu.join("identity")].into_iter().for_each(|dir| open(dir, 0o711));
+            open(&eu.join("identity/ca.pem"), 0o644);
+            let output = ended(Command::new("chown").args(["-R", &format!("{own}:{own}")]).arg(&campus), "");
+            assert!(output.status.success(), "{output:?}");
+            // Its role alone.
+            let (grid, real) = (programs.join("grid"), programs.join("real"));
+            fs::create_dir(&real).unwrap();
+            fs::rename(&grid, real.join("grid")).unwrap();
+            let (real, as_own) = (real.join("grid"), format!("setpriv --reuid={own} --regid={own} --clear-groups"));
+            let real = real.display();
+            fs::write(&grid, format!("#!/bin/sh\n[ \"$1\" = gateway ] && exec {as_own} {real} \"$@\"\nexec {real} \"$@\"\n")).unwrap();
+            open(&grid, 0o755);
+        };
+        let mut site = Self::over(|_| {}, &["batch"], "{account}", map, 16, prepare);
+        site.rule = Some(rule);
+        site
     }
 
     /// Two agents of four slots, at most, as jobs of the gateway's own account; submissions are counted.
     pub fn piloted(pilots: &str) -> Self {
-        Self::over(|_| {}, &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8)
+        Self::over(|_| {}, &["batch"], "self", &format!("account = \"self\"\n{pilots}"), 8, |_, _| {})
     }
 
     /// The same in `batch`; in `short` tasks are jobs.
     pub fn mixed(pilots: &str) -> Self {
-        Self::over(|_| {}, &["batch", "short"], "self", &format!("account = \"self\"\nmode.short = \"direct\"\n{pilots}"), 16)
+        Self::over(|_| {}, &["batch", "short"], "self", &format!("account = \"self\"\nmode.short = \"direct\"\n{pilots}"), 16, |_, _| {})
     }
 
-    fn over(change: impl FnOnce(&mut Options), partitions: &[&str], directory: &str, more: &str, slots: u64) -> Self {
+    /// Before anything of the tree is started, something is done with it and the directory of its programs.
+    fn over(
+        change: impl FnOnce(&mut Options),
+        partitions: &[&str],
+        directory: &str,
+        more: &str,
+        slots: u64,
+        prepare: impl FnOnce(&mut Tree, &Path),
+    ) -> Self {
         let cluster = Slurm::with(change);
         let shared = dir_of_all(&cluster.dir().join("shared"));
         dir_of_all(&cluster.dir().join("starts"));
@@ -68,7 +133,7 @@ impl Site {
         fs::hard_link(binary("grid"), &grid).or_else(|_| fs::copy(binary("grid"), &grid).map(drop)).unwrap();
         let commands = cluster.dir().join("commands");
         fs::create_dir(&commands).unwrap();
-        let mut site = Site { tree: Tree::new().with_programs(&programs), cluster };
+        let mut site = Site { tree: Tree::new().with_programs(&programs), cluster, rule: None };
         COMMANDS.iter().for_each(|name| site.command(name, &format!("exec /usr/bin/{name} \"$@\"")));
         let counter = site.cluster.dir().join("submissions");
         site.command("sbatch", &format!("echo >> {}; exec /usr/bin/sbatch \"$@\"", counter.display()));
@@ -78,6 +143,7 @@ impl Site {
             commands.display(),
             site.cluster.records().display()
         );
+        prepare(&mut site.tree, &programs);
         site.tree.gateway("campus", Some("eu"), &config);
         site.tree.broker("eu", &["campus"], None);
         site.tree.user("eu").until_slots(slots, PATIENCE);
