@@ -28,6 +28,7 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     let mut found = doctor::examine(&engine).await;
     found.extend(examine(&engine, &wish).await);
     assert!(worst(&found).is_empty(), "{found:#?}");
+    assert!(found.iter().any(|f| f.what == "version" && f.seen.contains("known to work: SGE 8.1.9")), "{found:#?}");
     assert_eq!(2, found.iter().filter(|f| f.what.starts_with("task as") && f.seen.contains("ran as job")).count(), "{found:#?}");
     for name in &ACCOUNTS[..2] {
         assert_eq!(0, fs::read_dir(shared.join(name)).unwrap().count(), "nothing is left");

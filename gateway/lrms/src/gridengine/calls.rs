@@ -80,6 +80,11 @@ pub fn qconf_queues(call: Call, queues: &[String]) -> Call {
     call.arg("-sq").args(queues)
 }
 
+/// Begins with its version.
+pub fn qconf_help(call: Call) -> Call {
+    call.arg("-help")
+}
+
 /// The configuration of all.
 pub fn qconf_global(call: Call) -> Call {
     call.arg("-sconf")

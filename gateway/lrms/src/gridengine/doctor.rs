@@ -9,6 +9,10 @@ use crate::lrms::{Lrms, LrmsId};
 const ON_ONE_MACHINE: &str = "$pe_slots";
 /// Environments that are looked at for one that does.
 const ENVIRONMENTS_MAX: usize = 50;
+/// Versions that all of this was tried with, as their commands say it.
+const VERSIONS_TRIED: [&str; 1] = ["SGE 8.1.9"];
+/// A version is no longer.
+const VERSION_CHARS_MAX: usize = 60;
 /// Records come later than this otherwise.
 const FLUSH: &str = "accounting_flush_time=00:00:01";
 
@@ -19,7 +23,9 @@ pub async fn examine(engine: &GridEngine) -> Vec<Finding> {
         Ok(text) => text,
         Err(e) => return vec![Finding::bad("controller", e.to_string(), "see that sge_qmaster runs, and that `qconf -sh` finds it from here")],
     };
-    let mut found = settings(&global);
+    let help = hands.run(&Account::Own, calls::qconf_help(engine.call("qconf"))).await.map_or(String::new(), |said| said.stdout + &said.stderr);
+    let mut found = vec![version(&help)];
+    found.extend(settings(&global));
     if let Some(name) = &engine.config().terms.environment {
         found.push(match hands.asked(calls::qconf_environment(engine.call("qconf"), name)).await {
             Ok(text) => environment(name, &text),
@@ -48,6 +54,15 @@ pub async fn environment_on_one_machine(engine: &GridEngine) -> Result<Option<St
         }
     }
     Ok(None)
+}
+
+fn version(help: &str) -> Finding {
+    let said: String = help.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("not said").chars().take(VERSION_CHARS_MAX).collect();
+    let seen = format!("{said}; known to work: {}", VERSIONS_TRIED.join(", "));
+    match VERSIONS_TRIED.contains(&said.as_str()) {
+        true => Finding::good("version", seen),
+        false => Finding::warning("version", seen, "other descendants of 6.2 speak alike: see that a test task runs as each account"),
+    }
 }
 
 fn settings(global: &str) -> Vec<Finding> {
@@ -89,6 +104,11 @@ mod tests {
         assert_eq!(vec![Grade::Warning], grades(include_str!("recorded/conf.txt")));
         assert_eq!(vec![Grade::Bad, Grade::Warning], grades("reporting_params accounting=false\n"));
         assert_eq!(vec![Grade::Warning], grades("reporting_params accounting=true \\\n  flush_time=00:00:15\nexecd_params INHERIT_ENV=false\n"));
+        assert_eq!(Finding::good("version", "SGE 8.1.9; known to work: SGE 8.1.9"), version("SGE 8.1.9\nusage: qconf [options]\n"));
+        for help in ["UGE 8.6.4\nusage: qconf [options]\n", ""] {
+            let found = version(help);
+            assert!(found.grade == Grade::Warning && found.seen.ends_with("known to work: SGE 8.1.9"), "{found:?}");
+        }
         assert_eq!(Grade::Good, environment("smp", "pe_name smp\nallocation_rule    $pe_slots\n").grade);
         assert_eq!(Grade::Bad, environment("mpi", "allocation_rule $round_robin\n").grade);
     }
