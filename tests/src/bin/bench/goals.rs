@@ -1,6 +1,6 @@
 //! The goals that the numbers are held against.
 
-use crate::record::{HQ, OURS, Record, spread};
+use crate::record::{HQ, OURS, Record, SLURM, spread};
 use crate::svg::number;
 
 /// How a measure is judged.
@@ -14,6 +14,8 @@ pub enum Must {
     OfLoop(f64),
     /// At least so many times HyperQueue's.
     TimesHq(f64),
+    /// At least so many times Slurm's own.
+    TimesSlurm(f64),
     /// What each broker adds to the measure of none, at most.
     EachHop(f64),
 }
@@ -84,11 +86,15 @@ pub const GOALS: &[Goal] = &[
         Must::AtMost(100.0),
     ),
     goal("its first task started within 200 ms", "R1", "the same, until its first task runs; p99", 1, 0, Must::AtMost(200.0)),
+    goal("an array of 1,000 into Slurm: under 0.5 s", "S1", INTO_SLURM, 0, 0, Must::AtMost(500.0)),
+    goal("/bin/true through Slurm: 0.9 of Slurm's own rate", "S1", "array of /bin/true through Slurm", 0, 300, Must::TimesSlurm(0.9)),
+    goal("200 separate jobs: as fast as 8 parallel sbatch", "S1", "separate jobs until Slurm has the last", 0, 200, Must::TimesSlurm(1.0)),
     goal("a killed gateway loses no task", "F3", "tasks lost", 0, 100_000, Must::AtMost(0.0)),
     goal("and starts none twice", "F3", "tasks started twice", 0, 100_000, Must::AtMost(0.0)),
     goal("a killed broker loses no task", "F4", "tasks lost", 2, 100_000, Must::AtMost(0.0)),
     goal("and starts none twice", "F4", "tasks started twice", 2, 100_000, Must::AtMost(0.0)),
 ];
+const INTO_SLURM: &str = "array of 1,000: the client's exec to the last answer of sbatch; p50";
 const F1: &str = "agent and task killed; from the agent's restart to the task's; p99";
 const F2: &str = "from SIGSTOP to the task's start elsewhere, less its disconnect time-out; p99";
 
@@ -112,8 +118,9 @@ impl Goal {
                 let found = median(mine().filter(|r| r.baseline > 0.0).map(|r| r.value / r.baseline).collect())?;
                 (format!("{found:.2} of it ({} {unit})", number(value)), found >= part)
             }
-            Must::TimesHq(times) => {
-                let theirs = median(of(HQ, 0).filter(|r| r.n == n).map(|r| r.value).collect())?;
+            Must::TimesHq(times) | Must::TimesSlurm(times) => {
+                let system = if matches!(self.must, Must::TimesHq(_)) { HQ } else { SLURM };
+                let theirs = median(of(system, 0).filter(|r| r.n == n).map(|r| r.value).collect())?;
                 (format!("{:.2} times ({} and {} {unit})", value / theirs, number(value), number(theirs)), value / theirs >= times)
             }
             Must::EachHop(bound) => {

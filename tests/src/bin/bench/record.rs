@@ -11,6 +11,8 @@ pub type Result<T> = std::result::Result<T, String>;
 pub const OURS: &str = "intergrid";
 /// See [`OURS`].
 pub const HQ: &str = "hyperqueue";
+/// Slurm, without us.
+pub const SLURM: &str = "slurm";
 /// The loop that spawns and waits, and nothing else.
 pub const LOOP: &str = "plain loop";
 

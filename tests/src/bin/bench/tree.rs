@@ -64,7 +64,7 @@ pub struct Tree {
     dir: tempfile::TempDir,
     parts: Vec<Part>,
     /// Of the gateway's configuration, its end.
-    cloud: String,
+    section: String,
 }
 
 fn io(path: &Path) -> impl Fn(std::io::Error) -> String {
@@ -96,7 +96,7 @@ impl Tree {
     /// Made, with nothing running.
     pub fn prepare(programs: &Programs, plan: Plan) -> Result<Tree> {
         let dir = tempfile::Builder::new().prefix("tree-").tempdir_in(&plan.work).map_err(io(&plan.work))?;
-        let mut tree = Tree { programs: programs.clone(), plan, dir, parts: Vec::new(), cloud: String::new() };
+        let mut tree = Tree { programs: programs.clone(), plan, dir, parts: Vec::new(), section: String::new() };
         for level in 0..=tree.plan.depth {
             let name = tree.site(level);
             issue::new_site(tree.path(&name)?.join("identity"), &name, &[]).map_err(|r| r.to_string())?;
@@ -117,8 +117,8 @@ impl Tree {
     }
 
     /// Its gateway has this section in its configuration.
-    pub fn renting(mut self, cloud: String) -> Tree {
-        self.cloud = cloud;
+    pub fn with_section(mut self, section: String) -> Tree {
+        self.section = section;
         self
     }
 
@@ -176,7 +176,7 @@ impl Tree {
             text += &format!("\n[[trust]]\nca = \"../{parent}/identity/ca.pem\"\nmay = [\"delegate\"]\non_behalf = [\"*\"]\n");
         }
         if level == 0 {
-            text += &self.cloud;
+            text += &self.section;
         } else {
             let child = self.site(level - 1);
             let at = self.endpoint(&child)?;

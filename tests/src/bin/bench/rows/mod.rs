@@ -6,6 +6,7 @@ mod memory;
 mod rate;
 mod rented;
 mod sites;
+mod slurm;
 
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -101,6 +102,13 @@ pub const ROWS: &[Row] = &[
         title: "a rented machine",
         how: "from the gateway's log of its attach: until a look at the root shows it (one each 2 ms), and until its first task writes down its own time",
         run: rented::attached,
+    },
+    Row {
+        id: "S1",
+        title: "a Slurm cluster",
+        how: "a real Slurm of 4 machines of 4 CPUs on this machine, under a gateway; arrays of /bin/true, and separate jobs, in turn by `sbatch` itself (8 at once) \
+              and through the gateway. Goals are those of a machine that Slurm has for itself; here both share its cores",
+        run: slurm::submissions,
     },
     Row {
         id: "X1",

@@ -85,7 +85,7 @@ pub fn durable(b: &mut Bench) -> Result<()> {
 }
 
 /// All of them over one stream; how many were refused.
-async fn stream(client: &Client, spec: &JobSpec, n: u64, key: &str) -> Result<u64> {
+pub(super) async fn stream(client: &Client, spec: &JobSpec, n: u64, key: &str) -> Result<u64> {
     let requests: Vec<pb::SubmitRequest> = (0..n).map(|i| submission(&format!("{key}-{i}"), spec, 1)).collect();
     let answers = client.grid.clone().submit_many(tokio_stream::iter(requests)).await.map_err(|e| e.to_string())?;
     let (mut taken, mut answers) = (0, answers.into_inner());

@@ -101,7 +101,7 @@ pub fn attached(b: &mut Bench) -> Result<()> {
     let n: u32 = b.pick(30, 3);
     for depth in [1, 3] {
         let plan = Plan { agents: 0, ..b.plan(depth, false) };
-        let mut tree = Tree::prepare(&b.programs, plan)?.renting(catalogue(&b.programs.agent, n));
+        let mut tree = Tree::prepare(&b.programs, plan)?.with_section(catalogue(&b.programs.agent, n));
         tree.start_all()?;
         let runtime = runtime()?;
         let client = runtime.block_on(tree.client(&tree.root()))?;
