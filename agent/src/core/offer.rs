@@ -92,7 +92,7 @@ impl Core {
             draining_age_ms,
             time_max_ms: self.time_max_ms(),
             wait_ms: offer.and_then(|o| o.wait_ms),
-            bound: offer.map_or(String::new(), |o| o.bound.clone()),
+            bound: offer.map(|o| o.bound.clone()).unwrap_or_default(),
             ..Share::default()
         }
     }

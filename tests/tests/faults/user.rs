@@ -206,6 +206,17 @@ impl User {
         });
     }
 
+    /// Look until a task of the latest job here has come back from below, with a reason that says all of this.
+    #[track_caller]
+    pub fn until_returned(&self, words: &[&str]) {
+        until(&format!("it comes back: {words:?}"), Duration::from_secs(60), || {
+            let job = self.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
+            let attempts = if job.is_empty() { Vec::new() } else { self.json_lines(&["history", &job]) };
+            let mut reasons = attempts.iter().filter(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
+            if reasons.any(|r| words.iter().all(|w| r.contains(w))) { Ok(()) } else { Err(format!("{attempts:?}")) }
+        });
+    }
+
     /// Look until so many slots are known here, and free.
     pub fn until_slots(&self, slots: u64, patience: Duration) {
         until(&format!("{slots} slots"), patience, || {

@@ -40,7 +40,9 @@ fn a_job_that_somebody_removes_while_it_waits_is_placed_again() {
     let job = ann.submit(&["--", "sh", "-c", &site.starts.counted("true")]);
     let waits = site.until_listed("qw")[0].split(' ').next().unwrap().to_string();
     site.cluster.run("qdel", &[&waits]);
-    site.until_returned(&["start-failed", "it is gone from gridengine without a record, as what somebody removes, and had not started"]);
+    site.tree
+        .user("campus")
+        .until_returned(&["start-failed", "it is gone from gridengine without a record, as what somebody removes, and had not started"]);
     until("it is there again", PATIENCE, || {
         let all = site.cluster.listed();
         let again = all.iter().any(|l| l.contains(" qw ") && !l.starts_with(&format!("{waits} ")));

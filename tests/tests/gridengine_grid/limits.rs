@@ -73,7 +73,7 @@ fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     let ann = site.user("ann");
     let blockers = site.block();
     let job = ann.submit(&["--", "sh", "-c", &site.starts.counted("true")]);
-    site.until_returned(&["all-busy", "it waited 2s in gridengine"]);
+    site.tree.user("campus").until_returned(&["all-busy", "it waited 2s in gridengine"]);
     blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
     assert_eq!(0, ann.wait(&job));
     site.starts.assert_each_once(1);

@@ -48,7 +48,7 @@ fn queues_that_are_closed_or_removed_in_the_middle_lose_nothing() {
     site.cluster.run("qmod", &["-d", "short"]);
     site.cluster.run("qdel", &[&short]);
     until("it is removed", PATIENCE, || site.cluster.try_run("qconf", &["-dq", "short"]).map(drop));
-    site.until_returned(&["no-resource", "gridengine has no queue", "any more"]);
+    site.tree.user("campus").until_returned(&["no-resource", "gridengine has no queue", "any more"]);
     assert_eq!(FIRST as usize, site.starts.of_each().len());
     site.cluster.run("qdel", &[&batch]);
     assert_eq!(0, ann.wait(&second), "{}", ann.run(&["explain", &second]).out);
@@ -70,7 +70,7 @@ fn a_grid_engine_that_is_full_is_told_and_takes_them_when_there_is_room() {
     site.cluster.run("qconf", &["-Mconf", file.to_str().unwrap()]);
     let held: Vec<_> = (0..JOBS).map(|_| site.cluster.submit(ACCOUNTS[2], &["-h"], "true")).collect();
     let job = ann.submit(&["-n", "6", "--no-requeue", "--", "sh", "-c", &site.starts.counted("true")]);
-    site.until_returned(&["all-busy", "jobs are allowed per cluster"]);
+    site.tree.user("campus").until_returned(&["all-busy", "jobs are allowed per cluster"]);
     assert!(site.starts.of_each().is_empty());
     held.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
     assert_eq!(0, ann.wait(&job), "{}", ann.run(&["explain", &job]).out);

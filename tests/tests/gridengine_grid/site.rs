@@ -107,18 +107,6 @@ impl Site {
         })
     }
 
-    /// A task of the gateway's only job has come back from Grid Engine, with a reason that says all of this.
-    #[track_caller]
-    pub fn until_returned(&self, words: &[&str]) {
-        let here = self.tree.user("campus");
-        until(&format!("it comes back: {words:?}"), PATIENCE, || {
-            let job = here.json(&["ls"])["jobs"][0]["job"].as_str().unwrap_or_default().to_string();
-            let attempts = if job.is_empty() { Vec::new() } else { here.json_lines(&["history", &job]) };
-            let mut reasons = attempts.iter().filter(|a| a["what"] == "returned").map(|a| a["reason"].to_string());
-            if reasons.any(|r| words.iter().all(|w| r.contains(w))) { Ok(()) } else { Err(format!("{attempts:?}")) }
-        });
-    }
-
     /// Tasks of ours that have a machine, and that wait.
     pub fn ours(&self) -> (u64, u64) {
         let all = self.cluster.run("qstat", &["-u", "*", "-g", "d"]);

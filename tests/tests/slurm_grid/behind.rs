@@ -45,13 +45,13 @@ fn what_waits_and_is_removed_or_can_never_start_is_placed_again() {
     let job = ann.submit(&["--", "sh", "-c", &site.counted("true")]);
     let waits = site.until_ours("PD").remove(0);
     site.cluster.run("scancel", &[&waits]);
-    site.until_returned(&["start-failed", "somebody removed it from slurm before it started"]);
+    site.tree.user("campus").until_returned(&["start-failed", "somebody removed it from slurm before it started"]);
     let again = until("it waits again", PATIENCE, || {
         let ours = site.until_ours("PD");
         ours.iter().find(|id| **id != waits).cloned().ok_or_else(|| site.left())
     });
     site.cluster.run("scontrol", &["update", &format!("JobId={again}"), &format!("Dependency=afterok:{fails}")]);
-    site.until_returned(&["no-fit", "DependencyNeverSatisfied"]);
+    site.tree.user("campus").until_returned(&["no-fit", "DependencyNeverSatisfied"]);
     assert!(site.starts_of_each().is_empty(), "{:?}", site.starts_of_each());
     site.cluster.run("scancel", &[&blocker]);
     assert_eq!(0, ann.wait(&job), "{}", ann.run(&["explain", &job]).out);

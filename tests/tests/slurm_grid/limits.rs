@@ -104,7 +104,7 @@ fn what_waits_too_long_goes_back_and_runs_when_there_is_room() {
     let ann = site.user("ann");
     let blocker = site.block();
     let job = ann.submit(&["--", "sh", "-c", &site.counted("true")]);
-    site.until_returned(&["all-busy", "it waited 2s in slurm"]);
+    site.tree.user("campus").until_returned(&["all-busy", "it waited 2s in slurm"]);
     site.cluster.run("scancel", &[&blocker]);
     assert_eq!(0, ann.wait(&job));
     site.assert_each_started_once(1);
