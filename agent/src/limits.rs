@@ -18,7 +18,8 @@ pub const LAZY_SYNC_MS: u64 = 200;
 pub const PACE_MS: u64 = 5;
 /// See [`PACE_MS`].
 pub const PACED_RATE_MIN: f64 = 200.0;
-/// There the gateway is told of so many ends at a time, and every hop above has that much less to do for each: at least [`PACE_MS`] apart, at most this.
+/// There the gateway is told of so many ends at a time, and every hop above has that much less to do for each: [`PACE_MS`] apart, or longer, where they are
+/// fewer.
 pub const TOLD_SLOTS: f64 = 64.0;
 /// See [`TOLD_SLOTS`]. Who waits for a task hardly sees that.
 pub const TOLD_PACE_MAX_MS: u64 = 25;

@@ -9,7 +9,7 @@ use intergrid_proto::convert::tasks_out;
 use intergrid_proto::link::{Attempts, Ended, Event, EventKind, Former, Orphan, Orphans, Place};
 use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
-use super::{Action, BlobHash, Core, Key, Stage, Stop};
+use super::{Action, Core, Key, Stage, Stop};
 use crate::limits::ORPHANS_PER_MESSAGE_MAX;
 use crate::past::Name;
 use crate::spool::record::{Adopted, Counters, What};

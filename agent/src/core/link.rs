@@ -388,7 +388,18 @@ impl Core {
 
     /// Milliseconds until the gateway is told of ends that are durable; None: of none.
     pub fn events_due_in(&self, now: u64) -> Option<u64> {
-        self.untold().filter(|_| self.is_attached()).map(|_| (self.link.events_ms + self.told_pace_ms()).saturating_sub(now))
+        let untold = self.untold().filter(|_| self.is_attached())?;
+        if self.are_many(untold) { Some(0) } else { Some((self.link.events_ms + self.told_pace_ms()).saturating_sub(now)) }
+    }
+
+    /// As many ends as are told at a time, whatever the pace: the gateway has no window left before it hears of them.
+    fn are_many(&self, (first, last): (u64, u64)) -> bool {
+        let low = self.state.sequence_low();
+        let mut tasks = 0;
+        self.state.events.range((first - low) as usize..=(last - low) as usize).filter(|e| matches!(e.what, EventKind::Ended(_))).any(|e| {
+            tasks += e.of.tasks.len();
+            tasks as f64 >= TOLD_SLOTS
+        })
     }
 
     fn next_events(&mut self) -> Option<Events> {

@@ -340,6 +340,25 @@ fn ends_are_told_together_where_tasks_end_fast_and_no_slot_is_idle() {
     assert_eq!([0, PACE_MS, PACE_MS, PACE_MS], of.map(|rate| pace(&mut a, rate)), "who is idle does not wait for long");
 }
 
+/// Or tasks that end at once would wait for a window of which the gateway has used all.
+#[test]
+fn as_many_ends_as_are_told_at_a_time_wait_for_no_pace() {
+    let many = TOLD_SLOTS as u32;
+    let mut a = Agent::attached(many);
+    a.core.link.windows.push_back((a.now, 200));
+    a.down(place(1, 0..200));
+    let mut told = |tasks: std::ops::Range<u32>| {
+        for task in tasks {
+            assert!(a.running.remove(&(1, task)).is_some());
+            a.core.step(Input::Exited((1, task), Report { exit: Exit::Code(0), ..Report::unseen() }), a.now);
+        }
+        a.core.link.rate = 1_600.0;
+        a.settle();
+        a.ends().iter().map(|(_, tasks, _)| tasks.len()).sum::<u64>()
+    };
+    assert_eq!((0, u64::from(many)), (told(0..many - 1), told(many - 1..many)));
+}
+
 #[test]
 fn a_window_that_has_doubled_is_told_at_once() {
     let mut a = Agent::attached(2);
