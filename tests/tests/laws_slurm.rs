@@ -1,19 +1,31 @@
-//! The one suite of laws over a real Slurm: the backend itself, and a gateway over it, driven over TCP and mTLS.
+//! The one suite of laws over a real Slurm: the backend itself, and a gateway over it, driven over TCP and mTLS. And the laws of a provider of machines, kept by
+//! pilots: real agents, as jobs.
+
+#[allow(dead_code)]
+#[path = "faults/tree.rs"]
+mod tree;
+#[allow(dead_code)]
+#[path = "faults/user.rs"]
+mod user;
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use intergrid_gateway::backends::agents::Above;
 use intergrid_gateway::blobs::{BlobLimits, BlobStore};
-use intergrid_gateway::config::{AccountsConfig, LrmsConfig, LrmsKind, LrmsLimits};
+use intergrid_gateway::config::{AccountsConfig, GatewayConfig, LrmsConfig, LrmsKind, LrmsLimits, PilotsConfig};
 use intergrid_gateway::core::schedule::FirstFit;
 use intergrid_gateway::daemon::{Built, DaemonOptions, Running};
-use intergrid_gateway::laws::Laws;
+use intergrid_gateway::laws::{Laws, cloud};
 use intergrid_gateway::outputs::OutputStore;
+use intergrid_gateway::rent::Cloud;
+use intergrid_lrms::pilot::Pilots;
 use intergrid_lrms::slurm::{Books, Slurm as Commands, SlurmConfig};
 use intergrid_lrms::{LrmsPool, Parts};
 use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::net::issue::new_site;
 use intergrid_proto::{BlobHash, Refusal, SiteId};
 use intergrid_tests::grid::Grid;
 use intergrid_tests::logs;
@@ -117,4 +129,56 @@ async fn a_gateway_over_it_obeys() {
     let campus = Running::start(Kind::Gateway, site, DaemonOptions::default(), build).await.expect("a gateway");
     let (remote, me) = grid.remote(&campus, "top");
     obeyed(Laws::of(remote, me), "a gateway").await;
+}
+
+/// Pilots of a gateway on this cluster.
+struct Piloted {
+    cluster: Slurm,
+    dir: tempfile::TempDir,
+    pilots: PilotsConfig,
+}
+
+impl Piloted {
+    fn new() -> Self {
+        let (cluster, dir) = (Slurm::start(), tempfile::tempdir().expect("a directory"));
+        new_site(dir.path().join("id"), cloud::GATEWAY, &[]).expect("an identity");
+        let (path, program) = (dir.path().join("config.toml"), tree::binary("grid-agent"));
+        let text = format!(
+            "name = \"{}\"\nlisten = \"127.0.0.1:0\"\nstate = \"state\"\nidentity = \"id\"\n[[trust]]\nca = \"id/ca.pem\"\nmay = [\"user\", \"agent\"]\n\
+             [slurm]\npartitions = [\"batch\"]\ndirectory = \"{}\"\naccount = \"self\"\n\
+             [pilots]\nslots = 1\nmemory = \"64M\"\ntime = \"30m\"\npilots_max = 2\nprogram = \"{}\"\n",
+            cloud::GATEWAY,
+            shared(&cluster).display(),
+            program.display()
+        );
+        std::fs::write(&path, text).expect("a file");
+        let pilots = GatewayConfig::load(&path).expect("a configuration").pilots.expect("pilots");
+        Piloted { cluster, dir, pilots }
+    }
+}
+
+impl cloud::Place for Piloted {
+    fn machine_type(&self) -> String {
+        "batch".into()
+    }
+
+    /// The other one is of the same account, and has the same directory.
+    fn open(&self, other: bool) -> Pin<Box<dyn Future<Output = Arc<dyn Cloud>> + Send + '_>> {
+        let site = SiteId([if other { 8 } else { 7 }; 16]);
+        let config = config(&self.cluster, &shared(&self.cluster));
+        let pilots = Pilots::new(commands(&self.cluster), &config, self.pilots.clone(), site, self.dir.path().join("id")).expect("pilots");
+        Box::pin(std::future::ready(pilots as Arc<dyn Cloud>))
+    }
+
+    /// Jobs that wait, run or end, of whichever gateway.
+    fn running(&self) -> usize {
+        self.cluster.run("squeue", &["--noheader", "--format=%j"]).lines().filter(|name| name.starts_with("igp")).count()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pilots_keep_the_laws_of_every_provider() {
+    logs::keep();
+    let place = Piloted::new();
+    cloud::check(&place).await.unwrap_or_else(|why| panic!("{why}\n{}", logs::lines(&[]).join("\n")));
 }

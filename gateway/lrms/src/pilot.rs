@@ -2,7 +2,7 @@
 //!
 //! To the provisioner it is a cloud without money: a launch is a submission, a machine is a job. Invariant: one agent a number, whatever the LRMS does: our
 //! job of that name is looked for before anything is submitted, and its script claims the pilot's directory, which is not made anew for a month, before it
-//! starts an agent.
+//! starts an agent. Whoever removes a job claims it, too. So all laws of a cloud are kept; that a number is spent, for as long as the directory is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -115,8 +115,11 @@ impl Inner {
         let _one = self.one.lock().await;
         // What has begun, and is no longer listed, has left its claim.
         match self.entries().await {
-            Some(jobs) if jobs.contains_key(&tag) => return Outcome::Launched(tag),
-            Some(_) => {}
+            Some(jobs) => match jobs.get(&tag) {
+                Some(jobs) if jobs.iter().any(|(_, lives)| *lives) => return Outcome::Launched(tag),
+                Some(_) => return Outcome::Refused(Refused::TokenSpent, "its job is over".into()),
+                None => {}
+            },
             // Nothing has been submitted by this call; an earlier one may have.
             None => return Outcome::Unknown,
         }
@@ -227,7 +230,8 @@ impl Inner {
         });
         // Grid Engine lists nothing that is over. What has begun, and is in the books, is.
         let mut unlisted = unlisted.await.ok().flatten().unwrap_or_default();
-        unlisted.retain(|tag, _| !lock(&self.told).contains(tag));
+        // Other gateways of this account have theirs beside ours.
+        unlisted.retain(|tag, _| number(tag).is_some() && !lock(&self.told).contains(tag));
         let ids: Vec<LrmsId> = unlisted.values().copied().collect();
         let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
         for (tag, _) in unlisted.into_iter().filter(|(_, id)| records.iter().any(|r| r.id == *id)) {
@@ -248,6 +252,13 @@ impl Inner {
         if let Err(why) = self.lrms.cancel(&Account::Own, &live, false).await {
             tracing::warn!(%tag, "a pilot can't be removed: {why}");
         }
+        // One that has not begun has no claim, and its number would be free again once it is no longer listed.
+        let me = self.clone();
+        let claimed = tokio::task::spawn_blocking(move || {
+            let _alone = me.files.try_lock().ok()?;
+            fs::File::create_new(me.base.join(tag).join(CLAIM)).ok()
+        });
+        _ = claimed.await;
         Some(SeenState::Exists)
     }
 }

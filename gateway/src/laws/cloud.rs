@@ -128,5 +128,7 @@ pub async fn check(place: &dyn Place) -> Result<(), String> {
     ends(again.terminate(two), "terminate").await?;
     until_running(place, 0).await?;
     let there = existing(&cloud).await?;
-    kept(there.is_empty(), || format!("nothing is left: {there:?}"))
+    kept(there.is_empty(), || format!("nothing is left: {there:?}"))?;
+    let others = listed(&place.open(true).await).await?;
+    kept(others.is_empty(), || format!("nor does another gateway see the end of ours: {others:?}"))
 }
