@@ -66,6 +66,34 @@ fn many_tasks_cost_a_handful_of_jobs() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Jobs that Slurm has ever given a number.
+fn jobs_ever(site: &Site) -> u64 {
+    let said = site.cluster.run("scontrol", &["show", "config"]);
+    let value = |name: &str| said.lines().find_map(|l| l.strip_prefix(name)?.trim_start().strip_prefix('=')?.trim().parse::<u64>().ok());
+    match (value("FirstJobId"), value("NEXT_JOB_ID")) {
+        (Some(first), Some(next)) => next - first,
+        _ => panic!("{said}"),
+    }
+}
+
+#[test]
+fn ten_thousand_tasks_cost_a_handful_of_jobs() {
+    const TASKS: usize = 10_000;
+    let site = Site::piloted(&pilots("time = \"30m\"\n"));
+    let user = site.user("ann");
+    let file = site.cluster.dir().join("starts/all");
+    let script = format!("echo $GRID_TASK_ID >> {}; exec /bin/true", file.display());
+    let job = user.submit(&["-n", &TASKS.to_string(), "--no-requeue", "--", "sh", "-c", &script]);
+    assert_eq!(0, user.run(&["wait", "--timeout", "150s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    let text = fs::read_to_string(&file).unwrap();
+    let starts: Vec<usize> = text.lines().map(|l| l.parse().unwrap_or_else(|_| panic!("{l:?} is no task"))).collect();
+    let tasks: BTreeSet<usize> = starts.iter().copied().collect();
+    assert_eq!((TASKS, TASKS, Some(&0), Some(&(TASKS - 1))), (starts.len(), tasks.len(), tasks.first(), tasks.last()), "each once");
+    until_no_job(&site);
+    let jobs = jobs_ever(&site);
+    assert!((1..=8).contains(&jobs) && jobs == submissions(&site) as u64, "{jobs} jobs, {} submissions", submissions(&site));
+}
+
 #[test]
 fn a_pilot_that_somebody_removes_costs_no_task() {
     let site = Site::piloted(&pilots("time = \"30m\"\n"));
