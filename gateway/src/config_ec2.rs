@@ -30,7 +30,7 @@ pub struct Ec2Config {
     pub gateway: String,
     /// Image; absent: the launch template's.
     pub ami: Option<String>,
-    /// Id, or name, of a launch template; what stands here goes before what stands there.
+    /// Id, or name, of a launch template, of which the default version is taken; what stands here goes before what stands there.
     pub launch_template: Option<String>,
     /// Each is an offer of its own, with its own back-off; none: the account's default.
     pub subnets: Vec<String>,

@@ -112,6 +112,12 @@ fn id(outcome: Outcome) -> String {
     }
 }
 
+/// Of an instance, in a listing.
+fn tags(said: &str) -> Vec<(String, String)> {
+    let pair = |tag: &String| (first(tag, "key").unwrap(), first(tag, "value").unwrap());
+    all(&first(said, "tagSet").unwrap(), "item").iter().map(pair).collect()
+}
+
 #[tokio::test]
 async fn moto_keeps_the_laws_of_a_provider() {
     let w = World::new();
@@ -162,8 +168,7 @@ async fn moto_gets_machines_as_they_must_be() {
     let plain = id(cloud.launch(machine(2)).await);
     let about = |id: &str| w.moto.ask("DescribeInstances", &[("InstanceId.1", id)]);
     let said = about(&spot);
-    let tags: Vec<(String, String)> =
-        all(&first(&said, "tagSet").unwrap(), "item").iter().map(|tag| (first(tag, "key").unwrap(), first(tag, "value").unwrap())).collect();
+    let tags = tags(&said);
     for (key, value) in [(TAG_GATEWAY, "07070707070707070707070707070707"), (TAG_NUMBER, "1"), ("Name", "burst-m1"), ("project", "x")] {
         assert!(tags.contains(&(key.to_string(), value.to_string())), "{key}: {tags:?}");
     }
@@ -188,6 +193,84 @@ async fn moto_gets_machines_as_they_must_be() {
     let told = w.moto.user_data(&spot);
     assert!(told.len() < 16 << 10 && told.contains("name = \"burst-m1\"") && told.contains("BEGIN PRIVATE KEY"), "{} bytes", told.len());
     assert!(!told.contains(CREDENTIALS[1].1), "no credentials of ours");
+}
+
+#[tokio::test]
+async fn moto_gets_what_the_configuration_and_its_launch_template_say() {
+    let mut w = World::new();
+    let created = |action: &str, more: &[(&str, &str)], what: &str| first(&w.moto.ask(action, more), what).unwrap();
+    let group = |name: &str| created("CreateSecurityGroup", &[("GroupName", name), ("GroupDescription", "of the test")], "groupId");
+    let (groups, theirs) = (["one", "two"].map(group).to_vec(), group("theirs"));
+    let arn = |name: &str| first(&w.moto.ask_of("iam", "CreateInstanceProfile", &[("InstanceProfileName", name)]), "Arn").unwrap();
+    let (by_name, by_arn) = (arn("by-name"), arn("by-arn"));
+    let images = w.moto.images();
+    let (ours, of_template, later) = (images[0].clone(), images[1].clone(), images[2].clone());
+    // A template that would have it all otherwise; of its versions the default one counts.
+    let data = [
+        ("ImageId", of_template.as_str()),
+        ("KeyName", "theirs"),
+        ("InstanceType", "m5.xlarge"),
+        ("SecurityGroupId.1", theirs.as_str()),
+        ("MetadataOptions.HttpTokens", "optional"),
+        ("InstanceInitiatedShutdownBehavior", "stop"),
+    ]
+    .map(|(key, value)| (format!("LaunchTemplateData.{key}"), value));
+    let mut template: Vec<(&str, &str)> = data.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    template.push(("LaunchTemplateName", "machines"));
+    let template = created("CreateLaunchTemplate", &template, "launchTemplateId");
+    created("CreateLaunchTemplateVersion", &[("LaunchTemplateName", "machines"), ("LaunchTemplateData.ImageId", &later)], "versionNumber");
+
+    // What is asked for is seen at the proxy, what came of it at moto.
+    let launched = async |w: &World, number: u64| {
+        let id = id(w.cloud().await.launch(machine(number)).await);
+        let asked = w.proxy.launched().into_iter().find(|l| l.id == id).unwrap().fields;
+        let said = w.moto.ask("DescribeInstances", &[("InstanceId.1", &id)]);
+        assert_eq!("terminate", w.moto.attribute(&id, "instanceInitiatedShutdownBehavior"), "{number}");
+        assert_eq!(Some("required"), first(&said, "httpTokens").as_deref(), "{number}");
+        assert_eq!(Some("m5.large"), first(&said, "instanceType").as_deref(), "{number}");
+        (asked, said)
+    };
+    let sorted = |mut groups: Vec<String>| {
+        groups.sort();
+        groups
+    };
+    let groups_of = |said: &str| {
+        let outside = said.split_once("</networkInterfaceSet>").unwrap().1;
+        sorted(all(&first(outside, "groupSet").unwrap(), "groupId"))
+    };
+    let profile = |said: &str| first(&first(said, "iamInstanceProfile").unwrap(), "arn").unwrap();
+    let version = |said: &str| {
+        let tags = tags(said);
+        let of = |key: &str| tags.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+        (of("aws:ec2launchtemplate:id"), of("aws:ec2launchtemplate:version"))
+    };
+
+    // Groups and a profile, without a template.
+    w.config.security_groups = groups.clone();
+    w.config.instance_profile = Some("by-name".into());
+    let (asked, said) = launched(&w, 1).await;
+    assert_eq!((sorted(groups.clone()), by_name.clone()), (groups_of(&said), profile(&said)));
+    assert_eq!((Some(&ours), (None, None)), (first(&said, "imageId").as_ref(), version(&said)));
+    assert!(!asked.keys().any(|field| field.starts_with("LaunchTemplate") || field == "IamInstanceProfile.Arn"), "{asked:?}");
+
+    // A template by its name: what is not written here is the template's, and what we always ask for is ours.
+    w.config = Ec2Config { ami: None, security_groups: Vec::new(), launch_template: Some("machines".into()), ..w.config.clone() };
+    w.config.instance_profile = Some(by_arn.clone());
+    let (asked, said) = launched(&w, 2).await;
+    assert_eq!((Some("machines"), None), (asked.get("LaunchTemplate.LaunchTemplateName").map(String::as_str), asked.get("ImageId")));
+    assert_eq!((Some(template.clone()), Some("1".to_string())), version(&said));
+    assert_eq!((Some(of_template), Some("theirs".to_string())), (first(&said, "imageId"), first(&said, "keyName")));
+    assert_eq!((vec![theirs], by_arn), (groups_of(&said), profile(&said)));
+
+    // By its id, under what is written here.
+    w.config = Ec2Config { ami: Some(ours.clone()), launch_template: Some(template.clone()), key_name: Some("ours".into()), ..w.config.clone() };
+    w.config.security_groups = groups.clone();
+    let (asked, said) = launched(&w, 3).await;
+    let named = ["LaunchTemplateId", "LaunchTemplateName", "Version"].map(|f| asked.get(&format!("LaunchTemplate.{f}")).cloned());
+    assert_eq!([Some(template.clone()), None, None], named);
+    assert_eq!((Some(template), Some("1".to_string())), version(&said));
+    assert_eq!((Some(ours), Some("ours".to_string())), (first(&said, "imageId"), first(&said, "keyName")));
+    assert_eq!(sorted(groups), groups_of(&said));
 }
 
 #[tokio::test]

@@ -7,8 +7,6 @@ use std::time::Duration;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// For a server that looks at the region only.
-const AUTHORIZATION: &str = "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0";
 
 /// A request.
 #[derive(Clone, Debug, Default)]
@@ -81,10 +79,17 @@ impl Call {
 
 /// A call of EC2's, as a form.
 pub fn form(action: &str, more: &[(&str, &str)]) -> Call {
+    form_of("ec2", action, more)
+}
+
+/// A call of this service, as a form.
+pub(super) fn form_of(service: &str, action: &str, more: &[(&str, &str)]) -> Call {
     let pairs = [("Action", action), ("Version", "2016-11-15")].into_iter().chain(more.iter().copied());
     let body: Vec<String> = pairs.map(|(k, v)| format!("{}={}", encoded(k), encoded(v))).collect();
-    let headers =
-        [("authorization", AUTHORIZATION), ("content-type", "application/x-www-form-urlencoded")].map(|(k, v)| (k.to_string(), v.to_string()));
+    // For a server that looks at the region and the service only.
+    let signed = format!("AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/{service}/aws4_request, SignedHeaders=host, Signature=0");
+    let headers = [("authorization", signed.as_str()), ("content-type", "application/x-www-form-urlencoded")];
+    let headers = headers.map(|(k, v)| (k.to_string(), v.to_string()));
     Call { method: "POST".into(), path: "/".into(), headers: headers.into(), body: body.join("&").into_bytes() }
 }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use http::form_of;
 pub use http::{Answer, Call, all, call, first, form};
 pub use machines::Machines;
 pub use proxy::{Fault, Launched, Proxy};
@@ -68,14 +69,24 @@ impl Moto {
 
     /// What EC2 would say.
     pub fn ask(&self, action: &str, more: &[(&str, &str)]) -> String {
-        let answer = call(&self.endpoint, &form(action, more)).unwrap_or_else(|| panic!("moto does not answer {action}"));
+        self.ask_of("ec2", action, more)
+    }
+
+    /// What another service of that account would say.
+    pub fn ask_of(&self, service: &str, action: &str, more: &[(&str, &str)]) -> String {
+        let answer = call(&self.endpoint, &form_of(service, action, more)).unwrap_or_else(|| panic!("moto does not answer {action}"));
         assert_eq!(200, answer.status, "{action}: {}", answer.text());
         answer.text()
     }
 
-    /// An image that it has.
+    /// Images that it has.
+    pub fn images(&self) -> Vec<String> {
+        all(&self.ask("DescribeImages", &[("Owner.1", "amazon")]), "imageId")
+    }
+
+    /// One of them.
     pub fn image(&self) -> String {
-        first(&self.ask("DescribeImages", &[("Owner.1", "amazon")]), "imageId").expect("an image")
+        self.images().swap_remove(0)
     }
 
     /// Subnets that it has.
