@@ -96,8 +96,8 @@ pub enum Input {
     Busy(u64, u64),
     /// It is drained: no work is there, and none will come.
     Drained(u64),
-    /// It takes no new work of its own accord: its time is nearly over, its provider takes it back, its disk is full.
-    Leaving(u64),
+    /// It takes no new work of its own accord, in its own words: its time is nearly over, its provider takes it back, its disk is full.
+    Leaving(u64, String),
     /// An administrator keeps new work from it, or no longer does.
     Closed(u64, bool),
     /// An administrator wants it ended.
@@ -231,7 +231,10 @@ impl Provisioner {
                 m.marked &= slots == 0;
             }),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
-            Input::Leaving(number) => self.drain(number, Why::Leaving),
+            Input::Leaving(number, word) => {
+                self.with(number, |m, _| m.word = word);
+                self.drain(number, Why::Leaving);
+            }
             Input::Closed(number, closed) => self.with(number, |m, _| m.closed = closed),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::Terms(terms) => self.go_by(*terms),

@@ -106,6 +106,8 @@ pub struct Machine {
     /// Idle, and kept to the end of its hour only.
     pub(crate) marked: bool,
     pub(crate) draining: Option<Why>,
+    /// Why it takes no new work of its own accord; empty: it has not said so.
+    pub(crate) word: String,
     pub(crate) drained: bool,
     /// An administrator keeps new work from it.
     pub(crate) closed: bool,
@@ -166,14 +168,19 @@ impl Machine {
         if may_take { u64::from(self.kind.slots).saturating_sub(self.busy) } else { 0 }
     }
 
+    /// Why, for people: of one that leaves in its own words.
+    pub fn why(&self, why: Why) -> String {
+        if why == Why::Leaving && !self.word.is_empty() { self.word.clone() } else { why.to_string() }
+    }
+
     /// In one clause, for people.
     pub fn state(&self) -> String {
         match (self.stage, self.ending.or(self.draining)) {
             (Stage::Ended, _) => "ended; its hour is paid for".into(),
             (Stage::Asked, None) if !self.called || self.in_flight => "asked for".into(),
             (Stage::Asked, _) => "not known whether it exists".into(),
-            (_, Some(why)) if self.ending.is_some() => format!("ending: {why}"),
-            (_, Some(why)) => format!("takes no new work: {why}"),
+            (_, Some(why)) if self.ending.is_some() => format!("ending: {}", self.why(why)),
+            (_, Some(why)) => format!("takes no new work: {}", self.why(why)),
             (_, None) if !self.attached => "booting".into(),
             (_, None) if self.marked => "idle, kept to the end of its hour".into(),
             (_, None) if self.busy == 0 => "idle".into(),

@@ -257,6 +257,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         idle_ms: at_ms,
         marked: false,
         draining: None,
+        word: String::new(),
         drained: false,
         closed: false,
         wanted: true,

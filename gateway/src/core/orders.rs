@@ -175,7 +175,8 @@ impl Core {
             Some(c) if c.attached => (ReasonKind::EvidenceLost, "is attached"),
             _ => (ReasonKind::ContactLost, "is away"),
         };
-        let text = format!("{by} declared all attempts at {} lost, which {how}", hop.name);
+        let drained = self.state.drains.get(&hop.site).map_or_else(String::new, |d| format!("; it took no new work: {}", d.reason));
+        let text = format!("{by} declared all attempts at {} lost, which {how}{drained}", hop.name);
         let mut done = Done { site: Some(hop.clone()), ..Default::default() };
         let mut told: BTreeMap<SiteId, Vec<Attempts>> = BTreeMap::new();
         for (number, job) in placed {

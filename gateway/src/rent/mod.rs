@@ -283,7 +283,7 @@ impl Shell {
                 p.step(Input::Busy(number, agent.busy), now);
             }
             if agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty() {
-                p.step(Input::Leaving(number), now);
+                p.step(Input::Leaving(number, agent.leaving.clone()), now);
             }
             let by_others = |a: &Agent| !a.drained_by.is_empty() && a.drained_by != BY;
             if by_others(agent) != by_others(&before) {
@@ -353,7 +353,10 @@ impl Shell {
                 let began = now_ms();
                 answer(answers, self.cloud.list(), move |seen| Input::Listed(began, seen.flatten()));
             }
-            Action::Drain(number, why) => _ = self.drains.insert(number, why.to_string()),
+            Action::Drain(number, why) => {
+                let machine = p.machines().find(|m| m.number == number);
+                self.drains.insert(number, machine.map_or_else(|| why.to_string(), |m| m.why(why)));
+            }
             Action::Undrain(number) => _ = self.drains.remove(&number),
         }
     }

@@ -85,6 +85,21 @@ fn an_hourly_machine_goes_at_the_end_of_its_hour() {
 }
 
 #[test]
+fn a_machine_that_leaves_is_drained_and_ends_for_the_reason_that_it_gave() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", SECOND)]), per_hour("10"));
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    launch(&mut p, TEN);
+    p.step(Input::Busy(1, 1), TEN + MINUTE);
+    p.step(Input::Leaving(1, "the provider takes it back at 10:03".into()), TEN + MINUTE);
+    assert!(p.take().1.contains(&Action::Drain(1, Why::Leaving)));
+    assert_eq!("takes no new work: the provider takes it back at 10:03", p.machines().next().unwrap().state());
+    p.step(Input::Busy(1, 0), TEN + 2 * MINUTE);
+    p.step(Input::Drained(1), TEN + 2 * MINUTE);
+    assert_eq!(vec![1], ends(&mut p));
+    assert_eq!("ending: the provider takes it back at 10:03", p.machines().next().unwrap().state());
+}
+
+#[test]
 fn a_machine_by_the_second_goes_when_it_is_idle() {
     let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", SECOND)]), per_hour("10"));
     p.step(Input::Demand(demand(1, 1)), TEN);
