@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
+use intergrid_proto::net::http_authority;
 use intergrid_proto::{Refusal, RefusalKind};
 use serde::{Deserialize, Deserializer, de};
 
@@ -108,7 +109,7 @@ impl AgentConfig {
         if self.gateway.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
             return wrong(format!("gateway: {:?} is not an endpoint; write host:port", self.gateway));
         }
-        if let Some(url) = self.notices.as_ref().filter(|url| crate::notice::authority(url).is_none()) {
+        if let Some(url) = self.notices.as_ref().filter(|url| http_authority(url).is_none()) {
             return wrong(format!("notices: {url:?} is not the address of a service; write http://host or http://host:port"));
         }
         if let Some(n) = self.slots.filter(|n| !(1..=SLOTS_PER_TASK_MAX).contains(n)) {

@@ -26,14 +26,6 @@ const WORD_CHARS_MAX: usize = 40;
 /// A failure of one call: there will be another.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// `host:port` of a service that is written as `http://host[:port]`.
-pub fn authority(url: &str) -> Option<String> {
-    let host = url.strip_prefix("http://")?.trim_end_matches('/');
-    let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
-    let good = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '[' | ']' | ':'));
-    (good && port.parse::<u16>().is_ok()).then(|| format!("{name}:{port}"))
-}
-
 /// Ask until there is one; it is then `told`, and `tell` is called.
 pub(crate) async fn watch(at: String, told: Arc<OnceLock<String>>, tell: impl Fn() + Send) {
     let mut session = None;
@@ -168,15 +160,6 @@ mod tests {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nt\r\n0\r\n\r\n",
         ] {
             assert!(answer(odd.as_bytes(), true).is_err(), "{odd:?}");
-        }
-    }
-
-    #[test]
-    fn an_address_is_plain_http() {
-        assert_eq!(Some("169.254.169.254:80".into()), authority("http://169.254.169.254"));
-        assert_eq!(Some("127.0.0.1:8080".into()), authority("http://127.0.0.1:8080/"));
-        for bad in ["", "https://x", "http://", "http://a b", "http://a:99999", "http://a/b", "x:80"] {
-            assert_eq!(None, authority(bad), "{bad}");
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::net::disk::{Disk, is_full};
+use intergrid_proto::net::http_authority;
 use intergrid_proto::net::identity::{CertRole, Identity};
 use intergrid_proto::{Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
@@ -23,7 +24,7 @@ use crate::fetch::Fetcher;
 use crate::join::renew;
 use crate::limits::*;
 use crate::machine::{self, Capacity};
-use crate::notice::{authority, watch};
+use crate::notice::watch;
 use crate::plan::GPU_VARIABLES;
 use crate::shell::{Options, Shell, Sources};
 use crate::spool::Spool;
@@ -124,7 +125,7 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     let desk = Arc::new(SharedDesk::new(desk));
     let _ = way.set(Arc::downgrade(&desk));
     let (alone, notice) = (Alone::new(config.alone_max), Arc::default());
-    if let Some(at) = config.notices.as_deref().and_then(authority) {
+    if let Some(at) = config.notices.as_deref().and_then(http_authority) {
         let shared = desk.clone();
         tokio::spawn(watch(at, Arc::clone(&notice), move || {
             shared.lock().tick_at = Instant::now();

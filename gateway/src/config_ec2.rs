@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_proto::Refusal;
+use intergrid_proto::net::http_authority;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -42,6 +43,8 @@ pub struct Ec2Config {
     pub instance_profile: Option<String>,
     /// More tags of machines and their disks.
     pub tags: BTreeMap<String, String>,
+    /// Where a machine is told that it is taken back, as `http://host[:port]`; absent: where EC2 has it.
+    pub notices: Option<String>,
     /// Where machines get `grid-agent`; absent: it is in the image.
     pub agent: Option<AgentProgram>,
     /// Types without `slots` and `memory`: EC2 is asked for them at start, and before that they are 1 in the catalogue.
@@ -53,7 +56,7 @@ impl Ec2Config {
     pub(super) fn fixed(&self, new: &Ec2Config) -> impl Iterator<Item = &'static str> {
         // A subnet is a part of an offer, and a type that is measured is one.
         let Ec2Config { region, endpoint_url, gateway, ami, launch_template, subnets: _, .. } = self;
-        let Ec2Config { security_groups, key_name, instance_profile, tags, agent, measure: _, .. } = self;
+        let Ec2Config { security_groups, key_name, instance_profile, tags, notices, agent, measure: _, .. } = self;
         [
             ("region", *region == new.region),
             ("endpoint_url", *endpoint_url == new.endpoint_url),
@@ -64,6 +67,7 @@ impl Ec2Config {
             ("key_name", *key_name == new.key_name),
             ("instance_profile", *instance_profile == new.instance_profile),
             ("tags", *tags == new.tags),
+            ("notices", *notices == new.notices),
             ("agent", *agent == new.agent),
         ]
         .into_iter()
@@ -110,6 +114,7 @@ pub(super) struct Section {
     tags: BTreeMap<Spanned<String>, String>,
     #[serde(default)]
     market: Market,
+    notices: Option<Spanned<String>>,
     agent: Option<Spanned<AgentProgram>>,
 }
 
@@ -145,6 +150,12 @@ pub(super) fn read(section: &Spanned<Section>, currency: &str, source: &Source) 
     }
     if let Some(url) = s.endpoint_url.as_ref().filter(|url| !is_url(url.get_ref())) {
         return Err(wrong(url.span(), format!("endpoint_url: {:?} is none; write https://host:port", url.get_ref())));
+    }
+    if let Some(url) = s.notices.as_ref().filter(|url| http_authority(url.get_ref()).is_none()) {
+        return Err(wrong(
+            url.span(),
+            format!("notices: {:?} is not the address of a service; write http://host or http://host:port", url.get_ref()),
+        ));
     }
     if s.ami.is_none() && s.launch_template.is_none() {
         return Err(wrong(section.span(), "has neither `ami` nor `launch_template`: say from what machines are made".into()));
@@ -186,6 +197,7 @@ pub(super) fn read(section: &Spanned<Section>, currency: &str, source: &Source) 
         key_name: text("key_name", &s.key_name)?,
         instance_profile: text("instance_profile", &s.instance_profile)?,
         tags: s.tags.iter().map(|(key, value)| (key.get_ref().clone(), value.clone())).collect(),
+        notices: s.notices.as_ref().map(|url| url.get_ref().clone()),
         agent: s.agent.as_ref().map(|agent| agent.get_ref().clone()),
         measure: BTreeSet::new(),
     })

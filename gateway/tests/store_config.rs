@@ -200,6 +200,7 @@ ami = "ami-0123456789abcdef0"
 subnets = ["subnet-0aa", "subnet-0bb"]
 security_groups = ["sg-0cc"]
 market = "spot"
+notices = "http://10.0.0.1:8080"
 tags = { project = "x" }
 agent = { url = "https://example.org/grid-agent", sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
 
@@ -223,7 +224,7 @@ fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
     let cloud = GatewayConfig::load(&path).unwrap().cloud.unwrap();
     let CloudProvider::Ec2(ec2) = cloud.provider else { panic!("{:?}", cloud.provider) };
     assert_eq!(("eu-central-1", "grid.example.org:7411", None), (ec2.region.as_str(), ec2.gateway.as_str(), ec2.launch_template.as_deref()));
-    assert_eq!(vec!["m5.large"], ec2.measure.iter().collect::<Vec<_>>());
+    assert_eq!((vec!["m5.large"], Some("http://10.0.0.1:8080")), (ec2.measure.iter().map(String::as_str).collect(), ec2.notices.as_deref()));
     let offers: Vec<String> = cloud.catalogue.offers.iter().map(|o| o.key.to_string()).collect();
     let of = |kind: &str| ["aa", "bb"].map(|subnet| format!("{kind} in subnet-0{subnet} (spot)"));
     assert_eq!([of("m5.large"), of("m5.xlarge")].concat(), offers, "each subnet is an offer");
@@ -241,6 +242,8 @@ fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
         ("grid.example.org:7411", "$(reboot):7411", "22:11: \"$(reboot):7411\" is not host:port"),
         ("\"spot\"", "\"auction\"", "unknown variant `auction`"),
         ("\"USD\"", "\"EUR\"", "bids are in USD"),
+        ("http://10.0.0.1:8080", "10.0.0.1:8080", "notices: \"10.0.0.1:8080\" is not the address of a service"),
+        ("http://10.0.0.1:8080", "http://$(reboot)", "notices: \"http://$(reboot)\" is not the address"),
         ("project = \"x\"", "\"intergrid:number\" = \"1\"", "tags: \"intergrid:number\""),
         ("https://example.org", "s3://example.org", "is not a URL"),
         ("https://example.org", "https://example.org/'; reboot; '", "is not a URL"),

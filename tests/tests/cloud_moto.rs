@@ -33,7 +33,7 @@ struct World {
 }
 
 impl World {
-    /// `burst` rents machines of one slot; `agent` says where these get their agent, and is empty where it is in the image.
+    /// `burst` rents machines of one slot; `agent` says where these get their agent, and is empty where it is in the image. There `URL` is the proxy.
     fn new(environment: &[(&str, &str)], cloud: &str, agent: &str) -> World {
         let moto = Arc::new(Moto::start());
         let proxy = Proxy::to(&moto);
@@ -42,7 +42,7 @@ impl World {
         let at = format!("127.0.0.1:{}", intergrid_tests::slurm::ports(1)[0]);
         tree.listen("burst", &at);
         proxy.serve_file(binary("grid-agent"));
-        let agent = agent.replace("URL", &format!("{}/file", proxy.url()));
+        let agent = agent.replace("URL", &proxy.url());
         let config = format!(
             "\n[cloud]\nprovider = \"ec2\"\nidle = \"2s\"\ncurrency = \"USD\"\n{cloud}\n[cloud.ec2]\nregion = \"us-east-1\"\nendpoint_url = \"{}\"\ngateway = \"{at}\"\nami = \"{}\"\n{agent}\n\
              [[cloud.type]]\nname = \"t3.small\"\nslots = 1\nmemory = \"64M\"\nprice = \"{PRICE}\"\nbilling = \"second\"\n",
@@ -85,7 +85,7 @@ fn sha256(file: &std::path::Path) -> String {
 
 #[test]
 fn moto_machines_come_join_work_and_go() {
-    let agent = format!("agent = {{ url = \"URL\", sha256 = \"{}\" }}", sha256(&binary("grid-agent")));
+    let agent = format!("agent = {{ url = \"URL/file\", sha256 = \"{}\" }}", sha256(&binary("grid-agent")));
     let w = World::new(&CREDENTIALS, "slots_max = 2\nbudget = { hour = \"1\" }", &agent);
     w.user.until_slots(2, PATIENCE);
     assert!(w.moto.instances().is_empty(), "offered, and not there");
@@ -114,7 +114,7 @@ fn moto_machines_come_join_work_and_go() {
 
 #[test]
 fn moto_a_machine_that_is_not_as_it_should_be_switches_itself_off() {
-    let agent = format!("agent = {{ url = \"URL\", sha256 = \"{}\" }}", "0".repeat(64));
+    let agent = format!("agent = {{ url = \"URL/file\", sha256 = \"{}\" }}", "0".repeat(64));
     let w = World::new(&CREDENTIALS, "slots_max = 1\nbudget = { hour = \"1\" }", &agent);
     w.user.until_slots(1, PATIENCE);
     let job = w.submit(1, "0");
@@ -126,6 +126,49 @@ fn moto_a_machine_that_is_not_as_it_should_be_switches_itself_off() {
         }
     });
     w.user.run(&["cancel", &job]).well();
+    w.until_none();
+}
+
+/// A notice as EC2 gives it.
+const NOTICE: &str = "{\"action\": \"terminate\", \"time\": \"2026-11-21T08:22:00Z\"}";
+/// The same, as it is passed on.
+const WORD: &str = "the provider takes this machine back: terminate at 2026-11-21T08:22:00Z";
+
+#[test]
+fn moto_a_spot_machine_that_is_taken_back_says_so_and_its_task_runs_elsewhere() {
+    // Cheaper, and too small for the task.
+    let nano = "[[cloud.type]]\nname = \"t3.nano\"\nslots = 1\nmemory = \"16M\"\nprice = \"0.01\"\nbilling = \"second\"\n";
+    let w = World::new(&CREDENTIALS, "slots_max = 2\nbudget = { hour = \"1\" }", &format!("market = \"spot\"\nnotices = \"URL\"\n{nano}"));
+    w.user.until_slots(2, PATIENCE);
+    let starts = || fs::read_to_string(w.tree.path("dir").join("starts")).unwrap_or_default().lines().count();
+    // Its first start ends with its machine only.
+    let env = format!("DIR={}", w.tree.path("dir").display());
+    let script = "echo \"$GRID_ATTEMPT\" >> \"$DIR/starts\"; [ \"$(wc -l < \"$DIR/starts\")\" -gt 1 ] || exec sleep 600";
+    let job = w.user.submit(&["--yes", "--mem", "48M", "-t", "30m", "--env", &env, "--", "/bin/sh", "-c", script]);
+    until("it runs", PATIENCE, || match starts() {
+        1 => Ok(()),
+        n => Err(format!("{n} starts; {:?}\n{:?}", w.user.run(&["explain", &job]), w.machines.logs())),
+    });
+    let first = w.moto.running();
+    assert_eq!(1, first.len());
+    w.proxy.notice(Some(NOTICE));
+    until("it is said why nothing more is begun there", PATIENCE, || {
+        let (host, machine) = (w.user.json(&["hosts"])["below"][0].clone(), w.user.json(&["machines"])["machines"][0].clone());
+        let is_told = host["draining"]["text"] == WORD && machine["state"] == format!("takes no new work: {WORD}");
+        if is_told { Ok(()) } else { Err(format!("{host}\n{machine}")) }
+    });
+    w.user.until_phase(&job, "running", 1);
+    assert_eq!((1, first.clone()), (starts(), w.moto.running()), "what runs has its two minutes");
+    // Then EC2 ends it, whatever runs; nobody says this to the next one.
+    w.proxy.notice(None);
+    w.moto.ask("TerminateInstances", &[("InstanceId.1", &first[0])]);
+    w.done(&job);
+    assert_eq!(2, starts());
+    let types: Vec<String> = w.proxy.launched().into_iter().map(|l| l.fields["InstanceType"].clone()).collect();
+    assert_eq!(vec!["t3.small"; 2], types, "it asks for what it asked for before");
+    let attempts = w.user.json_lines(&["history", &job]);
+    let lost: Vec<_> = attempts.iter().filter(|a| a["lost"] == true).collect();
+    assert!(lost.len() == 1 && lost[0]["reason"]["text"].as_str().is_some_and(|text| text.contains(WORD)), "{attempts:?}");
     w.until_none();
 }
 

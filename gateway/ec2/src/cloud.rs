@@ -130,6 +130,7 @@ impl Inner {
             gpus: what.kind.gpus,
             token,
             alone_ms: p.alone_ms,
+            notices: p.config.notices.as_deref(),
             agent: p.config.agent.as_ref(),
         };
         let data = user_data(&told);

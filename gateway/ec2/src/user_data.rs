@@ -27,6 +27,8 @@ pub struct Told<'a> {
     pub token: &'a str,
     /// Without its gateway and without work, it ends after so long.
     pub alone_ms: u64,
+    /// Where it is told that it is taken back; absent: where EC2 has it.
+    pub notices: Option<&'a str>,
     /// Where it gets its agent; absent: it has one.
     pub agent: Option<&'a AgentProgram>,
 }
@@ -104,8 +106,12 @@ pub fn user_data(told: &Told<'_>) -> String {
     let (mib, alone_s) = ((told.memory_bytes >> 20).max(1), (told.alone_ms / 1_000).max(1));
     let config = format!(
         "name = \"{}\"\ngateway = \"{}\"\nidentity = \"$lib/identity\"\nstate = \"$lib/state\"\ntoken = \"$etc/token.pem\"\nslots = {}\nmemory = \"{mib}M\"\ngpus = {}\n\
-         alone_max = \"{alone_s}s\"\non_alone = [\"$root/sbin/poweroff\"]\nnotices = \"{METADATA}\"\n",
-        told.label, told.gateway, told.slots, told.gpus
+         alone_max = \"{alone_s}s\"\non_alone = [\"$root/sbin/poweroff\"]\nnotices = \"{}\"\n",
+        told.label,
+        told.gateway,
+        told.slots,
+        told.gpus,
+        told.notices.unwrap_or(METADATA)
     );
     let token = told.token.trim_end();
     let files = format!(
@@ -130,6 +136,7 @@ mod tests {
             gpus: 1,
             token: "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n",
             alone_ms: 900_000,
+            notices: None,
             agent: Some(&agent),
         };
         let script = user_data(&told());
@@ -146,6 +153,8 @@ mod tests {
             assert!(script.lines().any(|l| l == line), "{line}:\n{script}");
         }
         assert!(script.starts_with("#!/bin/sh\n") && script.contains("fetch 'https://example.org/grid-agent'"));
+        let elsewhere = user_data(&Told { notices: Some("http://10.0.0.1:8080"), ..told() });
+        assert!(elsewhere.contains("\nnotices = \"http://10.0.0.1:8080\"\n") && !elsewhere.contains(METADATA));
         assert!(user_data(&Told { agent: None, ..told() }).contains("command -v grid-agent"));
     }
 }

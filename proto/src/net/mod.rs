@@ -28,3 +28,25 @@ pub const SITE_NAME: &str = "site.intergrid.internal";
 pub const ALPN_CALL: &[u8] = b"h2";
 /// ALPN of a connection whose dialler serves: a child that dials its parent.
 pub const ALPN_SERVE: &[u8] = b"intergrid-serve/1";
+
+/// `host:port` of a service that is written as `http://host[:port]`: the only one that is asked without TLS is a machine's own metadata service.
+pub fn http_authority(url: &str) -> Option<String> {
+    let host = url.strip_prefix("http://")?.trim_end_matches('/');
+    let (name, port) = host.rsplit_once(':').unwrap_or((host, "80"));
+    let good = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '[' | ']' | ':'));
+    (good && port.parse::<u16>().is_ok()).then(|| format!("{name}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_plain_http() {
+        assert_eq!(Some("169.254.169.254:80".into()), http_authority("http://169.254.169.254"));
+        assert_eq!(Some("127.0.0.1:8080".into()), http_authority("http://127.0.0.1:8080/"));
+        for bad in ["", "https://x", "http://", "http://a b", "http://a:99999", "http://a/b", "x:80"] {
+            assert_eq!(None, http_authority(bad), "{bad}");
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! What stands between a gateway and moto: EC2's idempotency, which moto has not, and what goes wrong on the way. It counts what is launched.
+//! What stands between a gateway and moto: EC2's idempotency, which moto has not, and what goes wrong on the way. It counts what is launched. For machines it is
+//! where their agent can be had, and their metadata service (IMDSv2), one for all.
 //!
 //! Idempotency as EC2 has it: the same token with the same parameters gives the same answer; with others it is refused; of a machine that is gone it says so.
 
@@ -10,6 +11,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::http::{Answer, Call, all, call, first, form};
+
+/// Nothing is told to a machine without it.
+const SESSION: &str = "a-session-of-the-test";
 
 /// What goes wrong with a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +56,7 @@ struct State {
     hide_looks: u32,
     page_max: Option<usize>,
     file: Option<PathBuf>,
+    notice: Option<String>,
 }
 
 /// A proxy in front of moto.
@@ -119,6 +124,11 @@ impl Proxy {
         self.with(|s| s.file = Some(path));
     }
 
+    /// Machines are told this when they ask whether they are taken back; None: they are not.
+    pub fn notice(&self, notice: Option<&str>) {
+        self.with(|s| s.notice = notice.map(str::to_string));
+    }
+
     /// Launches that were done.
     pub fn launched(&self) -> Vec<Launched> {
         self.with(|s| s.past.iter().chain(s.launched.values()).cloned().collect())
@@ -135,10 +145,9 @@ impl Proxy {
 
     fn serve(&self, mut stream: TcpStream) {
         let Some(got) = Call::read(&stream) else { return };
-        if got.method == "GET" {
-            let file = self.with(|s| s.file.clone()).filter(|_| got.path == "/file");
-            let body = file.and_then(|path| std::fs::read(path).ok());
-            _ = Answer { status: if body.is_some() { 200 } else { 404 }, body: body.unwrap_or_default() }.write(&mut stream);
+        if got.method != "POST" {
+            let (status, body) = self.told(&got).map_or_else(|status| (status, Vec::new()), |body| (200, body));
+            _ = Answer { status, body }.write(&mut stream);
             return;
         }
         let action = got.field("Action").unwrap_or_default();
@@ -171,6 +180,20 @@ impl Proxy {
         };
         if let Some(answer) = answer {
             _ = answer.write(&mut stream);
+        }
+    }
+
+    /// What a machine is told; else the status that says why not.
+    fn told(&self, got: &Call) -> Result<Vec<u8>, u16> {
+        let header = |name: &str| got.headers.get(name).map(String::as_str);
+        match (got.method.as_str(), got.path.as_str()) {
+            ("GET", "/file") => self.with(|s| s.file.clone()).and_then(|path| std::fs::read(path).ok()).ok_or(404),
+            ("PUT", "/latest/api/token") if header("x-aws-ec2-metadata-token-ttl-seconds").is_some() => Ok(SESSION.into()),
+            ("GET", "/latest/meta-data/spot/instance-action") if header("x-aws-ec2-metadata-token") == Some(SESSION) => {
+                self.with(|s| s.notice.clone()).map(String::into_bytes).ok_or(404)
+            }
+            ("GET", "/latest/meta-data/spot/instance-action") => Err(401),
+            _ => Err(404),
         }
     }
 
