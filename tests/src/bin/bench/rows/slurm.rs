@@ -9,7 +9,7 @@ use intergrid_proto::JobSpec;
 use intergrid_tests::slurm::{ACCOUNTS, Slurm, ended};
 
 use super::rate::stream;
-use super::{runtime, to_the_end};
+use super::{burst, runtime, to_the_end};
 use crate::record::{Record, Result, SLURM};
 use crate::tree::{Plan, Tree, until};
 use crate::{Bench, ours};
@@ -143,7 +143,7 @@ fn theirs(what: &str, n: u64, repetition: u32) -> Record {
 
 /// S1.
 pub fn submissions(b: &mut Bench) -> Result<()> {
-    let ((arrays, repetitions), tasks, jobs) = (b.pick((5, 3), (1, 1)), b.pick(300, 32), b.pick(200, 16));
+    let ((arrays, repetitions), tasks, jobs) = (b.pick((5, 3), (1, 1)), b.pick(1_000, 32), b.pick(200, 16));
     let site = Site::start(b)?;
     let (mut samples, mut failures) = (Vec::new(), 0);
     for _ in 0..arrays {
@@ -154,9 +154,7 @@ pub fn submissions(b: &mut Bench) -> Result<()> {
     b.keep_samples(ours("array of 1,000: the client's exec to the last answer of sbatch", 0, 0, 0), samples, failures);
     for r in 0..repetitions {
         b.keep_rate(theirs(TRUE, tasks, r), site.directly(tasks)?, 0, 0.0);
-        let root = site.tree.root();
-        let (seconds, well) = to_the_end(site.tree.verb(&root, &["submit", "-n", &tasks.to_string(), "--wait", "--", "/bin/true"])?)?;
-        b.keep_rate(ours(TRUE, tasks, 0, r), seconds, u64::from(!well), 0.0);
+        b.keep_burst(ours(TRUE, tasks, 0, r), burst(&site.tree, tasks)?, 0.0);
         site.until_empty()?;
     }
     let runtime = runtime()?;
