@@ -6,12 +6,19 @@ use super::Core;
 use super::limits::*;
 use super::state::QueueKey;
 
+/// Does it come from a limit, of a user perhaps, somewhere below?
+fn is_of_a_limit(reason: &Reason) -> bool {
+    reason.kind == ReasonKind::OverLimit || reason.because.iter().any(is_of_a_limit)
+}
+
 impl Core {
     /// Leave a share alone for a while: for everybody where it has no room, else for those whom it does not take.
     pub(super) fn back_off(&mut self, child: SiteId, share: std::sync::Arc<str>, queue: QueueKey, reason: &Reason, asked: bool) {
         let now = self.now.mono_ms;
         let (least, most, whose) = match reason.kind {
             ReasonKind::AskedBack if asked => return,
+            // There is room, and these may not have it now: others may, and it is not to be held for these again and again.
+            ReasonKind::OverCredit if is_of_a_limit(reason) => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue),
             ReasonKind::OverCredit | ReasonKind::StillStopping | ReasonKind::Draining => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
             // It will not change its mind soon.
             ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),

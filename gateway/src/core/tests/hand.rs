@@ -135,6 +135,28 @@ fn a_refusal_of_one_user_keeps_nobody_else_away() {
     assert!(w.now.mono_ms - since >= 5_000);
 }
 
+/// Its limit is reached somewhere below: what it leaves free is for others, who are not to wait until those who came first have had enough.
+#[test]
+fn a_limit_of_one_user_keeps_nobody_else_away() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let mut g = Hand::attach(&mut w, root);
+    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+    w.submit_as(root, "bob", "k", spec.clone(), 1);
+    let of_bob = g.place(&mut w);
+    let limit =
+        Reason::new(ReasonKind::BackOff, "batch gave work back").because(vec![Reason::new(ReasonKind::OverLimit, "2 slots of one principal")]);
+    let why = Reason::new(ReasonKind::AllBusy, "every share that fits is full").because(vec![limit]);
+    let back = Reason::new(ReasonKind::OverCredit, "could not be started here in time").because(vec![why]);
+    g.says(&mut w, &of_bob, EventKind::Returned(back));
+    w.submit_as(root, "ann", "k", spec, 1);
+    let since = w.now.mono_ms;
+    assert_eq!("ann", g.place(&mut w).origin.principal);
+    assert_eq!(since, w.now.mono_ms, "at once");
+    assert_eq!("bob", g.place(&mut w).origin.principal, "and he soon, should something have ended");
+    assert!(w.now.mono_ms - since <= 1_000);
+}
+
 /// A full state names every end again: what is known already must not be counted a second time, here or above.
 #[test]
 fn a_full_state_adds_nothing_to_history_that_is_there() {
