@@ -181,7 +181,6 @@ fn share(s: &pb::Share) -> Value {
         "machine_gpus": s.machine_gpus,
         "gpus_total": s.gpus_total,
         "nodes_max": s.nodes_max.max(1),
-        "bound": s.bound,
         "architecture": s.architecture,
         "slots_total": s.slots_total,
         "slots_free": s.slots_free,

@@ -70,7 +70,8 @@ pub(super) enum UntilDropped {
 
 impl Io {
     pub(super) fn new(tls: TlsStream<TcpStream>, peer: Peer, until_dropped: UntilDropped) -> Self {
-        peer.heard.now();
+        // Of this connection, whoever has seen the peer's certificate before.
+        let peer = Peer { heard: Heard::default(), ..peer };
         Io { tls, peer, _until_dropped: until_dropped }
     }
 

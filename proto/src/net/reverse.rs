@@ -18,7 +18,7 @@ use tokio_stream::Stream;
 use super::ALPN_SERVE;
 use super::client::{dial, refused};
 use super::identity::{Identity, Role};
-use super::io::{Heard, Io, UntilDropped};
+use super::io::{Io, UntilDropped};
 use super::trust::{Peer, Trust};
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::limits;
@@ -42,7 +42,7 @@ pub async fn dial_parent(endpoint: &str, identity: &Identity, parent_ca_pem: &[u
     })?;
     let first = timeout_at(deadline, dialled.tls.fill_buf()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     match first.map(|bytes| bytes.is_empty()) {
-        Ok(false) => Ok(Io::new(dialled.tls.into(), Peer { addr: Some(dialled.addr), heard: Heard::default(), ..peer }, UntilDropped::Nothing)),
+        Ok(false) => Ok(Io::new(dialled.tls.into(), Peer { addr: Some(dialled.addr), ..peer }, UntilDropped::Nothing)),
         Ok(true) => Err(refused(endpoint, identity, &io::ErrorKind::UnexpectedEof.into())),
         Err(e) => Err(refused(endpoint, identity, &e)),
     }

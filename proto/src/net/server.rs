@@ -28,7 +28,7 @@ use tokio_stream::Stream;
 
 use super::ALPN_SERVE;
 use super::identity::{CertRole, Identity, Role};
-use super::io::{Heard, Io, UntilDropped};
+use super::io::{Io, UntilDropped};
 use super::reverse::ReverseConn;
 use super::tls;
 use super::trust::{Denied, Peer, Trust};
@@ -239,7 +239,7 @@ impl Door {
         });
         let (error, tcp) = match result.await {
             Ok(Ok(Ok(tls))) => match seen.seen.get() {
-                Some(Ok(peer)) => return Ok((tls, Peer { addr: Some(addr), heard: Heard::default(), ..peer.clone() })),
+                Some(Ok(peer)) => return Ok((tls, Peer { addr: Some(addr), ..peer.clone() })),
                 _ => (io::Error::other("its certificate was not asked for"), None),
             },
             Ok(Ok(Err((error, tcp)))) => (error, Some(tcp)),

@@ -117,44 +117,30 @@ fn placements_that_come_back_together_make_one_pause() {
     assert_eq!(50, w.now.mono_ms - since);
 }
 
-/// Work of one shape waits together; that one user is refused there must not keep the others away.
+/// Work of one shape waits together. That one user is refused there must not keep the others away; nor that his limit is reached somewhere below: what it
+/// leaves free is for others, who are not to wait until those who came first have had enough.
 #[test]
-fn a_refusal_of_one_user_keeps_nobody_else_away() {
-    let mut w = World::new();
-    let root = w.site("root");
-    let mut g = Hand::attach(&mut w, root);
-    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
-    w.submit_as(root, "bob", "k", spec.clone(), 1);
-    let of_bob = g.place(&mut w);
-    g.says(&mut w, &of_bob, returned(ReasonKind::NotAuthorised));
-    w.submit_as(root, "ann", "k", spec, 1);
-    let since = w.now.mono_ms;
-    assert_eq!("ann", g.place(&mut w).origin.principal);
-    assert_eq!(since, w.now.mono_ms, "at once");
-    assert_eq!("bob", g.place(&mut w).origin.principal, "he is tried again later");
-    assert!(w.now.mono_ms - since >= 5_000);
-}
-
-/// Its limit is reached somewhere below: what it leaves free is for others, who are not to wait until those who came first have had enough.
-#[test]
-fn a_limit_of_one_user_keeps_nobody_else_away() {
-    let mut w = World::new();
-    let root = w.site("root");
-    let mut g = Hand::attach(&mut w, root);
-    let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
-    w.submit_as(root, "bob", "k", spec.clone(), 1);
-    let of_bob = g.place(&mut w);
+fn a_refusal_or_a_limit_of_one_user_keeps_nobody_else_away() {
     let limit =
         Reason::new(ReasonKind::BackOff, "batch gave work back").because(vec![Reason::new(ReasonKind::OverLimit, "2 slots of one principal")]);
     let why = Reason::new(ReasonKind::AllBusy, "every share that fits is full").because(vec![limit]);
-    let back = Reason::new(ReasonKind::OverCredit, "could not be started here in time").because(vec![why]);
-    g.says(&mut w, &of_bob, EventKind::Returned(back));
-    w.submit_as(root, "ann", "k", spec, 1);
-    let since = w.now.mono_ms;
-    assert_eq!("ann", g.place(&mut w).origin.principal);
-    assert_eq!(since, w.now.mono_ms, "at once");
-    assert_eq!("bob", g.place(&mut w).origin.principal, "and he soon, should something have ended");
-    assert!(w.now.mono_ms - since <= 1_000);
+    let limit = EventKind::Returned(Reason::new(ReasonKind::OverCredit, "could not be started here in time").because(vec![why]));
+    // A limit lasts until something there has ended.
+    for (back, again_ms) in [(returned(ReasonKind::NotAuthorised), 5_000..=u64::MAX), (limit, 1..=1_000)] {
+        let mut w = World::new();
+        let root = w.site("root");
+        let mut g = Hand::attach(&mut w, root);
+        let spec = Arc::new(Spec { bytes: JobSpec::new(["true"]).encode(), parsed: JobSpec::new(["true"]) });
+        w.submit_as(root, "bob", "k", spec.clone(), 1);
+        let of_bob = g.place(&mut w);
+        g.says(&mut w, &of_bob, back);
+        w.submit_as(root, "ann", "k", spec, 1);
+        let since = w.now.mono_ms;
+        assert_eq!("ann", g.place(&mut w).origin.principal);
+        assert_eq!(since, w.now.mono_ms, "at once");
+        assert_eq!("bob", g.place(&mut w).origin.principal, "he is tried again later");
+        assert!(again_ms.contains(&(w.now.mono_ms - since)), "{}", w.now.mono_ms - since);
+    }
 }
 
 /// A full state names every end again: what is known already must not be counted a second time, here or above.
