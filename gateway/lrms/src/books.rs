@@ -27,10 +27,8 @@ pub struct Intent {
     pub account: Option<String>,
     /// For whom.
     pub principal: String,
-    /// The gateway's placement.
-    pub number: u64,
-    /// Its tasks, by position.
-    pub tasks: Vec<u32>,
+    /// Its tasks, by position: of one placement of the gateway, or of several.
+    pub tasks: Vec<Key>,
     /// Slots of each.
     pub slots: u32,
 }
@@ -162,12 +160,21 @@ pub struct Books {
 
 impl Books {
     /// A submission is going to be made.
-    pub fn add(&mut self, intent: Intent, step: Step, now: u64) {
-        let tasks: BTreeMap<u32, Watch> = (1..).zip(&intent.tasks).map(|(position, _)| (position, Watch::default())).collect();
-        for (position, index) in (1..).zip(&intent.tasks) {
-            self.places.insert((intent.queue.clone(), (intent.number, *index)), (intent.tag.clone(), position));
+    pub fn add(&mut self, mut intent: Intent, step: Step, now: u64) {
+        let (tag, keys) = (intent.tag.clone(), std::mem::take(&mut intent.tasks));
+        let fresh = step == Step::Sending;
+        self.subs.insert(tag.clone(), Sub { intent, step, sent_ms: now, fresh, ids: Vec::new(), doubt: None, tasks: BTreeMap::new() });
+        self.join(&tag, keys);
+    }
+
+    /// More tasks go with it: before anything is done for it.
+    pub fn join(&mut self, tag: &str, keys: impl IntoIterator<Item = Key>) {
+        let Some(sub) = self.subs.get_mut(tag) else { return };
+        for (position, key) in (sub.intent.tasks.len() as u32 + 1..).zip(keys) {
+            sub.intent.tasks.push(key);
+            sub.tasks.insert(position, Watch::default());
+            self.places.insert((sub.intent.queue.clone(), key), (tag.to_string(), position));
         }
-        self.subs.insert(intent.tag.clone(), Sub { intent, step, sent_ms: now, fresh: step == Step::Sending, ids: Vec::new(), doubt: None, tasks });
     }
 
     /// Is anything open?
@@ -202,13 +209,18 @@ impl Books {
 
     /// Which task that is.
     pub fn key(&self, (tag, position): &Place) -> Option<Key> {
-        let intent = &self.subs.get(tag)?.intent;
-        Some((intent.number, *intent.tasks.get(*position as usize - 1)?))
+        self.subs.get(tag)?.intent.tasks.get(*position as usize - 1).copied()
     }
 
     /// What is known of a task that is not over.
     pub fn watch(&mut self, (tag, position): &Place) -> Option<&mut Watch> {
         self.subs.get_mut(tag)?.tasks.get_mut(position).filter(|w| !w.over)
+    }
+
+    /// Those of so many positions that are not wanted in the LRMS: over, taken back, to be stopped, or nothing is left of them.
+    pub fn unwanted(&self, tag: &str, positions: u32) -> Vec<u32> {
+        let is_wanted = |position: &u32| self.subs.get(tag).and_then(|s| s.tasks.get(position)).is_some_and(|w| !w.over && !w.stopped);
+        (1..=positions).filter(|position| !is_wanted(position)).collect()
     }
 
     /// The LRMS has it, as this job.

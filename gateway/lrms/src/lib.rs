@@ -7,6 +7,7 @@
 //! system first; a task ends only on evidence (its exit record, the LRMS's record, or a claim that we hold ourselves); what is not in the queue is unknown.
 
 pub mod accounts;
+pub mod batches;
 pub mod books;
 pub mod child;
 pub mod command;

@@ -6,8 +6,12 @@ pub const COMMAND_TIMEOUT_MS: u64 = 30_000;
 pub const COMMAND_OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Of a command's complaint, in a reason.
 pub const COMPLAINT_CHARS_MAX: usize = 300;
-/// Tasks of one submission. Slurm's `MaxArraySize` may make it less.
+/// Tasks of one submission, of one job or of several that go down together. Slurm's `MaxArraySize` may make it less.
 pub const SUBMISSION_TASKS_MAX: usize = 1_000;
+/// Words of a submission's tasks that a hand is given at a time, and files for them: those of one job are never divided.
+pub const WORDS_BYTES_MAX: usize = 4 << 20;
+/// See [`WORDS_BYTES_MAX`].
+pub const WORDS_FILES_MAX: usize = 200;
 /// A test task of an examination has run by then.
 pub const DOCTOR_TASK_MS: u64 = 120_000;
 /// Its pause between two looks.
@@ -22,8 +26,10 @@ pub const HAND_FRAME_BYTES_MAX: usize = 64 << 20;
 pub const RECORD_BYTES_MAX: u64 = 4_096;
 /// stdout and stderr of a task: what is longer is cut, and says so.
 pub const STREAM_BYTES_MAX: u64 = intergrid_agent::limits::STREAM_BYTES_MAX;
-/// Submissions that are under way at once.
+/// Submissions that are under way at once; one of a kind, but for those that are full.
 pub const SUBMISSIONS_AT_ONCE_MAX: usize = 8;
+/// Where the LRMS had no room for several jobs together, each goes by itself for so long.
+pub const CROWDED_MS: u64 = 60_000;
 /// Claims and exit records are looked for this often while anything is open.
 pub const LOOK_INTERVAL_MS: u64 = 250;
 /// The LRMS is asked for all tasks of ours this often while anything is open: never more than one query a second.

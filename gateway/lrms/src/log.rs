@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use intergrid_gateway::durable::{sync_dir, write_atomic};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::books::Intent;
 use crate::lrms::LrmsId;
@@ -25,7 +26,7 @@ pub enum Note {
 }
 
 /// The format that is written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What was not over: intents, and the jobs they became.
 pub type Open = Vec<(Intent, Vec<LrmsId>)>;
@@ -49,8 +50,9 @@ impl Log {
         let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         for (n, line) in whole.lines().enumerate() {
             let bad = |why: String| io::Error::other(format!("{}:{}: {why}; use the version that wrote it, or mend the disk", path.display(), n + 1));
-            match serde_json::from_str(line).map_err(|e| bad(e.to_string()))? {
-                Note::Version(VERSION) => {}
+            let value = serde_json::from_str(line).map_err(|e| bad(e.to_string()))?;
+            match serde_json::from_value(of_format_1(value)).map_err(|e| bad(e.to_string()))? {
+                Note::Version(1 | VERSION) => {}
                 Note::Version(other) => return Err(bad(format!("format {other}, this version knows {VERSION}"))),
                 Note::Begun(intent) => open.push((intent, Vec::new())),
                 Note::Sent(tag, id) => open.iter_mut().filter(|(i, _)| i.tag == tag).for_each(|(_, ids)| ids.push(LrmsId(id))),
@@ -82,6 +84,17 @@ impl Log {
     }
 }
 
+/// In format 1 all tasks of a submission are of one placement, whose number stands beside their indices.
+fn of_format_1(mut line: Value) -> Value {
+    if let Some(begun) = line.get_mut("begun")
+        && let Some(number) = begun.get("number").and_then(Value::as_u64)
+        && let Some(tasks) = begun.get_mut("tasks").and_then(Value::as_array_mut)
+    {
+        tasks.iter_mut().for_each(|index| *index = json!([number, index.take()]));
+    }
+    line
+}
+
 fn line(note: &Note) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(note)?;
     bytes.push(b'\n');
@@ -97,7 +110,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("submissions");
         let intent =
-            |tag: &str| Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), number: 7, tasks: vec![1, 5], slots: 1 };
+            |tag: &str| Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), tasks: vec![(7, 1), (8, 5)], slots: 1 };
         let (mut log, open) = Log::open(&path).unwrap();
         assert!(open.is_empty());
         log.begin(intent("a")).unwrap();
@@ -109,6 +122,12 @@ mod tests {
             let mut file = OpenOptions::new().append(true).open(&path).unwrap();
             file.write_all(b"{\"begun\":{\"tag\":\"c").unwrap();
         }
+        let old = r#"{"begun":{"tag":"o","queue":"q","account":null,"principal":"p","number":7,"tasks":[1,5],"slots":1}}"#;
+        std::fs::write(&path, format!("{{\"version\":1}}\n{old}\n{{\"sent\":[\"o\",3]}}\n")).unwrap();
+        for _ in 0..2 {
+            assert_eq!(vec![(Intent { tasks: vec![(7, 1), (7, 5)], ..intent("o") }, vec![LrmsId(3)])], Log::open(&path).unwrap().1);
+        }
+        assert!(std::fs::read_to_string(&path).unwrap().starts_with("{\"version\":2}\n"), "an older program must not read it");
         std::fs::write(&path, "{\"version\":9}\n").unwrap();
         assert!(Log::open(&path).unwrap_err().to_string().contains("format 9"));
     }

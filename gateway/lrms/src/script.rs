@@ -1,9 +1,12 @@
 //! What goes down with a submission: the wrapper script, and the files from which it takes a task's words. No word of a user is ever part of a script.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use intergrid_agent::plan::{GPU_VARIABLES, PATH_DEFAULT, Plan, Task};
 use intergrid_proto::Exit;
+
+use crate::batches::{Part, Request};
 
 /// The wrapper, without its first lines.
 const WRAPPER: &str = include_str!("wrapper.sh");
@@ -22,26 +25,44 @@ fn line(out: &mut String, word: &str) {
     out.push('\n');
 }
 
-/// The script of a submission. `base` has been checked by [`check_base`], a tag is letters, digits and `-`.
-pub fn script(base: &Path, tag: &str, first: u32, plan: &Plan) -> String {
+/// Variables that name a task's own directory.
+pub fn dirs(plan: &Plan) -> Vec<&'static str> {
     let ours = ["HOME", "TMPDIR"].into_iter().filter(|name| plan.spec.env.iter().all(|(n, _)| n != name));
-    let dirs: Vec<&str> = ours.chain(["GRID_TASK_DIR"]).collect();
-    let (shape, dirs) = (&plan.spec.shape, dirs.join(" "));
+    ours.chain(["GRID_TASK_DIR"]).collect()
+}
+
+/// The script of a submission. `base` has been checked by [`check_base`], a tag is letters, digits and `-`.
+pub fn script(base: &Path, tag: &str, request: &Request, parts: &[Part]) -> String {
+    let (shape, dirs) = (&request.shape, request.dirs.join(" "));
     let (slots, memory_mib, gpus, nodes) = (shape.slots, shape.memory_bytes >> 20, shape.gpus, shape.nodes);
-    let head = format!("grid_base='{}' grid_tag={tag} grid_first={first} grid_dirs='{dirs}'", base.display());
+    let head = format!("grid_base='{}' grid_tag={tag} grid_dirs='{dirs}' grid_runs='{}'", base.display(), runs(parts));
     let asked = format!("grid_slots={slots} grid_memory={memory_mib} grid_gpus={gpus} grid_nodes={nodes}");
     format!("#!/bin/sh\n{head} {asked}\n{WRAPPER}")
 }
 
-/// Its files: name and content. `{i}` is filled in where the task runs.
-pub fn files(plan: &Plan, task: &Task, indices: &[u32]) -> Vec<(String, Vec<u8>)> {
-    let (mut argv, mut env) = (String::new(), String::new());
-    match &plan.spec.executable {
-        Some(file) => line(&mut argv, &format!("./{}", file.name)),
-        None => plan.spec.argv.first().iter().for_each(|program| line(&mut argv, program)),
+/// Which task has which position, as `POSITION:INDEX:PART` for each run of indices: those of its first task, ascending.
+fn runs(parts: &[Part]) -> String {
+    let (mut out, mut position) = (String::new(), 1);
+    for (n, part) in (1..).zip(parts) {
+        for run in part.indices.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+            let space = if position == 1 { "" } else { " " };
+            // Writing to a string can't fail.
+            _ = write!(out, "{space}{position}:{}:{n}", run.first().copied().unwrap_or(0));
+            position += run.len();
+        }
     }
-    plan.spec.argv.iter().skip(1).for_each(|a| line(&mut argv, a));
-    let mut put = |name: &str, value: &str| line(&mut env, &format!("{name}={value}"));
+    out
+}
+
+/// The words of each part: a file's name and content. Only numbers of ours are in a name.
+pub fn words(parts: &[Part]) -> impl Iterator<Item = (String, Vec<u8>)> {
+    (1..).zip(parts).map(|(n, part)| (format!("w.{n}"), words_of(&part.plan, &part.task).into_bytes()))
+}
+
+/// Variables, a line of `--`, which is no variable, and arguments. `{i}` is filled in where the task runs.
+fn words_of(plan: &Plan, task: &Task) -> String {
+    let mut words = String::new();
+    let mut put = |name: &str, value: &str| line(&mut words, &format!("{name}={value}"));
     for (name, value) in [("PATH", PATH_DEFAULT), ("LANG", "C.UTF-8")].iter().filter(|(n, _)| plan.spec.env.iter().all(|(m, _)| m != n)) {
         put(name, value);
     }
@@ -59,12 +80,13 @@ pub fn files(plan: &Plan, task: &Task, indices: &[u32]) -> Vec<(String, Vec<u8>)
     put("GRID_GPUS", &plan.spec.shape.gpus.to_string());
     put("GRID_NODES", &plan.spec.shape.nodes.to_string());
     put("GRID_TASK_COUNT", &task.array_size.to_string());
-    let mut out = vec![("a".to_string(), argv.into_bytes()), ("e".to_string(), env.into_bytes())];
-    let first = indices.first().copied().unwrap_or(0);
-    for (position, index) in (1u32..).zip(indices).filter(|(position, index)| u64::from(**index) != u64::from(first) + u64::from(*position) - 1) {
-        out.push((format!("i.{position}"), format!("{index}\n").into_bytes()));
+    line(&mut words, "--");
+    match &plan.spec.executable {
+        Some(file) => line(&mut words, &format!("./{}", file.name)),
+        None => plan.spec.argv.first().iter().for_each(|program| line(&mut words, program)),
     }
-    out
+    plan.spec.argv.iter().skip(1).for_each(|a| line(&mut words, a));
+    words
 }
 
 /// A directory that may stand in a script: absolute, and of letters that no shell reads anything into.
@@ -147,11 +169,13 @@ fn minutes_us(text: &str) -> Option<u64> {
 mod tests {
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
+    use std::sync::Arc;
 
     use intergrid_proto::{JobSpec, Shape};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::command::Account;
     use crate::hand::files::{Ask, serve};
 
     fn task(index: u32) -> Task {
@@ -165,14 +189,21 @@ mod tests {
 
     /// The same, with what an LRMS says of what was allocated.
     fn run_with(dir: &Path, spec: &JobSpec, indices: &[u32], times: usize, env: &[(&str, &str)]) -> Vec<i32> {
-        let plan = Plan::new(&spec.encode()).unwrap();
-        let n = u32::try_from(indices.len()).unwrap();
-        serve(dir, Ask::Open, b"").unwrap();
-        serve(dir, Ask::Prepare("t".into(), n), b"").unwrap();
-        for (name, bytes) in files(&plan, &task(0), indices) {
-            serve(dir, Ask::Put("t".into(), name, 0o600, 0), &bytes).unwrap();
-        }
-        let text = script(dir, "t", indices[0], &plan);
+        run_parts(dir, &[(spec, indices)], times, env)
+    }
+
+    /// The same, of several jobs that go down together.
+    fn run_parts(dir: &Path, jobs: &[(&JobSpec, &[u32])], times: usize, env: &[(&str, &str)]) -> Vec<i32> {
+        let part = |(n, (spec, indices)): (u64, &(&JobSpec, &[u32]))| {
+            let task = Task { number: n, job: format!("job{n}").into(), ..task(0) };
+            Part { task, plan: Arc::new(Plan::new(&spec.encode()).unwrap()), indices: indices.to_vec() }
+        };
+        let parts: Vec<Part> = (1..).zip(jobs).map(part).collect();
+        let n = u32::try_from(parts.iter().map(|p| p.indices.len()).sum::<usize>()).unwrap();
+        let all: Vec<(String, Vec<u8>)> = words(&parts).collect();
+        let lengths = all.iter().map(|(name, bytes)| (name.clone(), bytes.len() as u64)).collect();
+        serve(dir, Ask::Prepare("t".into(), n, lengths), &all.into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<_>>()).unwrap();
+        let text = script(dir, "t", &Request::new("q", &Account::Own, "ann", &parts[0].plan), &parts);
         let file = dir.join("script");
         std::fs::write(&file, text).unwrap();
         let one = |position: u32| {
@@ -211,6 +242,29 @@ mod tests {
             let r = record(&base, position);
             assert!(r.code == index && !r.was_asked && r.fault.is_empty() && r.wall_ms.is_some() && r.cpu_us.is_some(), "{r:?}");
         }
+    }
+
+    #[test]
+    fn each_job_that_goes_down_with_others_has_its_own_words_and_indices() {
+        let (_dir, base) = base();
+        let job = |word: &str| {
+            let mut spec = JobSpec::new(["/bin/sh", "-c", "printf '%s|' \"$1\" \"$2\" \"$A\" \"$GRID_JOB_ID\" \"$GRID_TASK_ID\"", "sh"]);
+            spec.argv.extend(["--".to_string(), format!("{word} {{i}}")]);
+            spec.env = vec![("A".into(), word.to_string())];
+            spec
+        };
+        let (one, two, three) = (job("one"), job("two"), job("three"));
+        // The second time round each finds its claim.
+        let exits = run_parts(&base, &[(&one, &[0]), (&two, &[3, 4, 9]), (&three, &[0])], 2, &[]);
+        assert_eq!([[0; 5], [120; 5]].concat(), exits);
+        for (position, word, job, index) in [(1, "one", 1, 0), (2, "two", 2, 3), (3, "two", 2, 4), (4, "two", 2, 9), (5, "three", 3, 0)] {
+            let out = std::fs::read_to_string(base.join(format!("t/{position}/stdout"))).unwrap();
+            assert_eq!(format!("--|{word} {index}|{word}|job{job}|{index}|"), out, "at position {position}");
+        }
+        // One that nobody knows of does nothing, and takes nothing.
+        let mut stranger = Command::new("/bin/sh");
+        stranger.arg(base.join("script")).env_clear().env("PATH", "/usr/bin:/bin").env("SLURM_ARRAY_TASK_ID", "0").stdin(Stdio::null());
+        assert_eq!((Some(121), false), (stranger.status().unwrap().code(), base.join("run/t.0.c").exists()));
     }
 
     #[test]

@@ -6,6 +6,16 @@ cd "$grid_base/$grid_tag" || exit 121
 pos=${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-1}}
 [ "$pos" = undefined ] && pos=1
 case $pos in '' | *[!0-9]*) exit 121 ;; esac
+# Its run of tasks: the position of the first, the index of that one, and whose words they have.
+own=
+for run in $grid_runs; do
+  [ "${run%%:*}" -gt "$pos" ] && break
+  own=$run
+done
+[ -n "$own" ] || exit 121
+words=${own##*:}
+index=${own#*:}
+index=$((${index%:*} + pos - ${own%%:*}))
 run=../run/$grid_tag.$pos
 node=${SLURMD_NODENAME:-${HOSTNAME:-$(uname -n)}}
 # Created exclusively, and written at once: an empty claim of another is one all the same. Our own that can't be written, as on a full disk, is nobody's.
@@ -18,8 +28,6 @@ esac
 cd "$pos" || exit 121
 
 # A word as its line in a file has it: the task's index for {i}, and \\ and \n for a backslash and the end of a line.
-index=$((grid_first + pos - 1))
-[ -e "../i.$pos" ] && read -r index <"../i.$pos"
 word() {
   while :; do
     case $line in
@@ -71,27 +79,29 @@ payload() {
   fi
   # The gateway's own, for the commands that it runs; the user's comes below.
   unset LC_ALL
-  # A name may be one that this shell lives by, or one of our own: all but the search path go through env.
-  while IFS= read -r line; do
-    word
-    case $line in
-      PATH=*) export "$line" ;;
-      *) set -- "$@" "$line" ;;
-    esac
-  done <../../e
-  for line in $grid_dirs; do set -- "$@" "$line=$PWD"; done
-  set -- "$env" -- "$@"
-  first=1
-  while IFS= read -r line; do
-    word
-    if [ $first = 1 ]; then
-      first=0
-      program=$line
-      # To env it would be one more variable; nice starts what it is given, and nothing else here.
-      case $line in *=*) set -- "$@" "$nice" -n 0 ;; esac
-    fi
-    set -- "$@" "$line"
-  done <../../a
+  {
+    # A name may be one that this shell lives by, or one of our own: all but the search path go through env.
+    while IFS= read -r line && [ "$line" != -- ]; do
+      word
+      case $line in
+        PATH=*) export "$line" ;;
+        *) set -- "$@" "$line" ;;
+      esac
+    done
+    for line in $grid_dirs; do set -- "$@" "$line=$PWD"; done
+    set -- "$env" -- "$@"
+    first=1
+    while IFS= read -r line; do
+      word
+      if [ $first = 1 ]; then
+        first=0
+        program=$line
+        # To env it would be one more variable; nice starts what it is given, and nothing else here.
+        case $line in *=*) set -- "$@" "$nice" -n 0 ;; esac
+      fi
+      set -- "$@" "$line"
+    done
+  } <"../../w.$words" || { echo stage-in >../fault; exit 126; }
   case $program in
     */*)
       [ -e "$program" ] || { echo no-such-program >../fault; exit 127; }
@@ -100,8 +110,8 @@ payload() {
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
   [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
-  unset line first program rest t0 term child run pos node index perl env nice see less grid_base grid_tag grid_first grid_dirs grid_slots grid_memory
-  unset grid_gpus grid_nodes
+  unset line first program rest t0 term child run own words pos node index perl env nice see less grid_base grid_tag grid_dirs grid_runs grid_slots
+  unset grid_memory grid_gpus grid_nodes
   exec "$@"
 }
 

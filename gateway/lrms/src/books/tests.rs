@@ -6,7 +6,8 @@ use crate::lrms::How;
 fn books() -> Books {
     let mut b = Books::default();
     for (tag, number) in [("a", 1), ("b", 2)] {
-        let intent = Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), number, tasks: vec![4, 7], slots: 2 };
+        let tasks = vec![(number, 4), (number, 7)];
+        let intent = Intent { tag: tag.into(), queue: "q".into(), account: None, principal: "p".into(), tasks, slots: 2 };
         b.add(intent, Step::Sending, 100);
         b.sent(tag, LrmsId(number));
     }
@@ -43,6 +44,24 @@ fn claims_and_records_are_found_once_and_foreign_names_are_nothing() {
         let (p, gone) = b.forget("q", &[(1, 7)]);
         (p, gone.into_iter().map(|i| i.tag).collect())
     });
+}
+
+#[test]
+fn tasks_of_several_placements_are_told_apart_by_position() {
+    let mut b = books();
+    let intent = Intent { tag: "m".into(), tasks: vec![(3, 0)], ..b.sub("a").unwrap().intent.clone() };
+    b.add(intent, Step::Sending, 100);
+    b.join("m", [(4, 0), (4, 2)]);
+    assert_eq!((Some((3, 0)), Some((4, 2)), None), (b.key(&place("m", 1)), b.key(&place("m", 3)), b.key(&place("m", 4))));
+    assert_eq!((Some(&place("m", 1)), Some(&place("m", 2))), (b.place("q", (3, 0)), b.place("q", (4, 0))));
+    assert_eq!([(7, 14), (7, 14)], b.load("p"));
+    // One is taken back, one stopped, and what is left of them goes: the third is wanted as ever.
+    b.over(&place("m", 1));
+    b.watch(&place("m", 2)).unwrap().stopped = true;
+    assert_eq!((vec![1, 2], true), (b.unwanted("m", 3), b.is_wanted("m")));
+    assert_eq!((vec![place("m", 1)], vec![]), b.forget("q", &[(3, 0)]));
+    assert_eq!((vec![1, 2], Some((4, 2))), (b.unwanted("m", 3), b.key(&place("m", 3))));
+    assert_eq!(vec![1, 2], b.unwanted("gone", 2));
 }
 
 #[test]
@@ -203,7 +222,7 @@ fn a_wait_is_known_by_those_that_started_and_those_that_wait() {
     assert_eq!((Some(600), Some(2_900)), (b.wait_ms("q", 2_200), b.wait_ms("q", 5_000)));
     b.claimed(&place("a", 1), "7 n1 5\n");
     // Its claim is seen at once after a restart, whatever it had waited.
-    let intent = Intent { tag: "old".into(), number: 3, ..b.sub("a").unwrap().intent.clone() };
+    let intent = Intent { tag: "old".into(), tasks: vec![(3, 4), (3, 7)], ..b.sub("a").unwrap().intent.clone() };
     b.add(intent, Step::Lost(5_000), 5_000);
     (0..9).for_each(|_| b.began(&place("old", 1), 5_001));
     assert_eq!(Some(600), b.wait_ms("q", 60_000));

@@ -186,7 +186,10 @@ impl Driver {
             let accounts: std::collections::BTreeMap<String, Account> =
                 tags.iter().filter_map(|t| Some((t.clone(), super::account(&inner.books.sub(t)?.intent)))).collect();
             let (places, gone) = inner.books.forget(queue, &keys);
-            gone.iter().for_each(|i| _ = inner.plans.remove(&i.tag));
+            for intent in &gone {
+                inner.plans.remove(&intent.tag);
+                inner.batches.leave(&intent.tag);
+            }
             (places, gone, accounts)
         };
         if places.is_empty() && gone.is_empty() {

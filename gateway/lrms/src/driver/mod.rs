@@ -7,7 +7,7 @@ mod recall;
 pub mod send;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::accounts::Accounts;
+use crate::batches::Batches;
 use crate::books::{Books, Intent, Place, Step};
 use crate::child::Say;
 use crate::command::Account;
@@ -104,7 +105,9 @@ struct Inner {
     accounts: Accounts,
     hands: BTreeMap<Account, Arc<Hand>>,
     children: BTreeMap<String, (SiteId, mpsc::UnboundedSender<Say>)>,
-    plans: BTreeMap<String, Arc<Plan>>,
+    /// By tag, then by placement.
+    plans: BTreeMap<String, BTreeMap<u64, Arc<Plan>>>,
+    batches: Batches,
     queues: Vec<Queue>,
     tasks_max: Option<u32>,
 }
@@ -127,6 +130,7 @@ impl Driver {
             hands: BTreeMap::new(),
             children: BTreeMap::new(),
             plans: BTreeMap::new(),
+            batches: Batches::default(),
             queues: Vec::new(),
             tasks_max: None,
         };
@@ -162,11 +166,10 @@ impl Driver {
         let ours: Vec<Intent> = inner.books.subs().map(|s| s.intent.clone()).filter(|i| i.queue == queue).collect();
         let mut dead = Vec::new();
         for intent in ours {
-            if let Some(plan) = plan(intent.number) {
-                inner.plans.insert(intent.tag.clone(), plan);
-            }
-            for (position, index) in (1..).zip(&intent.tasks) {
-                let key = (intent.number, *index);
+            let numbers: BTreeSet<u64> = intent.tasks.iter().map(|(number, _)| *number).collect();
+            let plans = numbers.into_iter().filter_map(|number| Some((number, plan(number)?))).collect();
+            inner.plans.insert(intent.tag.clone(), plans);
+            for (position, key) in (1..).zip(intent.tasks) {
                 match claimed.iter().find(|(k, _)| *k == key) {
                     Some((_, false)) => {}
                     Some((_, true)) => _ = inner.books.over(&(intent.tag.clone(), position)),

@@ -11,6 +11,7 @@ use intergrid_proto::units::format_duration;
 use intergrid_proto::{Reason, ReasonKind};
 
 use super::{Driver, Inner, account, pause};
+use crate::batches::{Batch, Part, Request};
 use crate::books::{Intent, Place, Step};
 use crate::command::Account;
 use crate::hand::Hand;
@@ -39,10 +40,14 @@ pub(super) enum Back {
 }
 
 impl Driver {
-    /// Start tasks: those of one placement go down together.
+    /// Start tasks: those of one placement go down together, and with what else waits of their kind.
     pub fn start(self: &Arc<Self>, queue: &str, starts: Vec<Start>) {
+        let (mut beyond, mut carriers) = (Vec::new(), Vec::new());
         let mut by_placement: BTreeMap<u64, Vec<Start>> = BTreeMap::new();
         starts.into_iter().for_each(|s| by_placement.entry(s.task.number).or_default().push(s));
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
         for (number, mut starts) in by_placement {
             starts.sort_by_key(|s| s.task.index);
             let Some(Start { task, plan, principal }) =
@@ -50,36 +55,45 @@ impl Driver {
             else {
                 continue;
             };
-            let mut inner = self.lock();
-            let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
             let slots = slots_of(&plan);
             let taken =
-                inner.account(&principal).and_then(|a| self.allowed(&inner, queue, &principal, &plan, starts.len()).map(|(n, why)| (a, n, why)));
+                inner.account(&principal).and_then(|a| self.allowed(inner, queue, &principal, &plan, starts.len()).map(|(n, why)| (a, n, why)));
             let (account, allowed, why) = taken.unwrap_or_else(|why| (Account::Own, 0, *why));
-            let beyond = starts.split_off(allowed);
-            let mut begun = Vec::new();
-            for chunk in starts.chunks(size) {
-                let intent = Intent {
-                    tag: self.tag(),
-                    queue: queue.to_string(),
-                    account: if let Account::Named(name) = &account { Some(name.clone()) } else { None },
-                    principal: principal.clone(),
-                    number,
-                    tasks: chunk.iter().map(|s| s.task.index).collect(),
-                    slots,
-                };
-                inner.books.add(intent.clone(), Step::Sending, self.clock.now());
-                inner.plans.insert(intent.tag.clone(), plan.clone());
-                begun.push(intent);
+            beyond.extend(starts.split_off(allowed).into_iter().map(|s| ((number, s.task.index), why.clone())));
+            if starts.is_empty() {
+                continue;
             }
-            drop(inner);
-            for s in beyond {
-                self.tell_queue(queue, Input::NeverStarted((number, s.task.index), why.clone()));
+            let request = Request::new(queue, &account, &principal, &plan);
+            let part = Part { task, plan: plan.clone(), indices: starts.iter().map(|s| s.task.index).collect() };
+            for (tag, indices) in inner.batches.join(&request, part, size, self.clock.now(), || self.tag()) {
+                if inner.books.sub(&tag).is_none() {
+                    let account = if let Account::Named(name) = &account { Some(name.clone()) } else { None };
+                    let (queue, principal) = (queue.to_string(), principal.clone());
+                    let intent = Intent { tag: tag.clone(), queue, account, principal, tasks: Vec::new(), slots };
+                    inner.books.add(intent, Step::Sending, self.clock.now());
+                }
+                inner.books.join(&tag, indices.into_iter().map(|index| (number, index)));
+                inner.plans.entry(tag).or_default().insert(number, plan.clone());
             }
-            for intent in begun {
-                let (driver, task, plan) = (self.clone(), task.clone(), plan.clone());
-                tokio::spawn(async move { driver.submit(intent, task, plan).await });
-            }
+            carriers.extend((0..inner.batches.hire(&request)).map(|_| request.clone()));
+        }
+        drop(guard);
+        for (key, why) in beyond {
+            self.tell_queue(queue, Input::NeverStarted(key, why));
+        }
+        for request in carriers {
+            let driver = self.clone();
+            tokio::spawn(async move { driver.carry(request).await });
+        }
+    }
+
+    /// Submit what waits of a kind, until nothing does that is not another's.
+    async fn carry(self: Arc<Self>, request: Request) {
+        loop {
+            let Ok(_turn) = self.turns.acquire().await else { return };
+            let Some(batch) = self.lock().batches.take(&request) else { return };
+            self.submit(&request, batch).await;
+            self.lock().batches.done(&request);
         }
     }
 
@@ -112,24 +126,24 @@ impl Driver {
         Ok((usize::try_from(allowed).unwrap_or(wanted), why))
     }
 
-    async fn submit(self: Arc<Self>, intent: Intent, task: Task, plan: Arc<Plan>) {
-        let Ok(turn) = self.turns.acquire().await else { return };
+    async fn submit(self: &Arc<Self>, request: &Request, batch: Batch) {
         // What waits for its turn can be taken back, and nothing is left of it then: not even the claims that keep it from starting.
-        if !self.lock().books.is_wanted(&intent.tag) {
-            return;
-        }
-        let whose = account(&intent);
-        let hand = self.hand(&whose);
-        let prepared = self.prepare(&hand, &intent, &task, &plan).await;
+        let intent = {
+            let inner = self.lock();
+            inner.books.sub(&batch.tag).filter(|_| inner.books.is_wanted(&batch.tag)).map(|s| s.intent.clone())
+        };
+        let Some(intent) = intent else { return };
+        let hand = self.hand(&request.account);
+        let prepared = self.prepare(&hand, &intent, &batch.parts).await;
         let (wanted, known) = {
             let inner = self.lock();
             (inner.books.is_wanted(&intent.tag), inner.books.sub(&intent.tag).is_some())
         };
         if !wanted {
-            drop(turn);
             if !known {
-                // Removed, and made anew just now.
-                self.dispose(intent).await;
+                // Removed, and made anew just now. Nobody waits for it: the account's files may be away.
+                let driver = self.clone();
+                tokio::spawn(async move { driver.dispose(intent).await });
             }
             return;
         }
@@ -142,33 +156,30 @@ impl Driver {
         let queue_max = self.lock().queues.iter().find(|q| q.name == intent.queue).and_then(|q| q.time_max_ms).unwrap_or(u64::MAX);
         let submission = Submission {
             tag: intent.tag.clone(),
-            account: whose,
-            queue: intent.queue.clone(),
+            account: request.account.clone(),
+            queue: request.queue.clone(),
             tasks: u32::try_from(intent.tasks.len()).unwrap_or(u32::MAX),
-            shape: plan.spec.shape.clone(),
-            time_limit_ms: plan.spec.time_limit_ms.map(|t| (t + TIME_LIMIT_SLACK_MS).min(queue_max.max(t))).or(limits.time_max_ms),
+            shape: request.shape.clone(),
+            time_limit_ms: request.time_limit_ms.map(|t| (t + TIME_LIMIT_SLACK_MS).min(queue_max.max(t))).or(limits.time_max_ms),
             directory: hand.base().join(&intent.tag),
             complaints: Some(hand.base().join("run").join(&intent.tag)),
-            script: script::script(hand.base(), &intent.tag, intent.tasks.first().copied().unwrap_or(0), &plan),
+            script: script::script(hand.base(), &intent.tag, request, &batch.parts),
         };
         let said = self.lrms.submit(&submission).await;
         let name = self.lrms.name();
+        if let Err(SubmitFailure::Refused(Refused::Later, _) | SubmitFailure::Doubtful(Refused::Later, _)) = said {
+            self.lock().batches.refused(request, &batch.parts, self.clock.now());
+        }
         match said {
             Ok(id) => {
                 self.note(&Note::Sent(intent.tag.clone(), id.0));
-                let stopped = {
+                let unwanted = {
                     let mut inner = self.lock();
                     inner.books.sent(&intent.tag, id);
-                    match inner.books.sub_mut(&intent.tag) {
-                        Some(s) => {
-                            s.sent_ms = self.clock.now();
-                            s.tasks.iter().filter(|(_, w)| w.over || w.stopped).map(|(p, _)| *p).collect()
-                        }
-                        // Nothing of it was wanted any more when the answer came.
-                        None => (1..=submission.tasks).collect::<Vec<u32>>(),
-                    }
+                    inner.books.sub_mut(&intent.tag).into_iter().for_each(|s| s.sent_ms = self.clock.now());
+                    inner.books.unwanted(&intent.tag, submission.tasks)
                 };
-                self.remove(&submission.account, &[(id, stopped)], false).await;
+                self.remove(&submission.account, &[(id, unwanted)], false).await;
             }
             Err(SubmitFailure::Refused(kind, why)) => self.back(&intent, &refused(name, kind, &why)).await,
             Err(SubmitFailure::Doubtful(kind, why)) => self.lost(&intent.tag, &why, Some(refused(name, kind, &why))),
@@ -185,18 +196,25 @@ impl Driver {
     }
 
     /// The intent on disk, the directories and files there: then it may be given to the LRMS.
-    async fn prepare(self: &Arc<Self>, hand: &Arc<Hand>, intent: &Intent, task: &Task, plan: &Arc<Plan>) -> Result<(), String> {
+    async fn prepare(self: &Arc<Self>, hand: &Arc<Hand>, intent: &Intent, parts: &[Part]) -> Result<(), String> {
         let (driver, begun) = (self.clone(), intent.clone());
         let write = move || driver.log.lock().unwrap_or_else(PoisonError::into_inner).begin(begun);
         let written = tokio::task::spawn_blocking(write).await.map_err(|e| e.to_string())?;
         written.map_err(|e| format!("the log of submissions can't be written: {e}"))?;
         let done = |ask, data| async { hand.ask(ask, data).await.map(drop) };
-        done(Ask::Open, Vec::new()).await?;
-        done(Ask::Prepare(intent.tag.clone(), u32::try_from(intent.tasks.len()).unwrap_or(0)), Vec::new()).await?;
-        for (name, bytes) in script::files(plan, task, &intent.tasks) {
-            done(Ask::Put(intent.tag.clone(), name, 0o600, 0), bytes).await?;
+        // As few questions as there can be: each is a way there and back where the account is another.
+        let (mut positions, mut words) = (u32::try_from(intent.tasks.len()).unwrap_or(0), script::words(parts).peekable());
+        while words.peek().is_some() {
+            let (mut files, mut bytes): (Vec<(String, u64)>, Vec<u8>) = Default::default();
+            let fits = |files: usize, bytes: usize| files == 0 || files < WORDS_FILES_MAX && bytes <= WORDS_BYTES_MAX;
+            while let Some((name, more)) = words.next_if(|(_, more)| fits(files.len(), bytes.len() + more.len())) {
+                files.push((name, more.len() as u64));
+                bytes.extend(more);
+            }
+            done(Ask::Prepare(intent.tag.clone(), std::mem::take(&mut positions), files), bytes).await?;
         }
-        for (file, executable) in plan.files() {
+        // The same for all of them.
+        for (file, executable) in parts.first().into_iter().flat_map(|part| part.plan.files()) {
             let path = self.blobs.path(file.hash);
             let (name, mode) = (format!("in/{}", file.name), if executable { 0o700 } else { 0o600 });
             let mut from = std::fs::File::open(&path).map_err(|e| format!("input {:?}: {e}", file.name))?;

@@ -133,8 +133,8 @@ impl Driver {
         let (waits, over, plan, index) = {
             let mut inner = self.lock();
             let now = self.clock.now();
-            let plan = inner.plans.get(&place.0).cloned();
-            let index = inner.books.key(place).map_or(0, |k| k.1);
+            let (number, index) = inner.books.key(place).unwrap_or_default();
+            let plan = inner.plans.get(&place.0).and_then(|plans| plans.get(&number)).cloned();
             let Some(watch) = inner.books.watch(place) else { return };
             let over = said.or_else(|| watch.verdict.clone());
             let late = watch.record_ms.is_some_and(|t| now >= t + VERDICT_WAIT_MS);
@@ -411,8 +411,8 @@ impl Driver {
         let mut out = BTreeMap::new();
         for sub in self.lock().books.subs().filter(|s| s.intent.queue == queue) {
             for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && !w.started) {
-                let Some(index) = sub.intent.tasks.get(*position as usize - 1) else { continue };
-                if let (Some(crate::lrms::State::Pending(wait, why)), true) = (&watch.entry, is_asked(sub.intent.number, *index)) {
+                let Some((number, index)) = sub.intent.tasks.get(*position as usize - 1) else { continue };
+                if let (Some(crate::lrms::State::Pending(wait, why)), true) = (&watch.entry, is_asked(*number, *index)) {
                     *out.entry((*wait, why.clone())).or_default() += 1;
                 }
             }
@@ -427,7 +427,7 @@ impl Driver {
         let mut out = BTreeMap::new();
         for sub in inner.books.subs().filter(|s| !silent.is_empty() && s.intent.queue == queue) {
             for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && silent.contains(&w.machine)) {
-                if sub.intent.tasks.get(*position as usize - 1).is_some_and(|index| is_asked(sub.intent.number, *index)) {
+                if sub.intent.tasks.get(*position as usize - 1).is_some_and(|(number, index)| is_asked(*number, *index)) {
                     *out.entry(watch.machine.clone()).or_default() += 1;
                 }
             }

@@ -7,7 +7,7 @@
 //! run/<tag>.<position>.c      the claim, created exclusively: by the task's script, or by us to keep it from ever starting
 //! run/<tag>.<position>.x      the exit record, renamed into place
 //! run/<tag>.<position>.e      what the LRMS itself said of it
-//! <tag>/a, e, in/<file>       arguments, environment, inputs; a.<position> and e.<position> where they are a task's own
+//! <tag>/w.<part>, in/<file>   environment and arguments, of each placement that has tasks in it; inputs, of all
 //! <tag>/<position>/w          the task's working directory; stdout and stderr beside it
 //! ```
 
@@ -33,8 +33,8 @@ pub type Place = (String, u32);
 pub enum Ask {
     /// Make the account's directory, where it is not there, and look whether it is good.
     Open,
-    /// Make a submission's directories.
-    Prepare(String, u32),
+    /// Make a submission's directories, the account's first, and small files in it: names, and how many bytes of what is beside it each has, in order.
+    Prepare(String, u32, Vec<(String, u64)>),
     /// Write a part of a file of a submission: its name, mode, and offset.
     Put(String, String, u32, u64),
     /// The names of all claims and exit records.
@@ -119,7 +119,8 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
     let done = Ok((Answer::Done, Vec::new()));
     match ask {
         Ask::Open => open(base).and(done),
-        Ask::Prepare(tag, positions) => {
+        Ask::Prepare(tag, positions, files) => {
+            open(base)?;
             let dir = within(base, &tag)?;
             directory(&dir)?;
             for position in 1..=positions {
@@ -127,27 +128,16 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
                 directory(&task)?;
                 directory(&task.join("w"))?;
             }
+            let mut rest = data;
+            for (name, length) in files {
+                let short = || bad(format!("{name:?} of {length} bytes is not whole"));
+                let (bytes, more) = usize::try_from(length).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(short)?;
+                put(base, &tag, &name, 0o600, 0, bytes)?;
+                rest = more;
+            }
             done
         }
-        Ask::Put(tag, name, mode, offset) => {
-            let file = match name.strip_prefix("in/") {
-                Some(file) => {
-                    intergrid_proto::spec::check_file_name("input", file).map_err(|e| bad(e.message))?;
-                    directory(&within(base, &tag)?.join("in"))?;
-                    within(base, &tag)?.join("in").join(file)
-                }
-                None if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') && name.starts_with(|c: char| c.is_ascii_alphabetic()) => {
-                    within(base, &tag)?.join(&name)
-                }
-                None => return Err(bad(format!("{name:?} is not a submission's file"))),
-            };
-            let mut options = OpenOptions::new();
-            options.create(true).write(true).truncate(offset == 0).mode(mode & 0o777).custom_flags(O_NOFOLLOW);
-            let mut out = options.open(file)?;
-            out.seek(SeekFrom::Start(offset))?;
-            out.write_all(data)?;
-            done
-        }
+        Ask::Put(tag, name, mode, offset) => put(base, &tag, &name, mode, offset, data).and(done),
         Ask::Look => {
             let names = fs::read_dir(base.join("run"))?.map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()));
             Ok((Answer::Names(names.collect::<io::Result<_>>()?), Vec::new()))
@@ -235,6 +225,25 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
 /// What a claim of ours says.
 pub const WITHDRAWN: &str = "withdrawn\n";
 
+/// A part of a submission's file.
+fn put(base: &Path, tag: &str, name: &str, mode: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+    let dir = within(base, tag)?;
+    let file = match name.strip_prefix("in/") {
+        Some(file) => {
+            intergrid_proto::spec::check_file_name("input", file).map_err(|e| bad(e.message))?;
+            directory(&dir.join("in"))?;
+            dir.join("in").join(file)
+        }
+        None if name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') && name.starts_with(|c: char| c.is_ascii_alphabetic()) => dir.join(name),
+        None => return Err(bad(format!("{name:?} is not a submission's file"))),
+    };
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(offset == 0).mode(mode & 0o777).custom_flags(O_NOFOLLOW);
+    let mut out = options.open(file)?;
+    out.seek(SeekFrom::Start(offset))?;
+    out.write_all(data)
+}
+
 /// A file that was not there. One that can't be written is not there afterwards either: half a claim would be nobody's.
 fn create_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
@@ -306,18 +315,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("a");
         let ask = |ask, data: &[u8]| serve(&base, ask, data);
-        ask(Ask::Open, b"").unwrap();
-        ask(Ask::Prepare("t-1".into(), 2), b"").unwrap();
+        let words = |lengths: [u64; 2]| Ask::Prepare("t-1".into(), 2, vec![("w.1".into(), lengths[0]), ("w.2".into(), lengths[1])]);
+        ask(words([3, 2]), b"onetw").unwrap();
+        assert_eq!((b"one".to_vec(), b"tw".to_vec()), (fs::read(base.join("t-1/w.1")).unwrap(), fs::read(base.join("t-1/w.2")).unwrap()));
+        assert!(ask(words([3, 3]), b"onetw").is_err_and(|e| e.to_string().contains("w.2")));
         fs::write(base.join("run/t-1.2.c"), "77 n1 5\n").unwrap();
         let both = || vec![("t-1".to_string(), 1), ("t-1".to_string(), 2)];
         for _ in 0..2 {
             assert_eq!(Answer::Won(vec![true, false]), ask(Ask::Claim(both()), b"").unwrap().0);
         }
-        ask(Ask::Put("t-1".into(), "a.2".into(), 0o600, 0), b"x").unwrap();
+        ask(Ask::Put("t-1".into(), "w.2".into(), 0o600, 0), b"x").unwrap();
         for (tag, name) in [("../t", "a"), ("run", "a"), ("t-1", "../a"), ("t-1", "in/../a"), ("t-1", "in/.."), ("t-1", ".a")] {
             assert!(ask(Ask::Put(tag.into(), name.into(), 0o600, 0), b"x").is_err(), "{tag} {name}");
         }
-        assert!(ask(Ask::Read(vec!["../t-1/a.2".into()]), b"").is_err());
+        assert!(ask(Ask::Read(vec!["../t-1/w.2".into()]), b"").is_err());
         let place = ("t-1".to_string(), 1);
         let peek = |from, more| ask(Ask::Peek(place.clone(), from, more), b"").unwrap();
         assert_eq!((Answer::Peeked(0), vec![]), peek(0, 0));

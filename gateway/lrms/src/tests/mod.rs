@@ -186,14 +186,22 @@ async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
     let local = Local::new(16);
     local.wrong(|w| w.slow_ms = 3_000);
     let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
-    let ahead: Vec<u64> = (0..SUBMISSIONS_AT_ONCE_MAX)
-        .map(|_| {
-            let job = p.job(counting(dir.path(), "exit 0"), 1);
+    // Each of another kind: none waits for another.
+    let mut kinds = (1..).map(|minutes| {
+        let mut spec = counting(dir.path(), "exit 0");
+        spec.time_limit_ms = Some(60_000 * minutes);
+        spec
+    });
+    let ahead: Vec<u64> = kinds
+        .by_ref()
+        .take(SUBMISSIONS_AT_ONCE_MAX)
+        .map(|spec| {
+            let job = p.job(spec, 1);
             p.place(child, "batch", job, TaskSet::one(0))
         })
         .collect();
     eventually(&mut p, || local.submissions() == SUBMISSIONS_AT_ONCE_MAX as u32).await;
-    let job = p.job(counting(dir.path(), "exit 0"), 1);
+    let job = p.job(kinds.next().unwrap(), 1);
     let last = p.place(child, "batch", job, TaskSet::one(0));
     p.settle(Duration::from_millis(500)).await.unwrap();
     p.want(child, job, WantValue::Return, &TaskSet::one(0));
@@ -205,6 +213,65 @@ async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
     assert_eq!((SUBMISSIONS_AT_ONCE_MAX, SUBMISSIONS_AT_ONCE_MAX), (local.submissions() as usize, starts(dir.path()).len()));
     let (_, open) = Log::open(&dir.path().join("state/submissions")).unwrap();
     assert!(open.is_empty(), "{open:?}");
+}
+
+/// A job of its own, whose tasks count themselves as this; its number, and its placement's.
+fn place_separate(p: &mut Parent, child: SiteId, dir: &Path, counted: &str, tasks: u32) -> (u64, u64) {
+    let mut spec = counting(dir, "exit 0");
+    spec.argv[2] = spec.argv[2].replace("{i}", counted);
+    let job = p.job(spec, tasks);
+    (job, p.place(child, "batch", job, TaskSet::range(0..tasks)))
+}
+
+/// They come while the first is on its way. Their answers are lost, and each script is started twice; one is taken back alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn separate_jobs_that_wait_at_the_same_time_go_down_together() {
+    const JOBS: u32 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(32);
+    local.wrong(|w| (w.slow_ms, w.lose_answers, w.twice, w.hold) = (3_000, 2, true, true));
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    let place = |p: &mut Parent, n: u32| place_separate(p, child, dir.path(), &format!("$((10 * {n} + {{i}}))"), 2);
+    let mut all = vec![place(&mut p, 0)];
+    eventually(&mut p, || local.submissions() == 1).await;
+    all.extend((1..JOBS).map(|n| place(&mut p, n)));
+    let (job, alone) = all[7];
+    p.settle(Duration::from_millis(500)).await.unwrap();
+    p.want(child, job, WantValue::Return, &TaskSet::one(1));
+    p.until("it to come back", PATIENCE, |p| !p.placements[&alone].returned.is_empty()).await.unwrap();
+    eventually(&mut p, || local.pending() >= 2 * JOBS as usize - 1).await;
+    local.wrong(|w| w.hold = false);
+    for (_, n) in &all {
+        over(&mut p, *n).await;
+    }
+    let expected: Vec<u32> = (0..JOBS).flat_map(|n| [10 * n, 10 * n + 1]).filter(|task| *task != 71).collect();
+    assert_eq!(expected, starts(dir.path()));
+    assert!((2..=4).contains(&local.submissions()), "{} submissions of {JOBS} jobs", local.submissions());
+    assert!(all.iter().flat_map(|(_, n)| phases(&p, *n)).all(|(_, phase, _)| phase == Phase::Done));
+    let log = || std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
+    eventually(&mut p, || log().matches("{\"over\"").count() == log().matches("{\"begun\"").count()).await;
+}
+
+/// Nothing is left of the submission that was open for more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_after_one_that_was_taken_back_has_its_own_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.slow_ms = 3_000);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let place = |p: &mut Parent, n: u32| place_separate(p, child, dir.path(), &n.to_string(), 1);
+    let (_, first) = place(&mut p, 1);
+    eventually(&mut p, || local.submissions() == 1).await;
+    let (job, second) = place(&mut p, 2);
+    p.settle(Duration::from_millis(300)).await.unwrap();
+    p.want(child, job, WantValue::Return, &TaskSet::one(0));
+    p.until("it to come back", PATIENCE, |p| !p.placements[&second].returned.is_empty()).await.unwrap();
+    p.settle(Duration::from_millis(500)).await.unwrap();
+    let (_, third) = place(&mut p, 3);
+    for n in [first, third] {
+        over(&mut p, n).await;
+    }
+    assert_eq!((vec![1, 3], 2), (starts(dir.path()), local.submissions()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -386,8 +453,9 @@ fn a_restart_finds_what_runs_what_waits_and_what_ended_meanwhile() {
     first.block_on(async {
         let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 8)).await;
         let job = p.job(counting(dir.path(), "sleep 2"), 9);
-        let n = p.place(child, "batch", job, TaskSet::range(0..9));
-        p.until("some to run", PATIENCE, |p| !p.placements[&n].ran.is_empty()).await.unwrap();
+        // Of several placements, which go down together.
+        let placed = [0..3, 3..6, 6..9].map(|tasks| p.place(child, "batch", job, TaskSet::range(tasks)));
+        p.until("some to run", PATIENCE, |p| placed.iter().any(|n| !p.placements[n].ran.is_empty())).await.unwrap();
     });
     first.shutdown_background();
     let pending = local.pending();
