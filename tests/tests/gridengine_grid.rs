@@ -1,6 +1,8 @@
 //! A real Grid Engine behind a real gateway, under a broker, as users and administrators have it; and one tree over all kinds of gateways. Payloads count their
 //! own starts, in files outside of everything that is ours.
 
+#[path = "faults/separate.rs"]
+mod separate;
 #[allow(dead_code)]
 #[path = "gridengine_grid/site.rs"]
 mod site;

@@ -1,6 +1,8 @@
 //! A real Slurm behind a real gateway, under a broker, as users and administrators have it. Payloads count their own starts, in files outside of everything
 //! that is ours.
 
+#[path = "faults/separate.rs"]
+mod separate;
 #[allow(dead_code)]
 #[path = "slurm_grid/site.rs"]
 mod site;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::separate::{Cluster, go_down_together};
 use crate::site::Site;
 use crate::tree::until;
 
@@ -45,6 +46,24 @@ fn two_thousand_tasks_are_a_query_a_second_and_few_submissions() {
     assert!(queries >= 2.0 && queries <= took + 1.0, "{queries} queries in {took} s");
     assert!(cpu < took * 0.05, "{cpu} s of a core in {took} s");
     assert!(sent.len() <= 8 && sent.iter().sum::<u64>() < 2_000, "submissions of {JOBS} tasks, ms: {sent:?}");
+}
+
+#[test]
+fn separate_jobs_go_down_together_as_few_arrays() {
+    let site = Site::with(|_| {}, "[gridengine.limits]\nwaiting_max = 100\n");
+    let (ann, sent) = (site.user("ann"), site.cluster.dir().join("shared/sent"));
+    let slow = format!("sleep 2; out=$(/usr/lib/gridengine/qsub \"$@\") || exit; echo \"$out\" >> {}; echo \"$out\"", sent.display());
+    site.command("qsub", &slow);
+    let blockers = site.block();
+    let cluster = Cluster {
+        counted: &|then| site.starts.counted(then),
+        starts: &|| site.starts.of_each().into_iter().map(|(task, lines)| (task, lines.len())).collect(),
+        there: &|| site.ours().1,
+        unblock: &|| blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id])),
+        sent: &sent,
+    };
+    go_down_together(&ann, &site.tree.endpoint("eu"), &cluster);
+    site.until_gone();
 }
 
 #[test]

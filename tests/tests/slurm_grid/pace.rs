@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use intergrid_tests::slurm::ACCOUNTS;
 
+use crate::separate::{Cluster, go_down_together};
 use crate::site::Site;
 use crate::tree::until;
 
@@ -47,6 +48,24 @@ fn two_thousand_jobs_are_a_query_a_second_and_few_submissions() {
     assert!(queries >= 2.0 && queries <= took + 1.0, "{queries} queries in {took} s");
     assert!(cpu < took * 0.05, "{cpu} s of a core in {took} s");
     assert!(sent.len() <= 8 && sent.iter().sum::<u64>() < 1_000, "submissions of {JOBS} tasks, ms: {sent:?}");
+}
+
+#[test]
+fn separate_jobs_go_down_together_as_few_arrays() {
+    let site = Site::with("[slurm.limits]\nwaiting_max = 100\n");
+    let (ann, sent) = (site.user("ann"), site.cluster.dir().join("shared/sent"));
+    let slow = format!("sleep 2; out=$(/usr/bin/sbatch \"$@\") || exit; echo \"$out\" >> {}; echo \"$out\"", sent.display());
+    site.command("sbatch", &slow);
+    let blocker = site.block();
+    let cluster = Cluster {
+        counted: &|then| site.counted(then),
+        starts: &|| site.starts_of_each(),
+        there: &|| site.left().lines().filter(|l| l.contains(" ig")).count() as u64,
+        unblock: &|| _ = site.cluster.run("scancel", &[&blocker]),
+        sent: &sent,
+    };
+    go_down_together(&ann, &site.tree.endpoint("eu"), &cluster);
+    site.until_gone();
 }
 
 #[test]
