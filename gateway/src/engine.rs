@@ -415,6 +415,7 @@ impl Shell {
             for command in commands.drain(..) {
                 self.command(command);
             }
+            commands.shrink_to(INPUTS_AT_ONCE);
             if let Some(e) = self.fault.take() {
                 return Err(e);
             }

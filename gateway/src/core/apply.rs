@@ -222,7 +222,7 @@ impl State {
                 if seq > link.seq {
                     if link.peer_incarnation != c.incarnation {
                         // Events and registers were for a store that is no more.
-                        link.outbox.clear();
+                        link.outbox = Default::default();
                         link.outbox_bytes = 0;
                         link.wants.clear();
                     }

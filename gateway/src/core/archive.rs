@@ -21,6 +21,7 @@ use intergrid_proto::link::{Down, Event, EventKind, Hello, Known, Up};
 use intergrid_proto::{BlobHash, JobSpec, SiteId};
 
 use super::apply::RowKey;
+use super::fit::fit;
 use super::limits::*;
 use super::orders::Order;
 use super::rows::{self, key, number};
@@ -133,6 +134,10 @@ impl State {
                 self.specs.remove(&hash);
             }
         }
+        fit(&mut self.by_key);
+        fit(&mut self.by_parent);
+        fit(&mut self.adopted);
+        fit(&mut self.specs);
     }
 }
 

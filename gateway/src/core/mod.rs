@@ -18,6 +18,7 @@ pub mod change;
 mod cost;
 mod derive;
 mod fence;
+mod fit;
 #[cfg(test)]
 mod golden;
 mod hints;

@@ -347,6 +347,7 @@ impl Link {
         if let Some((.., event)) = self.outbox.pop_front() {
             self.outbox_bytes -= crate::queue::event(&event);
         }
+        super::fit::fit(&mut self.outbox);
     }
 }
 

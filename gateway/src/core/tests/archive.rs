@@ -6,6 +6,7 @@ use intergrid_proto::{JobSpec, Phase, RefusalKind, SiteId, TaskSet};
 
 use super::world::{open, own_disk};
 use super::{World, sleep, tower};
+use crate::core::fit::ENTRIES_MIN;
 use crate::core::state::Job;
 use crate::core::{Input, archive};
 use crate::store::{Reader, Store};
@@ -223,4 +224,35 @@ fn nothing_leaves_before_its_parent_knows() {
     w.pass(5_000);
     assert_eq!(2, past(&w, sites[0], job).count(Phase::Done));
     assert_eq!(0, in_memory(&w, sites[1]));
+}
+
+#[test]
+fn when_many_jobs_have_left_nothing_keeps_room_for_them() {
+    const JOBS: usize = 500;
+    const ROOM_MAX: usize = 4 * ENTRIES_MIN;
+    let mut w = world(20_000);
+    let sites = tower(&mut w, 1);
+    w.agent("large", JOBS as u32, sites[1]);
+    w.pass(200);
+    for k in 0..JOBS {
+        w.submit(sites[0], &format!("k{k}"), sleep(5_000), 1).unwrap();
+    }
+    w.pass(3_000);
+    let state = |w: &World, site: usize| {
+        let s = w.sites[&sites[site]].core.state();
+        let outbox = s.links.values().map(|l| l.outbox.capacity()).max().unwrap_or(0);
+        (s.by_key.capacity(), s.by_parent.capacity(), outbox)
+    };
+    assert!(state(&w, 0).0 > ROOM_MAX && state(&w, 1).1 > ROOM_MAX, "{:?} and {:?}", state(&w, 0), state(&w, 1));
+    w.cut(sites[1], sites[0]);
+    w.pass(9_000);
+    assert!(state(&w, 1).2 > ROOM_MAX, "ends wait for the parent: {:?}", state(&w, 1));
+    w.link(sites[1], sites[0]);
+    w.pass(10_000);
+    for (k, site) in sites.iter().enumerate() {
+        assert_eq!(0, in_memory(&w, *site));
+        assert_eq!(JOBS, archive::list(&w.sites[site].disk, None, u64::MAX, 2 * JOBS).unwrap().len());
+        let (by_key, by_parent, outbox) = state(&w, k);
+        assert!(by_key.max(by_parent).max(outbox) <= ROOM_MAX, "{by_key} keys, {by_parent} names, {outbox} events");
+    }
 }
