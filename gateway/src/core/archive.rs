@@ -6,7 +6,8 @@
 //! no past jobs, and none of its rules is another one for them.
 //!
 //! ```text
-//! J  inverted number                          the header, with counts and reasons; chunks and parents' placements stay where they are
+//! J  inverted number                          the header, with counts and reasons; of a small job with its chunks and parents' placements too,
+//!                                             of others these stay where they are
 //! y  owner | hash of the key                  number: a repeated submission finds its job
 //! o  owner | inverted number                  an owner's jobs, newest first
 //! q  parent | incarnation | its job | number  when it ended, highest placement: what a parent speaks of
@@ -30,7 +31,7 @@ use super::{Core, Input};
 use crate::store::{Reader, StoreError};
 
 /// The header of a past job: newest first.
-fn past_key(job: u64) -> Vec<u8> {
+pub(super) fn past_key(job: u64) -> Vec<u8> {
     key(b'J', &[&(!job).to_be_bytes()])
 }
 
@@ -203,7 +204,10 @@ impl Core {
         if !told || !settled || !j.downs.is_empty() {
             return Some(self.now.mono_ms + AWAY_RETRY_MS);
         }
-        for k in self.lagging(job) {
+        let inside = rows::is_small(j);
+        // They are in the header then, and their rows go with the same commit.
+        let parts = if inside { rows::parts(j) } else { Vec::new() };
+        for k in self.lagging(job).into_iter().filter(|k| !parts.contains(k)) {
             if self.batch.rows.len() - before >= AWAY_ROWS_PER_COMMIT {
                 return Some(self.now.mono_ms);
             }
@@ -211,8 +215,12 @@ impl Core {
             self.lags_no_more(k);
         }
         self.lags_no_more(RowKey::Job(job));
+        for k in parts {
+            self.lags_no_more(k);
+            self.batch.rows.push((k.bytes(), None));
+        }
         let mut j = self.state.jobs.remove(&job)?;
-        j.failures = super::view::failures(&j);
+        (j.failures, j.inside) = (super::view::failures(&j), inside);
         self.batch.rows.push((past_key(job), Some(rows::past_row(&j))));
         self.batch.rows.extend(names(&j).into_iter().map(|(k, v)| (k, Some(v))));
         self.batch.rows.push((RowKey::Job(job).bytes(), None));
@@ -350,7 +358,7 @@ impl Core {
         if self.state.jobs.contains_key(&job) {
             return Ok(());
         }
-        let found = match self.state.leaving.remove(&job) {
+        let mut found = match self.state.leaving.remove(&job) {
             Some(j) => j,
             None => {
                 let Some(mut j) = read(store, job, true)? else { return Ok(()) };
@@ -367,8 +375,11 @@ impl Core {
         };
         self.batch.rows.push((past_key(job), None));
         self.batch.rows.extend(names(&found).into_iter().map(|(k, _)| (k, None)));
+        let parts = if std::mem::take(&mut found.inside) { rows::parts(&found) } else { Vec::new() };
         self.state.jobs.insert(job, found);
-        self.batch.rows.push((RowKey::Job(job).bytes(), self.state.row(RowKey::Job(job), self.next_change)));
+        for k in std::iter::once(RowKey::Job(job)).chain(parts) {
+            self.batch.rows.push((k.bytes(), self.state.row(k, self.next_change)));
+        }
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.leaves = false;
         }

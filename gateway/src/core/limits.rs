@@ -96,6 +96,12 @@ pub const AWAY_PLACED_AFTER_MS: u64 = 10_000;
 pub const AWAY_RETRY_MS: u64 = 1_000;
 /// Rows written with one commit for jobs that leave.
 pub const AWAY_ROWS_PER_COMMIT: usize = 512;
+/// A past job is one row where it has at most so many chunks and parents' placements together,
+pub const PARTS_INSIDE_MAX: usize = 4;
+/// so many runs of equal tasks,
+pub const RUNS_INSIDE_MAX: usize = 16;
+/// and names of shares that are so long together.
+pub const WORDS_INSIDE_BYTES_MAX: usize = 512;
 /// Who may be told to take no new work, at one site.
 pub const DRAINS_MAX: usize = 4_096;
 /// A parent's job that has had nothing open for so long has ended here, as far as the log goes.

@@ -1,6 +1,8 @@
 //! Rows: the checkpointed form of each entity, and loading. Keys are a table's letter and big-endian numbers; values are prost records, chunks are runs of
 //! equal cells. The golden test keeps the form.
 
+mod past;
+
 use std::sync::Arc;
 
 use intergrid_proto::{BlobHash, SiteId, TaskSet, pb};
@@ -13,6 +15,8 @@ use super::cells::Cells;
 use super::change::{self, Change};
 use super::state::*;
 use crate::store::{Reader, Store, StoreError};
+
+pub use past::{is_small, parts, past_row, read_job};
 
 #[derive(Clone, PartialEq, Message)]
 struct MetaRow {
@@ -61,6 +65,11 @@ struct JobRow {
     notes: u64,
     #[prost(uint64, tag = "12")]
     spent_micro: u64,
+    /// Of a small past job: all its parents' placements and chunks, which have no rows of their own.
+    #[prost(message, repeated, tag = "13")]
+    ups: Vec<UpRow>,
+    #[prost(bytes = "vec", repeated, tag = "14")]
+    chunks: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -90,6 +99,9 @@ struct UpRow {
     job: u64,
     #[prost(uint64, tag = "8")]
     most_micro: u64,
+    /// Where it is a part of another row: the job's own count.
+    #[prost(uint32, tag = "9")]
+    at: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -218,11 +230,7 @@ impl State {
             RowKey::Chunk(j, k) => encode_chunk(self.jobs.get(&j)?.chunks.get(k as usize)?, self.jobs.get(&j)?.size - k * CHUNK_TASKS),
             RowKey::Up(j, k) => {
                 let job = self.jobs.get(&j)?;
-                let e = job.ups.get(&k)?;
-                let plain = (e.incarnation, e.job) == (job.parent_incarnation, job.parent_job);
-                let (incarnation, job) = if plain { (0, 0) } else { (e.incarnation, e.job) };
-                let (share, most_micro) = (e.share.to_string(), e.most_micro);
-                UpRow { seq: e.seq, number: e.number, share, cost: e.cost, open: e.open, incarnation, job, most_micro }.encode_to_vec()
+                up_row(job, job.ups.get(&k)?, 0).encode_to_vec()
             }
             RowKey::Down(j, k) => {
                 let d = self.jobs.get(&j)?.downs.get(&k)?;
@@ -416,10 +424,17 @@ fn header(j: &Job) -> JobRow {
     }
 }
 
-/// The header of a job that is past: with what is derived, for people.
-pub fn past_row(j: &Job) -> Vec<u8> {
-    let failures = j.failures.iter().map(|(r, n)| FailureRow { reason: Some(r.clone().into()), tasks: *n }).collect();
-    JobRow { counts: j.counts.to_vec(), failures, notes: j.notes, ..header(j) }.encode_to_vec()
+fn up_row(j: &Job, e: &UpEntry, at: u32) -> UpRow {
+    let plain = (e.incarnation, e.job) == (j.parent_incarnation, j.parent_job);
+    let (incarnation, job) = if plain { (0, 0) } else { (e.incarnation, e.job) };
+    let (share, most_micro) = (e.share.to_string(), e.most_micro);
+    UpRow { seq: e.seq, number: e.number, share, cost: e.cost, open: e.open, incarnation, job, most_micro, at }
+}
+
+/// An entry, and the job's own count of it.
+fn up_of(at: u32, r: UpRow, of: (u64, u64), intern: &mut dyn FnMut(&str) -> Arc<str>) -> (u32, UpEntry) {
+    let (incarnation, job) = if r.incarnation == 0 { of } else { (r.incarnation, r.job) };
+    (at, UpEntry { seq: r.seq, number: r.number, share: intern(&r.share), incarnation, job, cost: r.cost, open: r.open, most_micro: r.most_micro })
 }
 
 fn hash_of(row: &JobRow) -> BlobHash {
@@ -452,17 +467,14 @@ fn fill(store: &dyn Reader, job: &mut Job, intern: &mut dyn FnMut(&str) -> Arc<s
         })
     };
     let (mut ups, mut chunks) = (Vec::new(), Vec::new());
+    let of = (job.parent_incarnation, job.parent_job);
     rows(b'u', &mut |k, v| {
-        let (at, r) = (number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?);
-        let (incarnation, of) = if r.incarnation == 0 { (job.parent_incarnation, job.parent_job) } else { (r.incarnation, r.job) };
-        let (share, most_micro) = (intern(&r.share), r.most_micro);
-        ups.push((at, UpEntry { seq: r.seq, number: r.number, share, incarnation, job: of, cost: r.cost, open: r.open, most_micro }));
+        ups.push(up_of(number(k.get(9..13)?)? as u32, UpRow::decode(v).ok()?, of, intern));
         Some(())
     })?;
     rows(b'c', &mut |k, v| {
         let at = number(k.get(9..13)?)? as u32;
-        let len = job.size.checked_sub(at.checked_mul(CHUNK_TASKS)?)?.min(CHUNK_TASKS);
-        chunks.push((at, decode_chunk(v, len)?));
+        chunks.push((at, chunk_of(job.size, at, v)?));
         Some(())
     })?;
     for (at, chunk) in chunks {
@@ -476,21 +488,6 @@ fn fill(store: &dyn Reader, job: &mut Job, intern: &mut dyn FnMut(&str) -> Arc<s
         Some(what) => Err(StoreError::Damaged { path: "(open)".into(), what }),
         None => Ok(()),
     }
-}
-
-/// Where a spec is read from.
-type SpecOf<'a> = dyn FnMut(BlobHash) -> Result<Option<Arc<Spec>>, StoreError> + 'a;
-
-/// A past job from its header; `whole`: with its cells.
-pub fn read_job(store: &dyn Reader, bytes: &[u8], whole: bool, spec: &mut SpecOf<'_>) -> Result<Job, StoreError> {
-    let damaged = |what: &str| StoreError::Damaged { path: "(open)".into(), what: format!("{what} of a past job") };
-    let row = JobRow::decode(bytes).map_err(|_| damaged("the header"))?;
-    let spec = spec(hash_of(&row))?.ok_or_else(|| damaged("the spec"))?;
-    let mut job = job_of(&row, spec).ok_or_else(|| damaged("the header"))?;
-    if whole {
-        fill(store, &mut job, &mut |share| share.into())?;
-    }
-    Ok(job)
 }
 
 impl State {
@@ -536,6 +533,11 @@ fn encode_chunk(chunk: &Chunk, len: u32) -> Vec<u8> {
     };
     chunk.cells.runs(0, len.min(CHUNK_TASKS), |a, b, c| put(u64::from(b - a), &c));
     out
+}
+
+/// A chunk of an array of this size.
+fn chunk_of(size: u32, at: u32, bytes: &[u8]) -> Option<Chunk> {
+    decode_chunk(bytes, size.checked_sub(at.checked_mul(CHUNK_TASKS)?)?.min(CHUNK_TASKS))
 }
 
 fn decode_chunk(mut bytes: &[u8], len: u32) -> Option<Chunk> {

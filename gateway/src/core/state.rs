@@ -173,6 +173,8 @@ pub struct Job {
     pub told: u64,
     /// It is to be put away when that is due.
     pub leaves: bool,
+    /// It is past, and all of it is in its header: its chunks and parents' placements have no rows.
+    pub inside: bool,
 }
 
 impl Job {
@@ -222,6 +224,7 @@ impl Job {
             over_ms: 0,
             told: 0,
             leaves: false,
+            inside: false,
         }
     }
 

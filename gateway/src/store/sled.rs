@@ -4,9 +4,10 @@
 //! steps when they have become many or a segment of the log is full, and until then the log has them. So whatever sled has, a row is there only after its
 //! batch is durable, and a restart puts the rows of the log on top again, in order: the last value of each key wins, whatever sled kept.
 //!
-//! In the directory: `lock`, `format` (`intergrid store 3`), `log/` and `sled/`. A `format` that this program doesn't know is refused before anything else is
-//! opened. Format 1 had changes in sled; they are copied into a log once. Format 2 had no tables of past jobs, which a program that knows it would not see.
-//! A new store begins as an empty one of format 1.
+//! In the directory: `lock`, `format` (`intergrid store 4`), `log/` and `sled/`. A `format` that this program doesn't know is refused before anything else is
+//! opened. Format 1 had changes in sled; they are copied into a log once. Format 2 had no tables of past jobs, which a program that knows it would not see;
+//! with format 3 all chunks of past jobs were rows, and a program that knows it would not see those that are in a header. A new store begins as an empty one
+//! of format 1.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,7 +25,7 @@ use super::table::{Row, Rows, Table};
 use super::{Batch, Reader, Store, StoreError};
 
 /// The format that this program writes.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// The first one, which is migrated.
 const FORMAT_1: u32 = 1;
 /// What a `format` file begins with.

@@ -122,9 +122,9 @@ fn a_store_of_a_newer_format_is_refused_and_left_alone() {
     tree.gateway("campus", None, "");
     assert_eq!(Some(0), tree.terminate("campus"));
     let store = tree.path("campus").join("state/store");
-    fs::write(store.join("format"), "intergrid store 4\n").unwrap();
+    fs::write(store.join("format"), "intergrid store 5\n").unwrap();
     role("gateway", &tree.config("campus"), &[]).refused(2, &["format"]);
-    assert_eq!("intergrid store 4\n", fs::read_to_string(store.join("format")).unwrap());
-    fs::write(store.join("format"), "intergrid store 3\n").unwrap();
+    assert_eq!("intergrid store 5\n", fs::read_to_string(store.join("format")).unwrap());
+    fs::write(store.join("format"), "intergrid store 4\n").unwrap();
     tree.start("campus");
 }

@@ -7,9 +7,9 @@ use intergrid_proto::{JobSpec, Phase, RefusalKind, SiteId, TaskSet};
 use super::world::{open, own_disk};
 use super::{World, sleep, tower};
 use crate::core::fit::ENTRIES_MIN;
-use crate::core::state::Job;
-use crate::core::{Input, archive};
-use crate::store::{Reader, Store};
+use crate::core::state::{CHUNK_TASKS, Job};
+use crate::core::{Input, archive, rows};
+use crate::store::{Batch, MemDisk, Reader, Store};
 
 /// All leave soon.
 fn world(checkpoint: u64) -> World {
@@ -196,7 +196,7 @@ fn late_word_of_a_past_job_is_kept() {
     let entries = |w: &World| {
         let mut n = 0;
         own_disk(w, sites[0])
-            .scan(&crate::core::rows::history_prefix(job), &mut |_, _| {
+            .scan(&rows::history_prefix(job), &mut |_, _| {
                 n += 1;
                 true
             })
@@ -254,5 +254,69 @@ fn when_many_jobs_have_left_nothing_keeps_room_for_them() {
         assert_eq!(JOBS, archive::list(&w.sites[site].disk, None, u64::MAX, 2 * JOBS).unwrap().len());
         let (by_key, by_parent, outbox) = state(&w, k);
         assert!(by_key.max(by_parent).max(outbox) <= ROOM_MAX, "{by_key} keys, {by_parent} names, {outbox} events");
+    }
+}
+
+#[test]
+fn a_small_past_job_is_one_row_and_comes_back_whole() {
+    let mut w = world(1);
+    w.away = (1 << 40, 1 << 40);
+    let site = tower(&mut w, 0)[0];
+    let mut spec = JobSpec::new(["true"]);
+    // More than a machine has.
+    spec.shape.slots = 3;
+    let tasks = [1, 5_000, 3 * CHUNK_TASKS + 1];
+    let submit = |w: &mut World, n: u32| w.submit(site, &format!("k{n}"), spec.clone(), n).unwrap();
+    let jobs = tasks.map(|n| submit(&mut w, n).0);
+    for job in jobs {
+        w.want(site, job, WantValue::Cancel, None);
+    }
+    w.pass(1_000);
+    // As format 3 had it: all rows beside the header.
+    let old = MemDisk::new();
+    let state = w.sites[&site].core.state();
+    let mut batch = Batch::default();
+    for j in state.jobs.values() {
+        assert!(j.open() == 0 && !j.inside);
+        batch.rows.extend(rows::parts(j).into_iter().map(|k| (k.bytes(), state.row(k, 1))));
+        batch.rows.push((archive::past_key(j.no), Some(rows::past_row(j))));
+        batch.rows.push((rows::spec_key(j.spec_hash), Some(j.spec.bytes.clone())));
+    }
+    old.open().unwrap().commit(&batch).unwrap();
+    let of = |j: &Job| (j.runs(|c| *c), j.counts, j.ups.clone(), j.want_version);
+    let words = |j: &Job| format!("{:?}", of(j));
+    let live: Vec<String> = state.jobs.values().map(|j| words(j)).collect();
+    w.away = (100, 100);
+    w.restart(site);
+    w.pass(5_000);
+    let beside = |w: &World, job: u64| {
+        let mut n = 0;
+        for table in [b'c', b'u'] {
+            let each = &mut |_: &[u8], _: &[u8]| {
+                n += 1;
+                true
+            };
+            own_disk(w, site).scan(&rows::key(table, &[&job.to_be_bytes()]), each).unwrap();
+        }
+        n
+    };
+    for (k, job) in jobs.iter().enumerate() {
+        let small = tasks[k] < 3 * CHUNK_TASKS;
+        assert_eq!(live[k], words(&past(&w, site, *job)), "{} tasks", tasks[k]);
+        assert_eq!(live[k], words(&archive::read(&old, *job, true).unwrap().unwrap()), "{} tasks, in format 3", tasks[k]);
+        assert_eq!((small, small), (past(&w, site, *job).inside, beside(&w, *job) == 0), "{} tasks", tasks[k]);
+    }
+    // What comes back has its rows again with the same commit: a crash right after it loses nothing, however late its next checkpoint is.
+    w.checkpoint = 1 << 40;
+    w.away = (1 << 40, 1 << 40);
+    w.restart(site);
+    for (k, job) in jobs.iter().enumerate() {
+        assert_eq!((*job, true), submit(&mut w, tasks[k]));
+    }
+    w.restart(site);
+    let core = &w.sites[&site].core;
+    for (k, job) in jobs.iter().enumerate() {
+        assert_eq!(u64::from(tasks[k]), core.state().jobs[job].count(Phase::Cancelled), "{} tasks", tasks[k]);
+        assert!(!archive::is_past(own_disk(&w, site), *job).unwrap() && beside(&w, *job) > 0);
     }
 }

@@ -33,7 +33,7 @@ fn golden_layout() {
         "726a32 = 11 0100000000000000000002",
     ];
     assert_eq!(want.as_slice(), dump(&sled(dir.path())));
-    assert_eq!("intergrid store 3\n", std::fs::read_to_string(dir.path().join("format")).unwrap());
+    assert_eq!("intergrid store 4\n", std::fs::read_to_string(dir.path().join("format")).unwrap());
 }
 
 /// A store as format 1 had it, with changes in sled; 6 of them are forgotten.
@@ -77,10 +77,12 @@ fn a_store_of_format_1_is_taken_over_once() {
     // A log that is there is not made again.
     std::fs::write(dir.path().join("format"), "intergrid store 1\n").unwrap();
     assert_eq!(want, content(&SledStore::open(dir.path()).unwrap()));
-    // The next one is as it is.
-    std::fs::write(dir.path().join("format"), "intergrid store 2\n").unwrap();
-    assert_eq!(want, content(&SledStore::open(dir.path()).unwrap()));
-    assert_eq!("intergrid store 3\n", std::fs::read_to_string(dir.path().join("format")).unwrap());
+    // The next ones are as they are.
+    for format in [2, 3] {
+        std::fs::write(dir.path().join("format"), format!("intergrid store {format}\n")).unwrap();
+        assert_eq!(want, content(&SledStore::open(dir.path()).unwrap()));
+        assert_eq!("intergrid store 4\n", std::fs::read_to_string(dir.path().join("format")).unwrap());
+    }
 }
 
 #[test]
