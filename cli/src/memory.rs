@@ -12,15 +12,37 @@ const LOOK_INTERVAL_MS: u64 = 1_000;
 const FREE_BYTES_MIN: usize = 4 << 20;
 const STACK_BYTES: usize = 64 << 10;
 
-/// What was free when it was given back last, less what was used again since.
+/// Bytes.
+#[derive(Clone, Copy, Default)]
+struct Memory {
+    /// Free in the C library, whether the system has the pages or not.
+    free: usize,
+    /// Resident, and not a file's; 0: the system does not say.
+    resident: usize,
+}
+
+impl Memory {
+    fn now() -> Memory {
+        let kib = std::fs::read_to_string("/proc/self/status").ok().as_deref().and_then(resident_kib).unwrap_or(0);
+        Memory { free: free_bytes(), resident: kib << 10 }
+    }
+}
+
+/// From what the system says of a process.
+fn resident_kib(status: &str) -> Option<usize> {
+    status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// The least of both since it was given back last.
 #[derive(Default)]
-struct Given(usize);
+struct Given(Memory);
 
 impl Given {
-    /// Is so much free by now that it is worth giving back?
-    fn falls_short_of(&mut self, free: usize) -> bool {
-        self.0 = self.0.min(free);
-        free - self.0 >= FREE_BYTES_MIN
+    /// Is so much free by now that it is worth giving back? What was given back and used again for a moment is as free as it was, and resident again.
+    fn falls_short_of(&mut self, now: Memory) -> bool {
+        self.0 = Memory { free: self.0.free.min(now.free), resident: self.0.resident.min(now.resident) };
+        let (freed, came) = (now.free - self.0.free, now.resident - self.0.resident);
+        freed >= FREE_BYTES_MIN || came.min(now.free) >= FREE_BYTES_MIN
     }
 }
 
@@ -30,9 +52,9 @@ pub fn keep_small() {
         let mut given = Given::default();
         loop {
             sleep(Duration::from_millis(LOOK_INTERVAL_MS));
-            if given.falls_short_of(free_bytes()) {
+            if given.falls_short_of(Memory::now()) {
                 give_back();
-                given = Given(free_bytes());
+                given = Given(Memory::now());
             }
         }
     };
@@ -45,14 +67,41 @@ pub fn keep_small() {
 mod tests {
     use super::*;
 
+    const MIN: usize = FREE_BYTES_MIN;
+
+    fn memory(free: usize, resident: usize) -> Memory {
+        Memory { free, resident }
+    }
+
     #[test]
     fn what_was_given_back_is_not_given_again() {
         let mut given = Given::default();
-        assert!(!given.falls_short_of(FREE_BYTES_MIN - 1) && given.falls_short_of(FREE_BYTES_MIN));
-        given = Given(3 * FREE_BYTES_MIN);
-        assert!(!given.falls_short_of(3 * FREE_BYTES_MIN + 1));
+        assert!(!given.falls_short_of(memory(MIN - 1, 0)) && given.falls_short_of(memory(MIN, 0)));
+        given = Given(memory(3 * MIN, 0));
+        assert!(!given.falls_short_of(memory(3 * MIN + 1, 0)));
         // Used again, and freed again.
-        assert!(!given.falls_short_of(FREE_BYTES_MIN));
-        assert!(given.falls_short_of(2 * FREE_BYTES_MIN));
+        assert!(!given.falls_short_of(memory(MIN, 0)));
+        assert!(given.falls_short_of(memory(2 * MIN, 0)));
+    }
+
+    #[test]
+    fn what_was_used_for_a_moment_is_given_back_too() {
+        let mut given = Given(memory(30 * MIN, 10 * MIN));
+        assert!(!given.falls_short_of(memory(30 * MIN, 11 * MIN - 1)) && given.falls_short_of(memory(30 * MIN, 11 * MIN)));
+        // What is resident and in use can't be given back.
+        given = Given(memory(MIN - 1, 10 * MIN));
+        assert!(!given.falls_short_of(memory(MIN - 1, 30 * MIN)));
+        // It is the least since then that counts.
+        given = Given(memory(30 * MIN, 10 * MIN));
+        assert!(!given.falls_short_of(memory(30 * MIN, 8 * MIN)) && given.falls_short_of(memory(30 * MIN, 9 * MIN)));
+    }
+
+    #[test]
+    fn the_system_says_what_is_resident() {
+        assert_eq!(Some(1_234), resident_kib("VmRSS:\t    5678 kB\nRssAnon:\t    1234 kB\nRssFile:\t    4444 kB\n"));
+        assert_eq!(None, resident_kib("VmRSS:\t    5678 kB\n"));
+        let all: Vec<u8> = std::hint::black_box(vec![1; 8 * MIN]);
+        let now = Memory::now();
+        assert!(now.resident >= all.len(), "{} bytes", now.resident);
     }
 }
