@@ -24,8 +24,9 @@ use super::disk::{sync_data, sync_dir};
 
 /// A longer value is cut: 20 of these and their keys stay well below sled's 128 KiB.
 pub const PART_BYTES: usize = 4 * 1024;
-/// sled's page cache.
-const CACHE_BYTES: u64 = 8 << 20;
+/// sled's page cache, by its own count: by what pages take in its file. In memory pages of small rows take two to four times that. What is evicted and
+/// asked for again is read from the kernel's cache; a shard of sled's evicts once in 64 looks, so that pages looked at all the time stay.
+const CACHE_BYTES: u64 = 2 << 20;
 /// sled's threads may hold its file a moment longer than the store that was dropped.
 const SLED_LOCK_WAIT_MS: u64 = 3_000;
 /// A reader starts over when a row is replaced while it reads its parts.
