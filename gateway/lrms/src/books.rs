@@ -358,7 +358,7 @@ impl Books {
                 }
                 // It began once; that it is started over, its claim prevents.
                 State::Pending(wait, _) if watch.started && (e.restarts > 0 || *wait == Wait::Requeued) => {
-                    watch.verdict.get_or_insert_with(|| (Over { how: How::Requeued, exit: None }, String::new()));
+                    watch.verdict.get_or_insert_with(|| (Over::new(How::Requeued, None), String::new()));
                     watch.gone_ms.get_or_insert(now);
                 }
                 State::Pending(wait @ (Wait::Never | Wait::Broken), why) if !watch.busy => {

@@ -132,6 +132,26 @@ pub struct Over {
     pub how: How,
     /// Of the script; None: it does not say.
     pub exit: Option<Exit>,
+    /// By its books; the queue says nothing of it.
+    pub used: Used,
+}
+
+impl Over {
+    /// What was used is not known.
+    pub fn new(how: How, exit: Option<Exit>) -> Self {
+        Over { how, exit, used: Used::default() }
+    }
+}
+
+/// What a task used, as far as that is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Used {
+    /// From start to end, milliseconds.
+    pub wall_ms: Option<u64>,
+    /// User + system, microseconds.
+    pub cpu_us: Option<u64>,
+    /// Peak memory in bytes, and how it was measured: `sampled`, of all processes together, or `largest-process`.
+    pub peak: Option<(u64, &'static str)>,
 }
 
 /// The verdict of the LRMS.
@@ -172,8 +192,6 @@ pub struct Record {
     pub machine: String,
     /// In the LRMS's own words, for people: state, reason.
     pub words: String,
-    /// Peak memory, where the books have it.
-    pub peak_bytes: Option<u64>,
 }
 
 /// A partition or queue.

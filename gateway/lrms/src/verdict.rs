@@ -3,7 +3,7 @@
 use intergrid_agent::core::{Fault, Report};
 use intergrid_proto::{Exit, ReasonKind};
 
-use crate::lrms::{How, Over};
+use crate::lrms::{How, Over, Used};
 use crate::script::ExitRecord;
 
 /// Exit codes of the wrapper that are not the payload's: its claim was taken; it could not begin.
@@ -62,8 +62,9 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
         None => None,
     };
-    let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms), record.and_then(|r| r.cpu_us));
-    let peak = record.and_then(|r| r.peak_bytes).map(|bytes| (bytes, "largest-process"));
+    let used = over.map_or(Used::default(), |(over, _)| over.used);
+    let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms).or(used.wall_ms), record.and_then(|r| r.cpu_us).or(used.cpu_us));
+    let peak = record.and_then(|r| r.peak_bytes).map(|bytes| (bytes, "largest-process")).or(used.peak);
     Verdict::Exited(Report { exit, wall_ms, cpu_us, peak, ended_by, ..Report::unseen() })
 }
 
@@ -91,7 +92,7 @@ mod tests {
     }
 
     fn of(record: Option<ExitRecord>, over: Option<(How, Option<Exit>)>) -> (Exit, Option<ReasonKind>) {
-        let over = over.map(|(how, exit)| Over { how, exit });
+        let over = over.map(|(how, exit)| Over::new(how, exit));
         match verdict(record.as_ref(), over.as_ref().map(|o| (o, "W")), "slurm") {
             Verdict::Exited(r) => (r.exit, r.ended_by.map(|(kind, _)| kind)),
             Verdict::NotStarted(f) => (f.exit, Some(f.kind)),
@@ -123,6 +124,15 @@ mod tests {
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::Exited, Some(CLAIMED)))));
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Exited, Some(CLAIMED)))));
         assert_eq!((Exit::Code(120), None), of(Some(record(120, true)), Some((How::Exited, Some(CLAIMED)))));
+        // What was used is the record's, and where there is none, the books'.
+        let used = Used { wall_ms: Some(2_000), cpu_us: Some(7), peak: Some((9, "sampled")) };
+        let over = Over { used, ..Over::new(How::Exited, None) };
+        let used_of = |record: Option<&ExitRecord>| match verdict(record, Some((&over, "")), "slurm") {
+            Verdict::Exited(r) => (r.wall_ms, r.cpu_us, r.peak),
+            Verdict::NotStarted(f) => panic!("{f:?}"),
+        };
+        assert_eq!((Some(2_000), Some(7), Some((9, "sampled"))), used_of(None));
+        assert_eq!((Some(5), Some(7), Some((8, "largest-process"))), used_of(Some(&ExitRecord { peak_bytes: Some(8), ..record(0, false) })));
         let missing = ExitRecord { fault: "no-such-program".into(), ..record(127, false) };
         assert_eq!((Exit::Code(127), Some(K::NoSuchProgram)), of(Some(missing), None));
     }

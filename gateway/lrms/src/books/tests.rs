@@ -104,7 +104,7 @@ fn what_should_not_be_there_any_more_is_removed_again_and_again() {
             of("grid", entry("b", 2, 2, State::Running)),
             of("eve", entry("b", 3, 1, pending())),
             of("ann", entry("c", 4, 1, State::Running)),
-            of("grid", entry("d", 5, 1, State::Ended(Over { how: How::Exited, exit: None }))),
+            of("grid", entry("d", 5, 1, State::Ended(Over::new(How::Exited, None)))),
         ];
         b.surveyed(now - 10, all.into(), now);
         let due = b.strays_due(now).into_iter();
@@ -149,7 +149,7 @@ fn what_is_not_in_the_queue_is_a_question_after_a_while() {
     assert!(b.due(99_000).is_empty());
     b.surveyed(2_000, vec![entry("a", 1, 1, State::Running), entry("a", 1, 2, State::Suspended)], 2_010);
     assert_eq!((4, vec![]), (b.occupied("q"), b.due(99_000)));
-    let over = Over { how: How::Exited, exit: None };
+    let over = Over::new(How::Exited, None);
     let seen = b.surveyed(3_000, vec![entry("a", 1, 1, State::Ended(over.clone())), entry("a", 1, 2, State::Running)], 3_010);
     assert_eq!(vec![Seen::Suspended(place("a", 2), false)], seen);
     assert_eq!((vec![], vec![place("a", 1)]), (b.due(3_010 + RECORD_GRACE_MS - 1), b.due(3_010 + RECORD_GRACE_MS)));

@@ -146,14 +146,14 @@ impl Driver {
             return;
         }
         let over = match (over, record) {
-            (Some((Over { how: How::Exited, exit }, words)), None) => {
+            (Some((over, words)), None) if over.how == How::Exited => {
                 let how = self.complaint(place).await.unwrap_or(How::Exited);
-                Some((Over { how, exit }, words))
+                Some((Over { how, ..over }, words))
             }
-            (Some((Over { how: How::Exited, exit }, words)), Some(record))
-                if record.was_asked && exit != Some(CLAIMED) && self.lrms.signals_removal_only() =>
+            (Some((over, words)), Some(record))
+                if over.how == How::Exited && record.was_asked && over.exit != Some(CLAIMED) && self.lrms.signals_removal_only() =>
             {
-                Some((Over { how: How::Removed, exit }, words))
+                Some((Over { how: How::Removed, ..over }, words))
             }
             (over, _) => over,
         };

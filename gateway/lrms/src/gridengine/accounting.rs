@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::words;
-use crate::lrms::{How, LrmsId, Over, Record};
+use crate::lrms::{How, LrmsId, Over, Record, Used};
 use crate::records::{Records, bytes};
 
 /// Of a file that was there before us, so much of its end is read. It has what has ended while a gateway was away.
@@ -107,7 +107,7 @@ pub fn record(line: &str) -> Option<Record> {
     // What runs has pages and uses time. A task that was removed by force has a record all the same, of the master's own making: exit status 0, and nothing used.
     let unseen = over.how == How::Exited && fields[USAGE].iter().all(|f| f.bytes().all(|b| b"0.".contains(&b)));
     if unseen {
-        over = Over { how: How::MachineLost, exit: None };
+        over = Over::new(How::MachineLost, None);
     }
     let killed = failed != 0 || status == KILLED_STATUS;
     if began && killed && last.get(4).zip(last.get(2)).is_some_and(|(asked, most)| is_beyond_memory(number(34).unwrap_or(1), asked, most)) {
@@ -115,6 +115,12 @@ pub fn record(line: &str) -> Option<Record> {
     }
     // Kilobytes, with a fraction of zeros.
     let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
+    // Seconds, of a task that ran with a fraction.
+    let micros = |n: usize| fields.get(n)?.parse::<f64>().ok().filter(|s| (0.0..1e12).contains(s)).map(|s| (s * 1e6).round() as u64);
+    if began && !unseen {
+        let cpu_us = micros(14).zip(micros(15)).map(|(user, system)| user + system);
+        over.used = Used { wall_ms: micros(13).map(|us| us / 1_000), cpu_us, peak: peak.map(|bytes| (bytes, "largest-process")) };
+    }
     Some(Record {
         id: LrmsId(id),
         position: u32::try_from(task.max(1)).ok()?,
@@ -127,7 +133,6 @@ pub fn record(line: &str) -> Option<Record> {
             true => "removed by force, and nobody saw its end".to_string(),
             false => format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
         },
-        peak_bytes: peak,
     })
 }
 
@@ -169,7 +174,9 @@ mod tests {
         assert_eq!((How::TimeLimit, None, Some(true)), end("ig-rt", 1));
         assert_eq!((How::Exited, Some(Exit::Code(0)), Some(true)), end("a<x>&amp;\"b", 1));
         let ended = of("ig-ends", 1);
-        assert!(ended.machine == "localhost" && ended.peak_bytes > Some(1 << 20), "{ended:?}");
+        assert!(ended.machine == "localhost" && ended.over.used.peak > Some((1 << 20, "")), "{ended:?}");
+        assert_eq!((Some(5_000), Some(14_819)), (of("ig-rt", 1).over.used.wall_ms, of("ig-rt", 1).over.used.cpu_us));
+        assert_eq!(Used::default(), of("ig-bad", 1).over.used);
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
         let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
         assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1)).unwrap().started);

@@ -30,7 +30,7 @@ pub fn state(letters: &str, why: Option<&str>) -> State {
 
 /// How a task ended, by the fields `failed` and `exit_status` of its record, and whether its script began; None: it did not, but goes back to the queue.
 pub fn over(failed: u32, status: u32) -> Option<(Over, bool)> {
-    let over = |how, exit, began| Some((Over { how, exit }, began));
+    let over = |how, exit, began| Some((Over::new(how, exit), began));
     let code = u8::try_from(status).ok().map(Exit::Code);
     let signal = status.checked_sub(SIGNAL_BASE).filter(|n| (1..=SIGNALS).contains(n)).map(|n| Exit::Signal(n as u8));
     match failed {

@@ -69,13 +69,17 @@ fn is_day(path: &Path) -> bool {
 /// One line of the completion program; None for what is no end of one task: a job that is started over, an array's rest, another version, nonsense.
 pub fn record(line: &str) -> Option<Record> {
     let fields: Vec<&str> = line.split(' ').collect();
-    let [VERSION, job, array, task, exit, state, _start, _end, machines, name] = fields[..] else { return None };
+    let [VERSION, job, array, task, exit, state, start, end, machines, name] = fields[..] else { return None };
     let (job, array, task): (u64, u64, u32) = (job.parse().ok()?, array.parse().ok()?, task.parse().ok()?);
     if array != 0 && task == words::NO_TASK {
         return None;
     }
     let machine = if machines == "-" { "" } else { machines };
-    let over = words::over(state, "", words::exit(exit))?;
+    let mut over = words::over(state, "", words::exit(exit))?;
+    if !machine.is_empty() {
+        let seconds = end.parse::<u64>().ok().zip(start.parse::<u64>().ok()).and_then(|(end, start)| end.checked_sub(start));
+        over.used.wall_ms = seconds.and_then(|s| s.checked_mul(1_000));
+    }
     Some(Record {
         id: LrmsId(if array == 0 { job } else { array }),
         position: if array == 0 { 1 } else { task },
@@ -84,7 +88,6 @@ pub fn record(line: &str) -> Option<Record> {
         over,
         machine: machine.to_string(),
         words: state.to_string(),
-        peak_bytes: None,
     })
 }
 
@@ -105,7 +108,7 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
     for line in text.lines().filter(|l| !l.trim().is_empty()) {
         let unreadable = || format!("sacct: {:?} is not a line of it", line.chars().take(80).collect::<String>());
         let fields: Vec<&str> = line.split('|').collect();
-        let [job, state, exit, start, machines, peak] = fields[..] else { return Err(unreadable()) };
+        let [job, state, exit, start, machines, peak, elapsed, cpu] = fields[..] else { return Err(unreadable()) };
         let (name, step) = job.split_once('.').map_or((job, None), |(name, step)| (name, Some(step)));
         let (id, task) = name.split_once('_').unwrap_or((name, ""));
         // `7_[3-5]`: what waits of an array.
@@ -115,14 +118,19 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
         let key = (LrmsId(id.parse().map_err(|_| unreadable())?), squeue::position(task).ok_or_else(unreadable)?);
         if step.is_some() {
             if let (Some(place), Some(bytes)) = (places.get(&key), bytes(peak)) {
-                let record = &mut records[*place];
-                record.peak_bytes = record.peak_bytes.max(Some(bytes));
+                let used = &mut records[*place].over.used;
+                used.peak = used.peak.max(Some((bytes, "sampled")));
             }
             continue;
         }
-        let Some(over) = words::over(state, "", words::exit(exit)) else { continue };
+        let Some(mut over) = words::over(state, "", words::exit(exit)) else { continue };
         let had_machine = !matches!(start, "" | "None" | "Unknown") && !machines.starts_with("None");
         let machine = if had_machine { machines } else { "" };
+        if had_machine {
+            over.used.wall_ms = elapsed.parse::<u64>().ok().and_then(|s| s.checked_mul(1_000));
+            // Of what is lost with its machine nobody has told.
+            over.used.cpu_us = cpu_us(cpu).filter(|us| *us > 0);
+        }
         let record = Record {
             id: key.0,
             position: key.1,
@@ -131,7 +139,6 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
             over,
             machine: machine.to_string(),
             words: state.to_string(),
-            peak_bytes: None,
         };
         match places.get(&key) {
             Some(place) => records[*place] = record,
@@ -144,6 +151,16 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
     Ok(records)
 }
 
+/// `[DD-][HH:]MM:SS[.mmm]`
+fn cpu_us(text: &str) -> Option<u64> {
+    let (days, time) = text.split_once('-').unwrap_or(("0", text));
+    let (whole, millis) = time.split_once('.').unwrap_or((time, "0"));
+    let minutes_and_seconds = |sum: u64, part: &str| sum.checked_mul(60)?.checked_add(part.parse().ok()?);
+    let seconds = whole.split(':').try_fold(0, minutes_and_seconds)?;
+    let seconds = days.parse::<u64>().ok()?.checked_mul(86_400)?.checked_add(seconds)?;
+    seconds.checked_mul(1_000_000)?.checked_add(millis.parse::<u64>().ok()?.checked_mul(1_000)?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -152,9 +169,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::lrms::Used;
 
     /// Of Slurm 22.05.8 and our completion program.
     const RECORDED: &str = include_str!("recorded/jobcomp.txt");
+    /// Of Slurm 22.05.8 and its slurmdbd, by [`super::super::calls::sacct`].
+    const SACCT: &str = include_str!("recorded/sacct.txt");
 
     #[test]
     fn recorded_ends_are_read() {
@@ -164,6 +184,7 @@ mod tests {
         let of = |id| records.iter().find(|r| r.id == LrmsId(id)).unwrap();
         assert_eq!((1, How::Removed, None, "ig-arr"), (of(20).position, of(20).over.how, of(20).started, of(20).tag.as_str()));
         assert_eq!((Some(Exit::Code(0)), "n1", ""), (of(26).over.exit, of(26).machine.as_str(), of(26).tag.as_str()));
+        assert_eq!((Some(30_000), None), (of(26).over.used.wall_ms, of(26).over.used.cpu_us));
         assert_eq!((Some(Exit::Code(7)), How::Exited), (of(27).over.exit, of(27).over.how));
         assert_eq!((How::NotStarted, Some(false), Some(Exit::NotStarted)), (of(14).over.how, of(14).started, of(14).over.exit));
     }
@@ -186,22 +207,48 @@ mod tests {
     }
 
     #[test]
-    fn sacct_is_read_with_its_steps() {
-        let text = "2_1|COMPLETED|0:0|2026-11-21T09:43:11|n1|\n2_1.batch|COMPLETED|0:0|2026-11-21T09:43:11|n1|2048K\n\
-                    2_2|CANCELLED by 1001|0:0|None|None assigned|\n3|TIMEOUT|0:0|2026-11-21T09:43:11|n2|\n3.batch|CANCELLED|0:15|x|n2|1.50M\n\
-                    4|RUNNING|0:0|2026-11-21T09:43:11|n2|\n5_[3-9]|PENDING|0:0|Unknown|None assigned|\n";
+    fn recorded_answers_of_sacct_are_read_with_their_steps() {
+        let records = sacct(SACCT).unwrap();
+        let of = |id, position| records.iter().find(|r| r.id == LrmsId(id) && r.position == position).unwrap();
+        let end = |id, position| (of(id, position).over.how, of(id, position).over.exit, of(id, position).started);
+        assert_eq!((How::Exited, Some(Exit::Code(0)), Some(true)), end(1, 1));
+        assert_eq!((How::Exited, Some(Exit::Code(2)), Some(true)), end(1, 3));
+        assert_eq!((How::Exited, Some(Exit::Signal(9)), Some(true)), end(1, 4));
+        assert_eq!((How::Removed, None, None), end(2, 1));
+        assert_eq!((How::TimeLimit, None, Some(true)), end(13, 1));
+        assert_eq!((How::MachineLost, None, None, "n2"), (end(14, 1).0, end(14, 1).1, end(14, 1).2, of(14, 1).machine.as_str()));
+        // What it used: by its task, and by the step that had most memory.
+        let used = of(3, 1).over.used;
+        assert_eq!((Some(2_000), Some(1_157_000), Some((298_100 << 10, "sampled"))), (used.wall_ms, used.cpu_us, used.peak));
+        let lost = of(14, 1).over.used;
+        assert_eq!((None, None), (lost.cpu_us, lost.peak), "{lost:?}");
+        // What runs, what waits, and the rest of an array, which nobody says more of, are no ends.
+        assert_eq!(11, records.len(), "{records:?}");
+    }
+
+    #[test]
+    fn odd_answers_of_sacct_are_read() {
+        let text = "2_2|CANCELLED by 1001|0:0|None|None assigned||0|00:00:00\n3|TIMEOUT|0:0|2026-11-21T09:43:11|n2||60|1-00:00:01\n\
+                    3.batch|CANCELLED|0:15|x|n2|1.50M|60|1-00:00:01\n3.extern|COMPLETED|0:0|x|n2|1K|60|00:00:00\n4|RUNNING|0:0|x|n2||1|00:00:00\n";
         let records = sacct(text).unwrap();
-        assert_eq!(vec![(2, 1), (2, 2), (3, 1)], records.iter().map(|r| (r.id.0, r.position)).collect::<Vec<_>>());
-        assert_eq!((Some(2 << 20), Some(true)), (records[0].peak_bytes, records[0].started));
-        assert_eq!((How::Removed, Some(false), ""), (records[1].over.how, records[1].started, records[1].machine.as_str()));
-        assert_eq!((How::TimeLimit, None, Some(3 << 19)), (records[2].over.how, records[2].over.exit, records[2].peak_bytes));
+        assert_eq!(vec![(2, 2), (3, 1)], records.iter().map(|r| (r.id.0, r.position)).collect::<Vec<_>>());
+        assert_eq!((How::Removed, Some(false), "", Used::default()), {
+            let r = &records[0];
+            (r.over.how, r.started, r.machine.as_str(), r.over.used)
+        });
+        assert_eq!((Some(60_000), Some(86_401_000_000), Some((3 << 19, "sampled"))), {
+            let used = records[1].over.used;
+            (used.wall_ms, used.cpu_us, used.peak)
+        });
+        assert!(sacct("7|COMPLETED|0:0|x|n1|\n").is_err(), "a line of another format");
+        assert_eq!((Some(3_723_000_000), Some(4_000), None), (cpu_us("01:02:03"), cpu_us("00:00.004"), cpu_us("x")));
     }
 
     proptest! {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_. :\n-]{0,200}") {
             for text in [&text, &more, &format!("1 {more}")] {
-                let _ = (record(text), sacct(text), bytes(text));
+                let _ = (record(text), sacct(text), bytes(text), cpu_us(text));
             }
         }
     }

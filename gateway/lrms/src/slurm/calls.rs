@@ -84,8 +84,8 @@ pub fn scancel(call: Call, tasks: &[(LrmsId, Vec<u32>)], kill: bool) -> Call {
 /// Steps too: peak memory is theirs.
 pub fn sacct(call: Call, ids: &[LrmsId]) -> Call {
     let ids: Vec<String> = ids.iter().map(LrmsId::to_string).collect();
-    call.args(["--noheader", "--parsable2", "--allusers", "--starttime=1970-01-02", "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS"])
-        .arg(format!("--jobs={}", ids.join(",")))
+    let format = "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS,ElapsedRaw,TotalCPU";
+    call.args(["--noheader", "--parsable2", "--allusers", "--starttime=1970-01-02", format]).arg(format!("--jobs={}", ids.join(",")))
 }
 
 /// Numbers of the jobs with exactly this name.

@@ -23,7 +23,7 @@ pub fn state(word: &str, reason: &str, status: Option<u32>, restarts: u32) -> St
 
 /// How it ended; None: the word is none of an end.
 pub fn over(word: &str, reason: &str, exit: Option<Exit>) -> Option<Over> {
-    let over = |how, exit| Some(Over { how, exit });
+    let over = |how, exit| Some(Over::new(how, exit));
     // sacct writes "CANCELLED by 1001".
     match word.split_whitespace().next().unwrap_or_default() {
         "COMPLETED" => over(How::Exited, Some(Exit::Code(0))),

@@ -108,7 +108,7 @@ impl Local {
         for task in self.lock().tasks.values_mut().filter(|t| t.over.is_none()) {
             task.running.iter().for_each(|c| signal(c, rustix::process::Signal::KILL));
             task.running.clear();
-            task.over = Some(Over { how, exit: None });
+            task.over = Some(Over::new(how, None));
         }
     }
 
@@ -160,7 +160,7 @@ fn pump(state: &mut Inside, slots: usize) {
         if task.began && task.running.is_empty() {
             let exit = last.map(|c| Exit::Code(u8::try_from(c).unwrap()));
             let how = if wrong.memory && exit == Some(Exit::Code(137)) { How::Memory } else { How::Exited };
-            task.over = Some(Over { how, exit });
+            task.over = Some(Over::new(how, exit));
         }
     }
     let mut free = slots.saturating_sub(state.tasks.values().filter(|t| !t.running.is_empty()).count());
@@ -263,7 +263,6 @@ impl Lrms for Local {
                     started: Some(t.began),
                     machine: String::new(),
                     words: String::new(),
-                    peak_bytes: None,
                 })
             };
             s.tasks.iter().filter(|((id, _), _)| ids.contains(id)).filter_map(record).collect()
@@ -283,7 +282,7 @@ impl Lrms for Local {
             let Some(task) = state.tasks.get_mut(&(id, position)).filter(|t| t.over.is_none()) else { continue };
             match task.began {
                 true => task.running.iter().for_each(|c| signal(c, if kill { rustix::process::Signal::KILL } else { rustix::process::Signal::TERM })),
-                false => task.over = Some(Over { how: How::Removed, exit: None }),
+                false => task.over = Some(Over::new(How::Removed, None)),
             }
         }
         std::future::ready(Ok(())).boxed()
