@@ -4,6 +4,7 @@
 //! It ends with the [`Slurm`], with all that its jobs have started, also when the test is killed: a guard holds the other end of our pipe. Nothing is
 //! skipped: what is missing is said in a panic.
 
+mod accounting;
 mod conf;
 
 use std::fs::{self, File, Permissions};
@@ -41,6 +42,10 @@ pub(crate) const PORTS: std::ops::Range<u16> = 20_000..30_000;
 pub enum Part {
     /// munged.
     Munge,
+    /// mariadbd, where there is accounting.
+    Database,
+    /// slurmdbd, where there is accounting.
+    Accounting,
     /// slurmctld.
     Controller,
     /// slurmd of machine n1, n2, ...
@@ -70,21 +75,20 @@ impl Slurm {
     pub fn with(change: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options::default();
         change(&mut options);
-        check_machine();
+        check_machine(options.accounting);
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         ACCOUNTS.iter().for_each(|name| make_account(name));
         let dir = tempfile::Builder::new().prefix("slurm-").tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("permissions");
-        options.write(dir.path(), ports(options.machines + 2));
+        options.write(dir.path(), ports(options.machines + 3));
         let guard = guard(dir.path(), "SLURM_CONF");
         let mut slurm = Slurm { dir, machines: options.machines, parts: Default::default(), guard, _alone: alone };
-        for part in [Part::Munge, Part::Controller].into_iter().chain((1..=options.machines).map(Part::Machine)) {
-            slurm.start_part(part);
-            if part == Part::Munge {
-                let socket = slurm.dir.path().join("munge/socket");
-                slurm.until("munged listens", START_TIMEOUT, |_| socket.exists().then_some(()).ok_or_else(|| "no socket".to_string()));
-            }
+        slurm.start_part(Part::Munge);
+        slurm.until_there("munged listens", "munge/socket");
+        if options.accounting {
+            slurm.start_accounting();
         }
+        [Part::Controller].into_iter().chain((1..=options.machines).map(Part::Machine)).for_each(|part| slurm.start_part(part));
         slurm.until_up();
         slurm
     }
@@ -108,6 +112,13 @@ impl Slurm {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.env("SLURM_CONF", self.conf()).env("TZ", "UTC").current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    /// A daemon of this cluster that works as an account of its own.
+    fn command_of_its_own(&self, account: &str, program: &str) -> Command {
+        let mut command = self.command("setpriv");
+        command.args([&format!("--reuid={account}"), &format!("--regid={account}"), "--clear-groups", program]);
         command
     }
 
@@ -166,13 +177,15 @@ impl Slurm {
         let path = |name: &str| self.dir.path().join(name);
         let mut command = match part {
             Part::Munge => {
-                let mut command = self.command("setpriv");
-                command.args(["--reuid=munge", "--regid=munge", "--clear-groups", "munged", "--foreground", "--force", "--num-threads=4"]);
+                let mut command = self.command_of_its_own("munge", "munged");
+                command.args(["--foreground", "--force", "--num-threads=4"]);
                 for (option, file) in [("key-file", "key"), ("socket", "socket"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed")] {
                     command.arg(format!("--{option}={}", path("munge").join(file).display()));
                 }
                 command
             }
+            Part::Database => self.database(),
+            Part::Accounting => self.accounting(),
             Part::Controller => {
                 let mut command = self.command("slurmctld");
                 command.arg("-D");
@@ -195,6 +208,11 @@ impl Slurm {
         assert!(text.contains(from), "{from:?} is not in {text}");
         fs::write(self.conf(), text.replace(from, to)).expect("slurm.conf");
         self.run("scontrol", &["reconfigure"]);
+    }
+
+    fn until_there(&self, what: &str, file: &str) {
+        let path = self.dir.path().join(file);
+        self.until(what, START_TIMEOUT, |_| path.exists().then_some(()).ok_or_else(|| format!("no {file}")));
     }
 
     /// Wait until every machine is idle.
@@ -222,7 +240,7 @@ impl Slurm {
     fn log_ends(&self) -> String {
         let mut out = String::new();
         let machines = (1..=self.machines).map(|n| format!("spool/n{n}.log"));
-        for name in ["daemons.log", "munge/log", "log/slurmctld.log"].map(String::from).into_iter().chain(machines) {
+        for name in ["daemons.log", "munge/log", "log/slurmdbd.log", "log/slurmctld.log"].map(String::from).into_iter().chain(machines) {
             let text = fs::read_to_string(self.dir.path().join(&name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             out += &format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n"));
@@ -302,15 +320,13 @@ pub(crate) fn guard(dir: &Path, variable: &str) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a guard")
 }
 
-fn check_machine() {
+fn check_machine(accounting: bool) {
     assert!(rustix::process::geteuid().is_root(), "a test cluster needs root, because a slurmd starts jobs as their users; run the tests as root");
     let path = std::env::var("PATH").unwrap_or_default();
     let there = |name: &str| path.split(':').any(|dir| Path::new(dir).join(name).is_file());
-    let missing: Vec<_> =
-        ["munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel", "scontrol", "sudo", "setpriv", "setsid", "useradd"]
-            .into_iter()
-            .filter(|name| !there(name))
-            .collect();
+    let all = ["munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel", "scontrol", "sudo", "setpriv", "setsid", "useradd"];
+    let more = ["mariadbd", "slurmdbd", "sacctmgr", "sacct"];
+    let missing: Vec<_> = all.into_iter().chain(more.into_iter().filter(|_| accounting)).filter(|name| !there(name)).collect();
     assert!(missing.is_empty(), "not on the path: {}; install them with `tests/run --prepare`", missing.join(", "));
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
-use super::ended;
+use super::{accounting, ended};
 
 /// What can be chosen.
 #[derive(Clone, Debug)]
@@ -16,13 +16,17 @@ pub struct Options {
     pub cpus: u32,
     /// Of each.
     pub memory_mib: u32,
+    /// With slurmdbd, which sacct asks.
+    pub accounting: bool,
+    /// So long the queue lists what is over (`MinJobAge`), seconds.
+    pub job_age_s: u32,
     /// More lines of `slurm.conf`; they come last.
     pub more: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { machines: 4, cpus: 4, memory_mib: 4_000, more: String::new() }
+        Options { machines: 4, cpus: 4, memory_mib: 4_000, accounting: false, job_age_s: 60, more: String::new() }
     }
 }
 
@@ -43,16 +47,24 @@ impl Options {
         fs::write(&key, rand_key()).expect("a key");
         fs::set_permissions(&key, Permissions::from_mode(0o400)).expect("permissions");
         own(&key, "munge");
-        let machine_ports: Vec<String> = ports[2..].iter().map(u16::to_string).collect();
-        let text = self.text(dir, ports[0], ports[1], &machine_ports);
+        let [controller, machine, accounts, machines @ ..] = &ports[..] else { panic!("{} ports", ports.len()) };
+        let accounts = self.accounting.then_some(*accounts);
+        if let Some(port) = accounts {
+            let database = dir.join("database");
+            make_dir(&database, Some("slurm"));
+            fs::set_permissions(&database, Permissions::from_mode(0o700)).expect("permissions");
+            accounting::write(dir, port, own);
+        }
+        let machines: Vec<String> = machines.iter().map(u16::to_string).collect();
+        let text = self.text(dir, *controller, *machine, &machines, &accounting::settings(dir, accounts));
         fs::write(dir.join("slurm.conf"), text).expect("slurm.conf");
         let gpu = |device: &&str| format!("NodeName=n[1-{}] Name=gpu File={device}\n", self.machines / 2);
         fs::write(dir.join("gres.conf"), GPUS.iter().map(gpu).collect::<String>()).expect("gres.conf");
     }
 
-    /// Without systemd, cgroups and accounting; quick to schedule, and quick to notice what is lost.
-    fn text(&self, dir: &Path, controller: u16, machine: u16, ports: &[String]) -> String {
-        let Options { machines, cpus, memory_mib, more } = self;
+    /// Without systemd and cgroups; quick to schedule, and quick to notice what is lost.
+    fn text(&self, dir: &Path, controller: u16, machine: u16, ports: &[String], accounting: &str) -> String {
+        let Options { machines, cpus, memory_mib, job_age_s, more, .. } = self;
         let (dir, half, gpus) = (dir.display(), machines / 2, GPUS.len());
         let (first, others, next) = (ports[..half].join(","), ports[half..].join(","), half + 1);
         let each = format!("NodeHostname=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib}");
@@ -84,10 +96,10 @@ SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=100
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=5
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/script
 JobCompLoc={dir}/jobcomp/jobcomp
-MinJobAge=60
+MinJobAge={job_age_s}
 MaxArraySize=2001
 MailProg=/bin/true
 KillWait=2

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use intergrid_tests::slurm::Part;
+
+use crate::limits::last_attempt;
 use crate::site::{PATIENCE, Site};
 use crate::tree::until;
 
@@ -141,4 +144,64 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     ann.until_phase(&job, "cancelled", 1);
     site.until_gone();
     site.assert_each_started_once(2);
+}
+
+/// What takes the wrapper with it leaves no exit record, and these have left the queue soon: slurmdbd has their ends, and what they used.
+#[test]
+fn ends_that_only_sacct_knows_are_told_with_what_was_used() {
+    let mut site = Site::of(|o| (o.accounting, o.job_age_s) = (true, 2), &["batch"], "", 16);
+    let ann = site.user("ann");
+    let counted = |site: &Site, task: u32, then: &str| format!("GRID_TASK_ID={task}; {}", site.counted(then));
+    let submit = |words: &str, more: &[&str]| ann.submit(&[&["--no-requeue"][..], more, &["--", "sh", "-c", words]].concat());
+
+    // sbatch gives no answer, and when it ends the job has left the queue.
+    let asked = site.cluster.dir().join("shared/asked");
+    let gone = "while [ -n \"$(/usr/bin/squeue --noheader --states=all)\" ]; do sleep 0.2; done";
+    site.command("sbatch", &format!("/usr/bin/sbatch \"$@\" > /dev/null; {gone}; touch {}; kill -9 $$", asked.display()));
+    let lost = submit(&counted(&site, 0, "kill -9 0"), &[]);
+    assert_eq!(1, ann.wait(&lost), "{}", ann.run(&["explain", &lost]).out);
+    assert!(asked.exists(), "sbatch was not heard to its end");
+    let attempt = &ann.json_lines(&["history", &lost])[0];
+    assert_eq!(("failed", "signal 9"), (attempt["phase"].as_str().unwrap(), attempt["exit"][0].as_str().unwrap()), "{attempt}");
+    site.command("sbatch", "exec /usr/bin/sbatch \"$@\"");
+
+    // Each has a machine of its own. One is beyond its memory, and the others don't hear that they are to end.
+    let shared = site.cluster.dir().join("shared");
+    let deaf = |task: u32| {
+        let place = shared.join(task.to_string());
+        counted(&site, task, &format!("trap '' TERM; echo $SLURMD_NODENAME $SLURM_JOB_ID > {}; while :; do sleep 1; done", place.display()))
+    };
+    let hog = counted(&site, 1, "head -c 300000000 /dev/zero | tail -n 1 | { read -r x; sleep 60; }; sleep 60");
+    let large = submit(&hog, &["-c", "4", "--mem", "64M"]);
+    let [late, removed, on_lost] = [2, 3, 4].map(|task| submit(&deaf(task), &["-c", "4"]));
+    site.until_started(5);
+    let place = |task: u32| {
+        let read = || std::fs::read_to_string(shared.join(task.to_string())).ok().filter(|t| t.ends_with('\n')).ok_or(String::new());
+        let text = until("it says where it is", PATIENCE, read);
+        let (machine, id) = text.trim_end().split_once(' ').unwrap();
+        (machine[1..].parse::<usize>().unwrap(), id.to_string())
+    };
+    let ((_, late_id), (_, removed_id), (machine, _)) = (place(2), place(3), place(4));
+    // Slurm looks every two seconds at what they have.
+    std::thread::sleep(Duration::from_secs(3));
+    site.cluster.run("scontrol", &["update", &format!("JobId={late_id}"), "EndTime=now"]);
+    site.cluster.run("scancel", &["--full", "--signal=KILL", &removed_id]);
+    site.cluster.kill(Part::Machine(machine));
+    for (job, kind, text) in [
+        (&large, "memory-limit", "slurm ended it at its memory limit (FAILED)"),
+        (&late, "time-limit", "slurm ended it at its time limit (TIMEOUT)"),
+        (&removed, "signal", "somebody removed it from slurm while it ran (CANCELLED"),
+        (&on_lost, "exit-unknown", "slurm lost the machine that it ran on (NODE_FAIL)"),
+    ] {
+        assert_eq!(1, ann.wait(job), "{}", ann.run(&["explain", job]).out);
+        assert_eq!(1, ann.in_phase(job, "failed"));
+        let (said_kind, said, usage) = last_attempt(&ann, job);
+        assert!(said_kind == kind && said.contains(text), "{said_kind}: {said}, not {kind}: {text}");
+        assert!(job == &large || usage["wall_ms"][0].as_u64() >= Some(1_000), "{said}: {usage}");
+        if job == &large || job == &late {
+            let least = if job == &large { 64 << 20 } else { 1 << 20 };
+            assert!(usage["peak_bytes"][0].as_u64() >= Some(least) && usage["measured"] == "sampled", "{said}: {usage}");
+        }
+    }
+    site.assert_each_started_once(5);
 }

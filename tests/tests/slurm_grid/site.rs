@@ -137,11 +137,14 @@ impl Site {
         COMMANDS.iter().for_each(|name| site.command(name, &format!("exec /usr/bin/{name} \"$@\"")));
         let counter = site.cluster.dir().join("submissions");
         site.command("sbatch", &format!("echo >> {}; exec /usr/bin/sbatch \"$@\"", counter.display()));
+        let books = match site.cluster.keeps_accounts() {
+            true => "accounting = true".to_string(),
+            false => format!("records = \"{}\"", site.cluster.records().display()),
+        };
         let config = format!(
-            "\n[slurm]\npartitions = {partitions:?}\ndirectory = \"{}/{directory}\"\ncommands = \"{}\"\nrecords = \"{}\"\n{more}",
+            "\n[slurm]\npartitions = {partitions:?}\ndirectory = \"{}/{directory}\"\ncommands = \"{}\"\n{books}\n{more}",
             shared.display(),
             commands.display(),
-            site.cluster.records().display()
         );
         prepare(&mut site.tree, &programs);
         site.tree.gateway("campus", Some("eu"), &config);
