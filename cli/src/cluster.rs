@@ -109,9 +109,13 @@ async fn of_grid_engine(args: &InitGatewayArgs) -> Result<Seen, Refusal> {
         Some(name) => format!("parallel_environment = {}   # for tasks with several slots\n", quoted(name)),
         None => "# parallel_environment = \"smp\"   # for tasks with several slots: one whose allocation_rule is $pe_slots\n".to_string(),
     };
+    let gpus = match gridengine::doctor::gpu_complex(&config).await.map_err(asked)? {
+        Some(name) => format!("gpu_complex = {}   # counts GPUs\n", quoted(&name)),
+        None => "# gpu_complex = \"gpu\"   # the consumable complex that counts GPUs here\n".to_string(),
+    };
     let memory = "# memory = \"h_vmem\"   # the resource that bounds memory here\n";
     let paths = paths(&InitGatewayArgs { conf, ..args.clone() })?;
-    Ok(Seen { name: "Grid Engine".into(), section: "gridengine", queues_are: "queues", queues, lines: format!("{paths}{slots}{memory}") })
+    Ok(Seen { name: "Grid Engine".into(), section: "gridengine", queues_are: "queues", queues, lines: format!("{paths}{slots}{memory}{gpus}") })
 }
 
 /// Where its commands and its configuration are, where that was said.

@@ -56,6 +56,8 @@ pub struct LrmsConfig {
     pub parallel_environment: Option<String>,
     /// Grid Engine's resource, for each slot, that bounds memory; absent: it is not told of memory.
     pub memory: Option<String>,
+    /// Grid Engine's complex by which GPUs are counted; absent: none are offered.
+    pub gpu_complex: Option<String>,
     /// Whose tasks run as which account.
     pub accounts: AccountsConfig,
     /// What the site allows.
@@ -155,6 +157,7 @@ pub(super) struct Section {
     accounting: Option<bool>,
     parallel_environment: Option<String>,
     memory: Option<String>,
+    gpu_complex: Option<String>,
     account: Option<String>,
     #[serde(default)]
     limits: LrmsLimits,
@@ -196,14 +199,15 @@ pub(super) fn read(
     if !(1..=100).contains(&s.limits.ceiling_percent) {
         return refuse(format!("limits.ceiling_percent must be 1 to 100, not {}", s.limits.ceiling_percent));
     }
+    let words = [("parallel_environment", &s.parallel_environment), ("memory", &s.memory), ("gpu_complex", &s.gpu_complex)];
     let foreign = match kind {
-        LrmsKind::Slurm => [("parallel_environment", s.parallel_environment.is_some()), ("memory", s.memory.is_some())],
-        LrmsKind::GridEngine => [("accounting", s.accounting.is_some()), ("accounting", false)],
+        LrmsKind::Slurm => words.iter().find(|(_, value)| value.is_some()).map(|(field, _)| *field),
+        LrmsKind::GridEngine => s.accounting.map(|_| "accounting"),
     };
-    if let Some((field, _)) = foreign.iter().find(|(_, is_there)| *is_there) {
+    if let Some(field) = foreign {
         return refuse(format!("{field} is none of its settings; leave it out"));
     }
-    for (field, value) in [("parallel_environment", &s.parallel_environment), ("memory", &s.memory)] {
+    for (field, value) in words {
         let word = |v: &String| !v.is_empty() && !v.starts_with('-') && v.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
         if value.as_ref().is_some_and(|v| !word(v)) {
             return refuse(format!("{field} must be a name of letters, digits, '_', '-' and '.'"));
@@ -241,9 +245,21 @@ pub(super) fn read(
         path
     };
     let [commands, conf, records] = [&s.commands, &s.conf, &s.records].map(|path| path.as_ref().map(absolute));
-    let (queues, directory) = (s.queues.clone(), s.directory.clone());
-    let (parallel_environment, memory, accounting) = (s.parallel_environment.clone(), s.memory.clone(), s.accounting.unwrap_or(false));
-    Ok(LrmsConfig { kind, queues, piloted, directory, commands, conf, records, accounting, parallel_environment, memory, accounts, limits: s.limits })
+    Ok(LrmsConfig {
+        kind,
+        queues: s.queues.clone(),
+        piloted,
+        directory: s.directory.clone(),
+        commands,
+        conf,
+        records,
+        accounting: s.accounting.unwrap_or(false),
+        parallel_environment: s.parallel_environment.clone(),
+        memory: s.memory.clone(),
+        gpu_complex: s.gpu_complex.clone(),
+        accounts,
+        limits: s.limits,
+    })
 }
 
 fn some_time<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

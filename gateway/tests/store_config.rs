@@ -327,15 +327,19 @@ pool = ["grid1", "grid2"]
 
 #[test]
 fn grid_engine_has_settings_of_its_own_and_none_of_slurms() {
-    let text = SLURM.replace("slurm", "gridengine").replace("accounting = true", "parallel_environment = \"smp\"\nmemory = \"h_vmem\"");
+    let text = SLURM
+        .replace("slurm", "gridengine")
+        .replace("accounting = true", "parallel_environment = \"smp\"\nmemory = \"h_vmem\"\ngpu_complex = \"gpu\"");
     let (_dir, path) = file(&text);
     let lrms = GatewayConfig::load(&path).unwrap().lrms.unwrap();
     assert_eq!((LrmsKind::GridEngine, vec!["batch".to_string(), "debug".to_string()]), (lrms.kind, lrms.queues));
     assert_eq!((Some("smp"), Some("h_vmem")), (lrms.parallel_environment.as_deref(), lrms.memory.as_deref()));
+    assert_eq!(Some("gpu"), lrms.gpu_complex.as_deref());
     for (old, new, want) in [
         ("memory = \"h_vmem\"", "accounting = true", "[gridengine] accounting is none of its settings"),
         ("\"h_vmem\"", "\"h_vmem=1,x\"", "memory must be a name"),
         ("\"smp\"", "\"-q\"", "parallel_environment must be a name"),
+        ("\"gpu\"", "\"gpu=2\"", "gpu_complex must be a name"),
         ("[gridengine]", "[slurm]", "[slurm] parallel_environment is none of its settings"),
     ] {
         let (_dir, path) =

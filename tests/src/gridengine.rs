@@ -81,6 +81,9 @@ impl GridEngine {
         options.write_queues(&engine);
         (1..=machines).for_each(|n| engine.start_part(Part::Machine(n)));
         engine.until_up();
+        if options.gpus > 0 {
+            options.write_gpus(&engine);
+        }
         engine
     }
 

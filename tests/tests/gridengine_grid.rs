@@ -33,3 +33,5 @@ mod pilots;
 mod queues;
 #[path = "gridengine_grid/three.rs"]
 mod three;
+#[path = "gridengine_grid/wide.rs"]
+mod wide;

@@ -54,6 +54,7 @@ fn config(cluster: &GridEngine, shared: &Path) -> LrmsConfig {
         accounting: false,
         parallel_environment: Some("smp".into()),
         memory: None,
+        gpu_complex: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits { waiting_max: 16, ..LrmsLimits::default() },
     }

@@ -66,6 +66,7 @@ fn config(cluster: &Slurm, shared: &Path) -> LrmsConfig {
         accounting: false,
         parallel_environment: None,
         memory: None,
+        gpu_complex: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits { waiting_max: 16, ..LrmsLimits::default() },
     }

@@ -19,13 +19,15 @@ pub struct Options {
     pub short_slots: u32,
     /// The longest that a task may run in it.
     pub short_time: String,
+    /// Of each machine, counted by the complex `gpu` (for each slot) and, once more, by `gpu_once` (once a job); there is no device.
+    pub gpus: u32,
     /// Between the word that a job will be killed, and its end.
     pub notify_s: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { machines: 1, batch_slots: 16, short_slots: 4, short_time: "00:10:00".to_string(), notify_s: 3 }
+        Options { machines: 1, batch_slots: 16, short_slots: 4, short_time: "00:10:00".to_string(), gpus: 0, notify_s: 3 }
     }
 }
 
@@ -148,6 +150,18 @@ impl Options {
                 ("load_thresholds", "NONE"),
             ];
             engine.run("qconf", &["-Aq", &file(name, &with(&template, &changed))]);
+        }
+    }
+
+    /// Of machines that are known.
+    pub(super) fn write_gpus(&self, engine: &GridEngine) {
+        let complexes = engine.run("qconf", &["-sc"]) + "gpu gpu INT <= YES YES 0 0\ngpu_once gpu_once INT <= YES JOB 0 0\n";
+        let path = engine.dir().join("complexes");
+        fs::write(&path, complexes).expect("complexes");
+        engine.run("qconf", &["-Mc", path.to_str().expect("a path")]);
+        let values = format!("gpu={0},gpu_once={0}", self.gpus);
+        for n in 1..=self.machines {
+            run(engine, engine.naming("qconf").args(["-aattr", "exechost", "complex_values", &values, &engine.machine(n)]));
         }
     }
 }

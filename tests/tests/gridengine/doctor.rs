@@ -41,12 +41,13 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     let bad: Vec<_> = worst(&found).into_iter().map(|f| (f.grade, f.what.as_str(), !f.remedy.is_empty())).collect();
     assert_eq!(vec![(Grade::Bad, "queue gone", true), (Grade::Bad, "account intergrid-nobody", true)], bad);
 
-    // An environment that is not there, books that are not there, and a master that is not.
+    // An environment and a complex that are not there, books that are not there, and a master that is not.
     let mut other = config(&cluster);
     other.terms.environment = Some("nope".into());
+    other.terms.gpu_complex = Some("nope".into());
     other.accounting = "/nowhere/accounting".into();
     let found = doctor::examine(&backend(other)).await;
-    assert_eq!(vec!["slots", "books"], worst(&found).iter().map(|f| f.what.as_str()).collect::<Vec<_>>(), "{found:#?}");
+    assert_eq!(vec!["slots", "gpus", "books"], worst(&found).iter().map(|f| f.what.as_str()).collect::<Vec<_>>(), "{found:#?}");
     let mut away = config(&cluster);
     away.commands = Some("/nowhere".into());
     assert_eq!(vec![Grade::Bad], doctor::examine(&backend(away)).await.iter().map(|f| f.grade).collect::<Vec<_>>());

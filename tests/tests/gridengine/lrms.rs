@@ -24,7 +24,7 @@ pub fn config(cluster: &fixture::GridEngine) -> GridEngineConfig {
         commands: Some(COMMANDS.into()),
         accounting: settings.accounting(),
         settings,
-        terms: Terms { environment: Some("smp".into()), memory: Some("h_vmem".into()) },
+        terms: Terms { environment: Some("smp".into()), memory: Some("h_vmem".into()), gpu_complex: None },
         queues: vec!["batch".into(), "short".into()],
     }
 }
@@ -184,6 +184,41 @@ async fn what_can_never_run_is_refused_or_says_why() {
     state(&engine, "it waits", "ig-down", 1, |s| matches!(s, State::Pending(Wait::Turn, _))).await;
     let queues = engine.queues().await.unwrap();
     assert!(queues.iter().any(|q| q.name == "short" && q.closed.as_deref() == Some("disabled") && q.waiting == 1), "{queues:?}");
+}
+
+#[tokio::test]
+async fn gpus_are_asked_for_as_the_complex_counts_them() {
+    let cluster = fixture::GridEngine::with(|o| o.gpus = 2);
+    let with = |complex: Option<&str>| {
+        let mut config = config(&cluster);
+        config.terms.gpu_complex = complex.map(String::from);
+        backend(config)
+    };
+    let [by_slot, once, nope, none] = [Some("gpu"), Some("gpu_once"), Some("nope"), None].map(with);
+    for engine in [&by_slot, &once] {
+        let queues = engine.queues().await.unwrap();
+        assert_eq!(vec![(2, 2), (2, 2)], queues.iter().map(|q| (q.machine_gpus, q.gpus_total)).collect::<Vec<_>>());
+    }
+    for engine in [&nope, &none] {
+        let queues = engine.queues().await.unwrap();
+        assert!(queues.iter().all(|q| q.machine_gpus == 0 && q.slots_total > 0), "{queues:?}");
+    }
+    let asked = |gpus, slots| Submission { shape: Shape { gpus, ..Shape::new(slots, 0) }, ..submission("ig-gpus", 1, "sleep 600") };
+    for (engine, gpus, slots, words) in
+        [(&by_slot, 1, 2, "for each slot"), (&by_slot, 4, 1, "no suitable queues"), (&once, 4, 2, "no suitable queues"), (&nope, 1, 1, "no complex")]
+    {
+        match engine.submit(&asked(gpus, slots)).await {
+            Err(SubmitFailure::Refused(Refused::Never, why)) => assert!(why.contains(words), "{why}"),
+            other => panic!("{gpus} GPUs, {slots} slots: {other:?}"),
+        }
+    }
+    assert!(matches!(none.submit(&asked(1, 1)).await, Err(SubmitFailure::Refused(Refused::Never, _))));
+    for (engine, complex) in [(&by_slot, "gpu"), (&once, "gpu_once")] {
+        let left = || cluster.run("qhost", &["-F", complex]);
+        assert!(left().contains(&format!("hc:{complex}=2.000000")), "{}", left());
+        engine.submit(&asked(2, 2)).await.unwrap();
+        look("both are taken", async || if left().contains(&format!("hc:{complex}=0.000000")) { Ok(()) } else { Err(left()) }).await;
+    }
 }
 
 #[tokio::test]

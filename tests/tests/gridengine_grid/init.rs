@@ -8,7 +8,7 @@ use crate::user::{Running, grid};
 
 #[test]
 fn what_init_writes_doctor_finds_good() {
-    let site = Site::start();
+    let site = Site::with(|o| o.gpus = 2, "");
     let (dir, conf, shared) = (site.cluster.dir().join("new"), site.cluster.conf(), site.cluster.dir().join("shared/new"));
     let (dir, conf, shared) = (dir.to_str().unwrap(), conf.to_str().unwrap(), shared.to_str().unwrap());
     let place = ["--commands", COMMANDS, "--conf", conf, "--shared", shared];
@@ -17,7 +17,7 @@ fn what_init_writes_doctor_finds_good() {
     Running::spawn(grid(&words)).end().refused(2, &["exists already"]);
     let config = format!("{dir}/gateway.toml");
     let text = std::fs::read_to_string(&config).unwrap();
-    for line in ["queues = [\"batch\", \"short\"]", "parallel_environment = \"smp\"", "tasks of up to 10m"] {
+    for line in ["queues = [\"batch\", \"short\"]", "parallel_environment = \"smp\"", "gpu_complex = \"gpu\"", "tasks of up to 10m"] {
         assert!(text.contains(line), "{line}: {text}");
     }
     let said = Running::spawn(grid(&["--json", "doctor", "--config", &config])).end();
@@ -25,6 +25,10 @@ fn what_init_writes_doctor_finds_good() {
     let found: Value = serde_json::from_str(&said.out).unwrap();
     let findings = found["findings"].as_array().unwrap();
     assert!(findings.iter().any(|f| f["what"].as_str().unwrap().starts_with("task as") && f["grade"] == "good"), "{found}");
+    assert!(
+        findings.iter().any(|f| f["what"] == "gpus" && f["grade"] == "good" && f["seen"].as_str().unwrap().contains("2 on 1 machines")),
+        "{found}"
+    );
     // A queue that is gone is said to be, and what else there is.
     std::fs::write(&config, text.replace("\"short\"", "\"gone\"")).unwrap();
     let said = Running::spawn(grid(&["doctor", "--config", &config])).end();

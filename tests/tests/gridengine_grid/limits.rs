@@ -39,20 +39,25 @@ fn an_array_of_a_thousand_waits_within_bounds_and_runs_through_a_broker() {
 fn never_more(limits: &str, offered: u64, most: u64) {
     const TASKS: u32 = 30;
     let site = Site::bounded(limits, offered);
+    assert_eq!(most, most_at_a_time(&site, TASKS, &[]), "what may be used is, and no more");
+}
+
+/// So many tasks with these wishes all run, each once: the most payloads at a time.
+pub fn most_at_a_time(site: &Site, tasks: u32, wishes: &[&str]) -> u64 {
     let ann = site.user("ann");
     let all = site.cluster.dir().join("shared/all");
     std::fs::write(&all, "").unwrap();
     std::fs::set_permissions(&all, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     let words = format!("echo 1 >> {0}; sleep 2; echo -1 >> {0}", all.display());
-    let job = ann.submit(&["-n", &TASKS.to_string(), "--", "sh", "-c", &site.starts.counted(&words)]);
+    let job = ann.submit(&[&["-n", &tasks.to_string()][..], wishes, &["--", "sh", "-c", &site.starts.counted(&words)]].concat());
     assert_eq!(0, ann.run(&["wait", "--timeout", "200s", &job]).code, "{}", ann.run(&["show", &job]).out);
+    site.starts.assert_each_once(tasks);
     let steps = std::fs::read_to_string(&all).unwrap();
     let at_a_time = steps.lines().scan(0i64, |now, step| {
         *now += step.parse::<i64>().unwrap();
         Some(*now)
     });
-    assert_eq!(Some(i64::try_from(most).unwrap()), at_a_time.max(), "what may be used is, and no more");
-    site.starts.assert_each_once(TASKS);
+    u64::try_from(at_a_time.max().unwrap()).unwrap()
 }
 
 #[test]

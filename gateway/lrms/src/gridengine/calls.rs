@@ -9,6 +9,8 @@ use crate::verdict::NOT_HERE_CODE;
 
 /// Ranges of tasks that one qdel is told of; one more is another command.
 pub const CANCEL_RANGES_MAX: usize = 500;
+/// Machines that one qconf is asked for.
+pub const MACHINES_MAX: usize = 100;
 /// Jobs in error that one qstat is asked for.
 pub const ERRORS_JOBS_MAX: usize = 200;
 
@@ -19,11 +21,13 @@ pub struct Terms {
     pub environment: Option<String>,
     /// The resource, for each slot, that bounds memory.
     pub memory: Option<String>,
+    /// The complex by which GPUs are counted.
+    pub gpu_complex: Option<String>,
 }
 
 /// `qsub`: always an array, so that each task is named alike; the script is its input. `-w e`: what no machine can ever run is refused at once. `-notify`: a
-/// job hears SIGUSR2 some time before it is killed.
-pub fn qsub(call: Call, s: &Submission, terms: &Terms) -> Call {
+/// job hears SIGUSR2 some time before it is killed. `gpus`: what is asked for of the complex that counts them.
+pub fn qsub(call: Call, s: &Submission, terms: &Terms, gpus: u32) -> Call {
     const ALWAYS: &str = "-terse -w e -r n -notify -m n -j n -S /bin/sh -i /dev/null -o /dev/null -e /dev/null";
     let mut args: Vec<OsString> = ALWAYS.split(' ').map(OsString::from).collect();
     // No line of the script is an option.
@@ -43,6 +47,9 @@ pub fn qsub(call: Call, s: &Submission, terms: &Terms) -> Call {
     }
     if let Some(memory) = terms.memory.as_ref().filter(|_| s.shape.memory_bytes > 0) {
         resources.push(format!("{memory}={}M", s.shape.memory_bytes.div_ceil(u64::from(slots)).div_ceil(1 << 20)));
+    }
+    if let Some(complex) = terms.gpu_complex.as_ref().filter(|_| gpus > 0) {
+        resources.push(format!("{complex}={gpus}"));
     }
     if !resources.is_empty() {
         args.extend(["-l".into(), resources.join(",").into()]);
@@ -83,6 +90,21 @@ pub fn qconf_queues(call: Call, queues: &[String]) -> Call {
 /// Begins with its version.
 pub fn qconf_help(call: Call) -> Call {
     call.arg("-help")
+}
+
+/// All complexes.
+pub fn qconf_complexes(call: Call) -> Call {
+    call.arg("-sc")
+}
+
+/// Names of the machines that have so many of this complex, and perhaps of some whose name ends alike.
+pub fn qconf_machines_with(call: Call, complex: &str) -> Call {
+    call.args(["-sobjl", "exechost", "complex_values"]).arg(format!("*{complex}=*"))
+}
+
+/// The configuration of at most [`MACHINES_MAX`] machines.
+pub fn qconf_machines(call: Call, machines: &[&str]) -> Call {
+    call.args(machines.iter().flat_map(|machine| ["-se", *machine]))
 }
 
 /// The configuration of all.
@@ -140,15 +162,17 @@ mod tests {
             complaints: Some("/shared/run/t".into()),
             script: "#!/bin/sh\n".into(),
         };
-        let terms = Terms { environment: Some("smp".into()), memory: Some("h_vmem".into()) };
-        let call = qsub(Call::new("qsub"), &submission, &terms);
+        let terms = Terms { environment: Some("smp".into()), memory: Some("h_vmem".into()), gpu_complex: Some("gpu".into()) };
+        let call = qsub(Call::new("qsub"), &submission, &terms, 0);
         let all = words(&call);
         for part in ["-terse", "-N ig-7-1", "-q batch", "-t 1-20", "-pe smp 4", "-l h_rt=61,h_vmem=257M", "-r n", "-notify", "-wd /"] {
             assert!(all.contains(part), "{part}: {all}");
         }
         assert_eq!("cd '/shared/a '\\''b' || exit 121\n#!/bin/sh\n", String::from_utf8(call.stdin.clone()).unwrap());
+        assert!(words(&qsub(Call::new("qsub"), &submission, &terms, 2)).contains("-l h_rt=61,h_vmem=257M,gpu=2"));
+        assert_eq!("-se m1 -se m2", words(&qconf_machines(Call::new("qconf"), &["m1", "m2"])));
         let plain = Submission { shape: Shape::default(), time_limit_ms: None, tasks: 1, ..submission };
-        let all = words(&qsub(Call::new("qsub"), &plain, &terms));
+        let all = words(&qsub(Call::new("qsub"), &plain, &terms, 0));
         assert!(all.contains("-t 1-1") && !all.contains("-pe") && !all.contains("-l "), "{all}");
     }
 

@@ -1,6 +1,8 @@
-//! What only Grid Engine can be examined for: version, its books, the environment for several slots, and how long a task has between two signals.
+//! What only Grid Engine can be examined for: version, its books, the environment for several slots, what counts GPUs, and how long a task has between two signals.
 
-use super::{GridEngine, calls, qhost};
+use super::calls::Terms;
+use super::gpus::Counted;
+use super::{Gpus, GridEngine, GridEngineConfig, calls, qhost};
 use crate::command::{Account, CallFailure, Hands};
 use crate::doctor::Finding;
 use crate::lrms::{Lrms, LrmsId};
@@ -9,6 +11,8 @@ use crate::lrms::{Lrms, LrmsId};
 const ON_ONE_MACHINE: &str = "$pe_slots";
 /// Environments that are looked at for one that does.
 const ENVIRONMENTS_MAX: usize = 50;
+/// What a complex that counts GPUs is called where sites have one.
+const GPU_COMPLEXES: [&str; 3] = ["gpu", "gpus", "ngpus"];
 /// Versions that all of this was tried with, as their commands say it.
 const VERSIONS_TRIED: [&str; 1] = ["SGE 8.1.9"];
 /// A version is no longer.
@@ -34,6 +38,12 @@ pub async fn examine(engine: &GridEngine) -> Vec<Finding> {
     } else {
         found.push(Finding::warning("slots", "no parallel_environment: each task has one slot", "name one whose allocation_rule is $pe_slots"));
     }
+    if let Some(complex) = &engine.config().terms.gpu_complex {
+        found.push(match engine.gpus().await {
+            Ok(gpus) => of_gpus(complex, gpus.as_ref()),
+            Err(e) => Finding::bad("gpus", e.to_string(), "let this account ask for complexes and machines: qconf -sc, qconf -se"),
+        });
+    }
     let path = engine.accounting().display().to_string();
     found.push(match engine.records(&[LrmsId(1)]).await {
         Ok(_) => Finding::good("books", format!("{path} can be read")),
@@ -54,6 +64,35 @@ pub async fn environment_on_one_machine(engine: &GridEngine) -> Result<Option<St
         }
     }
     Ok(None)
+}
+
+/// A complex that counts the GPUs of some machine, if there is one that is called as such are.
+pub async fn gpu_complex(config: &GridEngineConfig) -> Result<Option<String>, CallFailure> {
+    for name in GPU_COMPLEXES {
+        let terms = Terms { gpu_complex: Some(name.to_string()), ..config.terms.clone() };
+        let gpus = GridEngine::new(GridEngineConfig { terms, ..config.clone() }).gpus().await?;
+        if gpus.is_some_and(|gpus| gpus.counted.is_ok() && gpus.machines.values().any(|n| *n > 0)) {
+            return Ok(Some(name.to_string()));
+        }
+    }
+    Ok(None)
+}
+
+fn of_gpus(complex: &str, gpus: Option<&Gpus>) -> Finding {
+    let counted = gpus.map_or(Err("not known".to_string()), |gpus| gpus.counted.clone());
+    let machines = || gpus.into_iter().flat_map(|gpus| gpus.machines.values()).filter(|n| **n > 0);
+    match counted {
+        Err(why) => Finding::bad("gpus", why, "name a complex of `qconf -sc` that is requestable and consumable (YES or JOB) in gpu_complex"),
+        Ok(_) if machines().count() == 0 => {
+            let remedy = format!("qconf -aattr exechost complex_values {complex}=N MACHINE, for each machine that has some");
+            Finding::warning("gpus", format!("no machine has {complex} in its complex_values"), remedy)
+        }
+        Ok(counted) => {
+            let each = if counted == Counted::BySlot { "for each slot" } else { "once a task" };
+            let total: u64 = machines().map(|n| u64::from(*n)).sum();
+            Finding::good("gpus", format!("{complex}: {total} on {} machines, counted {each}", machines().count()))
+        }
+    }
 }
 
 fn version(help: &str) -> Finding {
@@ -109,6 +148,12 @@ mod tests {
             let found = version(help);
             assert!(found.grade == Grade::Warning && found.seen.ends_with("known to work: SGE 8.1.9"), "{found:?}");
         }
+        let gpus = |counted: Result<Counted, &str>, n| {
+            let gpus = Gpus { counted: counted.map_err(String::from), machines: [("m1".to_string(), n), ("m2".to_string(), n)].into() };
+            of_gpus("gpu", Some(&gpus))
+        };
+        assert_eq!(Finding::good("gpus", "gpu: 4 on 2 machines, counted once a task"), gpus(Ok(Counted::Once), 2));
+        assert_eq!((Grade::Warning, Grade::Bad), (gpus(Ok(Counted::BySlot), 0).grade, gpus(Err("no"), 2).grade));
         assert_eq!(Grade::Good, environment("smp", "pe_name smp\nallocation_rule    $pe_slots\n").grade);
         assert_eq!(Grade::Bad, environment("mpi", "allocation_rule $round_robin\n").grade);
     }

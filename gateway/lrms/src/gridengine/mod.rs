@@ -6,6 +6,7 @@
 pub mod accounting;
 pub mod calls;
 pub mod doctor;
+pub mod gpus;
 pub mod qhost;
 pub mod qstat;
 pub mod settings;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use intergrid_gateway::config::LrmsConfig;
-use intergrid_proto::Refusal;
+use intergrid_proto::{Refusal, Shape};
 
 use crate::command::{Account, Call, CallFailure, Hands};
 use crate::limits::SUBMISSION_TASKS_MAX;
@@ -28,10 +29,11 @@ use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Refused, State, Submi
 use crate::records::Records;
 use accounting::Accounting;
 use calls::Terms;
+use gpus::Counted;
 use qhost::Configured;
 use settings::Settings;
 
-/// What queues are configured to be is asked for again after this.
+/// What queues and machines are configured to be is asked for again after this.
 const CONFIGURED_OLD_MS: u64 = 60_000;
 
 /// How it is spoken to.
@@ -60,10 +62,32 @@ impl GridEngineConfig {
             commands: config.commands.clone(),
             accounting: config.records.clone().unwrap_or_else(|| settings.accounting()),
             settings,
-            terms: Terms { environment: config.parallel_environment.clone(), memory: config.memory.clone() },
+            terms: Terms { environment: config.parallel_environment.clone(), memory: config.memory.clone(), gpu_complex: config.gpu_complex.clone() },
             queues: config.queues.clone(),
         })
     }
+}
+
+/// GPUs, as they are configured.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gpus {
+    /// How, or why they can't be asked for.
+    pub counted: Result<Counted, String>,
+    /// Of each machine that has some.
+    pub machines: BTreeMap<String, u32>,
+}
+
+/// What was asked for, and when.
+type Known<T> = Mutex<Option<(Instant, T)>>;
+
+/// What is not too old to be asked for again.
+fn fresh<T: Clone>(known: &Known<T>) -> Option<T> {
+    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.as_ref().filter(|(at, _)| at.elapsed() < Duration::from_millis(CONFIGURED_OLD_MS)).map(|(_, value)| value.clone())
+}
+
+fn learn<T>(known: &Known<T>, value: T) {
+    *known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), value));
 }
 
 /// A Grid Engine cluster.
@@ -73,14 +97,15 @@ pub struct GridEngine {
     hands: Hands,
     /// Tasks that wait, by queue, as the last look showed it.
     waiting: Mutex<BTreeMap<String, u64>>,
-    configured: Mutex<Option<(Instant, BTreeMap<String, Configured>)>>,
+    configured: Known<BTreeMap<String, Configured>>,
+    gpus: Known<Gpus>,
     books: Arc<Mutex<Accounting>>,
 }
 
 impl GridEngine {
     /// Nothing is run yet.
     pub fn new(config: GridEngineConfig) -> Self {
-        GridEngine { config, hands: Hands, waiting: Mutex::default(), configured: Mutex::default(), books: Arc::default() }
+        GridEngine { config, hands: Hands, waiting: Mutex::default(), configured: Mutex::default(), gpus: Mutex::default(), books: Arc::default() }
     }
 
     /// How it is spoken to.
@@ -140,17 +165,50 @@ impl GridEngine {
     }
 
     async fn configured(&self) -> Result<BTreeMap<String, Configured>, CallFailure> {
-        let known = || self.configured.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, configured)) = known().as_ref().filter(|(at, _)| at.elapsed() < Duration::from_millis(CONFIGURED_OLD_MS)) {
-            return Ok(configured.clone());
+        if let Some(configured) = fresh(&self.configured) {
+            return Ok(configured);
         }
         // It says no where one of them is not there, and tells of the others all the same.
         let output = self.hands.run(&Account::Own, calls::qconf_queues(self.call("qconf"), &self.config.queues)).await?;
         let configured = qhost::configured(&output.stdout);
         if !configured.is_empty() {
-            *known() = Some((Instant::now(), configured.clone()));
+            learn(&self.configured, configured.clone());
         }
         Ok(configured)
+    }
+
+    /// GPUs of its machines; None: nothing is said to count them.
+    pub async fn gpus(&self) -> Result<Option<Gpus>, CallFailure> {
+        let Some(complex) = &self.config.terms.gpu_complex else { return Ok(None) };
+        if let Some(gpus) = fresh(&self.gpus) {
+            return Ok(Some(gpus));
+        }
+        let counted = gpus::counted(&self.asked(calls::qconf_complexes(self.call("qconf"))).await?, complex);
+        let mut machines = BTreeMap::new();
+        if counted.is_ok() {
+            let listed = self.asked(calls::qconf_machines_with(self.call("qconf"), complex)).await?;
+            let names: Vec<&str> = listed.split_whitespace().collect();
+            for names in names.chunks(calls::MACHINES_MAX) {
+                machines.extend(gpus::of_machines(&self.asked(calls::qconf_machines(self.call("qconf"), names)).await?, complex));
+            }
+        }
+        let gpus = Gpus { counted, machines };
+        learn(&self.gpus, gpus.clone());
+        Ok(Some(gpus))
+    }
+
+    /// What is asked for of the complex, for GPUs of a task of this shape.
+    async fn gpu_request(&self, shape: &Shape) -> Result<u32, SubmitFailure> {
+        let never = |why: String| SubmitFailure::Refused(Refused::Never, why);
+        if shape.gpus == 0 {
+            return Ok(0);
+        }
+        let gpus = self.gpus().await.map_err(|e| SubmitFailure::Refused(Refused::Later, e.to_string()))?;
+        let gpus = gpus.ok_or_else(|| never("this site names no gpu_complex, by which Grid Engine counts GPUs".to_string()))?;
+        gpus.counted.map_err(never)?.request(shape.gpus, shape.slots).ok_or_else(|| {
+            let each = "Grid Engine counts GPUs for each slot here, so that only as many for each can be asked for";
+            never(format!("{} GPUs for {} slots: {each}", shape.gpus, shape.slots))
+        })
     }
 }
 
@@ -171,15 +229,16 @@ impl Lrms for GridEngine {
 
     fn submit<'a>(&'a self, submission: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {
         Box::pin(async move {
-            if submission.shape.gpus > 0 || submission.shape.nodes > 1 {
-                let why = "neither GPUs nor several machines are asked of Grid Engine".to_string();
+            if submission.shape.nodes > 1 {
+                let why = "several machines are not asked of Grid Engine".to_string();
                 return Err(SubmitFailure::Refused(Refused::Never, why));
             }
             if submission.shape.slots > 1 && self.config.terms.environment.is_none() {
                 let why = "this site names no parallel environment for several slots on one machine".to_string();
                 return Err(SubmitFailure::Refused(Refused::Never, why));
             }
-            let call = calls::qsub(self.call("qsub"), submission, &self.config.terms);
+            let gpus = self.gpu_request(&submission.shape).await?;
+            let call = calls::qsub(self.call("qsub"), submission, &self.config.terms, gpus);
             let output = match self.hands.run(&submission.account, call).await {
                 Ok(output) => output,
                 Err(CallFailure::NotRun(why)) => return Err(SubmitFailure::Refused(Refused::Later, why)),
@@ -217,7 +276,12 @@ impl Lrms for GridEngine {
             let text = self.asked(calls::qhost(self.call("qhost"))).await?;
             let configured = self.configured().await?;
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            qhost::queues(&text, &waiting, &configured, self.config.terms.environment.as_deref()).map_err(CallFailure::Failed)
+            let gpus = self.gpus().await.unwrap_or_else(|why| {
+                tracing::debug!("the GPUs of its machines: {why}");
+                self.gpus.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, gpus)| gpus.clone())
+            });
+            let gpus = gpus.map_or(BTreeMap::new(), |gpus| gpus.machines);
+            qhost::queues(&text, &waiting, &configured, self.config.terms.environment.as_deref(), &gpus).map_err(CallFailure::Failed)
         })
     }
 

@@ -25,12 +25,14 @@ struct Instance<'a> {
     states: &'a str,
 }
 
-/// `qhost -q -xml`, joined with what is configured. `environment` is the one for tasks with several slots; without it a task can have one.
+/// `qhost -q -xml`, joined with what is configured. `environment` is the one for tasks with several slots; without it a task can have one. `gpus`: of each
+/// machine.
 pub fn queues(
     text: &str,
     waiting: &BTreeMap<String, u64>,
     configured: &BTreeMap<String, Configured>,
     environment: Option<&str>,
+    gpus: &BTreeMap<String, u32>,
 ) -> Result<Vec<Queue>, String> {
     let events = xml::events(text).map_err(|e| format!("qhost: {e}"))?;
     let mut queues: BTreeMap<String, Queue> = BTreeMap::new();
@@ -47,7 +49,7 @@ pub fn queues(
             Event::Close("queue") => {
                 let Some(i) = instance.take().filter(|i| !i.queue.is_empty()) else { continue };
                 let queue = queues.entry(i.queue.to_string()).or_insert_with(|| Queue { name: i.queue.to_string(), ..Queue::default() });
-                add(queue, &i, architecture, memory);
+                add(queue, &i, architecture, memory, gpus.get(machine).copied().unwrap_or(0));
                 if let Some(why) = out_of_order(i.states) {
                     closed.insert(i.queue.to_string(), why);
                 }
@@ -88,10 +90,11 @@ pub fn queues(
     Ok(queues.into_values().collect())
 }
 
-fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64) {
+fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64, gpus: u32) {
     let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     queue.machine_slots = queue.machine_slots.max(narrow(i.slots));
     queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory);
+    queue.machine_gpus = queue.machine_gpus.max(gpus);
     if queue.architecture.is_empty() {
         queue.architecture = machine(architecture).to_string();
     }
@@ -102,6 +105,7 @@ fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64) {
     queue.machines = queue.machines.saturating_add(1);
     queue.slots_total = queue.slots_total.saturating_add(i.slots);
     queue.slots_free = queue.slots_free.saturating_add(free);
+    queue.gpus_total = queue.gpus_total.saturating_add(gpus.into());
     queue.largest_free = queue.largest_free.max(narrow(free));
 }
 
@@ -180,6 +184,11 @@ mod tests {
     const QUEUES: &str = include_str!("recorded/queues.txt");
     const CONF: &str = include_str!("recorded/conf.txt");
 
+    /// Of machines without GPUs.
+    fn queues(text: &str, waiting: &BTreeMap<String, u64>, conf: &BTreeMap<String, Configured>, pe: Option<&str>) -> Result<Vec<Queue>, String> {
+        super::queues(text, waiting, conf, pe, &BTreeMap::new())
+    }
+
     #[test]
     fn recorded_queues_are_read() {
         let waiting = BTreeMap::from([("batch".to_string(), 5), (String::new(), 2)]);
@@ -195,6 +204,10 @@ mod tests {
         let lost = RECORDED.replace("state_string'>d<", "state_string'>au<");
         let read_lost = queues(&lost, &waiting, &configured(QUEUES), None).unwrap();
         assert_eq!((0, vec!["localhost".to_string()]), (read_lost[0].unheard.len(), read_lost[1].unheard.clone()));
+        // Its GPUs are there for each queue that is open on it.
+        let gpus = BTreeMap::from([("localhost".to_string(), 2), ("other".to_string(), 8)]);
+        let read_gpus = super::queues(RECORDED, &waiting, &configured(QUEUES), None, &gpus).unwrap();
+        assert_eq!(vec![(2, 2), (2, 0)], read_gpus.iter().map(|q| (q.machine_gpus, q.gpus_total)).collect::<Vec<_>>());
         // Without an environment for them, no task has several slots.
         for environment in [None, Some("mpi")] {
             let read = queues(RECORDED, &waiting, &configured(QUEUES), environment).unwrap();

@@ -53,6 +53,7 @@ fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<
         accounting: false,
         parallel_environment: None,
         memory: None,
+        gpu_complex: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits::default(),
     };
