@@ -9,6 +9,11 @@ use intergrid_gateway::config::{BrokerConfig, GatewayConfig};
 /// Lines of a source file.
 const FILE_LINES_MAX: usize = 600;
 
+/// The simulator's oracle, all of it: what judges has to be small enough to be read.
+const ORACLE: &str = "tests/src/sim/oracle";
+/// Its lines.
+const ORACLE_LINES_MAX: usize = 999;
+
 /// Our packages, where they are, and what each may import. A new one is added here on purpose.
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
@@ -141,6 +146,15 @@ fn no_file_is_too_long() {
         long.filter(|(lines, _)| *lines > FILE_LINES_MAX)
             .map(|(lines, path)| format!("{}: {lines} lines, at most {FILE_LINES_MAX}; split it", path.display()))
             .collect(),
+    );
+}
+
+#[test]
+fn the_oracle_is_small() {
+    let lines: usize = files(&["rs"]).iter().filter(|p| p.starts_with(ORACLE)).map(|p| read(&root().join(p)).lines().count()).sum();
+    assert!(
+        (1..=ORACLE_LINES_MAX).contains(&lines),
+        "{ORACLE}: {lines} lines, at most {ORACLE_LINES_MAX}; what judges nothing belongs to the record"
     );
 }
 

@@ -283,7 +283,7 @@ impl World {
         let Some(p) = self.leaves[leaf].processes.get_mut(&key).filter(|p| p.alive && p.uid == uid) else { return };
         p.alive = false;
         let report = Report { exit: p.exit, wall_ms: Some(ms - p.started_ms), cpu_us: Some(uid), ..Report::unseen() };
-        self.oracle.exited(uid, p.exit);
+        self.oracle.record.exited(uid, p.exit, ms);
         self.note(|| format!("process {uid} ends: {}", report.exit));
         self.leaf_step(leaf, Input::Exited(key, report));
         self.leaf_settle(leaf);
@@ -315,14 +315,14 @@ impl World {
     fn leaf_durable(&mut self, leaf: usize, records: &[Record]) {
         for r in records {
             match &r.what {
-                Some(What::Placed(p)) => self.oracle.leaf_saw(leaf, p.number),
-                Some(What::Adopted(a)) => self.oracle.leaf_saw(leaf, a.number),
+                Some(What::Placed(p)) => self.oracle.record.leaf_saw(leaf, p.number),
+                Some(What::Adopted(a)) => self.oracle.record.leaf_saw(leaf, a.number),
                 Some(What::Claimed(c)) => {
                     let tasks = intergrid_proto::convert::tasks_in(c.tasks.clone()).unwrap_or_default();
                     self.oracle.claimed(leaf, c.number, &tasks);
                 }
                 Some(What::Event(intergrid_proto::pb::Event { what: Some(intergrid_proto::pb::event::What::Ended(e)), .. })) => {
-                    e.cpu_us.iter().for_each(|uid| self.oracle.evidence(*uid));
+                    e.cpu_us.iter().for_each(|uid| self.oracle.record.evidence(*uid));
                 }
                 _ => {}
             }
@@ -388,9 +388,9 @@ impl World {
                 *liar = Liar::default();
             }
         }
-        gone.into_iter().filter(|(_, alive)| *alive).for_each(|(uid, _)| self.oracle.vanished(uid));
+        gone.into_iter().filter(|(_, alive)| *alive).for_each(|(uid, _)| self.oracle.record.vanished(uid));
         if empty {
-            self.oracle.machine_replaced(leaf);
+            self.oracle.record.machine_replaced(leaf, self.now);
         }
     }
 }

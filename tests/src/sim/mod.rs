@@ -9,6 +9,7 @@ mod leaf;
 mod lie;
 mod net;
 mod oracle;
+mod record;
 mod rest;
 mod rng;
 mod scenario;
@@ -79,7 +80,7 @@ fn world(seed: u64, options: Options, cut: &Cut, trace: bool) -> Run {
     Run {
         failure: w.oracle.failure,
         events: w.events,
-        starts: w.oracle.processes.len() as u64,
+        starts: w.oracle.record.processes.len() as u64,
         ms: w.now,
         results,
         trace: w.trace.unwrap_or_default(),

@@ -8,7 +8,7 @@ use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, TaskSet};
 
-use super::oracle::Process;
+use super::record::Process;
 use super::scenario::{Machine, STRANGER};
 use super::world::World;
 
@@ -56,10 +56,10 @@ impl World {
             let cancelled = job.want.tasks(WantValue::Cancel, &tasks);
             let held = job.want.tasks(WantValue::Hold, &tasks);
             let waits_for_ever = job.spec.parsed.on_lost == OnLost::Wait;
-            let lost = waits_for_ever && self.oracle.was_on_emptied(site, no, &tasks.subtract(&held));
+            let lost = waits_for_ever && self.oracle.record.was_on_emptied(site, no, &tasks.subtract(&held));
             // What may have started, and nobody can say so.
             let in_doubt = waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::EvidenceLost));
-            let in_doubt = in_doubt && self.oracle.led_to_replaced(site, no, &tasks.subtract(&held));
+            let in_doubt = in_doubt && self.oracle.record.led_to_replaced(site, no, &tasks.subtract(&held));
             // Slots of tasks that nobody knows any more are taken until somebody declares them lost.
             let taken = self.any_lost() || self.any_orphan() || self.any_in_doubt();
             let rightly = match phase {
@@ -68,7 +68,7 @@ impl World {
                 // Or its attempts are used up, and it says so.
                 Phase::Held => held == tasks || in_doubt || !waits_for_ever && reason.as_ref().is_some_and(|r| says(r, ReasonKind::AttemptsUsed)),
                 Phase::Queued => taken,
-                Phase::Placed if taken && self.oracle.on_no_machine(site, no, &tasks) => true,
+                Phase::Placed if taken && self.oracle.record.on_no_machine(site, no, &tasks) => true,
                 _ => lost || held == tasks,
             };
             let waiting_without = matches!(phase, Phase::Queued | Phase::Held) && reason.is_none();
@@ -83,17 +83,17 @@ impl World {
 
     /// Is some task that may start once below, and not going to end?
     fn any_lost(&self) -> bool {
-        self.any_below(|site, job, tasks| self.oracle.was_on_emptied(site, job.no, tasks), |_| true)
+        self.any_below(|site, job, tasks| self.oracle.record.was_on_emptied(site, job.no, tasks), |_| true)
     }
 
     /// Does something run that its user's site has forgotten? Its slots are taken until it ends.
     fn any_orphan(&self) -> bool {
-        self.oracle.processes.values().any(|p| p.alive && self.oracle.is_forgotten(p))
+        self.oracle.record.processes.values().any(|p| p.alive && self.oracle.record.is_forgotten(p))
     }
 
     /// Is some task that may start once in doubt below? What it may use is kept for it.
     fn any_in_doubt(&self) -> bool {
-        self.any_below(|site, job, tasks| self.oracle.led_to_replaced(site, job.no, tasks), |phase| phase == Phase::Held)
+        self.any_below(|site, job, tasks| self.oracle.record.led_to_replaced(site, job.no, tasks), |phase| phase == Phase::Held)
     }
 
     /// Is some task that may start once below, in such a phase, and of such a kind?
@@ -133,8 +133,8 @@ impl World {
                 return Some(format!("site {i} keeps {} events for {parent:?}", link.outbox.len()));
             }
             // Or a machine had it that is no more, and nobody can say whether it has started.
-            let lost = |j: &Job, t: u32| j.spec.parsed.on_lost == OnLost::Wait && self.oracle.was_on_emptied(i, j.no, &TaskSet::one(t));
-            let orphaned = |j: &Job, t: u32| self.oracle.is_orphan(i, j.no, t) || lost(j, t);
+            let lost = |j: &Job, t: u32| j.spec.parsed.on_lost == OnLost::Wait && self.oracle.record.was_on_emptied(i, j.no, &TaskSet::one(t));
+            let orphaned = |j: &Job, t: u32| self.oracle.record.is_orphan(i, j.no, t) || lost(j, t);
             let mut orphans = false;
             for j in state.jobs.values() {
                 let open = j.select(&j.all(), |c| c.is_open());
@@ -155,8 +155,9 @@ impl World {
         }
         for (i, leaf) in self.leaves.iter().enumerate().filter(|(_, l)| l.core.is_some()) {
             let open = |s: &intergrid_agent::state::State| -> Vec<u64> {
-                let stays =
-                    |(n, p): (&u64, &intergrid_agent::state::Placement)| p.open.iter().any(|t| !self.oracle.leaf_orphan(i, *n, t)).then_some(*n);
+                let stays = |(n, p): (&u64, &intergrid_agent::state::Placement)| {
+                    p.open.iter().any(|t| !self.oracle.record.leaf_orphan(i, *n, t)).then_some(*n)
+                };
                 s.placements.iter().filter_map(stays).collect()
             };
             match leaf.spool() {
@@ -165,16 +166,16 @@ impl World {
                 Err(why) => return Some(format!("leaf {i}: {why}")),
             }
         }
-        let runs = self.oracle.processes.iter().find(|(_, p)| p.alive && !self.oracle.is_forgotten(p));
+        let runs = self.oracle.record.processes.iter().find(|(_, p)| p.alive && !self.oracle.record.is_forgotten(p));
         runs.map(|(uid, p)| format!("process {uid} of {:?} runs on leaf {}", p.task, p.leaf))
     }
 
     /// Every end that a machine made durable is in the history of its job's root, with its usage.
     fn missing_usage(&self) -> Option<String> {
-        let o = &self.oracle;
+        let (o, resynced) = (&self.oracle.record, &self.oracle.resynced);
         let emptied = |p: &Process| o.emptied.get(&p.leaf).is_some_and(|(at, ..)| *at >= p.since_ms);
-        let excused = |p: &Process| o.resynced.contains(&p.task) || emptied(p) || o.may_be_forgotten(p);
-        let missing = o.processes.iter().find(|(uid, p)| p.evident && !o.is_counted(**uid) && !excused(p));
+        let excused = |p: &Process| resynced.contains(&p.task) || emptied(p) || o.may_be_forgotten(p);
+        let missing = o.processes.iter().find(|(uid, p)| p.evident && !o.mirrors.iter().any(|m| m.counted.contains(uid)) && !excused(p));
         missing.map(|(uid, p)| format!("usage of process {uid}, {:?} on leaf {}, is nowhere in its root's history", p.task, p.leaf))
     }
 }

@@ -13,7 +13,7 @@ use intergrid_proto::link::{Hop, Kind};
 
 use super::disk::Disk;
 use super::net::{Lower, Message};
-use super::oracle::Mirror;
+use super::record::Mirror;
 use super::rng::Rng;
 use super::scenario::{Point, Scenario};
 use super::world::{BEGIN_UNIX_MS, Next, World};

@@ -9,7 +9,8 @@ use intergrid_proto::{Reason, ReasonKind, SiteId};
 use super::disk::Disk;
 use super::leaf::{Leaf, Uid};
 use super::net::{Link, Lower, Message};
-use super::oracle::{Mirror, Oracle};
+use super::oracle::Oracle;
+use super::record::Mirror;
 use super::rng::Rng;
 use super::scenario::{Cut, Deed, Fault, STRANGER, Scenario};
 use super::site::Site;
@@ -206,7 +207,7 @@ impl World {
             Next::Fault(i) => self.fault(i),
             Next::Copy(i) => {
                 if let Fault::RollBack { site, .. } = self.scenario.faults[i].1 {
-                    self.copies.insert(i, (self.sites[site].disk.clone(), self.oracle.mirrors[site].clone()));
+                    self.copies.insert(i, (self.sites[site].disk.clone(), self.oracle.record.mirrors[site].clone()));
                 }
             }
             Next::Look => self.look(),
@@ -215,7 +216,7 @@ impl World {
 
     /// Has all come to rest? If not, it has to within a while.
     fn look(&mut self) {
-        let late = self.now > self.scenario.calm_ms.max(self.oracle.exited_ms) + REST_MS;
+        let late = self.now > self.scenario.calm_ms.max(self.oracle.record.exited_ms) + REST_MS;
         match self.unrest() {
             None => self.rested_ms = Some(self.now),
             Some((invariant, what)) if late => self.oracle.fail(invariant, what),
