@@ -10,13 +10,11 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use intergrid_proto::limits::{
-    CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS,
-};
+use intergrid_proto::limits::{CALL_TIMEOUT_MS, CONNECT_TIMEOUT_MS, MESSAGE_BYTES_MAX, REDIAL_MAX_MS, REDIAL_MIN_MS};
 use intergrid_proto::link::{Down, Hop, Kind, Up};
 use intergrid_proto::net::reverse::ReverseConn;
-use intergrid_proto::net::status::{NO_ANSWER, cause};
-use intergrid_proto::net::{Identity, client, refusal_of};
+use intergrid_proto::net::status::cause;
+use intergrid_proto::net::{Heard, Identity, client, refusal_of};
 use intergrid_proto::pb::grid_client::GridClient;
 use intergrid_proto::{BlobHash, Refusal, RefusalKind, SiteId, TaskSet, convert, pb};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -67,7 +65,7 @@ struct Link {
     down: String,
 }
 
-type Dialled = (Channel, SiteId);
+type Dialled = (Channel, SiteId, Heard);
 
 impl Remote {
     /// The child with this label, whose certificate is of this CA. `identity` is our own site's.
@@ -105,8 +103,8 @@ impl Inner {
     }
 
     async fn dial(&self, endpoint: &str) -> Result<Dialled, Refusal> {
-        let (channel, cert) = client::connect(endpoint, &self.identity, &self.ca_pem, Some(&self.name)).await?;
-        Ok((channel, cert.id))
+        let (channel, cert, heard) = client::connect_heard(endpoint, &self.identity, &self.ca_pem, Some(&self.name)).await?;
+        Ok((channel, cert.id, heard))
     }
 
     async fn over(&self, conn: ReverseConn) -> Result<Dialled, Refusal> {
@@ -114,7 +112,8 @@ impl Inner {
             return Err(Refusal::new(RefusalKind::NotAuthorised, format!("{} dialled as {}", conn.peer, self.name)));
         }
         let id = conn.peer.id;
-        Ok((client::over(conn.io).await?, id))
+        let (channel, heard) = client::over(conn.io).await?;
+        Ok((channel, id, heard))
     }
 
     async fn run(self: Arc<Self>, me: Hop, sink: Sink, mut source: Source) {
@@ -158,7 +157,7 @@ impl Inner {
 
     /// One link, from its opening to its end; says why it ended.
     async fn session(self: &Arc<Self>, me: &Hop, sink: &Sink, dialled: Dialled, mut arrivals: Option<&mut mpsc::Receiver<ReverseConn>>) -> String {
-        let (channel, child) = dialled;
+        let (channel, child, last_heard) = dialled;
         if child == me.site {
             return "it is this site itself: a site can't be its own child".into();
         }
@@ -226,16 +225,15 @@ impl Inner {
             }
             link.down.clone_from(&why);
         }
-        let silent_ms = if why == NO_ANSWER { KEEPALIVE_INTERVAL_MS + KEEPALIVE_TIMEOUT_MS } else { 0 };
-        let _ = sink.send((child, FromChild::Gone { why: why.clone(), silent_ms })).await;
+        let _ = sink.send((child, FromChild::Gone { why: why.clone(), silent_ms: last_heard.silent_ms() })).await;
         why
     }
 
     /// A second connection of a child that dials.
     async fn take_bulk(self: Arc<Self>, conn: ReverseConn, child: SiteId) {
         match self.over(conn).await {
-            Ok((channel, id)) if id == child => self.lock().bulk = Some(channel),
-            Ok((_, id)) => tracing::warn!(child = %self.name, %id, "another site dialled under the name of a child; dropped"),
+            Ok((channel, id, _)) if id == child => self.lock().bulk = Some(channel),
+            Ok((_, id, _)) => tracing::warn!(child = %self.name, %id, "another site dialled under the name of a child; dropped"),
             Err(why) => tracing::warn!(child = %self.name, %why, "a child's second connection failed"),
         }
     }
@@ -264,7 +262,7 @@ impl Inner {
         if let Some(bulk) = &self.lock().bulk {
             return Ok(bulk.clone());
         }
-        let (channel, id) = self.dial(endpoint).await?;
+        let (channel, id, _) = self.dial(endpoint).await?;
         if id != child {
             return Err(self.unavailable(&format!("it is {id} now, and was {child}")));
         }

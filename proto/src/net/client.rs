@@ -20,7 +20,7 @@ use tokio_rustls::{TlsConnector, client};
 use tonic::transport::{Channel, Endpoint};
 
 use super::identity::{CertRole, Identity, PeerCert};
-use super::io::Io;
+use super::io::{Heard, Io};
 use super::{ALPN_CALL, SITE_NAME, tls};
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::limits;
@@ -29,14 +29,24 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(limits::CONNECT_TIMEOUT_
 
 /// Connect to the site at `host:port`, which must have a site's certificate of this CA, and the label if one is given.
 pub async fn connect(endpoint: &str, identity: &Identity, server_ca_pem: &[u8], expect_label: Option<&str>) -> Result<(Channel, PeerCert)> {
-    let deadline = Instant::now() + CONNECT_TIMEOUT;
-    let dialled = dial(endpoint, identity, server_ca_pem, expect_label, ALPN_CALL, deadline).await?;
-    let channel = channel(dialled.tls, deadline).await.map_err(|e| refused(endpoint, identity, &e))?;
-    Ok((channel, dialled.cert))
+    connect_heard(endpoint, identity, server_ca_pem, expect_label).await.map(|(channel, cert, _)| (channel, cert))
 }
 
-/// A channel over a connection that a child has dialled to serve us.
-pub async fn over(io: Io) -> Result<Channel> {
+/// As [`connect`]; and when the connection was last read from.
+pub async fn connect_heard(
+    endpoint: &str,
+    identity: &Identity,
+    server_ca_pem: &[u8],
+    expect_label: Option<&str>,
+) -> Result<(Channel, PeerCert, Heard)> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let dialled = dial(endpoint, identity, server_ca_pem, expect_label, ALPN_CALL, deadline).await?;
+    let (channel, heard) = channel(dialled.tls, deadline).await.map_err(|e| refused(endpoint, identity, &e))?;
+    Ok((channel, dialled.cert, heard))
+}
+
+/// A channel over a connection that a child has dialled to serve us; and when that was last read from.
+pub async fn over(io: Io) -> Result<(Channel, Heard)> {
     let peer = io.peer().clone();
     let lost = |e: io::Error| Refusal::new(RefusalKind::Unavailable, format!("{peer} dialled, but does not serve: {e}"));
     channel(io, Instant::now() + CONNECT_TIMEOUT).await.map_err(lost)
@@ -107,9 +117,10 @@ pub(super) fn refused(endpoint: &str, identity: &Identity, e: &io::Error) -> Ref
 }
 
 /// HTTP/2 over this one connection, once the other end's first bytes are here.
-async fn channel<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: S, deadline: Instant) -> io::Result<Channel> {
+async fn channel<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: S, deadline: Instant) -> io::Result<(Channel, Heard)> {
     let (answered, answer) = oneshot::channel();
-    let mut once = Some(TokioIo::new(FirstAnswer { io, answered: Some(answered) }));
+    let heard = Heard::default();
+    let mut once = Some(TokioIo::new(FirstAnswer { io, answered: Some(answered), heard: heard.clone() }));
     let connector = tower::service_fn(move |_: tonic::transport::Uri| {
         let io = once.take().ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection is lost"));
         std::future::ready(io)
@@ -117,7 +128,7 @@ async fn channel<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: S, dead
     let connected = async {
         let channel = endpoint().connect_with_connector(connector).await.map_err(io::Error::other)?;
         answer.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(channel)
+        Ok((channel, heard))
     };
     timeout_at(deadline, connected).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
@@ -131,16 +142,20 @@ fn endpoint() -> Endpoint {
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
 }
 
-/// Reports how the first read went, then is only a pipe.
+/// Reports how the first read went, then is only a pipe, with a clock of what comes.
 struct FirstAnswer<S> {
     io: S,
     answered: Option<oneshot::Sender<io::Result<()>>>,
+    heard: Heard,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for FirstAnswer<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = std::task::ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        if buf.filled().len() > before {
+            self.heard.now();
+        }
         let Some(answered) = self.answered.take() else { return Poll::Ready(read) };
         let (told, read) = match read {
             Ok(()) if buf.filled().len() > before => (Ok(()), Ok(())),

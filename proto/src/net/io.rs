@@ -48,7 +48,7 @@ impl Heard {
         self.began.elapsed().as_millis() as u64
     }
 
-    fn now(&self) {
+    pub(super) fn now(&self) {
         self.last_ms.store(self.now_ms(), Ordering::Relaxed);
     }
 

@@ -58,9 +58,6 @@ pub fn refusal_of(status: &Status) -> Refusal {
     }
 }
 
-/// The clause for a peer that has been silent until its time-out was over: it was gone before that was noticed.
-pub const NO_ANSWER: &str = "no answer in time";
-
 /// Why a stream ended, in one clause: what its refusal says, or what the transport means.
 pub fn cause(status: &Status) -> String {
     if status.details().is_empty() { said(status) } else { refusal_of(status).message }
@@ -87,7 +84,7 @@ fn in_words(said: &str) -> Option<&'static str> {
     const WORDS: [(&[&str], &str); 5] = [
         (&["connection refused"], "connection refused"),
         (&["connection reset"], "the connection was reset"),
-        (&["keep-alive timed out", "keepalivetimedout", "timed out", "timeout expired", "deadline"], NO_ANSWER),
+        (&["keep-alive timed out", "keepalivetimedout", "timed out", "timeout expired", "deadline"], "no answer in time"),
         (&["no route to host", "unreachable"], "no route to it"),
         (
             &[

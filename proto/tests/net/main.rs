@@ -292,7 +292,7 @@ async fn a_child_dials_its_parent_and_serves_it() {
     for _ in 0..2 {
         let conn = dialled.recv().await.unwrap();
         assert_eq!((conn.peer.id, conn.peer.label.as_str()), (leaf.id(), "leaf"));
-        let channel = client::over(conn.io).await.unwrap();
+        let (channel, _) = client::over(conn.io).await.unwrap();
         assert_eq!(who_am_i(channel).await.unwrap(), format!("site root ({:?})", world.site("root").id()));
     }
 }

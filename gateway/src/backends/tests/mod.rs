@@ -276,8 +276,8 @@ async fn one_session_per_identity_and_per_name() {
     agent::attach_once(&namesake, &endpoint, hop(&namesake, Kind::Agent)).await.unwrap();
 }
 
-/// A way to an endpoint on which nothing comes through any more, and nothing is closed, once it is told so.
-async fn a_way_that_falls_silent(endpoint: &str) -> (String, oneshot::Sender<()>) {
+/// A way to an endpoint on which nothing comes through any more, once it is told so; it is closed so much later.
+async fn a_way_that_falls_silent(endpoint: &str, closed_after: Duration) -> (String, oneshot::Sender<()>) {
     let (listener, way) = listen().await;
     let (silent, told) = oneshot::channel();
     let to = endpoint.to_string();
@@ -286,25 +286,14 @@ async fn a_way_that_falls_silent(endpoint: &str) -> (String, oneshot::Sender<()>
         let mut far = TcpStream::connect(to).await.unwrap();
         tokio::select! {
             _ = tokio::io::copy_bidirectional(&mut near, &mut far) => (),
-            _ = told => std::future::pending().await,
+            _ = told => sleep(closed_after).await,
         }
     });
     (way, silent)
 }
 
-#[tokio::test]
-async fn an_agent_that_falls_silent_is_gone_since_it_was_heard() {
-    let fixture = Fixture::new();
-    let gateway = fixture.site("campus");
-    let (pool, endpoint) = serve_pool(&fixture, &gateway, Arc::new(Alone::default())).await;
-    let (way, silent) = a_way_that_falls_silent(&endpoint).await;
-    let _agent = TestAgent::start(fixture.agent("campus", "a0"), &way, 1);
-    let (_, mut heard) = linked(pool.clone(), hop(&gateway, Kind::Gateway)).await;
-    // Longer than all that may be silent: keepalives are heard.
-    sleep(Duration::from_millis(KEEPALIVE_INTERVAL_MS + KEEPALIVE_TIMEOUT_MS + 500)).await;
-    while let Ok((_, said)) = heard.try_recv() {
-        assert!(!matches!(said, FromChild::Gone { .. }), "{said:?}");
-    }
+/// Its way falls silent: why its child is gone then, and for how long nothing had been heard, milliseconds.
+async fn gone_when_silent(silent: oneshot::Sender<()>, mut heard: mpsc::Receiver<(SiteId, FromChild)>) -> (String, u64) {
     silent.send(()).unwrap();
     let gone = async {
         loop {
@@ -313,7 +302,36 @@ async fn an_agent_that_falls_silent_is_gone_since_it_was_heard() {
             }
         }
     };
-    let (why, silent_ms) = timeout(Duration::from_secs(20), gone).await.unwrap();
+    timeout(Duration::from_secs(20), gone).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_gateway_that_falls_silent_is_gone_since_it_was_heard() {
+    let fixture = Fixture::new();
+    let (me, child) = (fixture.site("top"), fixture.site("campus"));
+    let (_grid, endpoint) = serve_gateway(child.clone(), &me, 1).await;
+    // Before keepalives notice: what is seen is the end of the connection, and what counts is the silence before.
+    let (way, silent) = a_way_that_falls_silent(&endpoint, Duration::from_millis(KEEPALIVE_TIMEOUT_MS / 2)).await;
+    let remote = Remote::new("campus", child.ca_pem().unwrap().to_vec(), me.clone(), Source::Dial { endpoint: way });
+    let (_, heard) = linked(remote, hop(&me, Kind::Broker)).await;
+    let (why, silent_ms) = gone_when_silent(silent, heard).await;
+    assert!(silent_ms >= KEEPALIVE_TIMEOUT_MS / 4, "{why}: {silent_ms} ms");
+}
+
+#[tokio::test]
+async fn an_agent_that_falls_silent_is_gone_since_it_was_heard() {
+    let fixture = Fixture::new();
+    let gateway = fixture.site("campus");
+    let (pool, endpoint) = serve_pool(&fixture, &gateway, Arc::new(Alone::default())).await;
+    let (way, silent) = a_way_that_falls_silent(&endpoint, Duration::from_secs(60)).await;
+    let _agent = TestAgent::start(fixture.agent("campus", "a0"), &way, 1);
+    let (_, mut heard) = linked(pool.clone(), hop(&gateway, Kind::Gateway)).await;
+    // Longer than all that may be silent: keepalives are heard.
+    sleep(Duration::from_millis(KEEPALIVE_INTERVAL_MS + KEEPALIVE_TIMEOUT_MS + 500)).await;
+    while let Ok((_, said)) = heard.try_recv() {
+        assert!(!matches!(said, FromChild::Gone { .. }), "{said:?}");
+    }
+    let (why, silent_ms) = gone_when_silent(silent, heard).await;
     assert!(silent_ms >= KEEPALIVE_TIMEOUT_MS, "{why}: {silent_ms} ms");
 }
 
