@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{generate, shells};
 use serde_json::json;
 
@@ -32,7 +32,9 @@ pub fn man(dir: &Path, out: &Out) -> Result<Ending> {
     let shown = dir.display();
     let bad = |e: std::io::Error| local(format!("{shown} can't be written: {e}")).remedy("name another directory");
     std::fs::create_dir_all(dir).map_err(bad)?;
-    clap_mangen::generate_to(Cli::command(), dir).map_err(bad)?;
+    let mut all = Cli::command().disable_help_subcommand(true);
+    all.build();
+    clap_mangen::generate_to(all.mut_subcommands(with_dashes), dir).map_err(bad)?;
     if out.json {
         out.object(json!({"dir": dir}))?;
     } else {
@@ -40,6 +42,15 @@ pub fn man(dir: &Path, out: &Out) -> Result<Ending> {
         out.next(format!("next: man -l {shown}/grid.1"))?;
     }
     Ok(Ending::Well)
+}
+
+/// A page's synopsis is made of the arguments alone and leaves out the `--` before a command: there it is the usage of `--help`.
+fn with_dashes(mut verb: Command) -> Command {
+    if !verb.get_positionals().any(|a| a.is_last_set()) {
+        return verb;
+    }
+    let usage = verb.render_usage().to_string();
+    verb.override_usage(usage.trim_start_matches("Usage: ").to_string())
 }
 
 #[cfg(test)]
@@ -54,6 +65,9 @@ mod tests {
         for name in ["grid.1", "grid-run.1", "grid-submit.1", "grid-wait.1", "grid-init-home.1"] {
             assert!(page(name).unwrap().contains(".TH"), "{name}");
         }
-        assert!(page("grid-submit.1").unwrap().contains("{i}") && page("grid-demo-tile.1").is_err());
+        assert!(page("grid-submit.1").unwrap().contains("{i}") && page("grid-demo-tile.1").is_err() && page("grid-help.1").is_err());
+        for name in ["grid-run.1", "grid-submit.1"] {
+            assert!(page(name).unwrap().contains(r"[OPTIONS] \-\- <CMD>..."), "{}", page(name).unwrap());
+        }
     }
 }
