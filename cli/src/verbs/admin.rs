@@ -49,24 +49,29 @@ pub async fn resume(context: &Context<'_>, site: String) -> Result<Ending> {
     Ok(Ending::Well)
 }
 
-/// Ask where somebody can answer; elsewhere it has to be said on the command line.
-fn confirmed(agent: &str, yes: bool) -> Result<bool, Refusal> {
-    if yes {
-        return Ok(true);
-    }
-    if !ask::can_ask() {
-        return Err(Refusal::invalid(format!("declare-lost {agent}: nobody can be asked here")).remedy("give --yes if you are sure"));
-    }
-    let all = format!("All tasks at {agent} run elsewhere, or have failed where --no-requeue was given, even if they still run there.");
-    ask::yes(&format!("{all} Go on?"))
+/// Is that what is wanted? Asked when it is known who it is, and how much he has.
+async fn confirmed(context: &Context<'_>, agent: &str) -> Result<bool, Refusal> {
+    let all = match order(context, What::Look(agent.to_owned())).await {
+        Ok(reply) => {
+            let (name, kind) = name(&reply);
+            format!("{} at {kind} {name}", count(reply.tasks, "task"))
+        }
+        // A site of an earlier version can't say.
+        Err(r) if r.kind == RefusalKind::MustUnderstand => format!("all tasks at {agent}"),
+        Err(r) => return Err(r),
+    };
+    ask::yes(&format!("{all}: they run elsewhere, or have failed where --no-requeue was given, even if they still run there. Go on?"))
 }
 
-/// Whatever an agent or child has is lost.
+/// Whatever an agent or child has is lost. Where nobody can be asked, that it is meant has to be said on the command line.
 pub async fn declare_lost<'a>(connect: impl AsyncFn() -> Result<Context<'a>>, args: DeclareLostArgs) -> Result<Ending> {
-    if !confirmed(&args.agent, args.yes)? {
-        return Err(Refusal::invalid(format!("declare-lost {}: nothing was done", args.agent)).into());
+    if !args.yes && !ask::can_ask() {
+        return Err(Refusal::invalid(format!("declare-lost {}: nobody can be asked here", args.agent)).remedy("give --yes if you are sure").into());
     }
     let context = connect().await?;
+    if !args.yes && !confirmed(&context, &args.agent).await? {
+        return Err(Refusal::invalid(format!("declare-lost {}: nothing was done", args.agent)).into());
+    }
     let reply = order(&context, What::Lost(args.agent)).await?;
     let ((name, kind), out) = (name(&reply), context.out);
     let failed = reply.tasks.saturating_sub(reply.elsewhere);

@@ -24,6 +24,8 @@ pub enum Order {
     Resume { site: String },
     /// Every open attempt of this child is lost: it runs elsewhere, or has failed.
     Lost { site: String, by: String },
+    /// Who `Lost` would concern, and how many tasks: nothing is done.
+    Look { site: String },
     /// As `Lost`, and it is certain that nothing of it runs any more: its machine is gone.
     Gone { site: String, by: String },
     /// Tasks end as cancelled, whatever still runs below. None: all.
@@ -51,6 +53,10 @@ impl Core {
             Order::Drain { site, reason, by } => self.drain(&site, Some((reason, by))),
             Order::Resume { site } => self.drain(&site, None),
             Order::Lost { site, by } => self.declare_lost(&site, &by),
+            Order::Look { site } => {
+                let hop = self.child(&site)?;
+                Ok(Done { tasks: self.open_at(&hop), site: Some(hop), ..Default::default() })
+            }
             Order::Gone { site, by } => self.gone_for_good(&site, &by),
             Order::Cancel { job, tasks } => self.cancel_by_force(job, tasks),
             Order::Throttle { job, at_once } => self.throttle(job, at_once),
@@ -86,6 +92,15 @@ impl Core {
         })
     }
 
+    /// A child that it knows, which may be lost.
+    fn child(&self, name: &str) -> Result<Hop, Refusal> {
+        let hop = self.target(name)?;
+        if hop.site == self.me.site {
+            return Err(Refusal::invalid(format!("{} can't declare itself lost", hop.name)).remedy("name an agent or a child of it"));
+        }
+        Ok(hop)
+    }
+
     fn drain(&mut self, name: &str, why: Option<(String, String)>) -> Result<Done, Refusal> {
         let hop = self.target(name)?;
         let now = self.state.drains.get(&hop.site);
@@ -108,9 +123,13 @@ impl Core {
             let waiting: Vec<u64> = self.state.waiting.values().flatten().copied().collect();
             self.changed.extend(waiting);
         }
+        Ok(Done { tasks: self.open_at(&hop), site: Some(hop), ..Default::default() })
+    }
+
+    /// Tasks that are placed on this child and have not ended; of this site: on all of them.
+    fn open_at(&self, hop: &Hop) -> u64 {
         let there = |d: &super::state::DownEntry| hop.site == self.me.site || d.child == hop.site;
-        let tasks = self.state.jobs.values().flat_map(|j| j.downs.values()).filter(|d| there(d)).map(|d| d.open).sum();
-        Ok(Done { site: Some(hop), tasks, ..Default::default() })
+        self.state.jobs.values().flat_map(|j| j.downs.values()).filter(|d| there(d)).map(|d| d.open).sum()
     }
 
     /// Whose word keeps work from this child: its own, or this site's.
@@ -166,10 +185,7 @@ impl Core {
     }
 
     fn declare_lost(&mut self, name: &str, by: &str) -> Result<Done, Refusal> {
-        let hop = self.target(name)?;
-        if hop.site == self.me.site {
-            return Err(Refusal::invalid(format!("{} can't declare itself lost", hop.name)).remedy("name an agent or a child of it"));
-        }
+        let hop = self.child(name)?;
         let placed: Vec<(u64, u64)> = self.state.placed_on.get(&hop.site).into_iter().flatten().map(|(n, j)| (*n, *j)).collect();
         let (kind, how) = match self.children.get(&hop.site) {
             Some(c) if c.attached => (ReasonKind::EvidenceLost, "is attached"),

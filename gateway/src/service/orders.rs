@@ -40,6 +40,11 @@ impl Service {
                 let site = named("agent", site)?;
                 (Order::Lost { site: site.clone(), by }, Some(site))
             }
+            Some(What::Look(site)) => {
+                peer.require(Role::Admin)?;
+                let site = named("agent", site)?;
+                (Order::Look { site: site.clone() }, Some(site))
+            }
             Some(What::Cancel(c)) => {
                 let job = self.find(peer, c.job).await?;
                 let tasks = self.some_of(job, c.tasks).await?;

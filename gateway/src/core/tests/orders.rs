@@ -210,6 +210,13 @@ fn restart_without(w: &mut World, root: SiteId, child: SiteId) {
 #[test]
 fn what_is_declared_lost_runs_elsewhere_and_the_old_attempt_is_stopped() {
     let (mut w, root, g1, job) = cut_off(OnLost::Requeue);
+    // Who asks before learns whom it concerns, and changes nothing.
+    for _ in 0..2 {
+        let look = order(&mut w, root, Order::Look { site: "g1".into() }).unwrap();
+        assert_eq!((2, Some(g1)), (look.tasks, look.site.map(|s| s.site)));
+    }
+    let unknown = order(&mut w, root, Order::Look { site: "g7".into() }).unwrap_err();
+    assert!(unknown.kind == RefusalKind::NotFound && unknown.message.contains("g7"), "{unknown}");
     let done = order(&mut w, root, Order::Lost { site: "g1".into(), by: "root".into() }).unwrap();
     assert_eq!((2, 2), (done.tasks, done.elsewhere));
     restart_without(&mut w, root, g1);
@@ -276,8 +283,9 @@ fn a_child_that_is_here_may_be_declared_lost_too() {
     assert!(w.agents[&site_of("a1")].running().is_empty(), "it is told at once");
     assert_eq!((2, 2), (w.count(sites[0], job, Phase::Failed), w.count(sites[0], job, Phase::Running)));
     assert!(w.sites[&sites[0]].core.state().jobs[&job].downs.values().all(|d| d.fenced.is_empty()));
-    let refused = order(&mut w, sites[0], Order::Lost { site: "gateway".into(), by: "root".into() }).unwrap_err();
-    assert_eq!(RefusalKind::Invalid, refused.kind);
+    for itself in [Order::Lost { site: "gateway".into(), by: "root".into() }, Order::Look { site: "gateway".into() }] {
+        assert_eq!(RefusalKind::Invalid, order(&mut w, sites[0], itself).unwrap_err().kind);
+    }
 }
 
 #[test]
