@@ -72,7 +72,7 @@ impl Weight for Down {
             Down::Stale(list) | Down::Open(list) => attempts(list),
             Down::Want(w) => wishes(w),
             Down::Place(p) => p.spec.len() + set(&p.tasks) + wishes(&p.want) + intergrid_proto::convert::chain_bytes(&p.chain) + 16 * p.route.len(),
-            Down::Demand(d) => 32 * d.len(),
+            Down::Demand(d) => std::mem::size_of_val(&d[..]),
             _ => 0,
         };
         MESSAGE_BYTES + of

@@ -95,7 +95,7 @@ pub enum Down {
         sequence: u64,
     },
     /// What the parent would use beyond what it has placed.
-    Demand(Vec<(Shape, u64)>),
+    Demand(Vec<ShapeDemand>),
     /// It has taken in the advert of this version: nothing placed on the word of an older one follows.
     Saw(u64),
     /// Send your full state.
@@ -104,6 +104,17 @@ pub enum Down {
     Open(Vec<Attempts>),
     /// All that the parent holds open here has been sent again.
     Resent,
+}
+
+/// Tasks of one shape and time limit that a parent would place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShapeDemand {
+    /// What each needs.
+    pub shape: Shape,
+    /// Milliseconds; None: it has no limit, or its parent does not tell.
+    pub time_limit_ms: Option<u64>,
+    /// How many.
+    pub tasks: u64,
 }
 
 /// Child to parent.

@@ -183,6 +183,11 @@ impl Share {
         }
     }
 
+    /// Could it ever run such tasks, and is there so long for them?
+    pub fn takes(&self, shape: &Shape, limit_ms: Option<u64>) -> bool {
+        self.fit(shape) == Fit::Yes && self.fit_time(limit_ms) == Fit::Yes
+    }
+
     /// Slots that one task of this shape takes up here, memory and GPUs counted as slots ([`Machine::cost`]). Both ends of a link count so. A queue of many
     /// machines gives out their GPUs itself: there they count for nothing, or a task that may wait for one would never be let into the queue.
     pub fn cost(&self, shape: &Shape) -> u64 {

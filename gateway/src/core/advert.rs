@@ -139,8 +139,8 @@ impl Core {
                 .iter()
                 .map(|r| {
                     let held = self.state.names.get_key_value(key.as_str()).and_then(|(k, ())| self.state.held_for.get(&(*r, k.clone())));
-                    let fitting = self.parents[r].demand.iter().filter(|(s, n)| *n > 0 && u.share.fit(s) == intergrid_proto::share::Fit::Yes);
-                    let costs: Vec<(u64, u64)> = fitting.map(|(s, n)| (u.share.cost(s), *n)).collect();
+                    let fitting = self.parents[r].demand.iter().filter(|d| d.tasks > 0 && u.share.takes(&d.shape, d.time_limit_ms));
+                    let costs: Vec<(u64, u64)> = fitting.map(|d| (u.share.cost(&d.shape), d.tasks)).collect();
                     let wanted = costs.iter().map(|(cost, n)| cost.saturating_mul(*n)).fold(0, u64::saturating_add);
                     (held.copied().unwrap_or(0), wanted, costs.iter().map(|c| c.0).max().unwrap_or(1))
                 })

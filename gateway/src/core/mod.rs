@@ -46,8 +46,8 @@ pub mod view;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Hello, Hop, Up, WantValue};
-use intergrid_proto::{BlobHash, Phase, Refusal, Shape, Share, SiteId, TaskSet, pb};
+use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Hello, Hop, ShapeDemand, Up, WantValue};
+use intergrid_proto::{BlobHash, Phase, Refusal, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
 use crate::store::{Batch, Store, StoreError};
@@ -175,8 +175,8 @@ struct Child {
     /// is whole, from which placement on it leaves nothing out.
     orphans: Vec<intergrid_proto::link::Orphan>,
     listed: Option<u64>,
-    demand: Vec<(Shape, u64)>,
-    demand_told: Vec<(Shape, u64)>,
+    demand: Vec<ShapeDemand>,
+    demand_told: Vec<ShapeDemand>,
     demand_ms: u64,
 }
 
@@ -192,7 +192,7 @@ struct Parent {
     /// Highest event sequence sent in this session.
     sent: u64,
     sent_at: VecDeque<(u64, u64)>,
-    demand: Vec<(Shape, u64)>,
+    demand: Vec<ShapeDemand>,
     advert: Option<Advert>,
     /// The advert before it, until it has seen the latest: what was placed on its word may be under way.
     before: Option<Advert>,

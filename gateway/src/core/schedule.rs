@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::limits::{HOPS_MAX, SHARES_MAX};
-use intergrid_proto::link::Kind;
+use intergrid_proto::link::{Kind, ShapeDemand};
 use intergrid_proto::share::Fit;
 use intergrid_proto::units::format_duration;
 use intergrid_proto::{Phase, Reason, ReasonKind, Shape, Share, SiteId, TaskSet};
@@ -303,7 +303,8 @@ impl Core {
     /// Waiting tasks as demand toward one child each: equal parts to those that fit. What parents would use beyond what they have placed here is passed on
     /// in the same way, never back: or a share that several sites see would be given to whoever asks directly.
     fn note_demand(&mut self) {
-        let mut demand: BTreeMap<SiteId, BTreeMap<Shape, u64>> = BTreeMap::new();
+        // By shape and time limit.
+        let mut demand: BTreeMap<SiteId, BTreeMap<(Shape, Option<u64>), u64>> = BTreeMap::new();
         // Shape, tasks, route, the job where it has a cap, time limit.
         type Wanted<'a> = (Shape, u64, &'a [SiteId], Option<u64>, Option<u64>);
         let mut wanted: Vec<Wanted> = Vec::new();
@@ -312,31 +313,39 @@ impl Core {
             wanted.push((queue.shape.clone(), tasks, &queue.route, queue.capped, queue.time_limit_ms));
         }
         for (id, p) in self.parents.iter().filter(|(_, p)| p.live) {
-            wanted.extend(p.demand.iter().map(|(shape, n)| (shape.clone(), *n, std::slice::from_ref(id), None, None)));
+            wanted.extend(p.demand.iter().map(|d| (d.shape.clone(), d.tasks, std::slice::from_ref(id), None, d.time_limit_ms)));
         }
         for (shape, tasks, route, capped, time) in wanted {
             let paid = |key: &str, share: &Share| capped.is_none_or(|job| self.afford(job, share, key).is_ok());
-            let fits = |s: &Share| s.fit(&shape) == Fit::Yes && s.fit_time(time) == Fit::Yes;
             let fitting: Vec<SiteId> = self
                 .children
                 .iter()
                 .filter(|(id, c)| c.attached && c.hop.kind != Kind::Agent && !route.contains(id))
-                .filter(|(_, c)| c.shares.iter().any(|(k, s)| fits(s) && !s.path.iter().any(|p| route.contains(p)) && paid(k, s)))
+                .filter(|(_, c)| c.shares.iter().any(|(k, s)| s.takes(&shape, time) && !s.path.iter().any(|p| route.contains(p)) && paid(k, s)))
                 .map(|(id, _)| *id)
                 .collect();
             for (k, child) in fitting.iter().enumerate() {
                 let (n, rest) = (tasks / fitting.len() as u64, tasks % fitting.len() as u64);
-                let of = demand.entry(*child).or_default().entry(shape.clone()).or_default();
+                let of = demand.entry(*child).or_default().entry((shape.clone(), time)).or_default();
                 *of = of.saturating_add(n + u64::from((k as u64) < rest));
             }
         }
         for (id, c) in &mut self.children {
             // Never more than there is, so that in a ring it does not grow without end. Coarse, so that it does not change with every task: powers of two.
-            let most =
-                |shape: &Shape| c.shares.iter().filter(|(_, s)| s.fit(shape) == Fit::Yes).map(|(_, s)| s.slots_total).fold(0, u64::saturating_add);
+            let most = |shape: &Shape, time: Option<u64>| {
+                c.shares.iter().filter(|(_, s)| s.takes(shape, time)).map(|(_, s)| s.slots_total).fold(0, u64::saturating_add)
+            };
             let coarse = |n: u64| if n == 0 { 0 } else { n.min(1 << 62).next_power_of_two() };
-            let demand = demand.remove(id).unwrap_or_default().into_iter().take(SHARES_MAX);
-            c.demand = demand.map(|(shape, n)| (coarse(n.min(most(&shape))), shape)).map(|(n, shape)| (shape, n)).collect();
+            let mut all = demand.remove(id).unwrap_or_default();
+            if all.len() > SHARES_MAX {
+                // Too many to be told apart: a shape is better told without its times than not at all.
+                for ((shape, _), n) in std::mem::take(&mut all) {
+                    let of: &mut u64 = all.entry((shape, None)).or_default();
+                    *of = of.saturating_add(n);
+                }
+            }
+            let told = |((shape, time_limit_ms), n)| ShapeDemand { tasks: coarse(u64::min(n, most(&shape, time_limit_ms))), shape, time_limit_ms };
+            c.demand = all.into_iter().take(SHARES_MAX).map(told).collect();
         }
     }
 

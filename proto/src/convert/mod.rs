@@ -302,8 +302,19 @@ impl TryFrom<pb::Place> for Place {
     }
 }
 
-fn demand_out(s: Shape, tasks: u64) -> pb::ShapeDemand {
-    pb::ShapeDemand { slots: s.slots, memory_bytes: s.memory_bytes, tasks, gpus: s.gpus, nodes: if s.nodes > 1 { s.nodes } else { 0 } }
+impl From<ShapeDemand> for pb::ShapeDemand {
+    fn from(d: ShapeDemand) -> Self {
+        let Shape { slots, memory_bytes, gpus, nodes } = d.shape;
+        let (nodes, time_limit_ms) = (if nodes > 1 { nodes } else { 0 }, d.time_limit_ms.unwrap_or(0));
+        pb::ShapeDemand { slots, memory_bytes, tasks: d.tasks, gpus, nodes, time_limit_ms }
+    }
+}
+
+impl From<pb::ShapeDemand> for ShapeDemand {
+    fn from(d: pb::ShapeDemand) -> Self {
+        let shape = Shape { slots: d.slots, memory_bytes: d.memory_bytes, gpus: d.gpus, nodes: d.nodes.max(1) };
+        ShapeDemand { shape, time_limit_ms: Some(d.time_limit_ms).filter(|ms| *ms > 0), tasks: d.tasks.min(COUNT_MAX) }
+    }
 }
 
 impl From<Down> for pb::Down {
@@ -316,7 +327,7 @@ impl From<Down> for pb::Down {
             Down::Want(w) => What::Want(w.into()),
             Down::Place(p) => What::Place((*p).into()),
             Down::Ack { incarnation, sequence } => What::Ack(pb::Ack { incarnation, sequence }),
-            Down::Demand(shapes) => What::Demand(pb::Demand { shapes: shapes.into_iter().map(|(s, tasks)| demand_out(s, tasks)).collect() }),
+            Down::Demand(shapes) => What::Demand(pb::Demand { shapes: shapes.into_iter().map(Into::into).collect() }),
             Down::Saw(version) => What::Saw(pb::Saw { version }),
             Down::Resync => What::Resync(pb::ResyncRequest {}),
             Down::Open(open) => What::Open(pb::OpenPlacements { open: all(open) }),
@@ -341,13 +352,7 @@ impl TryFrom<pb::Down> for Down {
             What::Want(w) => Down::Want(w.try_into()?),
             What::Place(p) => Down::Place(Box::new(p.try_into()?)),
             What::Ack(a) => Down::Ack { incarnation: a.incarnation, sequence: a.sequence },
-            What::Demand(d) => Down::Demand(
-                d.shapes
-                    .into_iter()
-                    .take(SHARES_MAX)
-                    .map(|s| (Shape { slots: s.slots, memory_bytes: s.memory_bytes, gpus: s.gpus, nodes: s.nodes.max(1) }, s.tasks.min(COUNT_MAX)))
-                    .collect(),
-            ),
+            What::Demand(d) => Down::Demand(d.shapes.into_iter().take(SHARES_MAX).map(Into::into).collect()),
             What::Saw(s) => Down::Saw(s.version),
             What::Resync(_) => Down::Resync,
             What::Open(o) => Down::Open(all(o.open)?),

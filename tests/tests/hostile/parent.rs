@@ -71,7 +71,17 @@ async fn absurd_numbers_change_nothing() {
             What::Ack(pb::Ack { incarnation: most, sequence: most }),
             What::Saw(pb::Saw { version: most }),
             What::Demand(pb::Demand {
-                shapes: vec![pb::ShapeDemand { slots: u32::MAX, memory_bytes: most, tasks: most, gpus: u32::MAX, nodes: u32::MAX }; 1_000],
+                shapes: vec![
+                    pb::ShapeDemand {
+                        slots: u32::MAX,
+                        memory_bytes: most,
+                        tasks: most,
+                        gpus: u32::MAX,
+                        nodes: u32::MAX,
+                        time_limit_ms: most
+                    };
+                    1_000
+                ],
             }),
             What::Place(pb::Place { job: most, attempts: u32::MAX, hops_left: u32::MAX, ..good.clone() }),
             What::Stale(pb::Stale { attempts: vec![pb::StaleAttempts { number: most, job: most, tasks: runs(vec![0, 4_000_000]) }; 10] }),

@@ -18,7 +18,7 @@ fn limited(limit_ms: u64) -> JobSpec {
 }
 
 /// An agent that says that tasks have so long there.
-fn agent(w: &mut World, name: &str, slots: u32, parent: SiteId, time_max_ms: u64) -> SiteId {
+pub(super) fn agent(w: &mut World, name: &str, slots: u32, parent: SiteId, time_max_ms: u64) -> SiteId {
     let id = w.agent(name, slots, parent);
     w.agents.get_mut(&id).unwrap().time_max_ms = time_max_ms;
     w.cut(id, parent);

@@ -1,6 +1,6 @@
 //! What parents and people are told: windows that never promise the same slot twice, and reasons that say what is so.
 
-use intergrid_proto::link::{Advert, Down, Hop, Kind, Known, Origin, Place, Up, Want, WantValue};
+use intergrid_proto::link::{Advert, Down, Hop, Kind, Known, Origin, Place, ShapeDemand, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
 
@@ -61,7 +61,7 @@ fn what_is_taken_from_one_parent_is_given_to_another_only_when_the_first_knows()
     let says = |w: &mut World, parent, message| w.input(gem, Input::ParentSays { parent, message });
     says(&mut w, left, Down::Saw(of_left.version));
     says(&mut w, right, Down::Saw(of_right.version));
-    says(&mut w, right, Down::Demand(vec![(Shape::default(), 4)]));
+    says(&mut w, right, Down::Demand(vec![ShapeDemand { shape: Shape::default(), time_limit_ms: None, tasks: 4 }]));
     ticks(&mut w, gem, 1_000);
     let smaller = told(&mut w, left).unwrap();
     assert_eq!(0, window(&smaller));
@@ -72,6 +72,36 @@ fn what_is_taken_from_one_parent_is_given_to_another_only_when_the_first_knows()
     says(&mut w, left, Down::Saw(smaller.version));
     ticks(&mut w, gem, 200);
     assert_eq!(Some(4), told(&mut w, right).map(|a| window(&a)));
+}
+
+#[test]
+fn who_asks_for_more_time_than_there_is_takes_no_credit_from_another() {
+    const HOUR: u64 = 3_600_000;
+    let mut w = World::new();
+    let gem = w.site("gem");
+    super::times::agent(&mut w, "a", 4, gem, HOUR);
+    w.pass(200);
+    let parents = ["left", "right"].map(|name| parent(&mut w, gem, name));
+    let mut divided = |limits: [Option<u64>; 2]| {
+        for (parent, time_limit_ms) in parents.into_iter().zip(limits) {
+            let demand = Down::Demand(vec![ShapeDemand { shape: Shape::default(), time_limit_ms, tasks: 8 }]);
+            w.input(gem, Input::ParentSays { parent, message: demand });
+        }
+        let mut windows = [0, 0];
+        // Each says that it has seen what it is told.
+        for _ in 0..6 {
+            ticks(&mut w, gem, 200);
+            for (parent, now) in parents.into_iter().zip(&mut windows) {
+                if let Some(advert) = told(&mut w, parent) {
+                    *now = window(&advert);
+                    w.input(gem, Input::ParentSays { parent, message: Down::Saw(advert.version) });
+                }
+            }
+        }
+        windows
+    };
+    assert_eq!([0, 4], divided([Some(2 * HOUR), Some(HOUR)]));
+    assert_eq!([2, 2], divided([None, Some(HOUR)]));
 }
 
 #[test]
