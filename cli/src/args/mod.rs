@@ -195,7 +195,8 @@ pub struct SubmitArgs {
 #[command(after_help = "\
 What a task writes to stdout and stderr is printed as it comes, of an array with
 the task's index before each line, at most 16 tasks at a time; the rest when they
-have ended. Ctrl-C cancels the job.
+have ended. Ctrl-C cancels the job. What is piped into grid run stays there: a
+task's stdin is empty, and what it has to read is a file, given with --in.
 
 Exit code: the command's own; 128+n where signal n ended it; of an array that of
 the first task that failed; 125 where it is not the command that failed.
