@@ -38,6 +38,9 @@ impl Core {
     }
 
     pub(super) fn set_phase(&mut self, job: u64, tasks: &TaskSet, phase: Phase, anew: bool) {
+        if phase == Phase::Queued && !tasks.is_empty() {
+            self.waits_anew(job);
+        }
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             if !t.is_empty() {
                 self.record(What::Phase(change::PhaseSet { job, tasks: t.to_runs(), phase: phase as i32, anew, lost: false }));
@@ -68,6 +71,14 @@ impl Core {
         self.set_phase_and_tell(job, &hold, Phase::Held);
         self.set_phase_and_tell(job, &release, Phase::Queued);
         self.wants_due.insert(job);
+    }
+
+    /// Tasks of a job come to wait that have run, or were on hold: where no other waits, its time begins now.
+    pub(super) fn waits_anew(&mut self, job: u64) {
+        let now = self.now.unix_ms;
+        if let Some(j) = self.state.jobs.get_mut(&job).filter(|j| j.queued.is_empty()) {
+            j.waits_ms = now;
+        }
     }
 
     pub(super) fn set_phase_and_tell(&mut self, job: u64, tasks: &TaskSet, phase: Phase) {

@@ -71,6 +71,10 @@ impl Core {
         for j in self.state.jobs.values_mut().filter(|j| !j.queued.is_empty()) {
             self.missed.extend(j.parent);
             j.unsure = true;
+            // Since when those wait that have run before is not kept.
+            if j.select(&j.queued, |c| c.attempts == 0).is_empty() {
+                j.waits_ms = self.now.unix_ms;
+            }
         }
         self.be_sure(|_| false);
     }

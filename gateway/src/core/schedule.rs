@@ -71,7 +71,7 @@ pub trait Policy: Send + Sync {
 /// Work goes to shares that have a price once it has waited so long, or so much of it waits: whatever comes first. By default at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Burst {
-    /// Since the submission: milliseconds.
+    /// Since the oldest of them began to wait: milliseconds.
     pub after_ms: u64,
     /// Tasks of one shape and principal; None: however many.
     pub tasks: Option<u64>,
@@ -249,7 +249,7 @@ impl Core {
         let first = QueueKey { time_limit_ms: None, capped: None, ..queue.clone() };
         let last = QueueKey { time_limit_ms: Some(u64::MAX), capped: Some(u64::MAX), ..queue.clone() };
         let jobs = || self.state.waiting.range(&first..=&last).flat_map(|(_, jobs)| jobs).filter_map(|n| self.state.jobs.get(n));
-        let waited_ms = jobs().map(|j| self.now.unix_ms.saturating_sub(j.created_ms)).max().unwrap_or(0);
+        let waited_ms = jobs().map(|j| self.now.unix_ms.saturating_sub(j.waits_ms)).max().unwrap_or(0);
         burst.may(waited_ms, jobs().map(|j| j.placeable()).sum())
     }
 

@@ -411,6 +411,9 @@ impl Core {
         let paid = j.parent.is_some() && j.downs.get(&number).is_some_and(|d| d.most_micro > 0 && attempts > d.attempts);
         let held = paid || attempts >= j.spec.parsed.attempts_max;
         let was_held = j.select(tasks, |c| c.phase() == Some(Phase::Held));
+        if j.downs.get(&number).is_some_and(|d| attempts > d.attempts) {
+            self.waits_anew(job);
+        }
         for t in pieces(tasks, u64::MAX, CHANGE_RANGES_MAX) {
             let r = change::Requeued { job, number, tasks: t.to_runs(), attempts, held, ..Default::default() };
             self.record(if fence { What::Fenced(r) } else { What::Requeued(r) });

@@ -162,6 +162,8 @@ pub struct Job {
     pub unsure: bool,
     /// When tasks last came to wait or were placed: how long they wait without progress.
     pub moved_ms: u64,
+    /// Since when the oldest of its waiting tasks waits, in milliseconds since 1970: what has run, or was on hold, begins anew; what only came back does not.
+    pub waits_ms: u64,
     /// Returns and stale ends since the start of this process.
     pub notes: u64,
     /// The last reason why tasks came back, for people.
@@ -218,6 +220,7 @@ impl Job {
             queued: TaskSet::new(),
             unsure: false,
             moved_ms: 0,
+            waits_ms: j.created_ms,
             notes: 0,
             last_return: None,
             failures: Vec::new(),

@@ -1,6 +1,6 @@
 //! What could be rented, as the core tells it, and what the provisioner is told.
 
-use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::link::{Hop, Kind, WantValue};
 use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
 
@@ -8,6 +8,7 @@ use super::{World, site_of, sleep};
 use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
 use crate::core::rent::{ForRent, Rentable};
+use crate::core::schedule::{Burst, FirstFit, Plan, Policy, Problem};
 
 fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
     Rentable {
@@ -231,4 +232,63 @@ fn a_machine_that_is_gone_gets_nothing_more_although_its_link_is_open() {
     w.submit(g, "k", sleep(100), 1).unwrap();
     w.pass(1_000);
     assert!(w.agents[&agent].starts().is_empty() && w.sites[&g].core.renting().agents.is_empty());
+}
+
+/// What costs money is used after ten seconds.
+struct Later;
+
+impl Policy for Later {
+    fn plan(&self, problem: &Problem<'_>) -> Plan {
+        FirstFit.plan(problem)
+    }
+
+    fn burst(&self) -> Burst {
+        Burst { after_ms: 10_000, tasks: None }
+    }
+}
+
+#[test]
+fn what_has_run_or_was_on_hold_begins_to_wait_anew_before_it_costs_money() {
+    // A task has run for a minute where that costs nothing, and its machine is lost.
+    let lost = || {
+        let mut w = World::new();
+        let (root, own, burst) = (w.site("root"), w.site("own"), w.site("burst"));
+        w.sites.get_mut(&root).unwrap().core.policy = Box::new(Later);
+        w.agent("own-1", 1, own);
+        w.link(own, root);
+        w.link(burst, root);
+        w.input(burst, Input::ForRent(ForRent { types: vec![kind(4, 3, "EUR")], ..ForRent::default() }));
+        w.pass(500);
+        let spec = JobSpec { disconnect_timeout_ms: 1_000, ..sleep(600_000) };
+        let (job, _) = w.submit(root, "k", spec, 1).unwrap();
+        w.pass(60_000);
+        assert_eq!(1, w.count(root, job, Phase::Running));
+        w.cut(own, root);
+        w.pass(10_000);
+        assert_eq!(1, w.count(root, job, Phase::Queued), "it waits for what costs nothing: {:?}", w.explanation(root, job));
+        (w, root, job)
+    };
+    let waits = |w: &World, site: SiteId, job| w.sites[&site].core.state().jobs[&job].waits_ms;
+    let (mut w, root, job) = lost();
+    let began = waits(&w, root, job);
+    w.pass(2_000);
+    assert_eq!((0, began), (w.count(root, job, Phase::Queued), waits(&w, root, job)));
+    // That it comes back from there, as no machine comes, does not take its time from it.
+    w.pass(30_000);
+    assert_eq!(began, waits(&w, root, job));
+
+    let (held, _) = w.submit(root, "held", wide(2), 1).unwrap();
+    w.want(root, held, WantValue::Hold, None);
+    w.pass(60_000);
+    w.want(root, held, WantValue::Run, None);
+    w.pass(9_000);
+    assert_eq!(1, w.count(root, held, Phase::Queued));
+    w.pass(2_000);
+    assert_eq!(0, w.count(root, held, Phase::Queued));
+
+    // Since when it waits is not kept, and a restart is no reason to spend money.
+    let (mut w, root, job) = lost();
+    let before = w.now.unix_ms;
+    w.restart(root);
+    assert!(waits(&w, root, job) >= before, "{before}");
 }
