@@ -198,6 +198,14 @@ impl Provisioner {
         p
     }
 
+    /// Where these records say of no machine, and never did, numbers begin behind one of these places, by something random. A number is an idempotency token and
+    /// a name: an earlier ledger, which was lost, may have given the first ones, and its machines are not to be taken for new ones.
+    pub fn begin_at(&mut self, random: u64) {
+        if self.state.next == 1 {
+            self.state.next = (1 + random % NUMBERS_BEGIN_MAX) * NUMBERS_STEP + 1;
+        }
+    }
+
     /// What was charged so far, where that is in another currency than today's prices and caps: these would be taken for amounts of it.
     pub fn other_currency(&self) -> Option<&str> {
         let State { currency, machines, budget, .. } = &self.state;

@@ -38,6 +38,10 @@ pub const LOOK_MS: u64 = 30_000;
 pub const TERMINATE_AGAIN_MS: u64 = 15_000;
 /// Rounds in which a booting machine must be of no use before it is given up.
 pub const SURPLUS_ROUNDS: u32 = 5;
+/// Machines' numbers of a new ledger begin behind one of so many multiples ...
+pub const NUMBERS_BEGIN_MAX: u64 = 1_000;
+/// ... of this: what a ledger that was lost has launched bears others.
+pub const NUMBERS_STEP: u64 = 10_000;
 /// Days of which a budget keeps what was charged, one by one.
 pub const DAYS_KEPT_MAX: usize = 70;
 /// Owners without a budget of their own of whom is kept what was charged for them; beyond it those go of whom nothing was charged for longest.

@@ -10,6 +10,7 @@ mod process;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -186,7 +187,8 @@ fn now_ms() -> u64 {
 fn provisioner(terms: &Terms, engine: &Engine) -> Result<(Book, Provisioner), Refusal> {
     let Terms { settings, catalogue, budget } = terms.clone();
     let (new, (book, records)) = (catalogue.currency.clone(), Book::load(&*engine.reader())?);
-    let p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+    let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+    p.begin_at(RandomState::new().build_hasher().finish());
     if let Some(old) = p.other_currency() {
         let message = format!("[cloud] currency = {new:?}: what this gateway has been charged so far, and what its machines cost, is in {old}");
         let remedy = format!("write currency = {old:?} again; another one takes a new state directory, once the last machine is gone");

@@ -48,6 +48,28 @@ fn rates(p: &Provisioner) -> Vec<(&str, String)> {
 }
 
 #[test]
+fn numbers_of_a_new_ledger_are_not_those_of_one_that_was_lost() {
+    let new = |random| {
+        let mut p = again(per_hour("10"), Vec::new(), TEN);
+        p.begin_at(random);
+        let no_machine = p.take().0;
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        let first = p.latest().rented[0];
+        (first, [no_machine.clone(), p.take().0].concat(), no_machine, p.checkpoint())
+    };
+    let ((lost, ..), (first, records, no_machine, checkpoint)) = (new(416), new(7));
+    assert_eq!((4_170_001, 80_001), (lost, first));
+    // They go on where they were, also when the start is another one; and begin anew where none was given.
+    let next = |records: Vec<Record>| {
+        let mut p = again(per_hour("10"), records, TEN);
+        p.begin_at(3);
+        p.step(Input::Demand(demand(2, 2)), TEN);
+        p.latest().rented[0]
+    };
+    assert_eq!([80_002, 80_002, 40_001], [records, checkpoint, no_machine].map(next));
+}
+
+#[test]
 fn an_owner_who_is_put_below_another_does_not_make_room_there() {
     let (s, c) = terms("USD");
     let mut p = Provisioner::new(s, c, tree(&[("lab", None, "0.20"), ("ann", None, "1")]));
