@@ -16,6 +16,7 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use intergrid_proto::net::CertRole;
 use serde_json::Value;
 
 use tree::{Tree, until};
@@ -147,17 +148,24 @@ fn a_cap_holds_and_says_so() {
     });
 }
 
-/// What has no credit waits at the root, and is explained there by what the gateway tells of its shares.
+/// What has no credit waits at the root, and is explained there by what the gateway tells of its shares; what its owner alone may not have comes back with that, and
+/// holds no room for others.
 #[test]
 fn two_brokers_above_the_cap_is_named() {
     let mut tree = Tree::new().alone();
-    tree.gateway("burst", Some("eu"), &cloud(50, "0.20", ""));
+    tree.gateway("burst", Some("eu"), &cloud(50, "0.20", "[[cloud.owner]]\nname = \"bob\"\nhour = \"0.10\"\n"));
     tree.broker("eu", &["burst"], Some("root"));
     tree.broker("root", &["eu"], None);
-    let user = tree.user("root");
+    let (user, bob) = (tree.user("root"), tree.user_as("root", CertRole::User, "bob"));
     user.until_slots(2, PATIENCE);
+    let his = submit(&tree, &bob, 2, &[], "600");
+    bob.until_phase(&his, "running", 1);
     let job = submit(&tree, &user, 5, &[], "600");
-    user.until_phase(&job, "running", 2);
+    user.until_phase(&job, "running", 1);
+    until("his own cap is named", PATIENCE, || match bob.run(&["explain", &his]).well() {
+        said if said.contains("budget rate of bob: 0.10 of 0.10 EUR per hour are used") => Ok(()),
+        said => Err(said),
+    });
     let is_named = |line: &str| {
         let of = |part: &str| line.contains(part);
         of("not-rented: burst/") && of("budget rate: no more than 0.20 EUR per hour") && of("0 of 2 slots are free for us") && of("[eu]")
@@ -167,7 +175,9 @@ fn two_brokers_above_the_cap_is_named() {
         said => Err(said),
     });
     assert_eq!(2, tree.below("burst").len());
-    user.run(&["cancel", &job]).well();
+    for (user, job) in [(&bob, &his), (&user, &job)] {
+        user.run(&["cancel", job]).well();
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ use crate::market::Billing;
 use crate::money::{Money, Rate};
 
 const DAY_MS: u64 = 86_400_000;
+/// The cap of an hour, as people are told of it; that of an owner has his name behind it.
+pub(crate) const RATE: &str = "budget rate";
 
 /// The caps of one node; None: no cap of this kind here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -91,6 +93,8 @@ pub struct Over {
     pub evidence: String,
     /// The cap alone; empty: there is none.
     pub cap: String,
+    /// It is an owner's, and not that of all.
+    pub own: bool,
 }
 
 /// What has been charged to a node.
@@ -212,7 +216,7 @@ impl Budget {
     /// May this be charged to a node? Without a cap on the way to the root, nothing may.
     pub fn allows(&self, node: usize, charge: &Charge) -> Result<(), Over> {
         if !self.path(node).any(|n| self.nodes[n].caps.any()) {
-            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into(), cap: String::new() });
+            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into(), cap: String::new(), own: false });
         }
         for at in self.path(node) {
             self.nodes[at].allows(charge)?;
@@ -252,10 +256,10 @@ impl Budget {
         path.into_iter().for_each(|at| self.nodes[at].give_back(charge));
     }
 
-    /// How near a node's path is to its caps of the hour: the largest (used, cap).
-    pub fn rate_used(&self, node: usize) -> Option<(Rate, Rate)> {
-        let used = self.path(node).filter_map(|n| self.nodes[n].caps.hour.map(|cap| (self.nodes[n].rate, cap)));
-        used.max_by(|a, b| (u128::from(a.0.0) * u128::from(b.1.0)).cmp(&(u128::from(b.0.0) * u128::from(a.1.0))))
+    /// How near a node's path is to its caps of the hour: the largest (which, used, cap).
+    pub fn rate_used(&self, node: usize) -> Option<(String, Rate, Rate)> {
+        let used = self.path(node).map(|n| &self.nodes[n]).filter_map(|n| n.caps.hour.map(|cap| (n.named(RATE), n.rate, cap)));
+        used.max_by(|a, b| (u128::from(a.1.0) * u128::from(b.2.0)).cmp(&(u128::from(b.1.0) * u128::from(a.2.0))))
     }
 }
 
@@ -307,13 +311,17 @@ impl Node {
         }
     }
 
+    /// A limit of this node, for people.
+    fn named(&self, limit: &str) -> String {
+        if self.above.is_none() { limit.into() } else { format!("{limit} of {}", self.name) }
+    }
+
     fn allows(&self, charge: &Charge) -> Result<(), Over> {
         let over = |what: &str, would: String, cap: String| {
-            let of = if self.above.is_none() { String::new() } else { format!(" of {}", self.name) };
-            Err(Over { limit: format!("budget {what}{of}"), evidence: format!("{would} would be charged, the cap is {cap}"), cap })
+            Err(Over { limit: self.named(what), evidence: format!("{would} would be charged, the cap is {cap}"), cap, own: self.above.is_some() })
         };
         if let Some(cap) = self.caps.hour.filter(|cap| charge.rate.0 > 0 && self.rate.plus(charge.rate) > *cap) {
-            return over("rate", format!("{} per hour", self.rate.plus(charge.rate)), format!("{cap} per hour"));
+            return over(RATE, format!("{} per hour", self.rate.plus(charge.rate)), format!("{cap} per hour"));
         }
         let mut by_month: BTreeMap<(i32, u8), (u64, Money)> = BTreeMap::new();
         let mut by_day: BTreeMap<u64, Money> = BTreeMap::new();
@@ -326,18 +334,18 @@ impl Node {
         for (day, money) in by_day {
             let would = self.of_day(day).plus(money);
             if let Some(cap) = self.caps.day.filter(|cap| would > *cap) {
-                return over("of the day", would.to_string(), cap.to_string());
+                return over("budget of the day", would.to_string(), cap.to_string());
             }
         }
         for (day, money) in by_month.values() {
             let would = self.of_month(*day).plus(*money);
             if let Some(cap) = self.caps.month.filter(|cap| would > *cap) {
-                return over("of the month", would.to_string(), cap.to_string());
+                return over("budget of the month", would.to_string(), cap.to_string());
             }
         }
         let would = self.total().plus(charge.money());
         match self.caps.total.filter(|cap| would > *cap) {
-            Some(cap) => over("in all", would.to_string(), cap.to_string()),
+            Some(cap) => over("budget in all", would.to_string(), cap.to_string()),
             None => Ok(()),
         }
     }

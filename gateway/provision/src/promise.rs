@@ -75,7 +75,7 @@ impl Provisioner {
     fn left(&self) -> Left {
         let exist = self.machines().filter(|m| m.may_exist());
         let (slots, machines) = exist.fold((0, 0), |(s, n), m| (s + u64::from(m.kind.slots), n + 1));
-        // Of an owner's own caps, only he can be told.
+        // Of an owner's own caps only he is told, by what comes back.
         let rate = self.budget().nodes().first().and_then(|root| root.caps.hour.map(|cap| cap.0.saturating_sub(root.rate().0)));
         Left {
             slots: self.settings.slots_max.saturating_sub(slots),
@@ -93,7 +93,7 @@ impl Provisioner {
     /// Why no more of a type is promised, when so much is left beside all promises. Numbers that change with every machine are left out: it is told to all
     /// sites above, and again whenever it changes.
     fn why_no_more(&self, of: &Promise, left: &Left) -> Option<UnmetWhy> {
-        let why = |limit: &str, evidence: String| Some(UnmetWhy { limit: limit.into(), evidence });
+        let why = |limit: &str, evidence: String| Some(UnmetWhy::new(limit, evidence));
         let (price, settings, currency) = (of.price?, &self.settings, &self.catalogue.currency);
         if let Some(text) = self.blocked_by() {
             return why("provider", text.into());

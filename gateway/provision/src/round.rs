@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::ask::{Ask, Curb, ask};
-use crate::budget::Charge;
+use crate::budget::{Charge, RATE};
 use crate::core::Provisioner;
 use crate::limits::{ROUND_MACHINES_MAX, UNMET_MAX};
 use crate::machine::{Machine, Need, Why};
@@ -19,6 +19,15 @@ pub struct UnmetWhy {
     pub limit: String,
     /// Numbers.
     pub evidence: String,
+    /// A cap of the owner, or of those that he is of: others may have what he may not.
+    pub own: bool,
+}
+
+impl UnmetWhy {
+    /// A limit that holds for all.
+    pub(crate) fn new(limit: impl Into<String>, evidence: impl Into<String>) -> UnmetWhy {
+        UnmetWhy { limit: limit.into(), evidence: evidence.into(), own: false }
+    }
 }
 
 /// Demand that is not met.
@@ -92,7 +101,7 @@ impl Provisioner {
             Curb { name: "booting machines".into(), used: booting, max: u64::from(s.booting_max) },
         ];
         let budget = &self.state.budget;
-        curbs.extend(budget.rate_used(budget.node_of(owner)).map(|(used, cap)| Curb { name: "budget rate".into(), used: used.0, max: cap.0 }));
+        curbs.extend(budget.rate_used(budget.node_of(owner)).map(|(name, used, cap)| Curb { name, used: used.0, max: cap.0 }));
         curbs
     }
 
@@ -105,19 +114,19 @@ impl Provisioner {
     /// Rent for an owner, until what was asked for is there. Returns why no more was.
     fn rent(&mut self, owner: &str, demand: &mut [Demand], asked: &Ask, round: &mut Round) -> UnmetWhy {
         if let Some(hard) = &asked.hard {
-            let evidence = match hard.name.as_str() {
-                "budget rate" => format!("{} of {} {} per hour are used", Rate(hard.used), Rate(hard.max), self.catalogue.currency),
-                _ => format!("{} of {} are used", hard.used, hard.max),
+            let Some(whose) = hard.name.strip_prefix(RATE) else {
+                return UnmetWhy::new(&hard.name, format!("{} of {} are used", hard.used, hard.max));
             };
-            return UnmetWhy { limit: hard.name.clone(), evidence };
+            let evidence = format!("{} of {} {} per hour are used", Rate(hard.used), Rate(hard.max), self.catalogue.currency);
+            return UnmetWhy { own: !whose.is_empty(), ..UnmetWhy::new(&hard.name, evidence) };
         }
         if let Some(text) = self.blocked_by() {
-            return UnmetWhy { limit: "provider".into(), evidence: text.into() };
+            return UnmetWhy::new("provider", text);
         }
         let mut left = asked.amount;
         while left > 0 {
             if round.rented.len() as u32 >= ROUND_MACHINES_MAX {
-                return UnmetWhy { limit: "machines of one round".into(), evidence: format!("{ROUND_MACHINES_MAX} were rented") };
+                return UnmetWhy::new("machines of one round", format!("{ROUND_MACHINES_MAX} were rented"));
             }
             let (offer, kind, price, fill) = match self.choose(owner, demand) {
                 Ok((offer, kind, price, fill)) => (offer.clone(), kind.clone(), price, fill),
@@ -136,7 +145,7 @@ impl Provisioner {
         }
         let near: Vec<&str> = asked.near.iter().map(|c| c.name.as_str()).collect();
         let near = if near.is_empty() { String::new() } else { format!(", halved as it is near: {}", near.join(", ")) };
-        UnmetWhy { limit: "ramp-up".into(), evidence: format!("{} slots were asked for in this round, a third of what is unmet{near}", asked.amount) }
+        UnmetWhy::new("ramp-up", format!("{} slots were asked for in this round, a third of what is unmet{near}", asked.amount))
     }
 
     /// The cheapest offer for what it takes of the demand, that may be rented now; or what stands in the way of the cheapest that may not.
@@ -163,12 +172,12 @@ impl Provisioner {
         match (best, in_the_way) {
             (Some(((key, kind, price), fill)), _) => Ok((key, kind, price, fill)),
             (None, Some((.., why))) => Err(why),
-            (None, None) => Err(UnmetWhy { limit: "no fit".into(), evidence: "no type on offer takes any of it".into() }),
+            (None, None) => Err(UnmetWhy::new("no fit", "no type on offer takes any of it")),
         }
     }
 
     fn may_rent(&self, owner: &str, offer: &Offer, kind: &MachineType) -> Result<Price, UnmetWhy> {
-        let why = |limit: &str, evidence: String| Err(UnmetWhy { limit: limit.into(), evidence });
+        let why = |limit: &str, evidence: String| Err(UnmetWhy::new(limit, evidence));
         let Some(price) = offer.price else {
             return why("price", format!("{}: its price is not known", offer.key));
         };
@@ -195,7 +204,10 @@ impl Provisioner {
         let node = self.state.budget.node_of(owner);
         match self.state.budget.allows(node, &Charge { rate: price.ceiling, days }) {
             Ok(()) => Ok(price),
-            Err(over) => why(&over.limit, format!("{}: {} {}", offer.key, over.evidence, self.catalogue.currency)),
+            Err(over) => {
+                let evidence = format!("{}: {} {}", offer.key, over.evidence, self.catalogue.currency);
+                Err(UnmetWhy { own: over.own, ..UnmetWhy::new(over.limit, evidence) })
+            }
         }
     }
 
@@ -213,6 +225,6 @@ impl Provisioner {
         let offers = self.catalogue.offers.iter();
         let offers: Vec<_> =
             offers.filter_map(|o| self.catalogue.types.get(&o.key.machine).map(|k| (&o.key, k, o.price.map(|p| p.ceiling)))).collect();
-        never_fits(demand, &offers, &self.catalogue.currency).map(|evidence| UnmetWhy { limit: "no fit".into(), evidence })
+        never_fits(demand, &offers, &self.catalogue.currency).map(|evidence| UnmetWhy::new("no fit", evidence))
     }
 }

@@ -54,6 +54,8 @@ pub const JOBS_WAITING_MAX: usize = 200_000;
 pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
 /// A share that gave work back is left alone for so long; doubles up to the next.
 pub const BACK_OFF_MIN_MS: u64 = 50;
+/// Where a limit of some keeps these from it, the first pause: longer than a tick, so that a parent's go back up before they are tried again.
+pub const BACK_OFF_LIMIT_MS: u64 = 250;
 /// Where it will not change its mind soon, the first pause.
 pub const BACK_OFF_REFUSED_MS: u64 = 5_000;
 /// See [`BACK_OFF_MIN_MS`].

@@ -7,7 +7,7 @@ use super::limits::*;
 use super::state::QueueKey;
 
 /// Does it come from a limit, of a user perhaps, somewhere below?
-fn is_of_a_limit(reason: &Reason) -> bool {
+pub(super) fn is_of_a_limit(reason: &Reason) -> bool {
     reason.kind == ReasonKind::OverLimit || reason.because.iter().any(is_of_a_limit)
 }
 
@@ -18,7 +18,7 @@ impl Core {
         let (least, most, whose) = match reason.kind {
             ReasonKind::AskedBack if asked => return,
             // There is room, and these may not have it now: others may, and it is not to be held for these again and again.
-            ReasonKind::OverCredit if is_of_a_limit(reason) => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue),
+            ReasonKind::OverCredit if is_of_a_limit(reason) => (BACK_OFF_LIMIT_MS, BACK_OFF_BUSY_MAX_MS, queue),
             ReasonKind::OverCredit | ReasonKind::StillStopping | ReasonKind::Draining => (BACK_OFF_MIN_MS, BACK_OFF_BUSY_MAX_MS, queue.anybody()),
             // It will not change its mind soon.
             ReasonKind::NoFit => (BACK_OFF_REFUSED_MS, BACK_OFF_MAX_MS, queue.anybody()),

@@ -11,6 +11,7 @@ use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
 use super::change::{self, What};
 use super::limits::*;
+use super::pauses::is_of_a_limit;
 use super::planted::{Plant, planted};
 use super::rows::pieces;
 use super::state::QueueKey;
@@ -377,7 +378,7 @@ impl Core {
     fn returned(&mut self, child: SiteId, job: u64, number: u64, tasks: &TaskSet, reason: Reason) {
         let Some(j) = self.state.jobs.get(&job) else { return };
         let Some((share, attempts, adopts)) = j.downs.get(&number).map(|d| (d.share.clone(), d.attempts, d.adopt.is_some())) else { return };
-        let (queue, spec_hash) = (QueueKey::of(j), j.spec_hash);
+        let (queue, spec_hash, placed_ms) = (QueueKey::of(j), j.spec_hash, j.moved_ms);
         let asked = !j.want.tasks(WantValue::Return, tasks).is_empty();
         let entry = pb::HistoryEntry {
             number,
@@ -398,10 +399,15 @@ impl Core {
             self.count_return(child);
         }
         self.back_off(child, share, queue, &reason, asked);
+        // Who may not have more below would be in the way of others here, too: his time goes on, so that what is a parent's goes back up.
+        let goes_on = is_of_a_limit(&reason);
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.last_return = Some((self.now.mono_ms, reason));
         }
         self.requeue(job, number, tasks, attempts + u32::from(planted(Plant::ReturnCounts)), false);
+        if let Some(j) = self.state.jobs.get_mut(&job).filter(|j| goes_on && j.parent.is_some()) {
+            j.moved_ms = placed_ms;
+        }
     }
 
     /// Tasks leave their placement and wait here again; what is wished of them decides what follows.

@@ -418,7 +418,9 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
     };
     let types = p.promises().into_iter().filter_map(rentable);
     let unmet = p.latest().unmet.iter().map(|u| {
-        let reason = Reason::new(ReasonKind::NotRented, format!("{}: {}", u.why.limit, u.why.evidence));
+        // What he may not have for a cap of his own is free for others: above, it is not held for him.
+        let kind = if u.why.own { ReasonKind::OverLimit } else { ReasonKind::NotRented };
+        let reason = Reason::new(kind, format!("{}: {}", u.why.limit, u.why.evidence));
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
     let known = p.machines().filter(|_| !currency.is_empty());

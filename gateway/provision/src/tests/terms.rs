@@ -151,8 +151,13 @@ fn an_owner_who_gets_caps_of_his_own_is_charged_from_then_on() {
     assert_eq!(vec!["0.20", "0.00"], rates(&p), "what runs is charged where it was");
     working(&mut p, 1, TEN + MINUTE);
     assert_eq!(vec!["0.30", "0.10"], rates(&p));
-    p.step(Input::Demand(demand(1, 1)), TEN + MINUTE);
-    assert_eq!("budget rate", p.latest().unmet[0].why.limit);
+    let why = |p: &mut Provisioner, owner: &str, now| {
+        p.step(Input::Demand(vec![Demand { owner: owner.into(), ..demand(1, 99)[0].clone() }]), now);
+        let why = p.latest().unmet[0].why.clone();
+        (why.limit, why.evidence, why.own)
+    };
+    let used = "0.10 of 0.10 USD per hour are used".to_string();
+    assert_eq!(("budget rate of alice".into(), used, true), why(&mut p, "alice", TEN + MINUTE));
     p.step(Input::End(1), TEN + 2 * MINUTE);
     assert_eq!(vec![1], ends(&mut p));
     p.step(Input::Terminated(1, Some(SeenState::Ended)), TEN + 2 * MINUTE);

@@ -1,5 +1,7 @@
 //! What could be rented, as the core tells it, and what the provisioner is told.
 
+use std::sync::Arc;
+
 use intergrid_proto::link::{Hop, Kind, WantValue};
 use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
@@ -9,6 +11,7 @@ use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
 use crate::core::rent::{ForRent, Rentable};
 use crate::core::schedule::{Burst, FirstFit, Plan, Policy, Problem};
+use crate::core::state::Spec;
 
 fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
     Rentable {
@@ -87,6 +90,33 @@ fn the_limit_that_is_in_the_way_is_told_through_every_hop() {
     }
     let why = w.explanation(root, job).0.reasons[0].clone();
     assert_ne!(ReasonKind::NotRented, ReasonKind::from_number(why.because[0].kind), "{why:?}");
+}
+
+/// Else his tasks would hold the room of others on every link, come back from below, and hold it again.
+#[test]
+fn what_an_owner_s_own_cap_forbids_goes_back_up_and_leaves_the_room_to_others() {
+    let (mut w, [root, _, g], _) = two_hops("");
+    let own = Reason::new(ReasonKind::OverLimit, "budget rate of ann: 0.20 of 0.20 EUR per hour are used");
+    let unmet = vec![(wide(4).shape, "ann".to_string(), own)];
+    w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 2, "EUR")], unmet, ..ForRent::default() }));
+    let spec = Arc::new(Spec { bytes: wide(4).encode(), parsed: wide(4) });
+    let submit = |w: &mut World, who: &str| {
+        let token = w.submit_as(root, who, "k", spec.clone(), 2);
+        w.pass(500);
+        w.submitted.remove(&token).unwrap().unwrap().0
+    };
+    let at_g = |w: &World, who: &str| w.sites[&g].core.renting().waiting.iter().filter(|d| d.principal == who).map(|d| d.tasks).sum::<u64>();
+    let hers = submit(&mut w, "ann");
+    assert_eq!(2, at_g(&w, "ann"), "all that could come is asked for by her");
+    let his = submit(&mut w, "bob");
+    for _ in 0..50 {
+        w.pass(100);
+        if at_g(&w, "bob") == 2 {
+            let said = format!("{:?}", w.explanation(root, hers).0);
+            return assert!(said.contains("budget rate of ann"), "{said}");
+        }
+    }
+    panic!("{:?}", w.explanation(root, his));
 }
 
 /// What is said of demand counts seconds down; above, nobody hears of that.
