@@ -94,6 +94,8 @@ pub enum Input {
     Detached(u64),
     /// Slots with work.
     Busy(u64, u64),
+    /// The longest that a task can take there now: milliseconds; 0: not limited.
+    Time(u64, u64),
     /// It is drained: no work is there, and none will come.
     Drained(u64),
     /// It takes no new work of its own accord, in its own words: its time is nearly over, its provider takes it back, its disk is full.
@@ -238,6 +240,7 @@ impl Provisioner {
                 m.busy = slots;
                 m.marked &= slots == 0;
             }),
+            Input::Time(number, max_ms) => self.with(number, |m, _| m.time_max_ms = max_ms),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
             Input::Leaving(number, word) => {
                 self.with(number, |m, _| m.word = word);

@@ -102,6 +102,7 @@ pub struct Machine {
     /// Waits for its agent since then.
     pub(crate) away_ms: u64,
     pub(crate) busy: u64,
+    pub(crate) time_max_ms: u64,
     pub(crate) idle_ms: u64,
     /// Idle, and kept to the end of its hour only.
     pub(crate) marked: bool,

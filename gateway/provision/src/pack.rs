@@ -16,6 +16,8 @@ pub struct Demand {
     pub owner: String,
     /// The most that one of them may cost in an hour; None: whatever the budget allows.
     pub task_rate_max: Option<Rate>,
+    /// The time limit of one of them: milliseconds. A new machine has so long. None: it is asked nothing.
+    pub time_limit_ms: Option<u64>,
 }
 
 impl Demand {
@@ -24,6 +26,11 @@ impl Demand {
         let slot_rate = rate.0.div_ceil(u64::from(kind.slots.max(1)));
         let task = kind.cost(&self.shape).map(|slots| slot_rate.saturating_mul(slots));
         self.task_rate_max.is_none_or(|max| task.is_some_and(|task| task <= max.0))
+    }
+
+    /// Has a machine so long for one of them?
+    fn has_time(&self, time_max_ms: u64) -> bool {
+        time_max_ms == 0 || self.time_limit_ms.is_none_or(|asked| asked <= time_max_ms)
     }
 
     /// Slots in all.
@@ -43,6 +50,8 @@ pub struct Supply {
     pub free: u64,
     /// What it costs at most.
     pub rate: Rate,
+    /// The longest that a task can take there: milliseconds; 0: not limited.
+    pub time_max_ms: u64,
 }
 
 /// Put demand into what is there, large tasks first. Returns the machines that got something; what is left stays in `demand`.
@@ -52,8 +61,9 @@ pub fn into_supply(demand: &mut [Demand], supply: &[Supply]) -> Vec<u64> {
     for machine in supply {
         let mut free = machine.free;
         for at in &order {
-            // What can't pay for it does not go there, and is no reason to keep it.
-            let Some(cost) = machine.kind.cost(&demand[*at].shape).filter(|_| demand[*at].pays(&machine.kind, machine.rate)) else { continue };
+            // What can't pay for it, or has no time there, does not go there, and is no reason to keep it.
+            let may = |d: &Demand| d.pays(&machine.kind, machine.rate) && d.has_time(machine.time_max_ms);
+            let Some(cost) = machine.kind.cost(&demand[*at].shape).filter(|_| may(&demand[*at])) else { continue };
             let tasks = demand[*at].tasks.min(free / cost);
             demand[*at].tasks -= tasks;
             free -= tasks * cost;
@@ -119,7 +129,7 @@ mod tests {
     use super::*;
 
     fn demand(slots: u32, gib: u64, tasks: u64) -> Demand {
-        Demand { shape: Shape::new(slots, gib << 30), tasks, owner: "alice".into(), task_rate_max: None }
+        Demand { shape: Shape::new(slots, gib << 30), tasks, owner: "alice".into(), task_rate_max: None, time_limit_ms: None }
     }
 
     fn kind(slots: u32, gib: u64) -> MachineType {
@@ -129,10 +139,15 @@ mod tests {
     #[test]
     fn what_is_there_is_used_first() {
         let mut d = vec![demand(1, 0, 5), demand(4, 0, 2)];
-        let machine = |machine, free| Supply { machine, kind: kind(8, 16), free, rate: Rate(800) };
+        let machine = |machine, free| Supply { machine, kind: kind(8, 16), free, rate: Rate(800), time_max_ms: 0 };
         let supply = [machine(1, 6), machine(2, 0)];
         assert_eq!(vec![1], into_supply(&mut d, &supply));
         assert_eq!([3, 1], [d[0].tasks, d[1].tasks]);
+        // Where a task has no time it does not go, and one without a limit is asked nothing.
+        let timed = |tasks, time_limit_ms| Demand { time_limit_ms, ..demand(1, 0, tasks) };
+        let mut d = vec![timed(1, Some(601)), timed(1, Some(600)), timed(1, None)];
+        assert_eq!(vec![1], into_supply(&mut d, &[Supply { time_max_ms: 600, ..machine(1, 8) }]));
+        assert_eq!([1, 0, 0], [d[0].tasks, d[1].tasks, d[2].tasks]);
     }
 
     #[test]

@@ -254,6 +254,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         came: false,
         away_ms: at_ms,
         busy: 0,
+        time_max_ms: 0,
         idle_ms: at_ms,
         marked: false,
         draining: None,

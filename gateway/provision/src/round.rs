@@ -78,7 +78,8 @@ impl Provisioner {
     fn use_what_is_there(&mut self, demand: &mut [Demand]) {
         let mut machines: Vec<_> = self.state.machines.values().filter(|m| m.free() > 0).collect();
         machines.sort_by_key(|m| (m.draining.is_some(), !m.attached, m.busy == 0, m.number));
-        let supply = |m: &&Machine| Supply { machine: m.number, kind: m.kind.clone(), free: m.free(), rate: m.price.ceiling };
+        let supply =
+            |m: &&Machine| Supply { machine: m.number, kind: m.kind.clone(), free: m.free(), rate: m.price.ceiling, time_max_ms: m.time_max_ms };
         let supply: Vec<Supply> = machines.iter().map(supply).collect();
         let used = into_supply(demand, &supply);
         for m in self.state.machines.values_mut() {

@@ -65,6 +65,8 @@ pub struct Waiting {
     pub tasks: u64,
     /// What one of them may cost in an hour: millionths. None: not limited.
     pub task_rate_max: Option<u64>,
+    /// The time limit of one, where machines have an end: milliseconds.
+    pub time_limit_ms: Option<u64>,
 }
 
 /// How an agent is.
@@ -76,6 +78,8 @@ pub struct Agent {
     pub attached: bool,
     /// Slots with work.
     pub busy: u64,
+    /// The longest that a task can take there: milliseconds; 0: not limited.
+    pub time_max_ms: u64,
     /// Tasks that are placed there and have not ended, or whose stop is not confirmed.
     pub open: u64,
     /// Who ordered that it takes no new work; empty: nobody.
@@ -109,7 +113,7 @@ impl Core {
 
     /// See [`Renting`].
     pub fn renting(&self) -> Renting {
-        let mut waiting: BTreeMap<(Shape, String, Option<u64>), u64> = BTreeMap::new();
+        let mut waiting: BTreeMap<(Shape, String, Option<u64>, Option<u64>), u64> = BTreeMap::new();
         // Nothing is rented for what would find no time there.
         for (queue, jobs) in self.state.waiting.iter().filter(|(queue, _)| self.is_rented_for(queue.time_limit_ms)) {
             let mut tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
@@ -119,7 +123,9 @@ impl Core {
                 let Some((paid, most)) = self.rentable_for(j) else { continue };
                 (tasks, rate) = (tasks.min(paid), Some(most));
             }
-            let whose = (queue.shape.clone(), queue.principal.clone(), rate);
+            // Where machines have no end, times make no difference.
+            let time = queue.time_limit_ms.filter(|_| self.for_rent.time_max_ms > 0);
+            let whose = (queue.shape.clone(), queue.principal.clone(), rate, time);
             // What is beyond that waits for the next look.
             if tasks > 0 && (waiting.len() < RENT_DEMANDS_MAX || waiting.contains_key(&whose)) {
                 *waiting.entry(whose).or_default() += tasks;
@@ -141,12 +147,13 @@ impl Core {
             }
             agent.attached = attached;
             agent.busy = busy.get(&id).copied().unwrap_or(0);
+            agent.time_max_ms = self.children.get(&id).and_then(|c| c.shares.first()).map_or(0, |(_, s)| s.time_max_ms);
             agent.open = self.state.placed_on.get(&id).map_or(0, |p| p.len() as u64);
             let word = self.children.get(&id).filter(|c| c.attached).and_then(|c| self.own_word(c));
             agent.leaving = word.map(|r| r.text).unwrap_or_default();
             agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
         }
-        let one = |((shape, principal, task_rate_max), tasks)| Waiting { shape, principal, tasks, task_rate_max };
+        let one = |((shape, principal, task_rate_max, time_limit_ms), tasks)| Waiting { shape, principal, tasks, task_rate_max, time_limit_ms };
         Renting { waiting: waiting.into_iter().map(one).collect(), agents: agents.into_values().collect() }
     }
 

@@ -284,6 +284,9 @@ impl Shell {
             if agent.busy != before.busy || agent.attached != before.attached {
                 p.step(Input::Busy(number, agent.busy), now);
             }
+            if agent.time_max_ms != before.time_max_ms {
+                p.step(Input::Time(number, agent.time_max_ms), now);
+            }
             if agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty() {
                 p.step(Input::Leaving(number, agent.leaving.clone()), now);
             }
@@ -397,7 +400,13 @@ fn answer<T: Send + 'static>(to: &mpsc::Sender<Input>, call: BoxFuture<'static, 
 }
 
 fn demand(renting: &Renting) -> Vec<Demand> {
-    let one = |w: &Waiting| Demand { shape: w.shape.clone(), tasks: w.tasks, owner: w.principal.clone(), task_rate_max: w.task_rate_max.map(Rate) };
+    let one = |w: &Waiting| Demand {
+        shape: w.shape.clone(),
+        tasks: w.tasks,
+        owner: w.principal.clone(),
+        task_rate_max: w.task_rate_max.map(Rate),
+        time_limit_ms: w.time_limit_ms,
+    };
     renting.waiting.iter().map(one).collect()
 }
 

@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_is_reserved_is_told_of_each_owner_with_and_without_a_cap() {
         let mut p = provisioner(Billing::Second { min_s: 60 });
-        let demand = |owner: &str, tasks| Demand { shape: Shape::new(1, 0), tasks, owner: owner.into(), task_rate_max: None };
+        let demand = |owner: &str, tasks| Demand { shape: Shape::new(1, 0), tasks, owner: owner.into(), task_rate_max: None, time_limit_ms: None };
         p.step(Input::Demand(vec![demand("alice", 1), demand("bob", 3)]), TEN);
         assert_eq!(2, p.machines().count());
         // Rate, of it unknown, reserved, charged today: hundredths. A lease of ten minutes is 0.10.
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn of_an_hour_that_has_begun_nothing_is_reserved() {
         let mut p = provisioner(Billing::Hour);
-        let demand = Demand { shape: Shape::new(1, 0), tasks: 1, owner: "alice".into(), task_rate_max: None };
+        let demand = Demand { shape: Shape::new(1, 0), tasks: 1, owner: "alice".into(), task_rate_max: None, time_limit_ms: None };
         p.step(Input::Demand(vec![demand]), TEN);
         assert_eq!(60, shown(&p, TEN)[1].1[2], "it may never come");
         p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);

@@ -36,6 +36,22 @@ fn an_idle_machine_that_a_task_can_not_pay_for_is_not_kept_for_it() {
 }
 
 #[test]
+fn a_machine_without_time_for_a_task_is_not_kept_for_it_and_another_is_rented() {
+    let mut p = provisioner(2, "0.10");
+    let long = || vec![Demand { time_limit_ms: Some(20 * MINUTE), ..demand(1, 1)[0].clone() }];
+    p.step(Input::Demand(long()), TEN);
+    assert_eq!(vec![1], launch(&mut p, TEN), "a new one has the time");
+    p.step(Input::Time(1, 15 * MINUTE), TEN);
+    p.step(Input::Demand(long()), TEN + 1_000);
+    assert_eq!(vec![2], p.latest().rented);
+    launch(&mut p, TEN + 1_000);
+    for minute in 1..=5 {
+        p.step(Input::Demand(long()), TEN + minute * MINUTE);
+    }
+    assert_eq!(vec![1], drains(&mut p), "it has nothing to do");
+}
+
+#[test]
 fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
     let mut p = provisioner(2, "0.10");
     p.step(Input::Demand(demand(1, 1)), TEN);

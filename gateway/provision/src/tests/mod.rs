@@ -32,7 +32,7 @@ fn catalogue(types: &[(&str, u32)], offers: Vec<Offer>) -> Catalogue {
 }
 
 fn demand(slots: u32, tasks: u64) -> Vec<Demand> {
-    vec![Demand { shape: Shape::new(slots, 0), tasks, owner: "alice".into(), task_rate_max: None }]
+    vec![Demand { shape: Shape::new(slots, 0), tasks, owner: "alice".into(), task_rate_max: None, time_limit_ms: None }]
 }
 
 fn per_hour(cap: &str) -> Budget {

@@ -127,7 +127,8 @@ fn nothing_is_rented_for_what_a_new_machine_has_no_time_for() {
     let (long, _) = w.submit(g, "two", limited(2 * HOUR), 4).unwrap();
     let (short, _) = w.submit(g, "one", limited(HOUR), 2).unwrap();
     w.pass(500);
-    assert_eq!(vec![2], w.sites[&g].core.renting().waiting.iter().map(|w| w.tasks).collect::<Vec<_>>());
+    let told = w.sites[&g].core.renting();
+    assert_eq!(vec![(2, Some(HOUR))], told.waiting.iter().map(|w| (w.tasks, w.time_limit_ms)).collect::<Vec<_>>());
     assert_eq!(ReasonKind::NotRented, why(&w, g, short).0);
     for (site, job) in [(root, far), (g, long)] {
         let (kind, words) = why(&w, site, job);
@@ -138,6 +139,11 @@ fn nothing_is_rented_for_what_a_new_machine_has_no_time_for() {
     agent(&mut w, "own", 4, g, 0);
     w.pass(5_000);
     assert_eq!((4, 4), (w.count(root, far, Phase::Done), w.count(g, long, Phase::Done)));
+    // What is left on each is told, so that another can be rented for what finds no time.
+    agent(&mut w, "short", 1, g, HOUR);
+    w.pass(500);
+    let left = w.sites[&g].core.renting().agents.into_iter().map(|a| (a.name, a.time_max_ms)).collect::<Vec<_>>();
+    assert_eq!(vec![("own".to_string(), 0), ("short".to_string(), HOUR)], left);
 }
 
 #[test]
