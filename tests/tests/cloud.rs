@@ -327,7 +327,7 @@ fn at_a_terminal(user: &User, words: &[&str], answer: &str) -> (i32, String, Str
 
 #[test]
 fn what_a_job_may_cost_is_shown_before_it_is_submitted() {
-    let (tree, user) = world(&cloud(8, "1.00", ""));
+    let (mut tree, user) = world(&cloud(8, "1.00", ""));
     user.until_slots(8, PATIENCE);
     let job = ["-n", "10", "-t", "1m", "--", "/bin/true"];
     let submit = |first: &[&'static str]| [&["submit"][..], first, &job[..]].concat();
@@ -358,6 +358,16 @@ fn what_a_job_may_cost_is_shown_before_it_is_submitted() {
     for id in [&out, &said.out] {
         assert_eq!(0, user.wait(id.trim()), "{:?}", tree.log("burst"));
     }
+    // A job may wait for what is away.
+    tree.kill("burst");
+    until("it is asked about although it is away", PATIENCE, || match user.run(&submit(&[])) {
+        said if said.code == 2 && said.err.contains("away") => {
+            is_shown(&said.err);
+            Ok(())
+        }
+        said => Err(said.err),
+    });
+    assert_eq!(2, jobs());
 }
 
 /// 0.10 an hour are 0.001667 a minute, rounded up.

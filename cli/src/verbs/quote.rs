@@ -125,7 +125,7 @@ fn table(paid: &[&pb::QuotedShare]) -> Table {
         table.row(vec![
             s.key.as_str().into(),
             s.slots.into(),
-            format!("{} of {}", s.slots_free, s.slots_total).into(),
+            if s.away { "away".to_string() } else { format!("{} of {}", s.slots_free, s.slots_total) }.into(),
             format!("{} {}", human_micro(s.price_micro_per_slot_hour), s.currency).into(),
             most.into(),
         ]);

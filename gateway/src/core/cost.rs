@@ -7,15 +7,20 @@
 //! What is not known counts at its most: an attempt that is fenced, lost or ends without its cost. What no cap can hold are the seconds that a stop takes
 //! at the time limit, a machine's own time without tasks (which is its owner's), and what a store that has gone back has forgotten.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use intergrid_proto::limits::SHARES_MAX;
 use intergrid_proto::link::{Ended, Kind, at};
 use intergrid_proto::money::{Money, human_micro, over, rate_within};
 use intergrid_proto::share::Fit;
 use intergrid_proto::{Exit, JobSpec, Reason, ReasonKind, Share, SiteId, TaskSet, pb};
 
-use super::Core;
 use super::change::What;
+use super::limits::PRICES_KEPT_MS;
 use super::rent::Rentable;
 use super::state::{Job, State};
+use super::{Child, Core};
 
 /// What one attempt of one task costs at most, and how many tasks that is enough for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,6 +99,19 @@ pub(super) fn charge(state: &State, what: &mut What) {
     let Some(d) = state.jobs.get(&r.job).filter(|j| j.parent.is_none()).and_then(|j| j.downs.get(&r.number)) else { return };
     if d.most_micro > 0 && (fenced || r.attempts > d.attempts) {
         r.spent_micro = d.most_micro.saturating_mul(super::change::tasks(&r.tasks).len());
+    }
+}
+
+impl Child {
+    /// Others in place of its shares. What costs money and is not among them is away.
+    pub(super) fn take_shares(&mut self, new: Vec<(Arc<str>, Share)>, now_ms: u64) {
+        let Child { shares, away, hop, .. } = self;
+        // A machine of our own that is away is another one when it comes.
+        let priced = |s: &Share| s.price_micro_per_slot_hour > 0 && hop.kind != Kind::Agent;
+        let old = std::mem::replace(shares, new);
+        away.extend(old.into_iter().map(|(_, s)| (now_ms, s)).filter(|(_, s)| priced(s)));
+        away.retain(|(_, s)| !shares.iter().any(|(_, told)| told.key == s.key));
+        away.truncate(SHARES_MAX);
     }
 }
 
@@ -180,8 +198,14 @@ impl Core {
     /// Where a job of this spec would go from here, and what it costs there: as parents are told.
     pub fn quote(&self, spec: &JobSpec) -> Vec<pb::QuotedShare> {
         let fits = |s: &Share| s.fit(&spec.shape) == Fit::Yes && s.fit_time(spec.time_limit_ms) == Fit::Yes;
-        let shares = self.upward().into_values().map(|u| u.share).filter(fits);
-        let row = |s: Share| {
+        let upward = self.upward();
+        // A job may wait for what is away: what it would cost there is asked about now or never.
+        let is_young = |since: u64| self.now.mono_ms.saturating_sub(since) < PRICES_KEPT_MS;
+        let gone = self.children.values().flat_map(|c| &c.away).filter(|(since, s)| is_young(*since) && !upward.contains_key(&s.key));
+        let gone: BTreeMap<&str, &Share> = gone.map(|(_, s)| (s.key.as_str(), s)).collect();
+        let gone: Vec<(Share, bool)> = gone.into_values().map(|s| (Share { slots_free: 0, ..s.clone() }, true)).collect();
+        let shares = upward.into_values().map(|u| (u.share, false)).chain(gone).filter(|(s, _)| fits(s));
+        let row = |(s, away): (Share, bool)| {
             let slots = s.cost(&spec.shape).max(1);
             pb::QuotedShare {
                 slots,
@@ -192,6 +216,7 @@ impl Core {
                 currency: s.currency,
                 slots_free: s.slots_free,
                 slots_total: s.slots_total,
+                away,
             }
         };
         shares.map(row).collect()

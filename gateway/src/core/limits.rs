@@ -108,5 +108,7 @@ pub const WORDS_INSIDE_BYTES_MAX: usize = 512;
 pub const DRAINS_MAX: usize = 4_096;
 /// A parent's job that has had nothing open for so long has ended here, as far as the log goes.
 pub const END_SAID_AFTER_MS: u64 = 1_000;
+/// What costs money and is away is quoted so long as what a job may cost.
+pub const PRICES_KEPT_MS: u64 = 24 * 3_600_000;
 /// Shapes and principals for whose waiting tasks machines are rented at a time.
 pub const RENT_DEMANDS_MAX: usize = 1_024;

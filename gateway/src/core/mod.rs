@@ -155,6 +155,8 @@ struct Child {
     lost_ms: u64,
     why_lost: String,
     shares: Vec<(Arc<str>, Share)>,
+    /// What cost money and is no longer told of, since when: a job may wait for it.
+    away: Vec<(u64, Share)>,
     below: Vec<Hop>,
     /// When it last advertised.
     heard_ms: u64,

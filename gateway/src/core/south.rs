@@ -70,6 +70,7 @@ impl Core {
             lost_ms: self.now.mono_ms,
             why_lost: String::new(),
             shares: Vec::new(),
+            away: self.children.get_mut(&child).map_or_else(Vec::new, |c| std::mem::take(&mut c.away)),
             below: Vec::new(),
             heard_ms: self.now.mono_ms,
             specs: Default::default(),
@@ -235,7 +236,7 @@ impl Core {
             c.attached = false;
             c.lost_ms = self.now.mono_ms.saturating_sub(silent_ms);
             c.why_lost = why;
-            c.shares.clear();
+            c.take_shares(Vec::new(), self.now.mono_ms);
             c.below.clear();
             self.note_here(child, false);
         }
@@ -267,7 +268,8 @@ impl Core {
                     if moved(&c.shares, &shares) {
                         c.back_off.clear();
                     }
-                    (c.shares, c.below, c.heard_ms) = (shares, a.below, now);
+                    c.take_shares(shares, now);
+                    (c.below, c.heard_ms) = (a.below, now);
                 }
                 // An agent has one parent: nothing of it is divided.
                 if self.children.get(&child).is_some_and(|c| c.hop.kind != Kind::Agent) {

@@ -54,6 +54,31 @@ fn what_could_be_rented_is_offered_upward_before_it_is_there() {
     assert_eq!(ReasonKind::NotRented, reason(g, below));
 }
 
+/// A job may wait for it: it is to be asked about when it is submitted.
+#[test]
+fn what_is_away_is_quoted_at_what_it_cost() {
+    let (mut w, [root, eu, g], offer) = two_hops("");
+    let quoted = |w: &World| {
+        let shares = w.sites[&root].core.quote(&wide(4));
+        shares.into_iter().map(|s| (s.price_micro_per_slot_hour, s.slots_free, s.away)).collect::<Vec<_>>()
+    };
+    let (there, away) = (vec![(25_000, 8, false)], vec![(25_000, 0, true)]);
+    assert_eq!(there, quoted(&w));
+    for (child, parent) in [(g, eu), (eu, root)] {
+        w.cut(child, parent);
+        w.pass(500);
+        assert_eq!(away, quoted(&w));
+        w.link(child, parent);
+        w.input(g, offer("slots: no more than 8", ""));
+        w.pass(500);
+        assert_eq!(there, quoted(&w));
+    }
+    w.cut(eu, root);
+    w.now.mono_ms += 25 * 3_600_000;
+    w.input(root, Input::Tick);
+    assert!(quoted(&w).is_empty(), "not for ever");
+}
+
 /// `root` over `eu` over `g`, which could rent two machines, and tells which limit forbids a third.
 fn two_hops(limit: &str) -> (World, [SiteId; 3], impl Fn(&str, &str) -> Input) {
     let mut w = World::new();
