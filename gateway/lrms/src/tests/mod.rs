@@ -2,6 +2,7 @@
 //! Grid Engine; those are installed and driven in `tests/`.
 
 mod local;
+mod pilots;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,13 +41,12 @@ fn me() -> Hop {
     Hop { site: SiteId([7; 16]), name: "campus".into(), kind: Kind::Gateway }
 }
 
-fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<LrmsPool> {
-    let dir = dir.canonicalize().unwrap();
-    let mut config = LrmsConfig {
+fn config(dir: &Path) -> LrmsConfig {
+    LrmsConfig {
         kind: LrmsKind::Slurm,
         queues: vec!["batch".into()],
         piloted: Vec::new(),
-        directory: dir.join("shared").to_str().unwrap().to_string(),
+        directory: dir.canonicalize().unwrap().join("shared").to_str().unwrap().to_string(),
         commands: None,
         conf: None,
         records: None,
@@ -56,7 +56,11 @@ fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<
         gpu_complex: None,
         accounts: AccountsConfig::Own,
         limits: LrmsLimits::default(),
-    };
+    }
+}
+
+fn pool(dir: &Path, local: &Local, change: impl FnOnce(&mut LrmsConfig)) -> Arc<LrmsPool> {
+    let (dir, mut config) = (dir.canonicalize().unwrap(), config(dir));
     change(&mut config);
     let parts = Parts {
         lrms: Arc::new(local.clone()),

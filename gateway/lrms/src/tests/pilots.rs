@@ -1,0 +1,58 @@
+//! Pilots, where an LRMS does what a real one can't be brought to do in time: a job that has not begun is removed, and nobody remembers it.
+
+use intergrid_gateway::config::PilotsConfig;
+use intergrid_gateway::rent::{Cloud, Launch};
+use intergrid_proto::net::issue::new_site;
+use intergrid_provision::{Billing, Budget, Catalogue, MachineType, OfferKey, Outcome, Price, Rate, Refused, Settings};
+
+use super::*;
+use crate::pilot::Pilots;
+
+fn pilots() -> PilotsConfig {
+    PilotsConfig {
+        settings: Settings { slots_max: 1, machines_max: 1, booting_max: 1, idle_ms: 60_000, away_ms: 60_000 },
+        catalogue: Catalogue::default(),
+        budget: Budget::default(),
+        time_ms: 1_800_000,
+        task_time_ms: 450_000,
+        alone_ms: 900_000,
+        gateway: None,
+        // It never begins.
+        program: Some("/bin/true".into()),
+    }
+}
+
+fn launch(number: u64) -> Launch {
+    let price = Price { rate: Rate(0), ceiling: Rate(0), billing: Billing::Second { min_s: 0 } };
+    Launch {
+        number,
+        label: format!("campus-m{number}"),
+        offer: OfferKey { machine: "batch".into(), zone: String::new(), spot: false },
+        kind: MachineType { slots: 1, memory_bytes: 64 << 20, ..MachineType::default() },
+        price,
+        endpoint: "127.0.0.1:1".into(),
+    }
+}
+
+#[tokio::test]
+async fn the_number_of_a_pilot_that_is_removed_before_it_begins_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (local, identity) = (Local::new(1), dir.path().join("id"));
+    new_site(&identity, "campus", &[]).unwrap();
+    let open = || Pilots::new(Arc::new(local.clone()), &config(dir.path()), pilots(), me().site, identity.clone()).unwrap();
+    local.wrong(|w| w.hold = true);
+    let cloud = open();
+    let Outcome::Launched(tag) = cloud.launch(launch(1)).await else { panic!("it is not submitted") };
+    assert_eq!(1, local.pending());
+    assert!(cloud.terminate(tag).await.is_some());
+    assert_eq!(0, local.pending());
+    // It is in no queue and in no book any more, as Grid Engine has it.
+    local.wrong(|w| w.forgetful = true);
+    for cloud in [cloud, open()] {
+        let outcome = cloud.launch(launch(1)).await;
+        assert!(matches!(outcome, Outcome::Refused(Refused::TokenSpent, _)), "{outcome:?}");
+    }
+    assert_eq!((1, 0), (local.submissions(), local.pending()));
+    // Another one is another.
+    assert!(matches!(open().launch(launch(2)).await, Outcome::Launched(_)));
+}
