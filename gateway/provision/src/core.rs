@@ -320,7 +320,11 @@ impl Provisioner {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
         // One that went before its agent came, and not by our wish: another would go the same way.
         let failed = m.stage == Stage::Named && !m.came && matches!(m.ending, None | Some(Why::Away));
-        let offer = m.offer.clone();
+        let (offer, rate_max, paid_ms) = (m.offer.clone(), m.rate_max, m.paid_ms);
+        // On the spot market its last lease cost less than the bid, too.
+        if !never && rate_max < m.price.ceiling {
+            self.record(Record::Leased { number, at_ms: self.now.min(paid_ms), rate_max, paid_ms });
+        }
         self.record(Record::Gone { number, at_ms: self.now, never });
         if failed {
             self.leave_alone(&[offer], "the last one ended before its agent came".into());

@@ -187,4 +187,7 @@ fn a_spot_machine_follows_its_market_and_not_the_bids_of_others() {
     assert!((420_000..420_100).contains(&charged), "{charged}");
     p.step(Input::Terms(terms(vec![offer("other", "0.10", SECOND)], "10")), TEN + 60 * MINUTE);
     assert_eq!(BTreeSet::from(["m".to_string()]), p.spot_types(), "while it runs");
+    p.step(Input::Terminated(1, Some(SeenState::Ended)), TEN + 60 * MINUTE);
+    let charged = p.budget().nodes()[0].total().0;
+    assert!((300_000..300_100).contains(&charged), "an hour at 0.30, when all is settled: {charged}");
 }
