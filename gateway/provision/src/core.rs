@@ -270,6 +270,13 @@ impl Provisioner {
         self.state.machines.values()
     }
 
+    /// Machines that cost money and whose lease is over, by the provider's names: there are none as long as somebody can write down what is decided. To end them
+    /// needs no record: the next look finds that they are gone.
+    pub fn unpaid(&self, now_ms: u64) -> Vec<String> {
+        let costs = |m: &&Machine| m.stage == Stage::Named && m.price.ceiling > Rate(0) && now_ms >= m.paid_ms;
+        self.machines().filter(costs).map(|m| m.id.clone()).collect()
+    }
+
     /// All budgets.
     pub fn budget(&self) -> &Budget {
         &self.state.budget

@@ -1,8 +1,9 @@
 //! Rented machines: the provisioner's shell. It tells the provisioner what waits and how its agents do, commits what that decided to the site's store, and
 //! only then calls the cloud.
 //!
-//! Invariants: no call before its record is durable; an agent attaches only while its machine may exist; when a machine's end is certain, what was open
-//! there is declared lost, so that it goes elsewhere or has failed. It decides nothing about money: [`intergrid_provision`] does.
+//! Invariants: no call before its record is durable, but to end what no lease pays for any more; an agent attaches only while its machine may exist; when a
+//! machine's end is certain, what was open there is declared lost, so that it goes elsewhere or has failed. It decides nothing about money:
+//! [`intergrid_provision`] does.
 
 mod book;
 mod cloud;
@@ -17,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
+use intergrid_provision::limits::TERMINATE_AGAIN_MS;
 use intergrid_provision::{Action, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Record, Terms};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -260,11 +262,22 @@ impl Shell {
             if !records.is_empty() {
                 records.iter().for_each(|r| log(&self.config.gateway, r));
                 let rows = book.rows(&records, || p.checkpoint());
-                while let Err(why) = self.engine.put(rows.clone()).await {
-                    tracing::warn!(%why, "what the provisioner decided can't be written down, so it is not done; trying again");
-                    if timeout(Duration::from_millis(COMMIT_AGAIN_MS), stopped(&mut stop)).await.is_ok() {
-                        return Ok(());
+                let mut told: Option<Instant> = None;
+                let end_unpaid = || {
+                    let again = told.is_none_or(|at| at.elapsed() >= Duration::from_millis(TERMINATE_AGAIN_MS));
+                    let unpaid = if again { p.unpaid(now_ms()) } else { Vec::new() };
+                    for id in unpaid {
+                        told = Some(Instant::now());
+                        tracing::warn!(%id, "a machine is ended: its lease is over, and no other can be written down");
+                        answer(&answers, self.cloud.terminate(id), |_| Input::Tick);
                     }
+                };
+                let put = || {
+                    let (engine, rows) = (self.engine.clone(), rows.clone());
+                    async move { engine.put(rows).await }
+                };
+                if !committed(put, end_unpaid, &mut stop).await {
+                    return Ok(());
                 }
             }
             self.show(&p);
@@ -374,6 +387,30 @@ impl Shell {
     }
 }
 
+/// Commit, and try again or wait until there is room; from time to time something is done meanwhile. False: it was stopped before.
+async fn committed<F>(put: impl Fn() -> F, mut meanwhile: impl FnMut(), stop: &mut watch::Receiver<bool>) -> bool
+where
+    F: Future<Output = Result<(), Refusal>>,
+{
+    let again = Duration::from_millis(COMMIT_AGAIN_MS);
+    loop {
+        let mut call = std::pin::pin!(put());
+        // The store may wait with it.
+        let done = loop {
+            match timeout(again, call.as_mut()).await {
+                Ok(done) => break done,
+                Err(_) => meanwhile(),
+            }
+        };
+        let Err(why) = done else { return true };
+        tracing::warn!(%why, "what the provisioner decided can't be written down, so it is not done; trying again");
+        if timeout(again, stopped(stop)).await.is_ok() {
+            return false;
+        }
+        meanwhile();
+    }
+}
+
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;
 }
@@ -459,7 +496,32 @@ fn is_unknown(m: &Machine) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn while_nothing_can_be_committed_something_is_done_all_the_same() {
+        let (stop, mut stopped) = watch::channel(false);
+        let (calls, done) = (Cell::new(0), Cell::new(0));
+        // Refused, then waited for by the store, then committed.
+        let refused = || Err(Refusal::new(RefusalKind::Unavailable, "there is no room"));
+        let put = || {
+            calls.set(calls.get() + 1);
+            let call = calls.get();
+            async move {
+                if call == 1 {
+                    return refused();
+                }
+                tokio::time::sleep(Duration::from_millis(COMMIT_AGAIN_MS * 5 / 2)).await;
+                Ok(())
+            }
+        };
+        assert!(committed(put, || done.set(done.get() + 1), &mut stopped).await);
+        assert!(calls.get() == 2 && (2..=4).contains(&done.get()), "after the first, and while the second waits: {}", done.get());
+        stop.send_replace(true);
+        assert!(!committed(|| async { refused() }, || {}, &mut stopped).await);
+    }
 
     #[test]
     fn a_machine_that_is_being_ended_is_not_let_in_again_and_one_that_drains_is() {

@@ -124,6 +124,25 @@ fn hours_in_which_the_gateway_was_away_are_charged_as_they_are_billed() {
 }
 
 #[test]
+fn what_nobody_pays_for_any_more_is_named_and_its_end_is_found() {
+    let (s, c) = terms("USD");
+    let mut p = Provisioner::new(s, c, per_hour("10"));
+    assert_eq!(1, rent(&mut p, "ann", 1, TEN));
+    let paid = p.machines().next().unwrap().paid_ms;
+    assert_eq!((vec![], vec!["i-1".to_string()]), (p.unpaid(paid - 1), p.unpaid(paid)));
+    // Nothing was written down for a while, and it was ended meanwhile.
+    let back = paid + 20 * MINUTE;
+    p.step(Input::Listed(back, Some(vec![Seen { id: "i-1".into(), number: Some(1), state: SeenState::Ended }])), back);
+    assert_eq!((vec!["0.00".to_string()], Vec::<String>::new()), (rates(&p).into_iter().map(|r| r.1).collect(), p.unpaid(back)));
+    // A pilot costs nothing, however long it runs.
+    let free = catalogue(&[("m", 2)], vec![offer("m", "0", SECOND)]);
+    let nothing = Caps { total: Some(Money(0)), ..Caps::default() };
+    let mut p = Provisioner::new(settings(), free, Budget::new(nothing, &[]).unwrap());
+    assert_eq!(1, rent(&mut p, "ann", 1, TEN));
+    assert!(p.unpaid(u64::MAX).is_empty());
+}
+
+#[test]
 fn a_ledger_is_read_in_its_own_currency_only() {
     let mut p = again(per_hour("10"), Vec::new(), TEN);
     let records = p.take().0;
