@@ -169,6 +169,7 @@ fn moto_a_spot_machine_that_is_taken_back_says_so_and_its_task_runs_elsewhere() 
     let attempts = w.user.json_lines(&["history", &job]);
     let lost: Vec<_> = attempts.iter().filter(|a| a["lost"] == true).collect();
     assert!(lost.len() == 1 && lost[0]["reason"]["text"].as_str().is_some_and(|text| text.contains(WORD)), "{attempts:?}");
+    assert!(w.proxy.calls("DescribeSpotPriceHistory") > 0, "what spot machines cost is asked for while it runs");
     w.until_none();
 }
 

@@ -150,10 +150,10 @@ fn what_is_watched_is_asked_again() {
     let job = user.submit(&["--", "sleep", "1.5"]);
     let views = user.json_lines(&["show", "--watch", &job]);
     assert!(views.len() >= 2 && views.last().unwrap()["phases"]["done"] == 1, "{views:?}");
-    for words in [&["--json", "hosts", "--watch"][..], &["--json", "ls", "-w"]] {
-        let mut command = grid(words);
-        let mut child = command.env("INTERGRID_HOME", &user.home).stdout(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(2_500));
+    let all = [&["--json", "hosts", "--watch"][..], &["--json", "ls", "-w"], &["--json", "cost", "--live"], &["--json", "machines", "--watch"]];
+    let watching = all.map(|words| (words, grid(words).env("INTERGRID_HOME", &user.home).stdout(Stdio::piped()).spawn().unwrap()));
+    std::thread::sleep(Duration::from_millis(2_500));
+    for (words, mut child) in watching {
         child.kill().unwrap();
         let out = child.wait_with_output().unwrap().stdout;
         assert!(out.iter().filter(|b| **b == b'\n').count() >= 2, "{words:?}");
