@@ -104,7 +104,7 @@ impl Inner {
             Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),
         };
         if before {
-            match self.find(what.number).await {
+            match self.find(&what).await {
                 None => return Outcome::Unknown,
                 Some(Some(known)) => return known,
                 // It may not be listed yet: the idempotency token finds it then.
@@ -162,7 +162,7 @@ impl Inner {
                     return Outcome::Refused(refused, text);
                 }
                 // Made from another configuration, before this one was read.
-                Failed::OtherRequest => return self.find(what.number).await.flatten().unwrap_or(Outcome::Unknown),
+                Failed::OtherRequest => return self.find(what).await.flatten().unwrap_or(Outcome::Unknown),
                 Failed::Unknown(text) => {
                     tracing::warn!(machine = %what.label, %text, "not known whether EC2 has launched it");
                     return Outcome::Unknown;
@@ -223,8 +223,13 @@ impl Inner {
     }
 
     /// The machine of this number; None: the look failed.
-    async fn find(&self, number: u64) -> Option<Option<Outcome>> {
-        let found = self.describe(Some(number)).await?;
+    async fn find(&self, what: &Launch) -> Option<Option<Outcome>> {
+        let found = self.describe(Some(what.number)).await?;
+        // The number was given before, by a store of which this one is an old copy: what has another price is not what was asked for.
+        let known = |instance: &Instance| match instance.instance_type().map(|kind| kind.as_str()) {
+            Some(kind) if kind != what.offer.machine => Some(Outcome::Refused(Refused::TokenSpent, format!("its number has launched a {kind}"))),
+            _ => known(instance),
+        };
         // One that exists goes before one that is gone.
         let mut known: Vec<Outcome> = found.iter().filter_map(known).collect();
         known.sort_by_key(|outcome| !matches!(outcome, Outcome::Launched(_)));
@@ -343,7 +348,8 @@ fn known(instance: &Instance) -> Option<Outcome> {
 fn seen(instance: &Instance) -> Option<Seen> {
     let number = instance.tags().iter().find(|tag| tag.key() == Some(TAG_NUMBER)).and_then(|tag| tag.value()?.parse().ok());
     let state = state_of(instance.state().and_then(|s| s.name())).unwrap_or(SeenState::Exists);
-    Some(Seen { id: instance.instance_id()?.to_string(), number, state })
+    let machine = instance.instance_type().map(|kind| kind.as_str().to_string());
+    Some(Seen { id: instance.instance_id()?.to_string(), number, machine, state })
 }
 
 /// So that many who are throttled at once do not come again at once.

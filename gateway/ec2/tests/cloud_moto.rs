@@ -371,6 +371,12 @@ async fn moto_lists_page_by_page_and_late() {
     std::fs::remove_file(w.dir.path().join("state/tokens/burst-m10.pem")).unwrap();
     id(cloud.launch(machine(10)).await);
     assert_eq!(10, w.moto.running().len());
+    // An old copy of the store gives the number again: what it has launched is of another type, and another price, than what is asked for now.
+    std::fs::remove_file(w.dir.path().join("state/tokens/burst-m10.pem")).unwrap();
+    let offer = OfferKey { machine: "m5.xlarge".into(), zone: String::new(), spot: false };
+    let outcome = cloud.launch(Launch { offer, ..machine(10) }).await;
+    assert!(matches!(&outcome, Outcome::Refused(Refused::TokenSpent, why) if why.contains("m5.large")), "{outcome:?}");
+    assert_eq!(10, w.moto.running().len());
 }
 
 #[tokio::test]

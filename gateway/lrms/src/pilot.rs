@@ -219,7 +219,7 @@ impl Inner {
         let number = |tag: &str| tag.strip_prefix(&self.prefix).and_then(|n| n.parse().ok());
         let seen = by_tag.iter().map(|(tag, jobs)| {
             let exists = jobs.iter().any(|(_, lives)| *lives);
-            Seen { id: tag.clone(), number: number(tag), state: if exists { SeenState::Exists } else { SeenState::Ended } }
+            Seen { id: tag.clone(), number: number(tag), machine: None, state: if exists { SeenState::Exists } else { SeenState::Ended } }
         });
         let mut seen: Vec<Seen> = seen.collect();
         let me = self.clone();
@@ -235,7 +235,7 @@ impl Inner {
         let ids: Vec<LrmsId> = unlisted.values().copied().collect();
         let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
         for (tag, _) in unlisted.into_iter().filter(|(_, id)| records.iter().any(|r| r.id == *id)) {
-            seen.push(Seen { number: number(&tag), id: tag.clone(), state: SeenState::Ended });
+            seen.push(Seen { number: number(&tag), id: tag.clone(), machine: None, state: SeenState::Ended });
             lock(&self.told).insert(tag);
         }
         Some(seen)

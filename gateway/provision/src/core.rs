@@ -62,6 +62,8 @@ pub struct Seen {
     pub id: String,
     /// The number in its tag; None: not readable.
     pub number: Option<u64>,
+    /// Its type; None: not said.
+    pub machine: Option<String>,
     /// How it is.
     pub state: SeenState,
 }
@@ -414,8 +416,10 @@ impl Provisioner {
         let mut strangers = BTreeMap::new();
         for s in seen {
             let m = s.number.and_then(|n| self.state.machines.get(&n)).filter(|m| m.may_exist());
+            // One of another type was launched for a number that was given twice, by an old copy of these records: it is a stranger.
+            let is_asked_for = |m: &Machine| m.id.is_empty() && s.machine.as_ref().is_none_or(|kind| *kind == m.offer.machine);
             match m {
-                Some(m) if m.id.is_empty() && s.state == SeenState::Exists => {
+                Some(m) if is_asked_for(m) && s.state == SeenState::Exists => {
                     let number = m.number;
                     met.insert(number);
                     self.back_off.remove(&self.state.machines[&number].offer.clone());

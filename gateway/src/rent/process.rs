@@ -135,7 +135,12 @@ impl Inner {
                 told.remove(&id);
                 continue;
             }
-            seen.push(Seen { number: number(&self.config.gateway, &id), id, state: if ended { SeenState::Ended } else { SeenState::Exists } });
+            seen.push(Seen {
+                number: number(&self.config.gateway, &id),
+                id,
+                machine: None,
+                state: if ended { SeenState::Ended } else { SeenState::Exists },
+            });
         }
         Some(seen)
     }

@@ -248,7 +248,7 @@ impl World {
 
     fn seen(&self, id: &str, m: &Virtual) -> Seen {
         let state = if m.until_ms.is_some() { SeenState::Ended } else { SeenState::Exists };
-        Seen { id: id.to_string(), number: Some(m.number), state }
+        Seen { id: id.to_string(), number: Some(m.number), machine: None, state }
     }
 
     fn terminate(&mut self, id: &str) {

@@ -69,6 +69,21 @@ fn numbers_of_a_new_ledger_are_not_those_of_one_that_was_lost() {
     assert_eq!([80_002, 80_002, 40_001], [records, checkpoint, no_machine].map(next));
 }
 
+/// An old copy gives numbers again.
+#[test]
+fn what_a_number_has_launched_of_another_type_is_a_stranger() {
+    let mut p = again(per_hour("10"), Vec::new(), TEN);
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    let seen = |kind: &str| Seen { id: "i-7".into(), number: Some(1), machine: Some(kind.into()), state: SeenState::Exists };
+    for look in 1..=u64::from(limits::STRANGER_LOOKS) {
+        p.step(Input::Listed(TEN + look, Some(vec![seen("large")])), TEN + look);
+    }
+    assert!(p.take().1.contains(&Action::TerminateStranger("i-7".into())));
+    assert_eq!(Some(""), p.machines().next().map(|m| m.id.as_str()), "nobody knows yet what came of the launch");
+    p.step(Input::Listed(TEN + 10, Some(vec![seen("m")])), TEN + 10);
+    assert_eq!(Some("i-7"), p.machines().next().map(|m| m.id.as_str()), "one of its type is the one");
+}
+
 #[test]
 fn an_owner_who_is_put_below_another_does_not_make_room_there() {
     let (s, c) = terms("USD");
@@ -132,7 +147,7 @@ fn what_nobody_pays_for_any_more_is_named_and_its_end_is_found() {
     assert_eq!((vec![], vec!["i-1".to_string()]), (p.unpaid(paid - 1), p.unpaid(paid)));
     // Nothing was written down for a while, and it was ended meanwhile.
     let back = paid + 20 * MINUTE;
-    p.step(Input::Listed(back, Some(vec![Seen { id: "i-1".into(), number: Some(1), state: SeenState::Ended }])), back);
+    p.step(Input::Listed(back, Some(vec![Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Ended }])), back);
     assert_eq!((vec!["0.00".to_string()], Vec::<String>::new()), (rates(&p).into_iter().map(|r| r.1).collect(), p.unpaid(back)));
     // A pilot costs nothing, however long it runs.
     let free = catalogue(&[("m", 2)], vec![offer("m", "0", SECOND)]);
