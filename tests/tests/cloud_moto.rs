@@ -107,6 +107,8 @@ fn moto_machines_come_join_work_and_go() {
     for secret in ["PRIVATE KEY", CREDENTIALS[1].1] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+    let kept = Command::new("grep").args(["-rlF", CREDENTIALS[1].1]).arg(w.tree.path("burst")).output().unwrap();
+    assert_eq!("", String::from_utf8_lossy(&kept.stdout), "credentials are in no file of the gateway");
     for (id, log) in w.machines.logs() {
         assert!(!log.contains("PRIVATE KEY") && !log.contains("switches itself off"), "{id}: {log}");
     }
@@ -169,7 +171,14 @@ fn moto_a_spot_machine_that_is_taken_back_says_so_and_its_task_runs_elsewhere() 
     let attempts = w.user.json_lines(&["history", &job]);
     let lost: Vec<_> = attempts.iter().filter(|a| a["lost"] == true).collect();
     assert!(lost.len() == 1 && lost[0]["reason"]["text"].as_str().is_some_and(|text| text.contains(WORD)), "{attempts:?}");
-    assert!(w.proxy.calls("DescribeSpotPriceHistory") > 0, "what spot machines cost is asked for while it runs");
+    // What spot machines cost is asked for while it runs, and nothing else than the policy in deploy/ allows.
+    let policy: serde_json::Value = serde_json::from_str(include_str!("../../deploy/ec2/iam-policy.json")).unwrap();
+    let of = |s: &serde_json::Value| s["Action"].as_array().cloned().unwrap_or_else(|| vec![s["Action"].clone()]);
+    let mut allowed: BTreeSet<String> =
+        policy["Statement"].as_array().unwrap().iter().flat_map(of).map(|a| a.as_str().unwrap().to_string()).collect();
+    // Tags are put on by the launch; sizes are in this configuration.
+    ["ec2:CreateTags", "ec2:DescribeInstanceTypes"].iter().for_each(|of_a_launch| assert!(allowed.remove(*of_a_launch)));
+    assert_eq!(allowed, w.proxy.actions().iter().map(|action| format!("ec2:{action}")).collect());
     w.until_none();
 }
 

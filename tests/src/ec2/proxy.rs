@@ -139,6 +139,11 @@ impl Proxy {
         self.with(|s| s.came.iter().filter(|(a, _)| a == action).count())
     }
 
+    /// All calls that came, by their names.
+    pub fn actions(&self) -> BTreeSet<String> {
+        self.with(|s| s.came.iter().map(|(action, _)| action.clone()).collect())
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         look(&mut self.state.lock().unwrap())
     }

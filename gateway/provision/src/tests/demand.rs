@@ -105,6 +105,22 @@ fn an_offer_that_is_refused_stands_in_no_other_s_way_and_is_named_with_its_remed
 }
 
 #[test]
+fn no_capacity_is_of_one_place_and_a_quota_of_all() {
+    let place = |zone: &str| {
+        let mut o = offer("m", "0.10", SECOND);
+        o.key.zone = zone.into();
+        o
+    };
+    for (refused, next) in [(Refused::Capacity, Some("b")), (Refused::Limit, None)] {
+        let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![place("a"), place("b")]), per_hour("10"));
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        p.step(Input::Answered(1, Outcome::Refused(refused, "no".into())), TEN);
+        p.step(Input::Demand(demand(2, 1)), TEN + 1_000);
+        assert_eq!(next, p.machines().next().map(|m| m.offer.zone.as_str()), "{refused:?}");
+    }
+}
+
+#[test]
 fn what_is_launched_after_it_was_given_up_is_ended() {
     let mut p = provisioner(2, "0.10");
     p.step(Input::Demand(demand(2, 1)), TEN);

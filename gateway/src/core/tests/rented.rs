@@ -117,6 +117,24 @@ fn the_limit_that_is_in_the_way_is_told_through_every_hop() {
     assert_ne!(ReasonKind::NotRented, ReasonKind::from_number(why.because[0].kind), "{why:?}");
 }
 
+/// Two that could rent for the same task would rent twice.
+#[test]
+fn a_waiting_task_counts_toward_one_child() {
+    let mut w = World::new();
+    let root = w.site("root");
+    let gateways = ["g1", "g2"].map(|name| w.site(name));
+    for g in gateways {
+        w.link(g, root);
+        w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 2, "EUR")], ..ForRent::default() }));
+    }
+    w.pass(500);
+    let (job, _) = w.submit(root, "k", wide(4), 12).unwrap();
+    w.pass(500);
+    assert_eq!(8, w.count(root, job, Phase::Queued), "beyond two machines each");
+    let wanted = gateways.map(|g| w.sites[&root].core.children[&g].demand.clone());
+    assert_eq!([vec![(wide(4).shape, 4)], vec![(wide(4).shape, 4)]], wanted);
+}
+
 /// Else his tasks would hold the room of others on every link, come back from below, and hold it again.
 #[test]
 fn what_an_owner_s_own_cap_forbids_goes_back_up_and_leaves_the_room_to_others() {
