@@ -291,22 +291,7 @@ impl Shell {
         for agent in agents {
             let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
             let before = self.agents.insert(number, agent.clone()).unwrap_or_default();
-            if agent.attached != before.attached {
-                p.step(if agent.attached { Input::Attached(number) } else { Input::Detached(number) }, now);
-            }
-            if agent.busy != before.busy || agent.attached != before.attached {
-                p.step(Input::Busy(number, agent.busy), now);
-            }
-            if agent.time_max_ms != before.time_max_ms {
-                p.step(Input::Time(number, agent.time_max_ms), now);
-            }
-            if agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty() {
-                p.step(Input::Leaving(number, agent.leaving.clone()), now);
-            }
-            let by_others = |a: &Agent| !a.drained_by.is_empty() && a.drained_by != BY;
-            if by_others(agent) != by_others(&before) {
-                p.step(Input::Closed(number, by_others(agent)), now);
-            }
+            news(number, &before, agent).into_iter().for_each(|input| p.step(input, now));
             // Whoever said that nothing more is placed there.
             if !agent.drained_by.is_empty() && agent.open == 0 && self.drains.contains_key(&number) {
                 p.step(Input::Drained(number), now);
@@ -436,6 +421,23 @@ fn answer<T: Send + 'static>(to: &mpsc::Sender<Input>, call: BoxFuture<'static, 
     });
 }
 
+/// What is different of an agent.
+fn news(number: u64, before: &Agent, agent: &Agent) -> Vec<Input> {
+    let by_others = |a: &Agent| !a.drained_by.is_empty() && a.drained_by != BY;
+    let attached = if agent.attached { Input::Attached(number) } else { Input::Detached(number) };
+    // Of one that is away, or has just come, it is not known; what was known holds.
+    let has_time = agent.time_max_ms > 0 && agent.time_max_ms != before.time_max_ms;
+    let leaves = agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty();
+    let all = [
+        (agent.attached != before.attached).then_some(attached),
+        (agent.busy != before.busy || agent.attached != before.attached).then_some(Input::Busy(number, agent.busy)),
+        has_time.then_some(Input::Time(number, agent.time_max_ms)),
+        leaves.then(|| Input::Leaving(number, agent.leaving.clone())),
+        (by_others(agent) != by_others(before)).then_some(Input::Closed(number, by_others(agent))),
+    ];
+    all.into_iter().flatten().collect()
+}
+
 fn demand(renting: &Renting) -> Vec<Demand> {
     let one = |w: &Waiting| Demand {
         shape: w.shape.clone(),
@@ -521,6 +523,20 @@ mod tests {
         assert!(calls.get() == 2 && (2..=4).contains(&done.get()), "after the first, and while the second waits: {}", done.get());
         stop.send_replace(true);
         assert!(!committed(|| async { refused() }, || {}, &mut stopped).await);
+    }
+
+    #[test]
+    fn of_an_agent_what_is_different_is_told() {
+        let new = Agent::default();
+        let there = Agent { attached: true, busy: 2, time_max_ms: 600, ..new.clone() };
+        assert_eq!(vec![Input::Attached(7), Input::Busy(7, 2), Input::Time(7, 600)], news(7, &new, &there));
+        let away = Agent { attached: false, time_max_ms: 0, ..there.clone() };
+        assert_eq!(vec![Input::Detached(7), Input::Busy(7, 2)], news(7, &there, &away), "the time that it had left it still has");
+        let leaving = Agent { leaving: "its time is over".into(), drained_by: BY.into(), ..there.clone() };
+        assert_eq!(vec![Input::Leaving(7, "its time is over".into())], news(7, &there, &leaving), "our own drains are no news");
+        let closed = Agent { drained_by: "ann".into(), ..there.clone() };
+        assert_eq!(vec![Input::Closed(7, true)], news(7, &there, &closed));
+        assert_eq!((vec![Input::Closed(7, false)], vec![]), (news(7, &closed, &there), news(7, &there, &there)));
     }
 
     #[test]
