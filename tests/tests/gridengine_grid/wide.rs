@@ -24,6 +24,15 @@ fn gpus_are_a_complex_and_each_is_one_tasks_at_a_time() {
     std::fs::write(&go, "").unwrap();
     assert_eq!(0, ann.wait(&both), "{}", ann.run(&["explain", &both]).out);
     assert_eq!("2\n", ann.run(&["logs", &both]).well());
+    // Which it is, the site says, and not the user.
+    let prolog = site.cluster.dir().join("prolog");
+    std::fs::write(&prolog, "#!/bin/sh\necho CUDA_VISIBLE_DEVICES=7 >> \"$SGE_JOB_SPOOL_DIR/environment\"\n").unwrap();
+    std::fs::set_permissions(&prolog, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for queue in ["batch", "short"] {
+        site.cluster.run("qconf", &["-mattr", "queue", "prolog", &format!("sgeadmin@{}", prolog.display()), queue]);
+    }
+    let said = ann.run(&["run", "--gpus", "1", "--env", "CUDA_VISIBLE_DEVICES=0", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES $GRID_GPUS"]);
+    assert_eq!("7 1\n", said.well());
     // One for two slots can't be said.
     ann.submit(&["-c", "2", "--gpus", "1", "--", "true"]);
     site.tree.user("campus").until_returned(&["no-fit", "Grid Engine counts GPUs for each slot here"]);
