@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use intergrid_proto::link::{Hop, Kind, WantValue};
+use intergrid_proto::link::{Hop, Kind, ShapeDemand, WantValue};
 use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
 
@@ -132,7 +132,8 @@ fn a_waiting_task_counts_toward_one_child() {
     w.pass(500);
     assert_eq!(8, w.count(root, job, Phase::Queued), "beyond two machines each");
     let wanted = gateways.map(|g| w.sites[&root].core.children[&g].demand.clone());
-    assert_eq!([vec![(wide(4).shape, 4)], vec![(wide(4).shape, 4)]], wanted);
+    let four = vec![ShapeDemand { shape: wide(4).shape, time_limit_ms: None, tasks: 4 }];
+    assert_eq!([four.clone(), four], wanted);
 }
 
 /// Else his tasks would hold the room of others on every link, come back from below, and hold it again.
