@@ -171,7 +171,8 @@ fn moto_a_spot_machine_that_is_taken_back_says_so_and_its_task_runs_elsewhere() 
     let attempts = w.user.json_lines(&["history", &job]);
     let lost: Vec<_> = attempts.iter().filter(|a| a["lost"] == true).collect();
     assert!(lost.len() == 1 && lost[0]["reason"]["text"].as_str().is_some_and(|text| text.contains(WORD)), "{attempts:?}");
-    // What spot machines cost is asked for while it runs, and nothing else than the policy in deploy/ allows.
+    w.until_none();
+    // What spot machines cost was asked for while they ran, and nothing else than the policy in deploy/ allows was called.
     let policy: serde_json::Value = serde_json::from_str(include_str!("../../deploy/ec2/iam-policy.json")).unwrap();
     let of = |s: &serde_json::Value| s["Action"].as_array().cloned().unwrap_or_else(|| vec![s["Action"].clone()]);
     let mut allowed: BTreeSet<String> =
@@ -179,7 +180,6 @@ fn moto_a_spot_machine_that_is_taken_back_says_so_and_its_task_runs_elsewhere() 
     // Tags are put on by the launch; sizes are in this configuration.
     ["ec2:CreateTags", "ec2:DescribeInstanceTypes"].iter().for_each(|of_a_launch| assert!(allowed.remove(*of_a_launch)));
     assert_eq!(allowed, w.proxy.actions().iter().map(|action| format!("ec2:{action}")).collect());
-    w.until_none();
 }
 
 #[test]
