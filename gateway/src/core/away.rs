@@ -65,7 +65,7 @@ impl Away {
         let go = match self.go {
             (0, _) => None,
             (n, 0) => Some(tasks(n, "goes", "go") + " elsewhere now"),
-            (n, ms) => Some(tasks(n, "goes", "go") + &format!(" elsewhere in {} unless it comes back", ago(ms.saturating_add(999)))),
+            (n, ms) => Some(tasks(n, "goes", "go") + &format!(" elsewhere in {} unless it comes back", yet(ms))),
         };
         let stay = (self.stay > 0).then(|| tasks(self.stay, "stays", "stay") + " unknown until it is back");
         go.into_iter().chain(stay).collect::<Vec<_>>().join(", ")
@@ -78,13 +78,25 @@ impl Away {
     }
 }
 
-/// A time in one unit, the largest that it fills twice.
+/// How long ago.
 fn ago(ms: u64) -> String {
+    let (unit, name) = unit(ms);
+    format!("{} {name}", ms / unit)
+}
+
+/// How long yet, and no shorter than it is.
+fn yet(ms: u64) -> String {
+    let (unit, name) = unit(ms);
+    format!("{} {name}", ms.div_ceil(unit))
+}
+
+/// The largest unit that a time fills twice: milliseconds of it, and its name.
+fn unit(ms: u64) -> (u64, &'static str) {
     match ms / 1_000 {
-        s if s < 120 => format!("{s} s"),
-        s if s < 7_200 => format!("{} min", s / 60),
-        s if s < 172_800 => format!("{} h", s / 3_600),
-        s => format!("{} d", s / 86_400),
+        0..120 => (1_000, "s"),
+        120..7_200 => (60_000, "min"),
+        7_200..172_800 => (3_600_000, "h"),
+        _ => (86_400_000, "d"),
     }
 }
 
@@ -99,5 +111,6 @@ mod tests {
         assert_eq!("for 12 s: connection refused; 3 tasks there go elsewhere in 25 s unless it comes back", away((3, 24_100), 0));
         assert_eq!("for 12 s: connection refused; 1 task there goes elsewhere now, 2 tasks there stay unknown until it is back", away((1, 0), 2));
         assert_eq!(["119 s", "2 min", "2 h", "3 d"], [119_000, 120_000, 7_200_000, 270_000_000].map(ago));
+        assert_eq!(["1 s", "120 s", "5 min", "3 h"], [1, 119_001, 240_001, 7_200_001].map(yet));
     }
 }
