@@ -305,7 +305,9 @@ mod tests {
             // Of each kind: carriers without a submission, and with one.
             let mut idle = [0usize; 2];
             let mut busy = [0usize; 2];
-            let (mut put, mut taken): (BTreeMap<usize, Vec<(u64, u32)>>, BTreeMap<usize, Vec<(u64, u32)>>) = Default::default();
+            // Tasks of each kind, in order.
+            type Tasks = BTreeMap<usize, Vec<(u64, u32)>>;
+            let (mut put, mut taken): (Tasks, Tasks) = Default::default();
             let mut number = 0;
             // In the end all that is under way ends.
             let ends = (0..2_000).map(|n| (if n % 2 == 0 { 3 } else { 2 }, 1, n / 2 % 2));
