@@ -30,6 +30,8 @@ pub(super) const ALONE_MS_DEFAULT: u64 = 900_000;
 const TYPES_MAX: usize = 64;
 /// Seconds that are billed at least, where a type is billed by the second.
 const MIN_SECONDS_DEFAULT: u32 = 60;
+/// No more than a day of them: each is charged before the machine is asked for.
+const MIN_SECONDS_MAX: u32 = 86_400;
 
 /// What can be rented, and for how much in all.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -212,6 +214,7 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         let billing = match (&t.billing, t.min_seconds) {
             (BillingName::Hour, None) => Billing::Hour,
             (BillingName::Hour, Some(_)) => return wrong("min_seconds belongs to billing = \"second\"".into()),
+            (BillingName::Second, Some(s)) if s > MIN_SECONDS_MAX => return wrong(format!("min_seconds = {s}: at most {MIN_SECONDS_MAX}, a day")),
             (BillingName::Second, min_s) => Billing::Second { min_s: min_s.unwrap_or(MIN_SECONDS_DEFAULT) },
         };
         let architecture = t.architecture.clone().unwrap_or_else(|| std::env::consts::ARCH.to_string());

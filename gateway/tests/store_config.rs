@@ -169,6 +169,7 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         ("slots_max = 5", "slots_max = 0", "14:1: [cloud] slots_max = 0"),
         ("\"USD\"", "\"dollars\"", "currency = \"dollars\""),
         ("\"hour\"\n", "\"hour\"\nmin_seconds = 60\n", "20:1: type \"m1.small\": min_seconds belongs to"),
+        ("\"hour\"\n", "\"second\"\nmin_seconds = 86401\n", "20:1: type \"m1.small\": min_seconds = 86401: at most 86400"),
         ("\"hour\"\n", "\"year\"\n", "unknown variant `year`"),
         ("slots = 1\n", "slots = 0\n", "20:1: type \"m1.small\": slots must be"),
         ("price = \"0.085\"\n", "", "missing field `price`"),

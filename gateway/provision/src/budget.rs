@@ -296,8 +296,10 @@ impl Node {
             let sum = self.days.entry(*day).or_default();
             *sum = sum.plus(*money);
         }
-        while self.days.len() > DAYS_KEPT_MAX {
-            self.before = self.before.plus(self.days.pop_first().map_or(Money(0), |(_, m)| m));
+        // By their age: today and what comes stay, of however many days a charge is.
+        let kept_from = charge.days.iter().map(|(day, _)| day.saturating_sub(DAYS_KEPT_MAX)).min().unwrap_or(0);
+        while let Some(oldest) = self.days.first_entry().filter(|oldest| *oldest.key() < kept_from) {
+            self.before = self.before.plus(oldest.remove());
         }
     }
 
@@ -425,6 +427,19 @@ mod tests {
             budget.charge(0, &Charge { rate: Rate(0), days: vec![(day, Money(5))] });
         }
         assert_eq!(Money(1_000), budget.nodes()[0].total());
+        assert_eq!(Some(&(199 - DAYS_KEPT_MAX)), budget.nodes()[0].days.keys().next(), "one by one no more of them than are of use");
         assert_eq!("budget in all", budget.allows(0, &Charge { rate: Rate(0), days: vec![(200, Money(1))] }).unwrap_err().limit);
+    }
+
+    #[test]
+    fn a_charge_of_many_days_leaves_each_day_its_own() {
+        let caps = Caps { day: Some(Money(60)), month: Some(Money(1_140)), ..Caps::default() };
+        let mut budget = Budget::new(caps, &[]).unwrap();
+        budget.charge(0, &Charge { rate: Rate(0), days: (3..203).map(|day| (day, Money(40))).collect() });
+        let more = |day, money| budget.allows(0, &Charge { rate: Rate(0), days: vec![(day, Money(money))] }).map_err(|over| over.limit);
+        assert_eq!([Ok(()), Err("budget of the day".into()), Err("budget of the day".into())], [more(3, 20), more(3, 21), more(202, 21)]);
+        assert_eq!(Money(28 * 40), budget.nodes()[0].of_month(3), "of 1970-01-04 to 31, in January");
+        budget.charge(0, &Charge { rate: Rate(0), days: vec![(3, Money(20))] });
+        assert_eq!("budget of the month", budget.allows(0, &Charge { rate: Rate(0), days: vec![(4, Money(1))] }).unwrap_err().limit);
     }
 }
