@@ -393,9 +393,11 @@ impl Provisioner {
         }
     }
 
-    /// For a while, and twice as long each time until one has come.
+    /// For a while, and twice as long each time until one has come. Who fails meanwhile was asked for before that, and counts for the same time.
     fn leave_alone(&mut self, offers: &[OfferKey], why: String) {
-        let times = 1 + offers.iter().filter_map(|o| self.back_off.get(o)).map(|(_, times, _)| *times).max().unwrap_or(0);
+        let known = offers.iter().filter_map(|o| self.back_off.get(o));
+        let (left_until, before) = known.fold((0, 0), |(left, before), (until, times, _)| (left.max(*until), before.max(*times)));
+        let times = if self.now < left_until { before } else { before + 1 };
         let until = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
         self.back_off.extend(offers.iter().map(|o| (o.clone(), (until, times, why.clone()))));
     }

@@ -348,6 +348,32 @@ fn a_type_whose_machines_never_come_up_is_left_alone_for_longer_each_time() {
     assert!(p.latest().unmet[0].why.evidence.contains("ended before its agent came"), "{:?}", p.latest());
 }
 
+/// Rents what is wanted, of which no machine ever comes, until none is rented for it; says when another is.
+fn rent_in_vain(p: &mut Provisioner, wanted: &[Demand], now: u64) -> (usize, String) {
+    p.step(Input::Demand(wanted.to_vec()), now);
+    let rented = p.latest().rented.clone();
+    for number in &rented {
+        p.step(Input::Answered(*number, Outcome::Launched(format!("i-{number}"))), now);
+    }
+    for number in &rented {
+        p.step(Input::Terminated(*number, Some(SeenState::Ended)), now);
+    }
+    p.step(Input::Demand(wanted.to_vec()), now);
+    assert!(p.latest().rented.is_empty() && p.machines().next().is_none());
+    (rented.len(), p.latest().unmet[0].why.evidence.clone())
+}
+
+#[test]
+fn machines_that_fail_together_count_once() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    let mut now = TEN;
+    for left_s in [60, 120, 240] {
+        let (rented, why) = rent_in_vain(&mut p, &demand(2, 18), now);
+        assert!(rented == 6 && why.ends_with(&format!("asked again in {left_s} s")), "{rented}: {why}");
+        now += left_s * 1_000;
+    }
+}
+
 #[test]
 fn a_launch_of_which_nothing_is_ever_known_holds_its_place_for_so_long_only() {
     let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
