@@ -42,6 +42,8 @@ pub const SURPLUS_ROUNDS: u32 = 5;
 pub const NUMBERS_BEGIN_MAX: u64 = 1_000;
 /// ... of this: what a ledger that was lost has launched bears others.
 pub const NUMBERS_STEP: u64 = 10_000;
+/// No price and no cap is larger, in millionths: what is too large to be added up is above every cap.
+pub const AMOUNT_MAX_MICRO: u64 = 1_000_000_000_000 * 1_000_000;
 /// Days before that of the latest charge of which a budget keeps what was charged, one by one: more than a month has.
 pub const DAYS_KEPT_MAX: u64 = 70;
 /// Owners without a budget of their own of whom is kept what was charged for them; beyond it those go of whom nothing was charged for longest.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use intergrid_proto::money::{human_micro, over, parse_micro};
 use serde::Deserialize;
 
+use crate::limits::AMOUNT_MAX_MICRO;
+
 /// An amount: millionths.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Money(pub u64);
@@ -15,7 +17,7 @@ pub struct Money(pub u64);
 pub struct Rate(pub u64);
 
 impl Money {
-    /// Sum; stays at the largest amount.
+    /// Sum; stays at the largest amount, which is above every cap.
     pub fn plus(self, other: Money) -> Money {
         Money(self.0.saturating_add(other.0))
     }
@@ -32,7 +34,7 @@ impl Rate {
         Money(over(self.0, ms))
     }
 
-    /// Sum; stays at the largest rate.
+    /// Sum; stays at the largest rate, which is above every cap.
     pub fn plus(self, other: Rate) -> Rate {
         Rate(self.0.saturating_add(other.0))
     }
@@ -50,7 +52,10 @@ macro_rules! amounts {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
-                parse_micro(text).map($name)
+                match parse_micro(text)? {
+                    micro if micro > AMOUNT_MAX_MICRO => Err(format!("`{text}` is too large: at most {}", human_micro(AMOUNT_MAX_MICRO))),
+                    micro => Ok($name(micro)),
+                }
             }
         }
 
@@ -73,7 +78,9 @@ mod tests {
         assert_eq!(Ok(Money(680_000)), "0.68".parse());
         assert_eq!(Ok(Money(500_000)), ".5".parse());
         assert_eq!(Ok(Rate(10_000_000)), "10".parse());
-        for bad in ["", ".", "-1", "1e3", "0.1234567", "1.2.3", "99999999999999999999", "1 "] {
+        assert_eq!(Ok(Rate(AMOUNT_MAX_MICRO)), "1000000000000".parse());
+        assert!(Rate(AMOUNT_MAX_MICRO) < Rate(u64::MAX).plus(Rate(1)), "no cap is as large as a sum that can't be written down");
+        for bad in ["", ".", "-1", "1e3", "0.1234567", "1.2.3", "99999999999999999999", "1 ", "1000000000000.000001", "18446744073709.551615"] {
             assert!(bad.parse::<Money>().is_err(), "{bad}");
         }
         assert_eq!(
