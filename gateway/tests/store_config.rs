@@ -166,7 +166,7 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         ("hour = \"10\", day = \"100.50\"", "", "14:1: [cloud] budget has no cap"),
         ("\"10\"", "10", "18:19: invalid type: integer `10`"),
         ("\"10\"", "\"ten\"", "`ten` is not an amount"),
-        ("\"10\"", "\"18446744073709.551615\"", "18:19: `18446744073709.551615` is too large: at most 1000000000000.00"),
+        ("\"10\"", "\"18446744073709.551615\"", "`18446744073709.551615` is too large: at most 1000000000000.00"),
         ("slots_max = 5", "slots_max = 0", "14:1: [cloud] slots_max = 0"),
         ("\"USD\"", "\"dollars\"", "currency = \"dollars\""),
         ("\"hour\"\n", "\"hour\"\nmin_seconds = 60\n", "20:1: type \"m1.small\": min_seconds belongs to"),

@@ -152,8 +152,6 @@ pub struct Provisioner {
     pub(crate) spot: BTreeMap<String, Rate>,
     pub(crate) state: State,
     pub(crate) now: u64,
-    /// Until when an offer is left alone, how often in a row, and why.
-    pub(crate) back_off: BTreeMap<OfferKey, (u64, u32, String)>,
     pub(crate) blocked: Option<(u64, String)>,
     pub(crate) latest: Round,
     strangers: BTreeMap<String, u32>,
@@ -173,7 +171,6 @@ impl Provisioner {
             spot: BTreeMap::new(),
             state,
             now: 0,
-            back_off: BTreeMap::new(),
             blocked: None,
             latest: Round::default(),
             strangers: BTreeMap::new(),
@@ -189,6 +186,11 @@ impl Provisioner {
         let mut p = Provisioner::new(settings, catalogue, budget);
         records.into_iter().for_each(|r| apply(&mut p.state, &r));
         p.now = now;
+        // The clock may have been wrong, and offers may have gone.
+        p.state.back_off.retain(|key, (until, ..)| {
+            *until = (*until).min(now + BACK_OFF_MAX_MS);
+            p.catalogue.offers.iter().any(|o| o.key == *key)
+        });
         let currency = p.catalogue.currency.clone();
         if !currency.is_empty() && currency != p.state.currency && p.other_currency().is_none() {
             p.record(Record::Currency { name: currency });
@@ -230,9 +232,7 @@ impl Provisioner {
             Input::Listed(began_ms, seen) => self.listed(began_ms, seen),
             Input::Attached(number) => {
                 self.with(number, |m, now| (m.attached, m.came, m.idle_ms, m.missed, m.word_ms) = (true, true, now, 0, now));
-                if let Some(m) = self.state.machines.get(&number) {
-                    self.back_off.remove(&m.offer.clone());
-                }
+                self.came(number);
             }
             Input::Detached(number) => self.with(number, |m, now| (m.attached, m.away_ms, m.word_ms) = (false, now, now)),
             Input::Busy(number, slots) => self.with(number, |m, now| {
@@ -395,11 +395,19 @@ impl Provisioner {
 
     /// For a while, and twice as long each time until one has come. Who fails meanwhile was asked for before that, and counts for the same time.
     fn leave_alone(&mut self, offers: &[OfferKey], why: String) {
-        let known = offers.iter().filter_map(|o| self.back_off.get(o));
+        let known = offers.iter().filter_map(|o| self.state.back_off.get(o));
         let (left_until, before) = known.fold((0, 0), |(left, before), (until, times, _)| (left.max(*until), before.max(*times)));
         let times = if self.now < left_until { before } else { before + 1 };
-        let until = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
-        self.back_off.extend(offers.iter().map(|o| (o.clone(), (until, times, why.clone()))));
+        let until_ms = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
+        offers.iter().for_each(|o| self.record(Record::LeftAlone { offer: o.clone(), until_ms, times, why: why.clone() }));
+    }
+
+    /// Its offer is as good as any.
+    fn came(&mut self, number: u64) {
+        let Some(offer) = self.state.machines.get(&number).map(|m| m.offer.clone()) else { return };
+        if self.state.back_off.contains_key(&offer) {
+            self.record(Record::LeftAlone { offer, until_ms: 0, times: 0, why: String::new() });
+        }
     }
 
     /// The provider says how a machine is.
@@ -424,7 +432,7 @@ impl Provisioner {
                 Some(m) if is_asked_for(m) && s.state == SeenState::Exists => {
                     let number = m.number;
                     met.insert(number);
-                    self.back_off.remove(&self.state.machines[&number].offer.clone());
+                    self.came(number);
                     self.named(number, s.id);
                     self.seen_as(number, s.state);
                 }

@@ -39,7 +39,7 @@ impl Provisioner {
         for offer in &self.catalogue.offers {
             let Some(price) = offer.price else { continue };
             // While its provider has none of the cheaper offer, the next one's price is what it costs: else work that may cost that much would never come.
-            let is_left_alone = self.back_off.get(&offer.key).is_some_and(|(until, ..)| *until > self.now);
+            let is_left_alone = self.state.back_off.get(&offer.key).is_some_and(|(until, ..)| *until > self.now);
             let best = cheapest.entry(&offer.key.machine).or_insert((is_left_alone, price));
             if (is_left_alone, price.ceiling) < (best.0, best.1.ceiling) {
                 *best = (is_left_alone, price);
@@ -98,7 +98,8 @@ impl Provisioner {
         if let Some(text) = self.blocked_by() {
             return why("provider", text.into());
         }
-        let alone = |key: &OfferKey| self.back_off.get(key).filter(|(until, ..)| *until > self.now).map(|(.., because)| format!("{key}: {because}"));
+        let alone =
+            |key: &OfferKey| self.state.back_off.get(key).filter(|(until, ..)| *until > self.now).map(|(.., because)| format!("{key}: {because}"));
         let offers = self.catalogue.offers.iter().filter(|o| o.key.machine == of.name && o.price.is_some());
         if let Some(first) = offers.map(|o| alone(&o.key)).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().next()) {
             return why("capacity", first);

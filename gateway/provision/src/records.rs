@@ -99,6 +99,17 @@ pub enum Record {
         /// ISO 4217.
         name: String,
     },
+    /// Nothing is rented of an offer for a while.
+    LeftAlone {
+        /// Which.
+        offer: OfferKey,
+        /// Until then.
+        until_ms: u64,
+        /// How often in a row; 0: no longer, as one has come.
+        times: u32,
+        /// For people.
+        why: String,
+    },
 }
 
 /// What is durable.
@@ -112,11 +123,13 @@ pub(crate) struct State {
     pub currency: String,
     /// The tree of the latest checkpoint: name, name above.
     pub was: BTreeMap<String, String>,
+    /// Until when an offer is left alone, how often in a row, and why.
+    pub back_off: BTreeMap<OfferKey, (u64, u32, String)>,
 }
 
 /// Apply a change. One that concerns a machine that is not there changes nothing.
 pub(crate) fn apply(state: &mut State, record: &Record) {
-    let State { machines, budget, next, currency, was } = state;
+    let State { machines, budget, next, currency, was, back_off } = state;
     match record {
         Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } => {
             let machine = Machine { need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) };
@@ -177,6 +190,8 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
         Record::SpentFor { name, ledger } => budget.restore_other(name, ledger),
         Record::Next { number } => *next = (*next).max(*number),
         Record::Currency { name } => currency.clone_from(name),
+        Record::LeftAlone { offer, times: 0, .. } => _ = back_off.remove(offer),
+        Record::LeftAlone { offer, until_ms, times, why } => _ = back_off.insert(offer.clone(), (*until_ms, *times, why.clone())),
     }
 }
 
@@ -203,7 +218,13 @@ impl State {
         let spent = nodes.iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger(), above: Some(above(n)) });
         let others = self.budget.others().map(|n| Record::SpentFor { name: n.name.clone(), ledger: n.ledger() });
         let currency = (!self.currency.is_empty()).then(|| Record::Currency { name: self.currency.clone() });
-        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(others).chain(machines).collect()
+        let left_alone = self.back_off.iter().map(|(offer, (until_ms, times, why))| Record::LeftAlone {
+            offer: offer.clone(),
+            until_ms: *until_ms,
+            times: *times,
+            why: why.clone(),
+        });
+        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(others).chain(machines).chain(left_alone).collect()
     }
 }
 

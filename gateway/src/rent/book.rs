@@ -74,7 +74,7 @@ struct Row {
     at_ms: u64,
     #[prost(uint64, tag = "4")]
     paid_ms: u64,
-    /// The provider's name for a machine, or a budget's.
+    /// The provider's name for a machine, or a budget's; why an offer is left alone.
     #[prost(string, tag = "5")]
     name: String,
     /// A reason, by its number; 0: none.
@@ -161,6 +161,7 @@ const KEPT: u32 = 7;
 const SPENT: u32 = 8;
 const NEXT: u32 = 9;
 const CURRENCY: u32 = 10;
+const LEFT_ALONE: u32 = 11;
 
 const WHYS: [Why; 7] = [Why::Idle, Why::Budget, Why::Away, Why::Interrupted, Why::Surplus, Why::Ordered, Why::Leaving];
 const STAGES: [Stage; 3] = [Stage::Asked, Stage::Named, Stage::Ended];
@@ -232,6 +233,11 @@ fn row(record: &Record) -> Row {
         }
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
         Record::Currency { name } => Row { what: CURRENCY, name: name.clone(), ..Row::default() },
+        Record::LeftAlone { offer, until_ms, times, why } => {
+            let OfferKey { machine, zone, spot } = offer.clone();
+            let rented = Some(Rented { machine, zone, spot, ..Rented::default() });
+            Row { what: LEFT_ALONE, number: u64::from(*times), at_ms: *until_ms, name: why.clone(), rented, ..Row::default() }
+        }
     }
 }
 
@@ -260,6 +266,10 @@ fn record(row: Row) -> Option<Record> {
         }
         NEXT => Record::Next { number },
         CURRENCY => Record::Currency { name: row.name },
+        LEFT_ALONE => {
+            let Rented { machine, zone, spot, .. } = row.rented?;
+            Record::LeftAlone { offer: OfferKey { machine, zone, spot }, until_ms: row.at_ms, times: number.try_into().ok()?, why: row.name }
+        }
         _ => return None,
     })
 }
@@ -317,6 +327,7 @@ mod tests {
         }
         let machine = Machine::again(&needed, Stage::Named, "i-11".into(), None, 7).map(Box::new).unwrap();
         all.extend([needed, Record::Kept { machine }, other]);
+        all.push(Record::LeftAlone { offer: offer.clone(), until_ms: 6, times: 3, why: "none".into() });
         all
     }
 

@@ -1,6 +1,6 @@
 //! What is charged, over restarts.
 
-use super::promised::{ends, launch};
+use super::promised::{ends, launch, rent_in_vain};
 use super::*;
 
 const SECOND: Billing = Billing::Second { min_s: 60 };
@@ -155,6 +155,33 @@ fn what_nobody_pays_for_any_more_is_named_and_its_end_is_found() {
     let mut p = Provisioner::new(settings(), free, Budget::new(nothing, &[]).unwrap());
     assert_eq!(1, rent(&mut p, "ann", 1, TEN));
     assert!(p.unpaid(u64::MAX).is_empty());
+}
+
+#[test]
+fn what_is_left_alone_stays_so_over_a_restart() {
+    let mut p = again(per_hour("10"), Vec::new(), TEN);
+    rent_in_vain(&mut p, &demand(2, 18), TEN);
+    let mut records = p.take().0;
+    let why = |p: &mut Provisioner, now: u64| {
+        p.step(Input::Demand(demand(2, 18)), now);
+        (p.latest().rented.len(), p.latest().unmet[0].why.evidence.clone())
+    };
+    let failed = "m: the last one ended before its agent came; asked again in";
+    for records in [records.clone(), p.checkpoint()] {
+        let mut p = again(per_hour("10"), records, TEN + 20_000);
+        assert_eq!((0, format!("{failed} 40 s")), why(&mut p, TEN + 20_000));
+        assert_eq!((6, format!("{failed} 120 s")), rent_in_vain(&mut p, &demand(2, 18), TEN + MINUTE), "how often is known, too");
+    }
+    let before = again(per_hour("10"), records.clone(), TEN - 24 * 60 * MINUTE);
+    assert_eq!((0, format!("{failed} 1800 s")), why(&mut before.clone(), TEN - 24 * 60 * MINUTE), "the clock was wrong");
+    p.step(Input::Demand(demand(2, 1)), TEN + MINUTE);
+    let number = p.latest().rented[0];
+    p.step(Input::Answered(number, Outcome::Launched("i-7".into())), TEN + MINUTE);
+    p.step(Input::Attached(number), TEN + MINUTE);
+    records.extend(p.take().0);
+    for records in [records, p.checkpoint()] {
+        assert!(again(per_hour("10"), records, TEN + MINUTE).state.back_off.is_empty(), "one has come");
+    }
 }
 
 #[test]

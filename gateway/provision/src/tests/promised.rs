@@ -349,7 +349,7 @@ fn a_type_whose_machines_never_come_up_is_left_alone_for_longer_each_time() {
 }
 
 /// Rents what is wanted, of which no machine ever comes, until none is rented for it; says when another is.
-fn rent_in_vain(p: &mut Provisioner, wanted: &[Demand], now: u64) -> (usize, String) {
+pub(super) fn rent_in_vain(p: &mut Provisioner, wanted: &[Demand], now: u64) -> (usize, String) {
     p.step(Input::Demand(wanted.to_vec()), now);
     let rented = p.latest().rented.clone();
     for number in &rented {
