@@ -229,7 +229,12 @@ impl Shell {
         let moved = self.engine.children_moved();
         loop {
             tokio::select! {
-                Some(input) = answered.recv() => p.step(input, now_ms()),
+                Some(input) = answered.recv() => {
+                    if let Some((machine, why)) = refused(&self.config.gateway, &input) {
+                        tracing::warn!(%machine, %why, "its launch is refused");
+                    }
+                    p.step(input, now_ms());
+                }
                 terms = others(&mut new_terms) => {
                     p.step(Input::Terms(Box::new(terms)), now_ms());
                     prices.reset_immediately();
@@ -491,6 +496,14 @@ fn log(gateway: &str, record: &Record) {
     }
 }
 
+/// The machine whose launch the provider refuses, and in its words why.
+fn refused<'a>(gateway: &str, input: &'a Input) -> Option<(String, &'a str)> {
+    match input {
+        Input::Answered(number, Outcome::Refused(_, why)) => Some((label(gateway, *number), why)),
+        _ => None,
+    }
+}
+
 /// In doubt: it may exist, and nobody has said so.
 fn is_unknown(m: &Machine) -> bool {
     m.may_exist() && m.id.is_empty()
@@ -499,6 +512,8 @@ fn is_unknown(m: &Machine) -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+
+    use intergrid_provision::Refused;
 
     use super::*;
 
@@ -537,6 +552,16 @@ mod tests {
         let closed = Agent { drained_by: "ann".into(), ..there.clone() };
         assert_eq!(vec![Input::Closed(7, true)], news(7, &there, &closed));
         assert_eq!((vec![Input::Closed(7, false)], vec![]), (news(7, &closed, &there), news(7, &there, &there)));
+    }
+
+    #[test]
+    fn of_a_launch_that_is_refused_the_provider_s_words_are_told() {
+        let told = |outcome: Outcome| refused("g", &Input::Answered(7, outcome)).map(|(machine, why)| (machine, why.to_string()));
+        let all = [Refused::Capacity, Refused::Offer, Refused::Limit, Refused::Provider, Refused::Throttled, Refused::TokenSpent];
+        for why in all {
+            assert_eq!(Some(("g-m7".into(), "no".into())), told(Outcome::Refused(why, "no".into())), "{why:?}");
+        }
+        assert_eq!([None, None], [Outcome::Unknown, Outcome::Launched("i-7".into())].map(told));
     }
 
     #[test]
