@@ -25,8 +25,8 @@ pub async fn gateway(args: RoleArgs, environment: &Environment, out: &Out) -> Re
         let what = format!("{}: [cloud] provider = \"ec2\": this program is built without it", args.config.display());
         return Err(Refusal::invalid(what).remedy(NEEDS_EC2).into());
     }
+    config.check()?;
     if args.check_config {
-        config.check()?;
         return good(out, &args.config);
     }
     log::init(environment)?;

@@ -8,9 +8,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::net::identity::check_label;
+use intergrid_proto::net::issue::{self, Validity};
+use intergrid_proto::net::trust::CaId;
 use intergrid_proto::net::{CertRole, Identity, Role, Trust, TrustEntry};
 use intergrid_proto::{Refusal, RefusalKind, units};
 use serde::de::{Deserializer, Error as _};
@@ -200,6 +203,9 @@ impl GatewayConfig {
     /// What it names is there and fits.
     pub fn check(&self) -> Result<(), Refusal> {
         self.site.check()?;
+        if self.cloud.is_some() {
+            self.site.check_rents()?;
+        }
         if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud
             && !program.is_file()
         {
@@ -274,6 +280,21 @@ impl SiteConfig {
             true => Err(Refusal::invalid(format!("{}: the state must be a directory", self.state.display()))),
             false => Ok(()),
         }
+    }
+
+    /// Machines that are rented can be given certificates, and are let in with them.
+    fn check_rents(&self) -> Result<(), Refusal> {
+        // Made as for a machine, and dropped: what is missing for it is said now, and not when a machine is paid.
+        issue::token(&self.identity, &self.name, Validity::of(Duration::ZERO))?;
+        let ours = CaId::all(Identity::load(&self.identity)?.ca_pem()?)?;
+        for trust in self.trust.iter().filter(|t| t.may.contains(&Role::Agent)) {
+            if CaId::all(&read_ca(&trust.ca)?)?.iter().any(|ca| ours.contains(ca)) {
+                return Ok(());
+            }
+        }
+        let ca = self.identity.join("ca.pem");
+        let message = format!("[cloud] no [[trust]] of this site's own CA, {}, has \"agent\" in `may`: no machine could ever attach", ca.display());
+        Err(Refusal::invalid(message).remedy("write \"agent\" into `may` of the [[trust]] with this CA"))
     }
 }
 

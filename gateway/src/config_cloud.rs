@@ -170,8 +170,17 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
     if s.currency.len() != 3 || !s.currency.bytes().all(|b| b.is_ascii_uppercase()) {
         return refuse(format!("currency = {:?}: write its three letters, as \"USD\"", s.currency));
     }
-    if s.slots_max == 0 {
-        return refuse("slots_max = 0: nothing could ever be rented".into());
+    let bounds = [
+        ("slots_max", Some(s.slots_max)),
+        ("machines_max", s.machines_max.map(u64::from)),
+        ("booting_max", s.booting_max.map(u64::from)),
+        ("budget.hour", s.budget.hour.map(|cap| cap.0)),
+        ("budget.day", s.budget.day.map(|cap| cap.0)),
+        ("budget.month", s.budget.month.map(|cap| cap.0)),
+        ("budget.total", s.budget.total.map(|cap| cap.0)),
+    ];
+    if let Some((key, _)) = bounds.iter().find(|(_, bound)| *bound == Some(0)) {
+        return refuse(format!("{key} = 0: nothing could ever be rented"));
     }
     let root = Caps { hour: s.budget.hour, day: s.budget.day, month: s.budget.month, total: s.budget.total };
     if root == Caps::default() {
@@ -211,6 +220,9 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         if !(1..=SLOTS_PER_TASK_MAX).contains(&slots) || !(1..=MEMORY_PER_TASK_BYTES_MAX).contains(&memory_bytes) {
             return wrong(format!("slots must be 1 to {SLOTS_PER_TASK_MAX}, memory 1 to {MEMORY_PER_TASK_BYTES_MAX} bytes"));
         }
+        if t.machines_max == Some(0) {
+            return wrong("machines_max = 0: none could ever be rented; leave the type out".into());
+        }
         let billing = match (&t.billing, t.min_seconds) {
             (BillingName::Hour, None) => Billing::Hour,
             (BillingName::Hour, Some(_)) => return wrong("min_seconds belongs to billing = \"second\"".into()),
@@ -224,6 +236,13 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
             let key = OfferKey { machine: t.name.clone(), zone, spot };
             catalogue.offers.push(Offer { key, price: Some(Price { rate: t.price, ceiling: t.price, billing }) });
         }
+    }
+    // Sizes that EC2 is asked for are 1 until then.
+    let fits = |o: &Offer| u64::from(catalogue.types[&o.key.machine].slots) <= s.slots_max;
+    let payable = |o: &Offer| s.budget.hour.zip(o.price).is_none_or(|(cap, price)| price.ceiling <= cap);
+    if !catalogue.offers.iter().any(|o| fits(o) && payable(o)) {
+        let hour = s.budget.hour.map_or_else(String::new, |cap| format!(", and a price within budget.hour = {cap}"));
+        return refuse(format!("no type has at most slots_max = {} slots{hour}: nothing could ever be rented", s.slots_max));
     }
     let owners: Vec<(String, Option<String>, Caps)> = s
         .owner

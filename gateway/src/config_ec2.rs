@@ -1,6 +1,7 @@
 //! `[cloud.ec2]`: where machines are rented at EC2, from what they are made, and how they find their gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use intergrid_proto::Refusal;
 use intergrid_proto::net::http_authority;
@@ -151,6 +152,11 @@ pub(super) fn read(section: &Spanned<Section>, currency: &str, source: &Source) 
     if let Some(url) = s.endpoint_url.as_ref().filter(|url| !is_url(url.get_ref())) {
         return Err(wrong(url.span(), format!("endpoint_url: {:?} is none; write https://host:port", url.get_ref())));
     }
+    // What speaks EC2's language elsewhere may have its machines here.
+    if s.endpoint_url.is_none() && is_this_machine(&s.gateway) {
+        let what = format!("gateway: {:?} is each machine itself; write an address of this gateway that machines at EC2 reach", s.gateway);
+        return Err(wrong(section.span(), what));
+    }
     if let Some(url) = s.notices.as_ref().filter(|url| http_authority(url.get_ref()).is_none()) {
         return Err(wrong(
             url.span(),
@@ -210,6 +216,12 @@ fn gateway<'de, D: serde::Deserializer<'de>>(d: D) -> Result<String, D::Error> {
         true => Ok(at),
         false => Err(serde::de::Error::custom(format!("{at:?} is not host:port, as in \"grid.example.org:7411\""))),
     }
+}
+
+/// For whoever dials this `host:port`.
+fn is_this_machine(at: &str) -> bool {
+    let host = at.rsplit_once(':').map_or(at, |(host, _)| host).trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback() || ip.is_unspecified())
 }
 
 fn is_word(text: &str) -> bool {

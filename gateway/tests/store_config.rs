@@ -168,6 +168,13 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         ("\"10\"", "\"ten\"", "`ten` is not an amount"),
         ("\"10\"", "\"18446744073709.551615\"", "`18446744073709.551615` is too large: at most 1000000000000.00"),
         ("slots_max = 5", "slots_max = 0", "14:1: [cloud] slots_max = 0"),
+        ("\"10\"", "\"0\"", "14:1: [cloud] budget.hour = 0: nothing could ever be rented"),
+        ("\"100.50\"", "\"0.00\"", "14:1: [cloud] budget.day = 0"),
+        ("\"10\"", "\"0.084999\"", "no type has at most slots_max = 5 slots, and a price within budget.hour = 0.084999"),
+        ("slots = 1\n", "slots = 6\n", "no type has at most slots_max = 5 slots"),
+        ("slots_max = 5", "slots_max = 5\nmachines_max = 0", "14:1: [cloud] machines_max = 0"),
+        ("slots_max = 5", "slots_max = 5\nbooting_max = 0", "14:1: [cloud] booting_max = 0"),
+        ("\"hour\"\n", "\"hour\"\nmachines_max = 0\n", "20:1: type \"m1.small\": machines_max = 0"),
         ("\"USD\"", "\"dollars\"", "currency = \"dollars\""),
         ("\"hour\"\n", "\"hour\"\nmin_seconds = 60\n", "20:1: type \"m1.small\": min_seconds belongs to"),
         ("\"hour\"\n", "\"second\"\nmin_seconds = 86401\n", "20:1: type \"m1.small\": min_seconds = 86401: at most 86400"),
@@ -242,6 +249,9 @@ fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
         ("\"sg-0cc\"", "\"default\"", "25:20: [cloud.ec2] security_groups: \"default\" is not an id"),
         ("grid.example.org:7411", "grid.example.org", "22:11: \"grid.example.org\" is not host:port"),
         ("grid.example.org:7411", "$(reboot):7411", "22:11: \"$(reboot):7411\" is not host:port"),
+        ("grid.example.org:7411", "127.0.0.1:7411", "[cloud.ec2] gateway: \"127.0.0.1:7411\" is each machine itself"),
+        ("grid.example.org:7411", "[::1]:7411", "gateway: \"[::1]:7411\" is each machine itself"),
+        ("grid.example.org:7411", "localhost:7411", "gateway: \"localhost:7411\" is each machine itself"),
         ("\"spot\"", "\"auction\"", "unknown variant `auction`"),
         ("\"USD\"", "\"EUR\"", "bids are in USD"),
         ("http://10.0.0.1:8080", "10.0.0.1:8080", "notices: \"10.0.0.1:8080\" is not the address of a service"),
@@ -258,6 +268,9 @@ fn an_account_at_ec2_is_read_and_a_wrong_word_is_named() {
         let refused = GatewayConfig::load(&path).expect_err(new).to_string();
         assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
     }
+    let local = EC2.replace("grid.example.org", "localhost").replace("ami =", "endpoint_url = \"http://localhost:5000\"\nami =");
+    let (_dir, path) = file(&format!("{before}{local}"));
+    GatewayConfig::load(path).unwrap();
     let (_dir, path) = file(&format!("{before}{}", CLOUD.replacen("slots = 1\n", "", 1)));
     assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("needs `slots` and `memory`"));
 }
@@ -295,6 +308,28 @@ fn check_looks_at_what_the_file_names() {
     issue::new_site(dir.path().join("identity"), "root", &[]).unwrap();
     let refused = BrokerConfig::load(&path).unwrap().check().unwrap_err().to_string();
     assert!(refused.contains("partner.pem: No such file"), "{refused}");
+}
+
+#[test]
+fn who_rents_can_give_certificates_and_lets_in_whom_he_gave_them() {
+    let before = GATEWAY.split("[agents]").next().unwrap().replace("/etc/intergrid/campus", "identity").replace("\"ca.pem\"", "\"identity/ca.pem\"");
+    let (dir, path) = file(&format!("{before}{CLOUD}"));
+    let check = || GatewayConfig::load(&path).unwrap().check().map_err(|e| e.to_string());
+    let at = |name: &str| dir.path().join(name);
+    issue::new_site(at("identity"), "campus", &[]).unwrap();
+    let refused = check().unwrap_err();
+    assert!(refused.contains("no [[trust]] of this site's own CA") && refused.contains("identity/ca.pem"), "{refused}");
+    // Another CA's agents are not those that are rented.
+    issue::new_site(at("other"), "other", &[]).unwrap();
+    let other = "[[trust]]\nca = \"other/ca.pem\"\nmay = [\"agent\"]\n";
+    let with = |trust: &str| std::fs::write(&path, format!("{}{CLOUD}", before.replace("[limits]", &format!("{trust}[limits]")))).unwrap();
+    with(other);
+    assert_eq!(Err(refused), check());
+    with(&other.replace("other", "identity"));
+    assert_eq!(Ok(()), check());
+    std::fs::remove_file(at("identity/ca.key")).unwrap();
+    let refused = check().unwrap_err();
+    assert!(refused.contains("identity/ca.key: No such file") && refused.contains("put the CA's key back"), "{refused}");
 }
 
 const SLURM: &str = r#"name = "campus"

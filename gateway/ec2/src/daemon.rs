@@ -14,7 +14,6 @@ use intergrid_gateway::config::{CloudConfig, CloudProvider, Ec2Config, GatewayCo
 use intergrid_gateway::daemon::{DaemonOptions, over_rented, run_site};
 use intergrid_proto::limits::GPUS_PER_MACHINE_MAX;
 use intergrid_proto::link::Kind;
-use intergrid_proto::net::issue::{Validity, token};
 use intergrid_proto::{Refusal, RefusalKind};
 
 use crate::cloud::{Ec2, Parts};
@@ -33,8 +32,6 @@ const OFFERED: (u64, u64) = (15, 16);
 
 /// Serve until it is asked to end. Machines go on, and are found again.
 pub async fn run(config: GatewayConfig, mut cloud: CloudConfig, ec2: Ec2Config, options: DaemonOptions) -> Result<(), Refusal> {
-    // Each machine needs one: what is missing for it is said now.
-    token(&config.site.identity, &config.site.name, Validity::of(Duration::ZERO))?;
     let client = client(&ec2, None).await;
     measure(&client, &ec2, &mut cloud).await?;
     let site = config.site;

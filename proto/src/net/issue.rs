@@ -132,11 +132,12 @@ impl Csr {
 
 /// A site's CA: its certificate, and what signs.
 fn issuer(site_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>)> {
-    let read = |file: &str| {
+    let read = |file: &str, remedy: &str| {
         let path = site_dir.join(file);
-        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy("make a site with `grid init` first"))
+        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy(remedy))
     };
-    let (ca_pem, ca_key) = (read("ca.pem")?, read("ca.key")?);
+    let ca_pem = read("ca.pem", "make a site with `grid init` first")?;
+    let ca_key = read("ca.key", "put the CA's key back from where it is kept; `grid init` would make another CA, which nobody trusts yet")?;
     let bad = |file: &str, e: rcgen::Error| Refusal::invalid(format!("{}: {e}", site_dir.join(file).display()));
     let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key).map_err(|e| bad("ca.key", e))?).map_err(|e| bad("ca.pem", e))?;
     Ok((ca_pem, issuer))
