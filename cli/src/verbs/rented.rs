@@ -15,10 +15,11 @@ fn cap(micro: Option<u64>) -> String {
     micro.map_or_else(|| "-".into(), money)
 }
 
-/// Every site that could be asked, with its route.
+/// Every site with its route, and those that could not be asked. A machine that is not attached is told of, and counted, by its gateway.
 fn sites(host: &pb::Host) -> (Vec<(String, &pb::Host)>, Vec<String>) {
     let nodes: Vec<(String, &pb::Host)> = hosts::nodes(host, "").rows().into_iter().map(|(_, node)| node).collect();
-    let away = nodes.iter().filter(|(_, h)| !h.unreachable.is_empty()).map(|(route, _)| route.clone()).collect();
+    let is_machine = |h: &pb::Host| h.site.as_ref().is_some_and(|s| s.kind() == pb::Kind::Agent);
+    let away = nodes.iter().filter(|(_, h)| !h.unreachable.is_empty() && !is_machine(h)).map(|(route, _)| route.clone()).collect();
     (nodes, away)
 }
 
@@ -148,6 +149,17 @@ mod tests {
     #[test]
     fn money_is_written_as_people_do() {
         assert_eq!(("-".to_string(), "1.50".to_string()), (cap(None), cap(Some(1_500_000))));
+    }
+
+    #[test]
+    fn a_machine_that_boots_is_counted_by_its_gateway() {
+        let host = |name: &str, kind: pb::Kind, below| {
+            let site = Some(pb::Hop { name: name.into(), kind: kind.into(), ..Default::default() });
+            pb::Host { site, unreachable: "never since this site started".into(), below, ..Default::default() }
+        };
+        let root = host("root", pb::Kind::Broker, vec![host("burst", pb::Kind::Gateway, vec![host("burst-m1", pb::Kind::Agent, vec![])])]);
+        let (all, away) = sites(&root);
+        assert_eq!((3, vec!["root".to_string(), "root/burst".to_string()]), (all.len(), away));
     }
 
     #[test]
