@@ -112,7 +112,7 @@ impl Out {
             write!(stdout, "{apart}{text}")?;
             return Ok(stdout.flush()?);
         }
-        let rows = rustix::termios::tcgetwinsize(&stdout).map_or(usize::MAX, |size| usize::from(size.ws_row.max(2)) - 1);
+        let rows = rustix::termios::tcgetwinsize(&stdout).map_or(usize::MAX, |size| lines_of(size.ws_row));
         let mut screen = String::from(if first { SCREEN_CLEAR } else { SCREEN_HOME });
         for line in text.lines().take(rows) {
             screen.extend([line, LINE_CLEAR_REST, "\n"]);
@@ -234,10 +234,28 @@ impl Out {
     }
 }
 
+/// How many lines are shown on a terminal of so many rows: one is left for the cursor. A terminal that says 0 does not know.
+fn lines_of(rows: u16) -> usize {
+    match rows {
+        0 => usize::MAX,
+        rows => usize::from(rows.max(2)) - 1,
+    }
+}
+
 /// With a template; a template that indicatif refuses leaves its own.
 pub fn styled(bar: ProgressBar, template: &str, what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).map(|s| s.progress_chars("=> "));
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(what.to_owned());
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_does_not_know_its_rows_shows_all_lines() {
+        assert_eq!([usize::MAX, 1, 1, 23], [0, 1, 2, 24].map(lines_of));
+    }
 }
