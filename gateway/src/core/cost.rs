@@ -7,7 +7,7 @@
 //! What is not known counts at its most: an attempt that is fenced, lost or ends without its cost. What no cap can hold are the seconds that a stop takes
 //! at the time limit, a machine's own time without tasks (which is its owner's), and what a store that has gone back has forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use intergrid_proto::limits::SHARES_MAX;
@@ -131,6 +131,9 @@ impl Core {
         let limit = |text: String| Reason::new(ReasonKind::CostLimit, text);
         if cap.micro == 0 {
             limit("all that fits costs money, and the job may cost nothing (--max-cost)".into()).remedy(higher)
+        } else if let Some(others) = self.other_currencies(j) {
+            let text = format!("no price of what fits is in {}, as --max-cost {cap} is, but in {others}", cap.currency);
+            limit(text).remedy(format!("cancel it, and submit it with a --max-cost in {others}"))
         } else if j.parent.is_some() {
             limit("all that fits costs more than one attempt is allowed to".into())
         } else if reserved > 0 {
@@ -139,6 +142,16 @@ impl Core {
         } else {
             limit(format!("what is left of --max-cost {cap} is not enough for one more task")).remedy(higher)
         }
+    }
+
+    /// In which currencies the prices are of what it fits here, where none is in its cap's.
+    fn other_currencies(&self, j: &Job) -> Option<String> {
+        let cap = j.max_cost()?;
+        let shares = self.children.values().filter(|c| c.attached).flat_map(|c| c.shares.iter().map(|(_, s)| s));
+        let there = shares.filter(|s| s.price_micro_per_slot_hour > 0 && s.fit(j.shape()) == Fit::Yes).map(|s| s.currency.as_str());
+        let rentable = self.for_rent.types.iter().filter(|t| t.price_micro_per_slot_hour > 0 && t.machine.holds(j.shape()));
+        let all: BTreeSet<&str> = there.chain(rentable.map(|t| t.currency.as_str())).filter(|c| !c.is_empty()).collect();
+        (!all.is_empty() && !all.contains(cap.currency.as_str())).then(|| all.into_iter().collect::<Vec<_>>().join(" or "))
     }
 
     /// The same where it is placed without having been asked: at what the share costs, as far as that is known; else all that is left.

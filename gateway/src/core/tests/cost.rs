@@ -108,6 +108,9 @@ fn what_can_not_be_paid_waits_and_says_so() {
         let (job, _) = w.submit(root, key, spec, 1).unwrap();
         w.pass(500);
         assert_eq!((ReasonKind::CostLimit, 1), (why(&w, root, job), w.count(root, job, Phase::Queued)), "{key}");
+        let reason = w.explanation(root, job).0.reasons[0].clone();
+        let told = (reason.text.contains("in EUR, as --max-cost 100.00 EUR is, but in USD"), reason.remedy.ends_with("with a --max-cost in USD"));
+        assert_eq!((cap > 0, cap > 0), told, "{reason:?}");
     }
     // What costs nothing takes them all.
     let campus = w.site("campus");
