@@ -349,6 +349,7 @@ struct Agents {
 struct BurstSection {
     #[serde(default, deserialize_with = "some_time")]
     after: Option<u64>,
+    #[serde(default, deserialize_with = "burst_tasks")]
     tasks: Option<u64>,
 }
 
@@ -378,9 +379,13 @@ impl File {
 
     fn cloud(&self, source: &Source) -> Result<Option<CloudConfig>, Refusal> {
         let Some(section) = &self.cloud else { return Ok(None) };
-        let both = self.slurm.as_ref().or(self.gridengine.as_ref()).map(Spanned::span).or(self.agents.as_ref().map(Spanned::span));
-        match both {
-            Some(span) => Err(source.refuse(span, "this beside [cloud]; give each a gateway of its own")),
+        let beside = [
+            ("slurm", self.slurm.as_ref().map(Spanned::span)),
+            ("gridengine", self.gridengine.as_ref().map(Spanned::span)),
+            ("agents", self.agents.as_ref().map(Spanned::span)),
+        ];
+        match beside.into_iter().find_map(|(name, span)| Some((name, span?))) {
+            Some((name, span)) => Err(source.refuse(span, &format!("[{name}] beside [cloud]; give each a gateway of its own"))),
             None => cloud::read(section, source).map(Some),
         }
     }
@@ -517,6 +522,10 @@ fn some_roles<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeSet<Role>, D::Erro
 
 fn agent_count<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
     checked(d, |n: &u32| within(*n, PROCESS_AGENTS_MAX, "agents")).map(Some)
+}
+
+fn burst_tasks<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    checked(d, |n: &u64| within(*n, u64::MAX, "tasks")).map(Some)
 }
 
 fn slots<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {

@@ -250,7 +250,15 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         .map(|o| o.get_ref())
         .map(|o| (o.name.clone(), o.of.clone(), Caps { hour: o.hour, day: o.day, month: o.month, total: o.total }))
         .collect();
-    let budget = Budget::new(root, &owners).map_err(|what| source.refuse(section.span(), &format!("[cloud] {what}")))?;
+    let of_owner = |at: usize, what: &str| source.refuse(s.owner.get(at).map(Spanned::span), &format!("[[cloud.owner]] {what}"));
+    if let Some(at) = owners.iter().position(|(name, ..)| name.is_empty() || name.chars().any(char::is_control)) {
+        return Err(of_owner(at, &format!("name = {:?}: write a principal, or a name that others are `of`", owners[at].0)));
+    }
+    let budget = Budget::new(root, &owners).map_err(|what| {
+        // Wrong is he with whom it fails first.
+        let counts: Vec<usize> = (1..=owners.len()).collect();
+        of_owner(counts.partition_point(|n| Budget::new(root, &owners[..*n]).is_ok()), &what)
+    })?;
     let settings = Settings {
         slots_max: s.slots_max,
         machines_max: s.machines_max.unwrap_or(MACHINES_MAX_DEFAULT),

@@ -123,6 +123,7 @@ fn a_wrong_file_is_refused_with_line_and_column() {
         ("\"partner\"", "\"campus\"", "15:1: a second child \"campus\""),
         ("campus.example:7411", "campus.example:0", "12:12: endpoint \"campus.example:0\" has port 0"),
         ("[parent]", "[agents]\nprovider = \"static\"\n[parent]", "6:1: `agents` belongs to a gateway's"),
+        ("[parent]", "[burst]\ntasks = 0\n[parent]", "7:9: tasks must be 1 to 18446744073709551615, not 0"),
         ("[parent]\nendpoint = \"top.example:7411\"\nca = \"parent.pem\"", "", ": neither a [[trust]] nor a [parent]"),
     ];
     for (old, new, want) in broker {
@@ -181,7 +182,9 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         ("\"hour\"\n", "\"year\"\n", "unknown variant `year`"),
         ("slots = 1\n", "slots = 0\n", "20:1: type \"m1.small\": slots must be"),
         ("price = \"0.085\"\n", "", "missing field `price`"),
-        ("hour = \"1\"\n", "of = \"lab\"\n", "it is below `lab`, and there is none"),
+        ("hour = \"1\"\n", "of = \"lab\"\n", "27:1: [[cloud.owner]] budget of `ann`: it is below `lab`, and there is none"),
+        ("\"ann\"\n", "\"bob\"\n[[cloud.owner]]\nname = \"bob\"\n", "29:1: [[cloud.owner]] budget of `bob`: there are two"),
+        ("\"ann\"", "\"\"", "27:1: [[cloud.owner]] name = \"\": write a principal"),
         ("[[cloud.type]]", "[[cloud.kind]]", "unknown field `kind`"),
     ];
     for (old, new, want) in cases {
@@ -191,7 +194,7 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         assert!(refused.starts_with(&format!("{}:", path.display())) && refused.contains(want), "{old} -> {new}: {refused}");
     }
     let (_dir, path) = file(&format!("{GATEWAY}{CLOUD}"));
-    assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("beside [cloud]"));
+    assert!(GatewayConfig::load(path).unwrap_err().to_string().contains("14:1: [agents] beside [cloud]"));
     let (_dir, path) = file(&format!("{BROKER}{CLOUD}"));
     assert!(BrokerConfig::load(path).unwrap_err().to_string().contains("`cloud` belongs to a gateway"));
 }

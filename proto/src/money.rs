@@ -21,11 +21,11 @@ impl Money {
     pub fn parse(text: &str) -> Result<Money> {
         let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
         let (amount, currency) = text.split_at(at);
-        let micro = parse_micro(amount.trim_end()).map_err(Refusal::invalid)?;
-        if !is_currency(currency) {
-            let message = format!("{text:?} does not end with a currency, as three capital letters");
-            return Err(Refusal::invalid(message).remedy("write the amount and its currency: 12.50USD"));
+        let refused = |message: String| Refusal::invalid(message).remedy("write the amount and its currency: 12.50USD");
+        if amount.trim_end().is_empty() || !is_currency(currency) {
+            return Err(refused(format!("{text:?} is not an amount and its currency: digits, and three capital letters")));
         }
+        let micro = parse_micro(amount.trim_end()).map_err(refused)?;
         Ok(Money { micro, currency: currency.to_string() })
     }
 }
@@ -49,9 +49,11 @@ pub fn parse_micro(text: &str) -> std::result::Result<u64, String> {
     if (whole.is_empty() && part.is_empty()) || part.len() > 6 || !digits(whole) || !digits(part) {
         return Err(fault());
     }
-    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| fault())? };
+    // Of digits alone, all that can be wrong is that there are too many.
+    let too_large = || format!("`{text}` is too large: at most {}", human_micro(u64::MAX));
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_large())? };
     let part: u64 = format!("{part:0<6}").parse().map_err(|_| fault())?;
-    whole.checked_mul(MICROS).and_then(|w| w.checked_add(part)).ok_or_else(fault)
+    whole.checked_mul(MICROS).and_then(|w| w.checked_add(part)).ok_or_else(too_large)
 }
 
 /// Millionths for people: two decimals, more where they count.
@@ -85,6 +87,17 @@ mod tests {
         assert_eq!([usd(12_500_000), usd(5_000_000), usd(0)], ["12.50USD", "5 USD", "0USD"].map(Money::parse));
         for bad in ["", "5", "USD", "5usd", "5 US", "5DOLLAR", "-1USD", "1e3USD", "0.1234567USD", "5 USD EUR"] {
             assert!(Money::parse(bad).is_err(), "{bad}");
+        }
+        for (bad, says) in [
+            ("NaNEUR", "\"NaNEUR\" is not an amount and its currency"),
+            ("12EUREUR", "\"12EUREUR\" is not an amount and its currency"),
+            ("1e99EUR", "\"1e99EUR\" is not an amount and its currency"),
+            ("1.2345678EUR", "`1.2345678` is not an amount: digits, and at most six after the point"),
+            ("99999999999999999999EUR", "`99999999999999999999` is too large: at most 18446744073709.551615"),
+            ("18446744073709.551616EUR", "`18446744073709.551616` is too large"),
+        ] {
+            let said = Money::parse(bad).unwrap_err().to_string();
+            assert!(said.starts_with(says) && said.ends_with("12.50USD"), "{said}");
         }
         assert_eq!("12.50 USD", Money { micro: 12_500_000, currency: "USD".into() }.to_string());
     }

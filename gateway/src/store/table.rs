@@ -237,10 +237,13 @@ impl Rows {
     }
 }
 
-fn sled_error(path: &str, e: ::sled::Error) -> StoreError {
+pub fn sled_error(path: &str, e: ::sled::Error) -> StoreError {
     match e {
         ::sled::Error::Io(source) => StoreError::Io { path: path.to_string(), source },
-        ::sled::Error::Corruption { at, .. } => StoreError::Damaged { path: path.to_string(), what: format!("{at:?}") },
+        ::sled::Error::Corruption { at, .. } => {
+            let what = at.map_or_else(|| "its table, in a place that sled does not name".to_string(), |at| format!("its table, {at:?}"));
+            StoreError::Damaged { path: path.to_string(), what }
+        }
         other => StoreError::Io { path: path.to_string(), source: io::Error::other(other) },
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn refused(endpoint: &str, identity: &Identity, e: &io::Error) -> Ref
             denied(format!("the server at {endpoint} takes no children that dial it"))
                 .remedy("let the parent dial this site, or ask its administrator")
         }
-        Some(rustls::Error::AlertReceived(a)) => match tls::alert(*a, identity.cert().not_after) {
+        Some(rustls::Error::AlertReceived(a)) => match tls::alert(*a, identity.cert()) {
             Some((why, remedy)) => denied(format!("the server at {endpoint} refused our certificate, {}: {why}", identity.cert())).remedy(remedy),
             None => unavailable(format!("the server at {endpoint} ended the TLS handshake: {a:?}")),
         },

@@ -14,7 +14,7 @@ use rustls::version::TLS13;
 use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
-use super::identity::{Identity, certificates};
+use super::identity::{CertRole, Identity, PeerCert, certificates};
 use super::{ALPN_CALL, ALPN_SERVE};
 use crate::error::{Refusal, RefusalKind, Result};
 
@@ -83,10 +83,13 @@ pub(super) fn why(e: &CertificateError) -> String {
 }
 
 /// What the other end told us when it refused our certificate, and what to do.
-pub(super) fn alert(a: AlertDescription, not_after: SystemTime) -> Option<(String, &'static str)> {
-    let expired = SystemTime::now().duration_since(not_after).ok();
+pub(super) fn alert(a: AlertDescription, ours: &PeerCert) -> Option<(String, &'static str)> {
+    let expired = SystemTime::now().duration_since(ours.not_after).ok();
     Some(match (a, expired) {
-        (AlertDescription::CertificateExpired, Some(since)) => (format!("it expired {} ago", age(since.as_secs())), "ask for a new certificate"),
+        (AlertDescription::CertificateExpired, Some(since)) => {
+            let remedy = if ours.role == CertRole::Join { "ask for a new token (`grid token`)" } else { "ask for a new certificate" };
+            (format!("it expired {} ago", age(since.as_secs())), remedy)
+        }
         (AlertDescription::CertificateExpired, None) => ("by the server's clock it is not valid now".into(), "set both clocks"),
         (AlertDescription::UnknownCA, _) => ("its CA is not trusted there".into(), "have our ca.pem added to the server's [[trust]]"),
         (AlertDescription::AccessDenied, _) => ("it has no right there".into(), "have the right added to `may` of our CA in the server's [[trust]]"),

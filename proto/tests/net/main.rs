@@ -380,6 +380,12 @@ async fn a_machine_makes_its_own_key_and_a_token_may_only_join() {
     says(&ask(&agents, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["join m1", "and has join"]);
     let users = world.campus(&[("campus", USERS)], Limits::default()).await;
     says(&ask(&users, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["it has no right there"]);
+    // Late, a new one is needed, and no certificate.
+    let late = world.path("late.token");
+    std::fs::write(&late, issue::token(&site, "m1", Validity::expired()).unwrap()).unwrap();
+    std::fs::set_permissions(&late, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let late = Identity::load_token(&late).unwrap();
+    says(&ask(&agents, &late).await.unwrap_err(), RefusalKind::NotAuthorised, &["join m1", "it expired 60 min ago", "`grid token`"]);
     // Only a token is one.
     let whole = [std::fs::read(machine.join("cert.pem")).unwrap(), std::fs::read(machine.join("key.pem")).unwrap(), token.ca_pem().unwrap().to_vec()];
     let other = world.path("other.token");

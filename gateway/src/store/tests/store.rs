@@ -3,7 +3,7 @@ use std::fs::File;
 use proptest::prelude::*;
 
 use super::super::sled::{MOVED_ROWS_MAX, SledStore};
-use super::super::table::{PART_BYTES, open_sled};
+use super::super::table::{PART_BYTES, open_sled, sled_error};
 use super::super::{Batch, Store, StoreError};
 use super::{Content, Model, content, drafts, scratch};
 
@@ -15,6 +15,12 @@ fn sled(home: &std::path::Path) -> ::sled::Db {
 fn dump(db: &::sled::Db) -> Vec<String> {
     let hex = |bytes: &[u8]| bytes.iter().take(12).map(|b| format!("{b:02x}")).collect::<String>();
     db.iter().map(|e| e.unwrap()).map(|(k, v)| format!("{} = {} {}", hex(&k), v.len(), hex(&v))).collect()
+}
+
+#[test]
+fn damage_without_a_place_is_said_in_words() {
+    let said = sled_error("s", ::sled::Error::Corruption { at: None, bt: () }).to_string();
+    assert!(said.starts_with("store s is damaged at its table, in a place that sled does not name; restore it"), "{said}");
 }
 
 /// The layout of the table, byte by byte. When this must change, so must FORMAT, and a store of this one must still open.
