@@ -144,6 +144,7 @@ pub async fn run(config: GatewayConfig, options: DaemonOptions) -> Result<(), Re
             identity,
             die_with_parent,
             alone_ms,
+            stop_ends_tasks: false,
         };
         let provider: Arc<dyn Provider> = match (cloud, agents) {
             (Some(cloud), _) => match &cloud.provider {

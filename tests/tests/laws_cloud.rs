@@ -46,6 +46,7 @@ impl Place for Machine {
             identity: self.dir.path().join("id"),
             die_with_parent: true,
             alone_ms: None,
+            stop_ends_tasks: false,
         };
         let cloud: Arc<dyn Cloud> = ProcessCloud::new(config);
         self.all.lock().unwrap().push(cloud.clone());

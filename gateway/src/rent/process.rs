@@ -1,6 +1,8 @@
 //! A cloud of processes on this machine: each "machine" is an agent, started for its number, and gone when its process is. For trying a catalogue and a
 //! budget without an account; the prices are as fictitious as the machines.
 //!
+//! A machine's tasks end with it: it has ended when neither its agent nor anything of its tasks runs, whoever ended the agent.
+//!
 //! A number is spent when its directory is there: a second launch finds the process, or says that it is gone. When the directory is removed a mark stays, for
 //! as long as a launch may be repeated.
 
@@ -16,6 +18,7 @@ use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use tokio::process::ChildStdin;
 
 use super::{Cloud, Launch, number};
+use crate::backends::agents::left::end_tasks;
 use crate::backends::agents::process::{self, CONFIG_FILE, Plan, Process, ProcessConfig};
 use crate::durable::blocking;
 use crate::engine::lock;
@@ -48,7 +51,7 @@ impl ProcessCloud {
 impl Inner {
     async fn launch(&self, what: Launch) -> Outcome {
         let (slots, memory_bytes, gpus) = (Some(what.kind.slots), Some(what.kind.memory_bytes), Some(what.kind.gpus));
-        let config = ProcessConfig { slots, memory_bytes, gpus, ..self.config.clone() };
+        let config = ProcessConfig { slots, memory_bytes, gpus, stop_ends_tasks: true, ..self.config.clone() };
         let plan = match Plan::new(&config, &what.label, &what.endpoint) {
             Ok(plan) => plan,
             Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),
@@ -87,12 +90,18 @@ impl Inner {
         }
     }
 
-    async fn end(&self, label: &str) {
-        let file = self.config.dir(label).join(CONFIG_FILE);
-        if let Ok(Some(pid)) = tokio::task::spawn_blocking(move || process::find(&file)).await {
+    /// True: neither its agent nor anything of its tasks runs any more.
+    async fn end(&self, label: &str) -> bool {
+        let dir = self.config.dir(label);
+        let file = dir.join(CONFIG_FILE);
+        let look = file.clone();
+        if let Ok(Some(pid)) = tokio::task::spawn_blocking(move || process::find(&look)).await {
             process::end(Process::Adopted(pid)).await;
         }
         lock(&self.stdins).remove(label);
+        // In this order: what is about to become a task has its agent's command line until then.
+        let is_over = move || process::find(&file).is_none() && end_tasks(&BTreeSet::from([dir])).is_empty();
+        tokio::task::spawn_blocking(is_over).await.unwrap_or(false)
     }
 
     fn machines(&self) -> Option<Vec<String>> {
@@ -125,11 +134,14 @@ impl Inner {
     fn list(&self) -> Option<Vec<Seen>> {
         self.sweep();
         let names = self.machines()?;
-        let files: BTreeMap<PathBuf, String> = names.into_iter().map(|name| (self.config.dir(&name).join(CONFIG_FILE), name)).collect();
-        let run = process::running(&files.keys().cloned().collect());
+        let machines: BTreeMap<PathBuf, String> = names.into_iter().map(|name| (self.config.dir(&name), name)).collect();
+        let run = process::running(&machines.keys().map(|dir| dir.join(CONFIG_FILE)).collect());
+        // Of an agent that somebody else has killed, tasks run on.
+        let dead: BTreeSet<PathBuf> = machines.keys().filter(|dir| !run.contains(&dir.join(CONFIG_FILE))).cloned().collect();
+        let left = end_tasks(&dead);
         let (mut seen, mut told) = (Vec::new(), lock(&self.told));
-        for (file, id) in files {
-            let ended = !run.contains(&file);
+        for (dir, id) in machines {
+            let ended = dead.contains(&dir) && !left.contains(&dir);
             if ended && !told.insert(id.clone()) && fs::write(self.mark(&id), "").is_ok() {
                 _ = fs::remove_dir_all(self.config.dir(&id));
                 told.remove(&id);
@@ -160,8 +172,7 @@ impl Cloud for ProcessCloud {
         let inner = self.0.clone();
         async move {
             number(&inner.config.gateway, &id)?;
-            inner.end(&id).await;
-            Some(SeenState::Ended)
+            Some(if inner.end(&id).await { SeenState::Ended } else { SeenState::Exists })
         }
         .boxed()
     }

@@ -3,6 +3,7 @@
 //! Invariant: one live session per id and per name; what reaches the sink comes from the agent that its certificate names, hello first. The pool decides
 //! nothing about tasks. Outputs of agents live here, at the gateway, because machines go away.
 
+pub(crate) mod left;
 mod live;
 pub(crate) mod process;
 mod provider;

@@ -34,6 +34,8 @@ const STOP_WAIT_MS: u64 = 5_000;
 /// The small binary of its own, where it is installed beside this one.
 const AGENT_PROGRAM: &str = "grid-agent";
 pub const CONFIG_FILE: &str = "agent.toml";
+/// In its directory, the agent's own.
+pub(super) const STATE_DIR: &str = "state";
 /// A longer log becomes `agent.log.old` when its agent is started again.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
@@ -60,6 +62,8 @@ pub struct ProcessConfig {
     pub die_with_parent: bool,
     /// An agent ends when it has been without a gateway, and without work, for so long; None: never.
     pub alone_ms: Option<u64>,
+    /// The tasks of an agent that is stopped end with it. Else they run on, for the next one of its name.
+    pub stop_ends_tasks: bool,
 }
 
 /// Agents as processes.
@@ -90,6 +94,8 @@ struct AgentToml<'a> {
     gpus: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     alone_max: Option<String>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    stop_ends_tasks: bool,
 }
 
 impl ProcessProvider {
@@ -266,9 +272,18 @@ impl Plan {
         let dir = config.dir(name);
         let memory = config.memory_bytes.map(|b| format!("{b}B"));
         let alone_max = config.alone_ms.map(|ms| format!("{ms}ms"));
-        let (identity, state) = (dir.join("identity"), dir.join("state"));
-        let toml =
-            AgentToml { name, gateway: endpoint, identity: &identity, state: &state, slots: config.slots, memory, gpus: config.gpus, alone_max };
+        let (identity, state) = (dir.join("identity"), dir.join(STATE_DIR));
+        let toml = AgentToml {
+            name,
+            gateway: endpoint,
+            identity: &identity,
+            state: &state,
+            slots: config.slots,
+            memory,
+            gpus: config.gpus,
+            alone_max,
+            stop_ends_tasks: config.stop_ends_tasks,
+        };
         let text = toml::to_string(&toml).map_err(|e| Refusal::new(RefusalKind::Internal, format!("the configuration of agent {name}: {e}")))?;
         Ok(Plan { name: name.to_string(), file: dir.join(CONFIG_FILE), dir, text })
     }
@@ -332,7 +347,7 @@ pub fn running(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     pids().filter_map(config_of).filter(|config| files.contains(config)).collect()
 }
 
-fn pids() -> impl Iterator<Item = Pid> {
+pub(super) fn pids() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| Pid::from_raw(e.file_name().to_str()?.parse().ok()?))
 }
 
@@ -344,7 +359,7 @@ fn config_of(pid: Pid) -> Option<PathBuf> {
     Some(PathBuf::from(std::ffi::OsStr::from_bytes(config)))
 }
 
-/// Ask it to end; when it does not, kill it.
+/// Ask it to end; when it does not, kill it, and wait until it is gone, for as long again.
 pub async fn end(process: Process) {
     let file_of = |pid: Pid| fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
     match process {
@@ -359,14 +374,15 @@ pub async fn end(process: Process) {
         }
         Process::Adopted(pid) => {
             let line = file_of(pid);
-            let _ = kill_process(pid, Signal::TERM);
-            let deadline = Instant::now() + Duration::from_millis(STOP_WAIT_MS);
-            while !line.is_empty() && file_of(pid) == line {
-                if Instant::now() > deadline {
-                    let _ = kill_process(pid, Signal::KILL);
-                    return;
+            for signal in [Signal::TERM, Signal::KILL] {
+                let _ = kill_process(pid, signal);
+                let deadline = Instant::now() + Duration::from_millis(STOP_WAIT_MS);
+                while Instant::now() < deadline {
+                    if line.is_empty() || file_of(pid) != line {
+                        return;
+                    }
+                    sleep(Duration::from_millis(LOOK_INTERVAL_MS / 10)).await;
                 }
-                sleep(Duration::from_millis(LOOK_INTERVAL_MS / 10)).await;
             }
         }
     }
@@ -393,6 +409,7 @@ mod tests {
             identity: dir.join("site"),
             die_with_parent,
             alone_ms: None,
+            stop_ends_tasks: false,
         };
         ProcessProvider::new(config)
     }
@@ -422,6 +439,7 @@ mod tests {
         until("two agents", || starts(dir) == 2).await;
         let text = fs::read_to_string(config(0)).unwrap();
         assert!(text.contains("name = \"g-0\"") && text.contains("memory = \"1073741824B\"") && text.contains("127.0.0.1:7"), "{text}");
+        assert!(!text.contains("stop_ends_tasks"), "tasks of a pool outlive their agent: {text}");
         assert_eq!("g-0", Identity::load(dir.join("state/agents/g-0/identity")).unwrap().label());
         let id = Identity::load(dir.join("state/agents/g-0/identity")).unwrap().id();
 
