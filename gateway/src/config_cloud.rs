@@ -239,10 +239,9 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
     }
     // Sizes that EC2 is asked for are 1 until then.
     let fits = |o: &Offer| u64::from(catalogue.types[&o.key.machine].slots) <= s.slots_max;
-    let payable = |o: &Offer| s.budget.hour.zip(o.price).is_none_or(|(cap, price)| price.ceiling <= cap);
-    if !catalogue.offers.iter().any(|o| fits(o) && payable(o)) {
-        let hour = s.budget.hour.map_or_else(String::new, |cap| format!(", and a price within budget.hour = {cap}"));
-        return refuse(format!("no type has at most slots_max = {} slots{hour}: nothing could ever be rented", s.slots_max));
+    // A cap below every price is how renting is stopped while the gateway runs.
+    if !catalogue.offers.iter().any(fits) {
+        return refuse(format!("no type has at most slots_max = {} slots: nothing could ever be rented", s.slots_max));
     }
     let owners: Vec<(String, Option<String>, Caps)> = s
         .owner
