@@ -65,7 +65,7 @@ impl Dial {
 
     async fn connect(&self) -> Result<(Pool, SiteId), Refusal> {
         let identity = self.identity();
-        let (channel, peer) = client::connect(&self.endpoint, &identity, identity.ca_pem()?, None).await?;
+        let (channel, peer, _) = client::connect(&self.endpoint, &identity, identity.ca_pem()?, None).await?;
         let pool = PoolClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
         Ok((pool, peer.id))
     }

@@ -80,7 +80,7 @@ impl Client {
         if let Some(grid) = &*current {
             return Ok(grid.clone());
         }
-        let (channel, _) = net::connect(&self.endpoint, &self.identity, self.identity.ca_pem()?, None).await?;
+        let (channel, ..) = net::connect(&self.endpoint, &self.identity, self.identity.ca_pem()?, None).await?;
         Ok(current.insert(GridClient::new(channel)).clone())
     }
 

@@ -57,7 +57,7 @@ pub async fn answer<T>(call: impl Future<Output = Result<tonic::Response<T>, ton
 impl Client {
     /// Connect; the server's certificate has to be of this CA.
     pub async fn connect(endpoint: &str, identity: &Identity, ca_pem: &[u8]) -> Result<Self, Refusal> {
-        let (channel, _) = client::connect(endpoint, identity, ca_pem, None).await?;
+        let (channel, ..) = client::connect(endpoint, identity, ca_pem, None).await?;
         // Larger messages than are allowed can be sent: it is the site that has to refuse them.
         let grid = GridClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX);
         Ok(Client { grid, channel })

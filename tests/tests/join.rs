@@ -129,7 +129,7 @@ async fn stolen(tree: &Tree, token: &Path, name: &str, wait: Duration) -> String
 async fn asked(tree: &Tree, token: &Path, name: &str, wait: Duration) -> Result<String, String> {
     let token = Identity::load_token(token).unwrap();
     let ca = fs::read(tree.identity("campus").join("ca.pem")).unwrap();
-    let (channel, _) = client::connect(&tree.endpoint("campus"), &token, &ca, None).await.unwrap();
+    let (channel, ..) = client::connect(&tree.endpoint("campus"), &token, &ca, None).await.unwrap();
     let csr = request(&tree.path(name).join("identity")).unwrap();
     tokio::time::sleep(wait).await;
     let reply = PoolClient::new(channel).join(pb::JoinRequest { csr }).await;

@@ -28,17 +28,8 @@ use crate::limits;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(limits::CONNECT_TIMEOUT_MS);
 
 /// Connect to the site at `host:port`, which must have a site's certificate of this CA, and the label if one is given.
-pub async fn connect(endpoint: &str, identity: &Identity, server_ca_pem: &[u8], expect_label: Option<&str>) -> Result<(Channel, PeerCert)> {
-    connect_heard(endpoint, identity, server_ca_pem, expect_label).await.map(|(channel, cert, _)| (channel, cert))
-}
-
-/// As [`connect`]; and when the connection was last read from.
-pub async fn connect_heard(
-    endpoint: &str,
-    identity: &Identity,
-    server_ca_pem: &[u8],
-    expect_label: Option<&str>,
-) -> Result<(Channel, PeerCert, Heard)> {
+/// Gives the channel, whose it is, and when it was last read from.
+pub async fn connect(endpoint: &str, identity: &Identity, server_ca_pem: &[u8], expect_label: Option<&str>) -> Result<(Channel, PeerCert, Heard)> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     let dialled = dial(endpoint, identity, server_ca_pem, expect_label, ALPN_CALL, deadline).await?;
     let (channel, heard) = channel(dialled.tls, deadline).await.map_err(|e| refused(endpoint, identity, &e))?;

@@ -32,7 +32,7 @@ async fn an_allowed_caller_is_let_in_and_known() {
     let endpoint = world.campus(&[("campus", USERS)], Limits::default()).await;
     let alice = world.user("campus", "alice");
     assert_eq!(ask(&endpoint, &alice).await.unwrap(), format!("user alice ({:?})", alice.id()));
-    let (_, server) = client::connect(&endpoint, &alice, alice.ca_pem().unwrap(), Some("campus")).await.unwrap();
+    let (_, server, _) = client::connect(&endpoint, &alice, alice.ca_pem().unwrap(), Some("campus")).await.unwrap();
     assert_eq!((server.id, server.role, server.label.as_str()), (world.site("campus").id(), CertRole::Site, "campus"));
 }
 
@@ -105,7 +105,7 @@ async fn a_ca_gives_no_more_than_its_entry_says() {
     let endpoint = world.campus(&[("campus", &[Role::Agent, Role::User]), ("parent", &[Role::User, Role::Child])], Limits::default()).await;
     // A site whose CA may not have delegates here is let in as what else it can be, and refused by the call.
     let campus_ca = std::fs::read(world.path("campus").join("ca.pem")).unwrap();
-    let (channel, _) = client::connect(&endpoint, &world.site("parent"), &campus_ca, None).await.unwrap();
+    let (channel, ..) = client::connect(&endpoint, &world.site("parent"), &campus_ca, None).await.unwrap();
     let refusal = who_am_i(channel).await.unwrap_err();
     says(&refusal, RefusalKind::NotAuthorised, &["site parent", "needs the role user or admin or delegate, and has child"]);
     // An agent can't be a user, whatever the entry says.
@@ -244,7 +244,7 @@ async fn a_lost_connection_is_unavailable() {
     });
     let server = tokio::spawn(server);
     let heidi = world.user("campus", "heidi");
-    let (channel, _) = client::connect(&endpoint, &heidi, heidi.ca_pem().unwrap(), None).await.unwrap();
+    let (channel, ..) = client::connect(&endpoint, &heidi, heidi.ca_pem().unwrap(), None).await.unwrap();
     who_am_i(channel.clone()).await.unwrap();
     drop(stop);
     server.await.unwrap().unwrap();
@@ -259,7 +259,7 @@ async fn refusals_cross_the_wire_whole_but_for_their_length() {
     let world = World::new(&["campus"]);
     let endpoint = world.campus(&[("campus", USERS)], Limits::default()).await;
     let ivan = world.user("campus", "ivan");
-    let (channel, _) = client::connect(&endpoint, &ivan, ivan.ca_pem().unwrap(), None).await.unwrap();
+    let (channel, ..) = client::connect(&endpoint, &ivan, ivan.ca_pem().unwrap(), None).await.unwrap();
     let mut grid = GridClient::new(channel);
     let long = refusal_of(&grid.has_blobs(pb::BlobHashes { hashes: vec![b"big".to_vec()] }).await.unwrap_err());
     assert_eq!((long.kind, long.message, long.remedy.len()), (RefusalKind::Invalid, "é".repeat(512), 1024));

@@ -72,7 +72,7 @@ impl World {
 
 /// Connect as somebody who trusts the CA beside his certificate, and ask who we are there.
 pub async fn ask(endpoint: &str, identity: &Identity) -> Result<String, Refusal> {
-    let (channel, _) = net::client::connect(endpoint, identity, identity.ca_pem()?, None).await?;
+    let (channel, ..) = net::client::connect(endpoint, identity, identity.ca_pem()?, None).await?;
     who_am_i(channel).await
 }
 

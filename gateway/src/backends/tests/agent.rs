@@ -70,7 +70,7 @@ pub struct TestAgent {
 }
 
 async fn pool(identity: &Identity, endpoint: &str) -> Result<PoolClient<Channel>, Refusal> {
-    let (channel, _) = client::connect(endpoint, identity, identity.ca_pem()?, None).await?;
+    let (channel, ..) = client::connect(endpoint, identity, identity.ca_pem()?, None).await?;
     Ok(PoolClient::new(channel))
 }
 
