@@ -10,8 +10,11 @@ use crate::batches::{Part, Request};
 
 /// The wrapper, without its first lines.
 const WRAPPER: &str = include_str!("wrapper.sh");
+/// A shell says so much more than a signal's number.
+pub(crate) const SIGNAL_BASE: u8 = 128;
 /// Of Linux, everywhere.
 const SIGKILL: u8 = 9;
+const SIGTERM: u8 = 15;
 
 /// One word as one line.
 fn line(out: &mut String, word: &str) {
@@ -119,9 +122,15 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
-    /// Somebody else may have ended it, and the LRMS knows more: the script was told to end, or the payload was killed, as the kernel does for memory.
+    /// Somebody else may have ended it, and the LRMS knows more: the script was told to end; or the payload was told to, or killed, before the script
+    /// heard of it, as an LRMS signals all processes of a job one by one, and the kernel kills for memory. A shell says so of its command by its code.
     pub fn ended_by_another(&self) -> bool {
-        self.was_asked || self.exit.map_or(self.code == 128 + SIGKILL, |exit| exit == Exit::Signal(SIGKILL))
+        let signal = match self.exit.unwrap_or(Exit::Code(self.code)) {
+            Exit::Signal(signal) => Some(signal),
+            Exit::Code(code) => code.checked_sub(SIGNAL_BASE),
+            Exit::Unknown | Exit::NotStarted => None,
+        };
+        self.was_asked || signal.is_some_and(|signal| signal == SIGKILL || signal == SIGTERM)
     }
 
     /// From its text; None: it is none, is not whole, or of a later version.

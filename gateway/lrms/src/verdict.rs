@@ -4,7 +4,7 @@ use intergrid_agent::core::{Fault, Report};
 use intergrid_proto::{Exit, ReasonKind};
 
 use crate::lrms::{How, Over, Used};
-use crate::script::ExitRecord;
+use crate::script::{ExitRecord, SIGNAL_BASE};
 
 /// Exit codes of the wrapper that are not the payload's: its claim was taken; it could not begin.
 pub const CLAIMED: Exit = Exit::Code(120);
@@ -12,8 +12,6 @@ pub const CLAIMED: Exit = Exit::Code(120);
 pub const NOT_HERE: Exit = Exit::Code(NOT_HERE_CODE);
 /// See [`CLAIMED`].
 pub const NOT_HERE_CODE: u8 = 121;
-/// A shell says so much more than a signal's number.
-const SIGNAL_BASE: u8 = 128;
 const SIGNALS: u8 = 64;
 
 /// What to tell the core.
@@ -49,7 +47,7 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         (None, _) => Exit::Unknown,
     };
     let by = |kind, text: &str| Some((kind, if words.is_empty() { text.to_string() } else { format!("{text} ({words})") }));
-    let asked = record.is_none_or(|r| r.was_asked);
+    let asked = record.is_none_or(ExitRecord::ended_by_another);
     let ended_by = match how {
         Some(How::TimeLimit) => by(ReasonKind::TimeLimit, &format!("{lrms} ended it at its time limit")),
         Some(How::Memory) => by(ReasonKind::MemoryLimit, &format!("{lrms} ended it at its memory limit")),
@@ -118,6 +116,10 @@ mod tests {
         assert_eq!((Exit::Signal(9), None), of(None, Some((How::Exited, Some(Exit::Signal(9))))));
         // Slurm ends what runs in a partition that is removed, and says that its machine is lost.
         assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::MachineLost, None))));
+        // The payload's shell told how its command ended before the script heard of its own end.
+        let first = ExitRecord { exit: Some(Exit::Code(143)), ..record(143, false) };
+        assert!(first.ended_by_another());
+        assert_eq!((Exit::Code(143), Some(K::ExitUnknown)), of(Some(first), Some((How::MachineLost, None))));
         // It was requeued: by the state of its job, or by the exit of its second copy, which found the claim taken.
         assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::Requeued, None))));
         assert_eq!((Exit::Signal(15), Some(K::ExitUnknown)), of(Some(record(143, true)), Some((How::Exited, Some(CLAIMED)))));
