@@ -374,7 +374,7 @@ mod tests {
     fn a_record_is_whole_or_none() {
         let (_dir, base) = base();
         // As on a full disk.
-        let full = JobSpec::new(["/bin/sh", "-c", "ln -s /dev/full ../../../run/t.1.n; exit 4"]);
+        let full = JobSpec::new(["/bin/sh", "-c", "ln -s /dev/full ../../../run/t.1.x; exit 4"]);
         assert_eq!(vec![4], run(&base, &full, &[0], 1));
         assert!(std::fs::symlink_metadata(base.join("run/t.1.x")).is_err());
 

@@ -50,9 +50,16 @@ trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
 [ -n "$SGE_TASK_ID" ] && trap '' USR1
 read -r t0 rest </proc/uptime
 # A shell says 128+n of a signal and of an exit code alike, and nothing of memory: perl, where there is one, sees to the end of the payload.
-perl=$(command -v perl)
-env=$(command -v env)
-nice=$(command -v nice)
+# Each look is a process more: one for all three, each on its line.
+end='
+'
+tools=$(command -v env; command -v nice; command -v perl)
+env=${tools%%"$end"*} tools=${tools#*"$end"}
+nice=${tools%%"$end"*}
+perl=${tools#"$nice"}
+perl=${perl#"$end"}
+# Where the site would lead it astray, the shell alone sees to the end.
+[ -z "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || perl=
 # The number of getrusage goes by the architecture, which the head of a program names: 64 bits, and x86-64 or AArch64.
 # shellcheck disable=SC2016
 see='$f = shift; defined($p = fork) or exit 126;
@@ -80,16 +87,19 @@ payload() {
   # The gateway's own, for the commands that it runs; the user's comes below.
   unset LC_ALL
   {
-    # A name may be one that this shell lives by, or one of our own: all but the search path go through env.
+    # A name may be one that this shell lives by, or one of our own: all but those that are known go through env, which is a program more.
     while IFS= read -r line && [ "$line" != -- ]; do
       word
-      case $line in
-        PATH=*) export "$line" ;;
+      case ${line%%=*} in
+        PATH | TRACEPARENT) export "$line" ;;
+        GRID_*[!ABCDEFGHIJKLMNOPQRSTUVWXYZ_]*) set -- "$@" "$line" ;;
+        GRID_*) export "$line" ;;
+        LANG) lang=$line ;;
         *) set -- "$@" "$line" ;;
       esac
     done
-    for line in $grid_dirs; do set -- "$@" "$line=$PWD"; done
-    set -- "$env" -- "$@"
+    for line in $grid_dirs; do export "$line=$PWD"; done
+    [ $# = 0 ] && [ -n "$perl" ] || set -- "$env" -- "$@"
     first=1
     while IFS= read -r line; do
       word
@@ -109,8 +119,10 @@ payload() {
       ;;
     *) command -v "$program" >/dev/null 2>&1 || { echo no-such-program >../fault; exit 127; } ;;
   esac
-  [ -n "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
-  unset line first program rest t0 term child run own words pos node index perl env nice see less grid_base grid_tag grid_dirs grid_runs grid_slots
+  [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
+  # Last: this shell has its own by it, too.
+  export "$lang"
+  unset line first program rest t0 term child run own words pos node index perl env nice end tools lang see less grid_base grid_tag grid_dirs grid_runs grid_slots
   unset grid_memory grid_gpus grid_nodes
   exec "$@"
 }
@@ -135,15 +147,11 @@ fault=
 [ -e fault ] && read -r fault <fault
 how=
 [ -e how ] && read -r how <how
-# Only what is whole takes its place as the record. Where there is no room for one, the LRMS's own books tell the end.
-if {
+# What is not whole is none: its last line is looked for. Where there is no room for it, the LRMS's own books tell the end; they also do where a machine
+# loses what it had not yet on its disk.
+{
   printf 'v2\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault" &&
     times &&
     printf 'how %s\nend\n' "$how"
-} >"../$run.n"; then
-  sync "../$run.n" 2>/dev/null
-  last=
-  while read -r line; do last=$line; done <"../$run.n"
-  [ "$last" = end ] && mv "../$run.n" "../$run.x"
-fi
+} >"../$run.x" || rm -f "../$run.x"
 exit "$code"
