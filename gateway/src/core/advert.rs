@@ -21,11 +21,18 @@ pub(super) struct Upward {
     pub room: u64,
 }
 
-/// `x86_64-4c-16g`, `x86_64-4c-16g-1gpu`: machines of one kind; those that cost money are of another.
-pub(super) fn machine_class(s: &Share) -> String {
-    let rented = if s.price_micro_per_slot_hour > 0 { "-rented" } else { "" };
+/// `x86_64-4c-16g`, `x86_64-4c-3.75g-1gpu`: machines of one kind, which are told of as one share with the least memory of them; those that cost money are of
+/// their type, `small-rented`: one may have the price, or the memory, of another only if it is the same thing.
+pub(super) fn machine_class(s: &Share, kind: &str) -> String {
+    if s.price_micro_per_slot_hour > 0 && !kind.is_empty() {
+        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
+        return kind.chars().map(plain).chain("-rented".chars()).collect();
+    }
     let gpus = if s.machine_gpus > 0 { format!("-{}gpu", s.machine_gpus) } else { String::new() };
-    format!("{}-{}c-{}g{gpus}{rented}", s.architecture, s.machine_slots, (s.machine_memory_bytes + (1 << 29)) >> 30)
+    // What the kernel keeps for itself is no difference; where there is little, a part of a GiB is one.
+    let part = if s.machine_memory_bytes < CLASS_FINE_BELOW_BYTES { 4 } else { 1 };
+    let gib = ((s.machine_memory_bytes * part + (1 << 29)) >> 30) as f64 / part as f64;
+    format!("{}-{}c-{gib}g{gpus}", s.architecture, s.machine_slots)
 }
 
 impl Upward {
@@ -59,6 +66,11 @@ impl Upward {
 }
 
 impl Core {
+    /// The type of a rented machine, by its agent's name; empty: it is none.
+    fn kind_of(&self, agent: &str) -> &str {
+        self.for_rent.prices.get(agent).map_or("", |p| &p.kind)
+    }
+
     /// Everything that could be offered. Machines of one kind are one share of ours; what sites below offer is passed on, once per origin and class.
     pub(super) fn upward(&self) -> BTreeMap<String, Upward> {
         let mut out: BTreeMap<String, Upward> = BTreeMap::new();
@@ -76,7 +88,7 @@ impl Core {
                 if c.hop.kind == Kind::Agent {
                     // An agent is a machine, one of a kind; a queue of many machines has a name, and says itself what is free.
                     let is_machine = class(&s.key) == MACHINE;
-                    share.key = format!("{}/{}", self.me.name, if is_machine { machine_class(s) } else { s.key.clone() });
+                    share.key = format!("{}/{}", self.me.name, if is_machine { machine_class(s, self.kind_of(&c.hop.name)) } else { s.key.clone() });
                     (share.origin, share.origin_name, share.path) = (self.me.site, self.me.name.clone(), vec![self.me.site]);
                     if is_machine {
                         share.slots_free = s.slots_total.min(s.window).saturating_sub(used);

@@ -181,7 +181,7 @@ impl Core {
         ended.cost_micro.clear();
         let Some((j, d)) = self.state.jobs.get(&job).and_then(|j| Some((j, j.downs.get(&number)?))) else { return };
         match self.for_rent.prices.get(&self.child_name(child)) {
-            Some((price, _)) => ended.cost_micro = ended.wall_ms.iter().map(|ms| over(price.saturating_mul(d.cost), *ms)).collect(),
+            Some(p) => ended.cost_micro = ended.wall_ms.iter().map(|ms| over(p.micro_per_slot_hour.saturating_mul(d.cost), *ms)).collect(),
             // It was placed for nothing: an own machine. Above more may be reserved for it.
             None if j.max_cost().is_some() && d.most_micro == 0 => ended.cost_micro = vec![0],
             None => {}
@@ -190,8 +190,8 @@ impl Core {
 
     /// The shares of a rented machine have its price.
     pub(super) fn price_shares<'a>(&self, name: &str, shares: impl IntoIterator<Item = &'a mut Share>) {
-        if let Some((price, currency)) = self.for_rent.prices.get(name) {
-            shares.into_iter().for_each(|s| (s.price_micro_per_slot_hour, s.currency) = (*price, currency.clone()));
+        if let Some(p) = self.for_rent.prices.get(name) {
+            shares.into_iter().for_each(|s| (s.price_micro_per_slot_hour, s.currency) = (p.micro_per_slot_hour, p.currency.clone()));
         }
     }
 

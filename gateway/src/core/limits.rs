@@ -112,3 +112,5 @@ pub const END_SAID_AFTER_MS: u64 = 1_000;
 pub const PRICES_KEPT_MS: u64 = 24 * 3_600_000;
 /// Shapes and principals for whose waiting tasks machines are rented at a time.
 pub const RENT_DEMANDS_MAX: usize = 1_024;
+/// Machines with less memory are of one kind only where they have the same number of quarters of a GiB; with more: of GiB.
+pub const CLASS_FINE_BELOW_BYTES: u64 = 8 << 30;

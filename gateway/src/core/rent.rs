@@ -22,15 +22,28 @@ pub struct ForRent {
     pub unmet: Vec<(Shape, String, Reason)>,
     /// Agents whose machines are gone for good: those that have nothing here are no longer listed.
     pub gone: Vec<String>,
-    /// What machines cost at most, by the agent's name: millionths per slot and hour, and of which currency.
-    pub prices: BTreeMap<String, (u64, String)>,
+    /// What machines cost at most, by the agent's name.
+    pub prices: BTreeMap<String, MachinePrice>,
     /// The longest that a task can take on a new machine: milliseconds; 0: not limited.
     pub time_max_ms: u64,
+}
+
+/// Of a rented machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct MachinePrice {
+    /// Its type, as the configuration names it.
+    pub kind: String,
+    /// At most: millionths of `currency` per slot and hour.
+    pub micro_per_slot_hour: u64,
+    /// ISO 4217.
+    pub currency: String,
 }
 
 /// Machines of one type that are not there.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Rentable {
+    /// As the configuration names it.
+    pub kind: String,
     /// One of them.
     pub machine: Machine,
     /// As `uname -m`.
@@ -199,7 +212,7 @@ impl Core {
             time_max_ms: self.for_rent.time_max_ms,
             ..Share::default()
         };
-        share.key = format!("{}/{}", self.me.name, machine_class(&share));
+        share.key = format!("{}/{}", self.me.name, machine_class(&share, &t.kind));
         let mut room = slots;
         for (shape, tasks) in own.iter_mut().filter(|(shape, _)| share.fit(shape) == Fit::Yes) {
             let cost = share.cost(shape).max(1);

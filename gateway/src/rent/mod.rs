@@ -31,7 +31,7 @@ use crate::backend::Account;
 use crate::backends::agents::Provider;
 use crate::core;
 use crate::core::orders::Order;
-use crate::core::rent::{Agent, ForRent, Rentable, Renting, Waiting};
+use crate::core::rent::{Agent, ForRent, MachinePrice, Rentable, Renting, Waiting};
 use crate::engine::{Engine, lock};
 use book::Book;
 
@@ -461,6 +461,7 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
         // What it would cost is not known, so it is not offered.
         let price = promise.price?;
         Some(Rentable {
+            kind: promise.name,
             machine: promise.kind.machine(),
             architecture: promise.kind.architecture.clone(),
             machines: promise.machines,
@@ -477,7 +478,12 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
     let known = p.machines().filter(|_| !currency.is_empty());
-    let prices = known.map(|m| (label(gateway, m.number), (slot_price(m.price.ceiling, m.kind.slots), currency.clone()))).collect();
+    let price = |m: &Machine| MachinePrice {
+        kind: m.offer.machine.clone(),
+        micro_per_slot_hour: slot_price(m.price.ceiling, m.kind.slots),
+        currency: currency.clone(),
+    };
+    let prices = known.map(|m| (label(gateway, m.number), price(m))).collect();
     ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices, time_max_ms: config.time_max_ms }
 }
 

@@ -8,6 +8,7 @@ use intergrid_proto::spec::OnLost;
 use intergrid_proto::{BlobHash, JobSpec, Money, Phase, ReasonKind, Share, SiteId, TaskSet, pb};
 use proptest::prelude::*;
 
+use super::rented::price_of;
 use super::world::Message;
 use super::{World, greeting, sleep};
 use crate::backends::child_end::site_of;
@@ -28,7 +29,7 @@ fn capped(micro: u64) -> JobSpec {
 }
 
 fn priced(w: &mut World, gateway: SiteId, prices: &[(&str, u64)]) {
-    let prices: BTreeMap<_, _> = prices.iter().map(|(name, price)| (name.to_string(), (*price, "USD".to_string()))).collect();
+    let prices: BTreeMap<_, _> = prices.iter().map(|(name, price)| (name.to_string(), price_of("small", *price, "USD"))).collect();
     w.input(gateway, Input::ForRent(ForRent { prices, ..ForRent::default() }));
 }
 

@@ -9,12 +9,13 @@ use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
 use super::{World, site_of, sleep};
 use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
-use crate::core::rent::{ForRent, Rentable};
+use crate::core::rent::{ForRent, MachinePrice, Rentable};
 use crate::core::schedule::{Burst, FirstFit, Plan, Policy, Problem};
 use crate::core::state::Spec;
 
 fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
     Rentable {
+        kind: format!("m{slots}"),
         machine: Machine { slots, memory_bytes: 8 << 30, gpus: 0 },
         architecture: "x86_64".into(),
         machines,
@@ -22,6 +23,11 @@ fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
         currency: currency.into(),
         no_more: String::new(),
     }
+}
+
+/// The price of a machine, per slot and hour.
+pub(super) fn price_of(kind: &str, micro_per_slot_hour: u64, currency: &str) -> MachinePrice {
+    MachinePrice { kind: kind.into(), micro_per_slot_hour, currency: currency.into() }
 }
 
 fn wide(slots: u32) -> JobSpec {
@@ -106,7 +112,7 @@ fn the_limit_that_is_in_the_way_is_told_through_every_hop() {
     assert_eq!((ReasonKind::NotRented, String::new()), kinds(&why), "{why:?}");
     let [because] = &why.because[..] else { panic!("{why:?}") };
     assert_eq!((ReasonKind::NotRented, "eu".to_string()), kinds(because));
-    assert_eq!("g/x86_64-4c-8g-rented: budget rate: no more than 0.20 EUR per hour; 0 of 8 slots are free for us", because.text);
+    assert_eq!("g/m4-rented: budget rate: no more than 0.20 EUR per hour; 0 of 8 slots are free for us", because.text);
     let told = |w: &World| w.sites[&root].core.children[&eu].shares.iter().map(|(_, s)| s.not_rented.clone()).collect::<Vec<_>>();
     for now in ["slots: no more than 8", ""] {
         w.input(g, offer(now, ""));
@@ -236,7 +242,7 @@ fn what_can_not_pay_for_a_machine_that_is_there_waits_for_one_that_comes() {
     let mut w = World::new();
     let (root, g) = (w.site("root"), w.site("g"));
     w.agent("g-m1", 8, g);
-    let prices = [("g-m1", 900_000), ("g-m2", 25_000)].map(|(name, price)| (name.to_string(), (price, "EUR".to_string())));
+    let prices = [("g-m1", "m8", 900_000), ("g-m2", "m4", 25_000)].map(|(name, kind, price)| (name.to_string(), price_of(kind, price, "EUR")));
     let offer = ForRent { types: vec![kind(4, 1, "EUR")], prices: prices.into(), ..ForRent::default() };
     let capped = JobSpec { time_limit_ms: Some(3_600_000), max_cost: Some(Money { micro: 60_000, currency: "EUR".into() }), ..wide(2) };
     waits_for_another(w, g, root, offer, capped, |w| _ = w.agent("g-m2", 4, site_of("g")));
@@ -255,6 +261,54 @@ fn what_has_no_time_on_a_machine_that_is_there_waits_for_one_that_comes() {
     waits_for_another(w, g, root, offer, long, |w| _ = w.agent("g-m2", 4, site_of("g")));
 }
 
+/// Types of about one size, as a broker above sees them: each has its own memory and price, whether its machine is there or not.
+#[test]
+fn a_type_has_the_memory_and_the_price_of_no_other() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let mib = |n: u64| n << 20;
+    let of = |name: &str, memory_bytes, price| {
+        let machine = Machine { slots: 1, memory_bytes, gpus: 0 };
+        Rentable { kind: name.into(), machine, price_micro_per_slot_hour: price, ..kind(1, 1, "EUR") }
+    };
+    let types = vec![of("small", mib(512), 100_000), of("mid/1", mib(1024), 4_000_000)];
+    w.input(g, Input::ForRent(ForRent { types, ..ForRent::default() }));
+    let told = |w: &World| -> Vec<_> {
+        let upward = w.sites[&g].core.upward();
+        upward.into_iter().map(|(key, u)| (key, u.share.machine_memory_bytes, u.share.price_micro_per_slot_hour, u.share.slots_total)).collect()
+    };
+    let expected = vec![("g/mid-1-rented".to_string(), mib(1024), 4_000_000, 1), ("g/small-rented".to_string(), mib(512), 100_000, 1)];
+    assert_eq!(expected, told(&w));
+    // Now both are there.
+    for (name, memory) in [("g-m1", mib(512)), ("g-m2", mib(1024))] {
+        let hop = Hop { site: site_of(name), name: name.to_string(), kind: Kind::Agent };
+        w.agents.insert(hop.site, ChildEnd::new(hop.clone(), 77, 1, memory));
+        w.link(hop.site, g);
+    }
+    let prices =
+        [("g-m1", "small", 100_000), ("g-m2", "mid/1", 4_000_000)].map(|(name, kind, price)| (name.to_string(), price_of(kind, price, "EUR")));
+    w.input(g, Input::ForRent(ForRent { prices: prices.into(), ..ForRent::default() }));
+    w.pass(200);
+    assert_eq!(expected, told(&w));
+}
+
+/// Own machines of little memory are of different kinds, too.
+#[test]
+fn a_machine_of_half_the_memory_is_of_another_kind() {
+    let mut w = World::new();
+    let g = w.site("g");
+    for (name, memory) in [("a", 512 << 20), ("b", 1 << 30), ("c", 23_900 << 20), ("d", 24_200 << 20)] {
+        let hop = Hop { site: site_of(name), name: name.to_string(), kind: Kind::Agent };
+        w.agents.insert(hop.site, ChildEnd::new(hop.clone(), 77, 1, memory));
+        w.link(hop.site, g);
+    }
+    w.pass(200);
+    let told: Vec<_> = w.sites[&g].core.upward().into_values().map(|u| (u.share.key, u.share.machine_memory_bytes >> 20, u.share.machines)).collect();
+    let arch = std::env::consts::ARCH;
+    let expected = [("0.5g", 512, 1), ("1g", 1_024, 1), ("23g", 23_900, 1), ("24g", 24_200, 1)];
+    assert_eq!(expected.map(|(gib, memory, n)| (format!("g/{arch}-1c-{gib}"), memory, n)).to_vec(), told);
+}
+
 /// Five machines of 1 slot and 1.7 GiB.
 #[test]
 fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
@@ -265,7 +319,7 @@ fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
         let machine = Machine { slots: 1, memory_bytes, gpus: 0 };
         let kind = Rentable { machine, architecture: "x86_64".into(), machines, price_micro_per_slot_hour: 85_000, ..kind(1, 0, "USD") };
         let kind = Rentable { no_more: "slots: no more than 5".into(), ..kind };
-        let prices = (1..=5).map(|n| (format!("g-m{n}"), (85_000, "USD".to_string()))).collect();
+        let prices = (1..=5).map(|n| (format!("g-m{n}"), price_of("m1", 85_000, "USD"))).collect();
         Input::ForRent(ForRent { types: vec![kind], prices, ..ForRent::default() })
     };
     let shown = |w: &World| {
