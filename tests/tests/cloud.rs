@@ -234,6 +234,33 @@ fn a_gateway_that_is_killed_finds_its_machines_again() {
     });
 }
 
+/// What had worked, and what was on its way and went with its gateway, says nothing of its type.
+#[test]
+fn a_gateway_that_was_stopped_rents_again_and_blames_nobody() {
+    let (mut tree, _root) = world(&cloud(1, "1.00", ""));
+    let user = tree.user("burst");
+    user.until_slots(1, PATIENCE);
+    let first = submit(&tree, &user, 1, &[], "0");
+    assert_eq!(0, user.wait(&first), "{:?}", user.run(&["explain", &first]));
+    assert_eq!(Some(0), tree.terminate("burst"));
+    tree.start("burst");
+    let user = tree.user("burst");
+    let second = submit(&tree, &user, 1, &[], "0");
+    let comes = |tree: &Tree, user: &User| {
+        until("a machine comes, and none is said to have failed", PATIENCE, || {
+            let said = user.run(&["explain", &second]).well();
+            assert!(!said.contains("before its agent came"), "{said}");
+            if tree.below("burst").is_empty() && user.in_phase(&second, "done") == 0 { Err(said) } else { Ok(()) }
+        })
+    };
+    comes(&tree, &user);
+    assert_eq!(Some(0), tree.terminate("burst"));
+    tree.start("burst");
+    let user = tree.user("burst");
+    comes(&tree, &user);
+    assert_eq!(0, user.wait(&second), "{:?}", user.run(&["explain", &second]));
+}
+
 #[test]
 fn machines_end_by_themselves_when_nobody_is_left() {
     let (mut tree, user) = world(&cloud(2, "1.00", "alone = \"3s\""));

@@ -106,6 +106,8 @@ pub enum Input {
     Closed(u64, bool),
     /// An administrator wants it ended.
     End(u64),
+    /// The gateway stops, and ends it.
+    EndsWithUs(u64),
     /// The configuration says something else. Nobody may be missing in its budget, or be below somebody else: see [`Budget::moved`].
     Terms(Box<Terms>),
     /// Prices of the spot market, by type of machine.
@@ -231,7 +233,10 @@ impl Provisioner {
             Input::Terminated(number, Some(state)) => self.seen_as(number, state),
             Input::Listed(began_ms, seen) => self.listed(began_ms, seen),
             Input::Attached(number) => {
-                self.with(number, |m, now| (m.attached, m.came, m.idle_ms, m.missed, m.word_ms) = (true, true, now, 0, now));
+                self.with(number, |m, now| (m.attached, m.idle_ms, m.missed, m.word_ms) = (true, now, 0, now));
+                if self.state.machines.get(&number).is_some_and(|m| m.awaited) {
+                    self.record(Record::Came { number });
+                }
                 self.came(number);
             }
             Input::Detached(number) => self.with(number, |m, now| (m.attached, m.away_ms, m.word_ms) = (false, now, now)),
@@ -250,6 +255,12 @@ impl Provisioner {
             }
             Input::Closed(number, closed) => self.with(number, |m, _| m.closed = closed),
             Input::End(number) => self.end(number, Why::Ordered),
+            Input::EndsWithUs(number) => {
+                // Only of these would its absence say something else later.
+                if self.state.machines.get(&number).is_some_and(|m| m.awaited && m.stage == Stage::Named) {
+                    self.end(number, Why::Idle);
+                }
+            }
             Input::Terms(terms) => self.go_by(*terms),
             Input::SpotPrices(now) => self.spot_is(now),
             Input::Tick => {}
@@ -328,7 +339,7 @@ impl Provisioner {
     pub(crate) fn gone(&mut self, number: u64, never: bool) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
         // One that went before its agent came, and not by our wish: another would go the same way.
-        let failed = m.stage == Stage::Named && !m.came && matches!(m.ending, None | Some(Why::Away));
+        let failed = m.stage == Stage::Named && m.awaited && matches!(m.ending, None | Some(Why::Away));
         let (offer, rate_max, paid_ms) = (m.offer.clone(), m.rate_max, m.paid_ms);
         // On the spot market its last lease cost less than the bid, too.
         if !never && rate_max < m.price.ceiling {

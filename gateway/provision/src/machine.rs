@@ -84,6 +84,8 @@ pub struct Machine {
     pub id: String,
     /// It is to be ended now, whatever it does.
     pub ending: Option<Why>,
+    /// Its agent has not come yet; false, too, where nobody wrote down whether it has.
+    pub awaited: bool,
     /// When the intent was made: ms since 1970.
     pub since_ms: u64,
     /// Charged at the most it can cost from then (before: at the dearest that it did cost) ...
@@ -97,8 +99,6 @@ pub struct Machine {
     pub(crate) calls: u32,
     pub(crate) call_ms: u64,
     pub(crate) attached: bool,
-    /// Its agent was there, as far as this process knows.
-    pub(crate) came: bool,
     /// Waits for its agent since then.
     pub(crate) away_ms: u64,
     pub(crate) busy: u64,

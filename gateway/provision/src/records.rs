@@ -28,6 +28,8 @@ pub enum Record {
         at_ms: u64,
         /// Charged until then.
         paid_ms: u64,
+        /// It is written down when its agent comes; false: of a version that did not.
+        awaited: bool,
     },
     /// The provider has named it.
     Named {
@@ -35,6 +37,11 @@ pub enum Record {
         number: u64,
         /// The provider's name for it.
         id: String,
+    },
+    /// Its agent has come, for the first time.
+    Came {
+        /// Which.
+        number: u64,
     },
     /// It is to be ended.
     Ending {
@@ -131,8 +138,9 @@ pub(crate) struct State {
 pub(crate) fn apply(state: &mut State, record: &Record) {
     let State { machines, budget, next, currency, was, back_off } = state;
     match record {
-        Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } => {
-            let machine = Machine { need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) };
+        Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms, awaited } => {
+            let new = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
+            let machine = Machine { need: need.clone(), awaited: *awaited, ..new };
             charge(budget, &machine, Charge { rate: price.ceiling, days: machine.charge(*at_ms, *paid_ms) });
             machines.insert(*number, machine);
             *next = (*next).max(number + 1);
@@ -140,6 +148,11 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
         Record::Named { number, id } => {
             if let Some(m) = machines.get_mut(number) {
                 (m.stage, m.id) = (Stage::Named, id.clone());
+            }
+        }
+        Record::Came { number } => {
+            if let Some(m) = machines.get_mut(number) {
+                m.awaited = false;
             }
         }
         Record::Ending { number, why } => {
@@ -231,14 +244,15 @@ impl State {
 /// The durable part of a machine.
 fn kept(m: &Machine) -> Machine {
     let again = machine(m.number, &m.offer, &m.kind, &m.owner, m.price, m.since_ms, m.paid_ms);
-    Machine { stage: m.stage, id: m.id.clone(), ending: m.ending, settled_ms: m.settled_ms, need: m.need.clone(), ..again }
+    Machine { stage: m.stage, id: m.id.clone(), ending: m.ending, settled_ms: m.settled_ms, need: m.need.clone(), awaited: m.awaited, ..again }
 }
 
 impl Machine {
     /// From its durable part.
     pub fn again(intended: &Record, stage: Stage, id: String, ending: Option<Why>, settled_ms: u64) -> Option<Machine> {
-        let Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms } = intended else { return None };
-        Some(Machine { stage, id, ending, settled_ms, need: need.clone(), ..machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms) })
+        let Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms, awaited } = intended else { return None };
+        let new = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
+        Some(Machine { stage, id, ending, settled_ms, need: need.clone(), awaited: *awaited, ..new })
     }
 }
 
@@ -264,6 +278,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         stage: Stage::Asked,
         id: String::new(),
         ending: None,
+        awaited: false,
         since_ms: at_ms,
         settled_ms: at_ms,
         paid_ms,
@@ -272,7 +287,6 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         calls: 0,
         call_ms: at_ms,
         attached: false,
-        came: false,
         away_ms: at_ms,
         busy: 0,
         time_max_ms: 0,

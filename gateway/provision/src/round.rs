@@ -141,7 +141,8 @@ impl Provisioner {
             left = left.saturating_sub(fill.slots);
             let number = self.state.next;
             let paid_ms = self.now + price.billing.first_ms();
-            self.record(Record::Intended { number, offer, kind, owner: self.payer(owner), need, price, at_ms: self.now, paid_ms });
+            let owner = self.payer(owner);
+            self.record(Record::Intended { number, offer, kind, owner, need, price, at_ms: self.now, paid_ms, awaited: true });
             round.rented.push(number);
         }
         let near: Vec<&str> = asked.near.iter().map(|c| c.name.as_str()).collect();

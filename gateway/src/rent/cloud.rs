@@ -46,6 +46,11 @@ pub trait Cloud: Send + Sync + 'static {
         async { Some(BTreeMap::new()) }.boxed()
     }
 
-    /// The gateway ends, in order. Machines of `busy` agents run something. A cloud leaves them all: they go on, or end by themselves.
+    /// Labels of the machines that [`stop`](Cloud::stop) would end now. A cloud leaves them all: they go on, or end by themselves.
+    fn ends_at_stop(&self, _busy: &BTreeSet<String>) -> BTreeSet<String> {
+        BTreeSet::new()
+    }
+
+    /// The gateway ends, in order. Machines of `busy` agents run something.
     fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()>;
 }

@@ -66,12 +66,15 @@ pub struct RentConfig {
 /// The latest terms, once they are not those of the start.
 pub type NewTerms = watch::Receiver<Option<Terms>>;
 
+/// None: go on. Else the machines that end with us, by their labels.
+type Stop = Option<BTreeSet<String>>;
+
 /// The provider of rented machines.
 pub struct Rented {
     config: RentConfig,
     cloud: Arc<dyn Cloud>,
     engine: Arc<OnceCell<Engine>>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     task: Mutex<Option<JoinHandle<()>>>,
     seen: Arc<Mutex<Shown>>,
 }
@@ -107,7 +110,7 @@ impl Shown {
 impl Rented {
     /// With machines of this cloud; nothing is done before `start`.
     pub fn new(config: RentConfig, cloud: Arc<dyn Cloud>, engine: Arc<OnceCell<Engine>>) -> Arc<Self> {
-        Arc::new(Rented { config, cloud, engine, stop: watch::Sender::new(false), task: Mutex::default(), seen: Arc::default() })
+        Arc::new(Rented { config, cloud, engine, stop: watch::Sender::new(None), task: Mutex::default(), seen: Arc::default() })
     }
 }
 
@@ -157,7 +160,7 @@ impl Provider for Rented {
     }
 
     fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
-        self.stop.send_replace(true);
+        self.stop.send_replace(Some(self.cloud.ends_at_stop(&busy)));
         let (task, cloud) = (lock(&self.task).take(), self.cloud.clone());
         async move {
             if let Some(mut task) = task
@@ -204,7 +207,7 @@ struct Shell {
     cloud: Arc<dyn Cloud>,
     engine: Engine,
     endpoint: String,
-    stop: watch::Receiver<bool>,
+    stop: watch::Receiver<Stop>,
     seen: Arc<Mutex<Shown>>,
     /// As they were told to the provisioner.
     agents: BTreeMap<u64, Agent>,
@@ -227,6 +230,7 @@ impl Shell {
         prices.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut stop, mut new_terms) = (self.stop.clone(), self.config.new_terms.take());
         let moved = self.engine.children_moved();
+        let mut is_over = false;
         loop {
             tokio::select! {
                 Some(input) = answered.recv() => {
@@ -261,7 +265,12 @@ impl Shell {
                     let gone = self.order(&p, &renting.agents).await;
                     self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, gone))).await?;
                 }
-                () = stopped(&mut stop) => return Ok(()),
+                () = stopped(&mut stop) => is_over = true,
+            }
+            if is_over {
+                // Written down before they go: who finds them gone later would take them for failed ones.
+                let with_us = stop.borrow().iter().flatten().filter_map(|label| number(&self.config.gateway, label)).collect::<Vec<u64>>();
+                with_us.into_iter().for_each(|number| p.step(Input::EndsWithUs(number), now_ms()));
             }
             let (records, actions) = p.take();
             if !records.is_empty() {
@@ -284,6 +293,9 @@ impl Shell {
                 if !committed(put, end_unpaid, &mut stop).await {
                     return Ok(());
                 }
+            }
+            if is_over {
+                return Ok(());
             }
             self.show(&p);
             actions.into_iter().for_each(|a| self.perform(a, &p, &answers));
@@ -378,7 +390,7 @@ impl Shell {
 }
 
 /// Commit, and try again or wait until there is room; from time to time something is done meanwhile. False: it was stopped before.
-async fn committed<F>(put: impl Fn() -> F, mut meanwhile: impl FnMut(), stop: &mut watch::Receiver<bool>) -> bool
+async fn committed<F>(put: impl Fn() -> F, mut meanwhile: impl FnMut(), stop: &mut watch::Receiver<Stop>) -> bool
 where
     F: Future<Output = Result<(), Refusal>>,
 {
@@ -401,8 +413,8 @@ where
     }
 }
 
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    _ = stop.wait_for(|stop| *stop).await;
+async fn stopped(stop: &mut watch::Receiver<Stop>) {
+    _ = stop.wait_for(Option::is_some).await;
 }
 
 /// Other terms, when there are some.
@@ -525,7 +537,7 @@ mod tests {
 
     #[tokio::test]
     async fn while_nothing_can_be_committed_something_is_done_all_the_same() {
-        let (stop, mut stopped) = watch::channel(false);
+        let (stop, mut stopped) = watch::channel(None);
         let (calls, done) = (Cell::new(0), Cell::new(0));
         // Refused, then waited for by the store, then committed.
         let refused = || Err(Refusal::new(RefusalKind::Unavailable, "there is no room"));
@@ -542,7 +554,7 @@ mod tests {
         };
         assert!(committed(put, || done.set(done.get() + 1), &mut stopped).await);
         assert!(calls.get() == 2 && (2..=4).contains(&done.get()), "after the first, and while the second waits: {}", done.get());
-        stop.send_replace(true);
+        stop.send_replace(Some(BTreeSet::new()));
         assert!(!committed(|| async { refused() }, || {}, &mut stopped).await);
     }
 

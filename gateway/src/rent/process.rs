@@ -115,6 +115,12 @@ impl Inner {
         }
     }
 
+    /// Machines that end when we are stopped.
+    fn idle(&self, busy: &BTreeSet<String>) -> BTreeSet<String> {
+        let is_left = |name: &String| !self.config.die_with_parent && busy.contains(name);
+        self.machines().unwrap_or_default().into_iter().filter(|name| !is_left(name)).collect()
+    }
+
     /// Of a machine that has ended, and whose directory is removed.
     fn mark(&self, label: &str) -> PathBuf {
         self.config.state.join("agents").join(format!("{label}{MARK}"))
@@ -187,13 +193,15 @@ impl Cloud for ProcessCloud {
         .boxed()
     }
 
+    fn ends_at_stop(&self, busy: &BTreeSet<String>) -> BTreeSet<String> {
+        self.0.idle(busy)
+    }
+
     /// Idle ones end: there is nobody who could end them later but the next start of this gateway.
     fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
         let inner = self.0.clone();
         async move {
-            let left = if inner.config.die_with_parent { BTreeSet::new() } else { busy };
-            let names = inner.machines().unwrap_or_default();
-            let idle: Vec<String> = names.into_iter().filter(|name| !left.contains(name)).collect();
+            let idle = inner.idle(&busy);
             join_all(idle.iter().map(|name| inner.end(name))).await;
         }
         .boxed()

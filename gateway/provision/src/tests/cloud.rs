@@ -1,7 +1,7 @@
 //! A cloud that loses answers, acts late, launches twice, lists late and runs out of capacity, under a provisioner that is killed at any step. From one
 //! seed, one run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
@@ -57,6 +57,8 @@ struct World {
     disk: Vec<Record>,
     machines: BTreeMap<String, Virtual>,
     launched: BTreeMap<u64, String>,
+    /// Numbers of machines whose agents have come, as far as that was committed.
+    came: BTreeSet<u64>,
     events: Vec<(u64, Event)>,
     overrun: bool,
     launches: u64,
@@ -102,6 +104,7 @@ impl World {
             disk: vec![],
             machines,
             launched,
+            came: BTreeSet::new(),
             events,
             overrun: false,
             launches: 0,
@@ -121,6 +124,7 @@ impl World {
         // Demand is of one shape.
         let wanted = if let Input::Demand(wanted) = &input { wanted.first().cloned() } else { None };
         let unmet = wanted.as_ref().map_or(0, |d| self.unmet(d));
+        let attached = if let Input::Attached(number) = input { self.p.machines().find(|m| m.number == number).map(|m| m.number) } else { None };
         self.p.step(input, self.now);
         // Killed before the commit, after it, or after some of the actions.
         let crash = self.fault(1).then(|| self.random.below(4));
@@ -135,6 +139,8 @@ impl World {
                 self.is_below(owner);
             }
         }
+        self.came.extend(attached);
+        records.windows(2).for_each(|two| self.is_failed(two));
         self.disk.extend(records);
         self.check();
         for action in actions {
@@ -145,6 +151,13 @@ impl World {
         }
         if crash.is_some() {
             self.restart();
+        }
+    }
+
+    /// For the end of a machine its offer is left alone: none that had come.
+    fn is_failed(&self, two: &[Record]) {
+        if let [Record::Gone { number, never: false, .. }, Record::LeftAlone { why, .. }] = two {
+            assert!(!why.contains("before its agent came") || !self.came.contains(number), "{number} had come, and yet: {why}");
         }
     }
 

@@ -185,6 +185,45 @@ fn what_is_left_alone_stays_so_over_a_restart() {
 }
 
 #[test]
+fn a_machine_that_had_come_is_no_failed_offer_whoever_finds_that_it_is_gone() {
+    let mut p = again(per_hour("10"), Vec::new(), TEN);
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    let number = p.latest().rented[0];
+    p.step(Input::Answered(number, Outcome::Launched("i-1".into())), TEN);
+    let (booting, before) = (p.take().0, p.clone());
+    // It went while nobody was here, and the next one finds that: twice, as a checkpoint of a checkpoint says the same.
+    let failed = |records: Vec<Record>| {
+        let later = TEN + 2 * MINUTE;
+        let mut p = again(per_hour("10"), again(per_hour("10"), records, TEN + MINUTE).checkpoint(), later);
+        let seen = Seen { id: "i-1".into(), number: Some(number), machine: None, state: SeenState::Ended };
+        p.step(Input::Listed(later, Some(vec![seen])), later);
+        p.step(Input::Demand(demand(2, 1)), later);
+        assert_eq!(p.state.back_off.is_empty(), p.latest().rented == [number + 1], "another is rented at once, unless it failed");
+        !p.state.back_off.is_empty()
+    };
+    assert_eq!([true, true], [booting.clone(), p.checkpoint()].map(failed), "its agent never came");
+    p.step(Input::Attached(number), TEN + MINUTE);
+    let came = p.take().0;
+    p.step(Input::Attached(number), TEN + MINUTE);
+    assert_eq!((vec![Record::Came { number }], vec![]), (came.clone(), p.take().0), "once");
+    assert_eq!([false, false], [[booting.clone(), came].concat(), p.checkpoint()].map(failed));
+    // One that we have ended ourselves says nothing, either.
+    let mut p = before;
+    p.step(Input::EndsWithUs(number), TEN + MINUTE);
+    let ended = p.take().0;
+    assert_eq!(vec![Record::Ending { number, why: Why::Idle }], ended);
+    assert_eq!([false, false], [[booting.clone(), ended].concat(), p.checkpoint()].map(failed));
+    // Nor does one of a version that did not write down who came.
+    let old = booting.into_iter().map(|record| match record {
+        Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms, .. } => {
+            Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms, awaited: false }
+        }
+        other => other,
+    });
+    assert!(!failed(old.collect()));
+}
+
+#[test]
 fn a_ledger_is_read_in_its_own_currency_only() {
     let mut p = again(per_hour("10"), Vec::new(), TEN);
     let records = p.take().0;
