@@ -206,6 +206,11 @@ impl GatewayConfig {
         if self.cloud.is_some() {
             self.site.check_rents()?;
         }
+        // Agents that have their certificates need no key.
+        let has_key = || self.site.identity.join("ca.key").exists();
+        if self.pilots.is_some() || matches!(self.agents, AgentsConfig::Process { .. }) && has_key() {
+            self.site.check_issues()?;
+        }
         if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud
             && !program.is_file()
         {
@@ -282,10 +287,15 @@ impl SiteConfig {
         }
     }
 
+    /// Machines can be given certificates.
+    fn check_issues(&self) -> Result<(), Refusal> {
+        // Made as for a machine, and dropped: what is missing for it is said now, and not when a machine is paid.
+        issue::token(&self.identity, &self.name, Validity::of(Duration::ZERO)).map(drop)
+    }
+
     /// Machines that are rented can be given certificates, and are let in with them.
     fn check_rents(&self) -> Result<(), Refusal> {
-        // Made as for a machine, and dropped: what is missing for it is said now, and not when a machine is paid.
-        issue::token(&self.identity, &self.name, Validity::of(Duration::ZERO))?;
+        self.check_issues()?;
         let ours = CaId::all(Identity::load(&self.identity)?.ca_pem()?)?;
         for trust in self.trust.iter().filter(|t| t.may.contains(&Role::Agent)) {
             if CaId::all(&read_ca(&trust.ca)?)?.iter().any(|ca| ours.contains(ca)) {

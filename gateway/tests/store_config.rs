@@ -329,6 +329,22 @@ fn who_rents_can_give_certificates_and_lets_in_whom_he_gave_them() {
     assert_eq!(Err(refused), check());
     with(&other.replace("other", "identity"));
     assert_eq!(Ok(()), check());
+    let key = std::fs::read(at("identity/ca.key")).unwrap();
+    std::fs::copy(at("other/ca.key"), at("identity/ca.key")).unwrap();
+    let is_other = |refused: String| refused.contains("identity/ca.key: not the key of the CA in") && refused.contains("identity/ca.pem");
+    assert!(check().is_err_and(is_other));
+    // Also where the agents are processes of this machine, and where they are jobs of a cluster.
+    let cluster = SLURM.split("[slurm]").nth(1).and_then(|s| s.split("[[map]]").next()).unwrap().replace("/home/{account}", "/shared");
+    let cluster = format!("[slurm]{}{PILOTS}", cluster.replace("accounting = true", "account = \"self\""));
+    let processes = "[agents]\nprovider = \"process\"\nagents = 1\n";
+    for backend in [processes, cluster.as_str()] {
+        std::fs::write(&path, format!("{before}{backend}")).unwrap();
+        assert!(check().is_err_and(is_other), "{backend}: {:?}", check());
+        std::fs::write(at("identity/ca.key"), &key).unwrap();
+        assert_eq!(Ok(()), check(), "{backend}");
+        std::fs::copy(at("other/ca.key"), at("identity/ca.key")).unwrap();
+    }
+    with(&other.replace("other", "identity"));
     std::fs::remove_file(at("identity/ca.key")).unwrap();
     let refused = check().unwrap_err();
     assert!(refused.contains("identity/ca.key: No such file") && refused.contains("put the CA's key back"), "{refused}");

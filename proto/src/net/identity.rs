@@ -286,7 +286,7 @@ fn private(_: &Path) -> Result<()> {
     Ok(())
 }
 
-fn within(path: &Path) -> impl Fn(Refusal) -> Refusal {
+pub(super) fn within(path: &Path) -> impl Fn(Refusal) -> Refusal {
     move |e| Refusal { message: format!("{}: {}", path.display(), e.message), ..e }
 }
 

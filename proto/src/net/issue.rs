@@ -1,5 +1,6 @@
 //! Makes a site's certificate authority, and certificates and tokens of it: ECDSA P-256, in PEM. Existing files are never overwritten; keys are for their owner only.
 
+use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -11,13 +12,15 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
+use x509_parser::parse_x509_certificate;
 
 use super::SITE_NAME;
-use super::identity::{CertRole, check_label};
+use super::identity::{CertRole, certificates, check_label, within};
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::ids::SiteId;
 use crate::limits::CSR_BYTES_MAX;
 
+const KEY_BACK: &str = "put the CA's key back from where it is kept; `grid init` would make another CA, which nobody trusts yet";
 const DAY: Duration = Duration::from_secs(86_400);
 /// Clocks of a federation may differ by this much.
 const SKEW: Duration = Duration::from_secs(300);
@@ -130,16 +133,20 @@ impl Csr {
     }
 }
 
-/// A site's CA: its certificate, and what signs.
+/// A site's CA: its certificate, and what signs. Error, too: the key is another CA's, whose certificates everybody would take for forged.
 fn issuer(site_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>)> {
-    let read = |file: &str, remedy: &str| {
-        let path = site_dir.join(file);
-        std::fs::read_to_string(&path).map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())).remedy(remedy))
-    };
-    let ca_pem = read("ca.pem", "make a site with `grid init` first")?;
-    let ca_key = read("ca.key", "put the CA's key back from where it is kept; `grid init` would make another CA, which nobody trusts yet")?;
-    let bad = |file: &str, e: rcgen::Error| Refusal::invalid(format!("{}: {e}", site_dir.join(file).display()));
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&ca_key).map_err(|e| bad("ca.key", e))?).map_err(|e| bad("ca.pem", e))?;
+    let (pem_path, key_path) = (site_dir.join("ca.pem"), site_dir.join("ca.key"));
+    let bad = |path: &Path, what: &dyn fmt::Display| Refusal::invalid(format!("{}: {what}", path.display()));
+    let read = |path: &Path, remedy: &str| std::fs::read_to_string(path).map_err(|e| bad(path, &e).remedy(remedy));
+    let ca_pem = read(&pem_path, "make a site with `grid init` first")?;
+    let ca_key = read(&key_path, KEY_BACK)?;
+    let key = KeyPair::from_pem(&ca_key).map_err(|e| bad(&key_path, &format!("not a private key: {e}")).remedy(KEY_BACK))?;
+    let certs = certificates(ca_pem.as_bytes()).map_err(within(&pem_path))?;
+    let (_, ca) = parse_x509_certificate(&certs[0]).map_err(|e| bad(&pem_path, &e))?;
+    if *ca.public_key().subject_public_key.data != *key.public_key_raw() {
+        return Err(bad(&key_path, &format!("not the key of the CA in {}", pem_path.display())).remedy(KEY_BACK));
+    }
+    let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|e| bad(&pem_path, &e))?;
     Ok((ca_pem, issuer))
 }
 

@@ -346,6 +346,25 @@ async fn identities_are_private_and_never_overwritten() {
 }
 
 #[tokio::test]
+async fn with_another_ca_s_key_nothing_is_issued() {
+    let world = World::new(&["campus", "other"]);
+    let (key, refused) = (world.path("campus/ca.key"), RefusalKind::Invalid);
+    let csr = join::request(&world.path("m1")).unwrap();
+    let all = || {
+        let (site, day) = (world.path("campus"), Validity::days(1));
+        let issued = issue::issue(&site, CertRole::User, "judy", world.path("judy"), day);
+        [issued.err(), issue::token(&site, "m1", day).err(), issue::Csr::read(&csr).unwrap().sign(&site, CertRole::Agent, "m1", day).err()]
+    };
+    std::fs::copy(world.path("other/ca.key"), &key).unwrap();
+    all().iter().for_each(|e| {
+        says(e.as_ref().expect("refused"), refused, &["campus/ca.key: not the key of the CA in", "campus/ca.pem", "put the CA's key back"])
+    });
+    std::fs::write(&key, "-----BEGIN PRIVATE KEY-----\n").unwrap();
+    all().iter().for_each(|e| says(e.as_ref().expect("refused"), refused, &["campus/ca.key: not a private key", "put the CA's key back"]));
+    assert!(!world.path("judy").exists());
+}
+
+#[tokio::test]
 async fn a_machine_makes_its_own_key_and_a_token_may_only_join() {
     let world = World::new(&["campus"]);
     let (site, machine, token) = (world.path("campus"), world.path("m1"), world.path("m1.token"));
