@@ -211,10 +211,8 @@ impl GatewayConfig {
         if self.pilots.is_some() || matches!(self.agents, AgentsConfig::Process { .. }) && has_key() {
             self.site.check_issues()?;
         }
-        if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud
-            && !program.is_file()
-        {
-            return Err(absent("the agent's program", program));
+        if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud {
+            check_program(program)?;
         }
         if let Some(PilotsConfig { program: Some(program), .. }) = &self.pilots
             && !program.is_file()
@@ -222,7 +220,7 @@ impl GatewayConfig {
             return Err(absent("the agent's program", program));
         }
         match &self.agents {
-            AgentsConfig::Process { program: Some(program), .. } if !program.is_file() => Err(absent("the agent's program", program)),
+            AgentsConfig::Process { program: Some(program), .. } => check_program(program),
             AgentsConfig::Process { .. } | AgentsConfig::Static => Ok(()),
         }
     }
@@ -501,6 +499,18 @@ pub fn read_ca(path: &Path) -> Result<Vec<u8>, Refusal> {
 fn check_ca(path: &Path) -> Result<(), Refusal> {
     let entry = TrustEntry { ca_pem: read_ca(path)?, may: BTreeSet::from([Role::Child]), on_behalf: Vec::new() };
     Trust::new([entry]).map(drop).map_err(|e| Refusal { message: format!("ca {}: {}", path.display(), e.message), ..e })
+}
+
+/// The agent's program is there, and may be executed by us.
+fn check_program(program: &Path) -> Result<(), Refusal> {
+    if !program.is_file() {
+        return Err(absent("the agent's program", program));
+    }
+    let may = rustix::fs::access(program, rustix::fs::Access::EXEC_OK);
+    may.map_err(|e| {
+        let refused = Refusal::invalid(format!("the agent's program, {}, can't be executed: {e}", program.display()));
+        refused.remedy(format!("chmod +x {}, or correct the path", program.display()))
+    })
 }
 
 fn absent(what: &str, path: &Path) -> Refusal {

@@ -1,6 +1,7 @@
 //! Configurations: what is taken, and where a wrong one is said to be wrong.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use intergrid_gateway::config::{AccountsConfig, AgentsConfig, BrokerConfig, CloudProvider, GatewayConfig, LimitsConfig, LrmsKind, PeerConfig};
@@ -288,6 +289,11 @@ fn check_looks_at_what_the_file_names() {
     refused("the agent's program");
     std::fs::create_dir(at("bin")).unwrap();
     std::fs::write(at("bin/grid-agent"), "").unwrap();
+    let mode = |mode: u32| std::fs::set_permissions(at("bin/grid-agent"), std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o644);
+    refused("bin/grid-agent, can't be executed");
+    refused("chmod +x");
+    mode(0o755);
     assert_eq!(Ok(()), check());
     assert!(!at("state").exists(), "a check makes nothing");
     std::fs::write(at("state"), "").unwrap();
@@ -329,6 +335,16 @@ fn who_rents_can_give_certificates_and_lets_in_whom_he_gave_them() {
     assert_eq!(Err(refused), check());
     with(&other.replace("other", "identity"));
     assert_eq!(Ok(()), check());
+    let ours = CLOUD.replacen("provider = \"process\"", "provider = \"process\"\nprogram = \"agent\"", 1);
+    let whole = before.replace("[limits]", &format!("{}[limits]", other.replace("other", "identity")));
+    std::fs::write(&path, format!("{whole}{ours}")).unwrap();
+    assert!(check().is_err_and(|e| e.contains("agent, is not there")));
+    std::fs::write(at("agent"), "").unwrap();
+    std::fs::set_permissions(at("agent"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(check().is_err_and(|e| e.contains("agent, can't be executed")));
+    std::fs::set_permissions(at("agent"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(Ok(()), check());
+    with(&other.replace("other", "identity"));
     let key = std::fs::read(at("identity/ca.key")).unwrap();
     std::fs::copy(at("other/ca.key"), at("identity/ca.key")).unwrap();
     let is_other = |refused: String| refused.contains("identity/ca.key: not the key of the CA in") && refused.contains("identity/ca.pem");
