@@ -16,6 +16,7 @@ pub mod dial;
 pub mod exec;
 pub mod fetch;
 mod join;
+pub mod left;
 pub mod limits;
 mod live;
 pub mod log;

@@ -9,6 +9,9 @@ mod tree;
 #[path = "faults/user.rs"]
 mod user;
 
+#[path = "cloud/ends.rs"]
+mod ends;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -289,48 +292,6 @@ fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
     assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
     assert_eq!(Some(0), tree.terminate("burst"));
     assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
-}
-
-/// Processes that have this on their command line.
-fn running(word: &str) -> usize {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes.filter(|e| fs::read(e.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(word))).count()
-}
-
-/// However its agent ends, and also where the gateway is away then: a job that must not run twice fails when nothing of it runs any more.
-#[test]
-fn a_machine_that_has_ended_leaves_no_process_of_its_tasks() {
-    for (seconds, ways, is_restarted) in [(900, ["-TERM", "-STOP", "-KILL"], false), (901, ["-KILL"; 3], true)] {
-        let (mut tree, user) = world(&cloud(3, "1.00", "away = \"4s\""));
-        user.until_slots(3, PATIENCE);
-        let word = format!("{seconds}.{:07}", std::process::id());
-        // Beside what stays in its group: what has left it, and what has left its environment, too.
-        let job = submit(&tree, &user, 3, &["--no-requeue"], &format!("{word} & setsid sleep {word} & setsid env -i sleep {word} & wait"));
-        user.until_phase(&job, "running", 3);
-        until("a shell and three others of each task run", PATIENCE, || match running(&word) {
-            12 => Ok(()),
-            n => Err(format!("{n} do")),
-        });
-        let agents = tree.below("burst");
-        assert_eq!(3, agents.len(), "{agents:?}");
-        if is_restarted {
-            tree.kill("burst");
-        }
-        for (way, agent) in ways.into_iter().zip(&agents) {
-            assert!(std::process::Command::new("kill").args([way, &agent.to_string()]).status().unwrap().success());
-            if way == "-TERM" {
-                until("it ends", PATIENCE, || if tree.below("burst").contains(agent) { Err("it is there".into()) } else { Ok(()) });
-                let left = running(&word);
-                assert!(left <= 10, "it has ended its task's group before: {left} run");
-            }
-        }
-        if is_restarted {
-            tree.start("burst");
-        }
-        let (code, left) = (user.wait(&job), running(&word));
-        assert_eq!((1, 0), (code, left), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
-        assert_eq!(3, user.in_phase(&job, "failed"));
-    }
 }
 
 #[test]

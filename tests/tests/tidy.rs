@@ -17,7 +17,7 @@ const ORACLE_LINES_MAX: usize = 999;
 /// Our packages, where they are, and what each may import. A new one is added here on purpose.
 const MAY_IMPORT: &[(&str, &str, &[&str])] = &[
     ("proto", "intergrid-proto", &[]),
-    ("gateway", "intergrid-gateway", &["intergrid-proto", "intergrid-provision"]),
+    ("gateway", "intergrid-gateway", &["intergrid-proto", "intergrid-provision", "intergrid-agent"]),
     ("gateway/ec2", "intergrid-ec2", &["intergrid-proto", "intergrid-gateway", "intergrid-provision"]),
     ("gateway/lrms", "intergrid-lrms", &["intergrid-proto", "intergrid-provision", "intergrid-gateway", "intergrid-agent"]),
     ("gateway/provision", "intergrid-provision", &["intergrid-proto"]),

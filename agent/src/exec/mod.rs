@@ -239,7 +239,7 @@ impl Executor {
         let mut fates = Vec::new();
         for (key, claim) in claims {
             let dir = self.dirs.task(*key);
-            let known = claim.started.filter(|s| proc::stat(s.pid).is_some_and(|now| now.ticks == s.ticks && !now.zombie)).map(|s| s.pid);
+            let known = claim.started.filter(|s| proc::began(s.pid, s.ticks).is_some_and(|now| !now.zombie)).map(|s| s.pid);
             let found = known.or_else(|| by_directory.get(&*dir.to_string_lossy()).copied());
             let fate = match found {
                 _ if claim.boot != boot => Fate::Gone,

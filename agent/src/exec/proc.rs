@@ -25,6 +25,11 @@ pub fn stat(pid: i32) -> Option<Stat> {
     read(pid, &mut line)
 }
 
+/// The process of this pid that began at these ticks, not a later one; it may be a zombie. None: it is gone.
+pub fn began(pid: i32, ticks: u64) -> Option<Stat> {
+    stat(pid).filter(|s| s.ticks == ticks)
+}
+
 fn read(pid: i32, buffer: &mut [u8]) -> Option<Stat> {
     let n = File::open(format!("/proc/{pid}/stat")).ok()?.read(buffer).ok()?;
     parse(buffer.get(..n)?)

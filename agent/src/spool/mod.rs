@@ -62,9 +62,7 @@ impl Spool {
     /// Lock the directory and read what is there. A torn tail is cut. The caller must [`replace`](Self::replace) before it appends: so every start compacts.
     pub fn open(dir: &Path) -> Result<(Spool, Vec<Record>), Refusal> {
         let path = dir.join(FILE);
-        let failed = |what: &str, e: io::Error| {
-            Refusal::new(RefusalKind::Internal, format!("state {}: can't {what}: {e}", dir.display())).remedy("check the directory and its disk")
-        };
+        let failed = |what: &str, e: io::Error| failed(dir, what, e);
         // What users gave their tasks is nobody else's.
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| failed("make the directory", e))?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE)).map_err(|e| failed("open the lock", e))?;
@@ -84,8 +82,7 @@ impl Spool {
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(|e| failed("open the spool", e))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(|e| failed("read the spool", e))?;
-        let batches = if bytes.is_empty() { Vec::new() } else { decode(&bytes, &path)? };
-        let records = batches.into_iter().flat_map(|b| b.records).collect();
+        let records = decode(&bytes, &path)?;
         Ok((Spool { dir: dir.into(), file, end: 0, reserved: 0, compacted: 0, buffer: Vec::new(), disk: None, _lock: lock }, records))
     }
 
@@ -193,8 +190,26 @@ impl Spool {
     }
 }
 
-fn decode(bytes: &[u8], path: &Path) -> Result<Vec<Batch>, Refusal> {
-    frame::decode(bytes).map(|(batches, _)| batches).map_err(|fault| {
+/// What the spool of this directory says; nothing where there is none. It changes nothing and takes no lock.
+pub fn read(dir: &Path) -> Result<Vec<Record>, Refusal> {
+    let path = dir.join(FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => decode(&bytes, &path),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(failed(dir, "read the spool", e)),
+    }
+}
+
+fn failed(dir: &Path, what: &str, e: io::Error) -> Refusal {
+    Refusal::new(RefusalKind::Internal, format!("state {}: can't {what}: {e}", dir.display())).remedy("check the directory and its disk")
+}
+
+/// An empty file is one that has just been made.
+fn decode(bytes: &[u8], path: &Path) -> Result<Vec<Record>, Refusal> {
+    if bytes.is_empty() {
+        return Ok(Vec::new());
+    }
+    frame::decode(bytes).map(|(batches, _)| batches.into_iter().flat_map(|b| b.records).collect()).map_err(|fault| {
         let path = path.display();
         match fault {
             Fault::NotASpool => {

@@ -1,0 +1,89 @@
+//! What the end of a machine is: that nothing of it runs. Payloads are counted by /proc, and end with their test, however it ends.
+
+use std::fs;
+
+use intergrid_agent::left::recorded;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{PATIENCE, cloud, submit, world};
+use crate::tree::until;
+
+/// Processes that have this on their command line.
+fn with_word(word: &str) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(word))).collect()
+}
+
+fn running(word: &str) -> usize {
+    with_word(word).len()
+}
+
+/// A word of this test's own that payloads have on their command line: what of them is left is killed with it. To be made before its tree, which ends first
+/// then, and starts no other.
+struct Payloads(String);
+
+impl Drop for Payloads {
+    fn drop(&mut self) {
+        with_word(&self.0).into_iter().filter_map(Pid::from_raw).for_each(|pid| _ = kill_process(pid, Signal::KILL));
+    }
+}
+
+/// However its agent ends, and also where the gateway is away then: a job that must not run twice fails when nothing of it runs any more.
+#[test]
+fn a_machine_that_has_ended_leaves_no_process_of_its_tasks() {
+    for (seconds, ways, is_restarted) in [(900, ["-TERM", "-STOP", "-KILL"], false), (901, ["-KILL"; 3], true)] {
+        let word = format!("{seconds}.{:07}", std::process::id());
+        let _payloads = Payloads(word.clone());
+        let (mut tree, user) = world(&cloud(3, "1.00", "away = \"4s\""));
+        user.until_slots(3, PATIENCE);
+        // Beside what stays in its group: what has left it, and what has left its environment, too.
+        let job = submit(&tree, &user, 3, &["--no-requeue"], &format!("{word} & setsid sleep {word} & setsid env -i sleep {word} & wait"));
+        user.until_phase(&job, "running", 3);
+        until("a shell and three others of each task run", PATIENCE, || match running(&word) {
+            12 => Ok(()),
+            n => Err(format!("{n} do")),
+        });
+        let agents = tree.below("burst");
+        assert_eq!(3, agents.len(), "{agents:?}");
+        if is_restarted {
+            tree.kill("burst");
+        }
+        for (way, agent) in ways.into_iter().zip(&agents) {
+            assert!(std::process::Command::new("kill").args([way, &agent.to_string()]).status().unwrap().success());
+            if way == "-TERM" {
+                until("it ends", PATIENCE, || if tree.below("burst").contains(agent) { Err("it is there".into()) } else { Ok(()) });
+                let left = running(&word);
+                assert!(left <= 10, "it has ended its task's group before: {left} run");
+            }
+        }
+        if is_restarted {
+            tree.start("burst");
+        }
+        let (code, left) = (user.wait(&job), running(&word));
+        assert_eq!((1, 0), (code, left), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
+        assert_eq!(3, user.in_phase(&job, "failed"));
+    }
+}
+
+/// Nothing of it shows whose it is: its agent had recorded it.
+#[test]
+fn a_task_that_has_put_off_environment_and_streams_ends_with_its_machine() {
+    let word = format!("902.{:07}", std::process::id());
+    let _payloads = Payloads(word.clone());
+    let (tree, user) = world(&cloud(2, "1.00", "away = \"4s\""));
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 2, &["--no-requeue"], &format!("0; exec env -i sleep {word} > /dev/null 2>&1"));
+    user.until_phase(&job, "running", 2);
+    until("both are without an environment, and recorded", PATIENCE, || {
+        let bare = with_word(&word).into_iter().filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| e.is_empty())).count();
+        let agents = fs::read_dir(tree.path("burst").join("state/agents")).map_err(|e| e.to_string())?.flatten();
+        let recorded: usize = agents.map(|agent| recorded(&agent.path().join("state")).map_or(0, |r| r.len())).sum();
+        if (bare, recorded) == (2, 2) { Ok(()) } else { Err(format!("{bare} are, and {recorded}")) }
+    });
+    for (way, agent) in [Signal::KILL, Signal::STOP].into_iter().zip(tree.below("burst")) {
+        kill_process(Pid::from_raw(agent).unwrap(), way).unwrap();
+    }
+    let (code, left) = (user.wait(&job), running(&word));
+    assert_eq!((1, 0), (code, left), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
+    assert_eq!(2, user.in_phase(&job, "failed"));
+}
