@@ -25,7 +25,7 @@ struct Machine {
 
 impl Machine {
     fn agents(&self) -> PathBuf {
-        self.dir.path().join("state/agents")
+        self.dir.path().canonicalize().unwrap().join("state/agents")
     }
 }
 

@@ -1,11 +1,12 @@
 //! What the end of a machine is: that nothing of it runs. Payloads are counted by /proc, and end with their test, however it ends.
 
 use std::fs;
+use std::time::Duration;
 
 use intergrid_agent::left::recorded;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{PATIENCE, cloud, submit, world};
+use super::{PATIENCE, cloud, machines, starts, submit, world};
 use crate::tree::until;
 
 /// Processes that have this on their command line.
@@ -86,4 +87,38 @@ fn a_task_that_has_put_off_environment_and_streams_ends_with_its_machine() {
     let (code, left) = (user.wait(&job), running(&word));
     assert_eq!((1, 0), (code, left), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
     assert_eq!(2, user.in_phase(&job, "failed"));
+}
+
+/// Else it would end its tasks, call its end certain, and leave its agent.
+#[test]
+fn a_machine_is_found_again_however_the_state_is_spelled() {
+    let goes_on = tempfile::NamedTempFile::new().unwrap();
+    let word = goes_on.path().to_str().unwrap().to_string();
+    let _payloads = Payloads(word.clone());
+    let (mut tree, user) = world(&cloud(1, "1.00", "alone = \"20s\""));
+    user.until_slots(1, PATIENCE);
+    let job = submit(&tree, &user, 1, &["--no-requeue"], &format!("0; n=0; while [ -e {word} -a $n -lt 1200 ]; do sleep 0.1; n=$((n+1)); done"));
+    user.until_phase(&job, "running", 1);
+    let (agents, config) = (tree.below("burst"), tree.config("burst"));
+    std::os::unix::fs::symlink("state", tree.path("burst").join("linked")).unwrap();
+    let local = tree.user("burst");
+    for (old, new) in [("state", "../burst/state"), ("../burst/state", "linked")] {
+        tree.kill("burst");
+        let text = fs::read_to_string(&config).unwrap();
+        let (old, new) = (format!("state = \"{old}\"\n"), format!("state = \"{new}\"\n"));
+        assert!(text.contains(&old), "{text}");
+        fs::write(&config, text.replace(&old, &new)).unwrap();
+        tree.start("burst");
+        until("its agent is back", PATIENCE, || match machines(&local) {
+            there if there.len() == 1 && there[0]["state"] == "working" => Ok(()),
+            there => Err(format!("{there:?}\n{}", tree.log("burst"))),
+        });
+        // The first look at what runs is in the first round, of a second.
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(agents, tree.below("burst"));
+    }
+    drop(goes_on);
+    assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
+    assert_eq!(1, starts(&tree).len());
+    until("no agent is left", PATIENCE, || if tree.below("burst").is_empty() { Ok(()) } else { Err("one is".into()) });
 }

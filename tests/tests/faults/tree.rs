@@ -334,7 +334,7 @@ impl Tree {
 
     /// Processes with a configuration below this part's directory, itself not among them: those that it has started, and not ended.
     pub fn below(&self, name: &str) -> BTreeSet<i32> {
-        let (state, mut found) = (self.path(name).join("state"), BTreeSet::new());
+        let (state, mut found) = (self.path(name).canonicalize().unwrap().join("state"), BTreeSet::new());
         for pid in fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()) {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let words: Vec<String> = line.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();

@@ -1,12 +1,13 @@
 //! Agents as processes on this machine. Each has its directory `<state>/agents/<name>` with its identity, its configuration, its log and its own state.
 //!
-//! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line is adopted,
-//! not doubled, so that tasks go on while a gateway is away: killed, or stopped in order while they run something. It asks /proc, and trusts no file for a pid.
+//! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line, however
+//! its path is spelled there, is adopted, not doubled, so that tasks go on while a gateway is away: killed, or stopped in order while they run something. It
+//! asks /proc, and trusts no file for a pid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -234,7 +235,7 @@ impl Keeper {
             }
             Process::Adopted(pid) => {
                 let file = self.config.dir(&self.name).join(CONFIG_FILE);
-                while config_of(pid).is_some_and(|config| config == file) {
+                while runs_with(pid, &file) {
                     if timeout(Duration::from_millis(LOOK_INTERVAL_MS), self.stop.changed()).await.is_ok() {
                         if !self.is_left() {
                             end(Process::Adopted(pid)).await;
@@ -249,10 +250,10 @@ impl Keeper {
 }
 
 impl ProcessConfig {
-    /// An agent's directory.
+    /// An agent's directory: the same however the state's path is spelled.
     pub fn dir(&self, name: &str) -> PathBuf {
-        let dir = self.state.join("agents").join(name);
-        std::path::absolute(&dir).unwrap_or(dir)
+        let state = self.state.canonicalize().or_else(|_| std::path::absolute(&self.state));
+        state.unwrap_or_else(|_| self.state.clone()).join("agents").join(name)
     }
 }
 
@@ -339,12 +340,23 @@ fn program(config: &ProcessConfig) -> Result<(PathBuf, Option<&'static str>), Re
 
 /// The process that runs with this configuration.
 pub fn find(file: &Path) -> Option<Pid> {
-    pids().find(|pid| config_of(*pid).is_some_and(|config| config == file))
+    pids().find(|pid| runs_with(*pid, file))
+}
+
+fn runs_with(pid: Pid, file: &Path) -> bool {
+    config_of(pid).is_some_and(|config| config == file || inode(&config).is_some_and(|it| inode(file) == Some(it)))
 }
 
 /// Which of these configurations a process runs with: one look at /proc for all.
 pub fn running(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
-    pids().filter_map(config_of).filter(|config| files.contains(config)).collect()
+    let inodes: BTreeMap<(u64, u64), &PathBuf> = files.iter().filter_map(|file| Some((inode(file)?, file))).collect();
+    let named = |config: PathBuf| files.get(&config).or_else(|| inodes.get(&inode(&config)?).copied()).cloned();
+    pids().filter_map(config_of).filter_map(named).collect()
+}
+
+/// A file, by whatever path: an agent may have been started when the state was spelled otherwise. None: there is none.
+fn inode(file: &Path) -> Option<(u64, u64)> {
+    fs::metadata(file).ok().map(|m| (m.dev(), m.ino()))
 }
 
 pub(super) fn pids() -> impl Iterator<Item = Pid> {
@@ -459,10 +471,14 @@ mod tests {
         second.stop(busy).await;
         until("the idle one is gone", || find(&config(0)).is_none()).await;
         assert_eq!(Some(pids[1]), find(&config(1)), "the busy one is left");
-        let third = provider(dir, false);
+        let link = dir.join("link");
+        std::os::unix::fs::symlink(dir, &link).unwrap();
+        let linked = link.join("state/agents/g-1/agent.toml");
+        assert_eq!((Some(pids[1]), BTreeSet::from([linked.clone()])), (find(&linked), running(&BTreeSet::from([linked.clone()]))));
+        let third = provider(&link, false);
         third.start("127.0.0.1:7".into());
         until("a fourth start", || starts(dir) == 4).await;
-        assert_eq!(Some(pids[1]), find(&config(1)), "adopted again");
+        assert_eq!(Some(pids[1]), find(&config(1)), "adopted again, by another path of the state");
         third.stop(BTreeSet::new()).await;
         until("no agents", || find(&config(0)).is_none() && find(&config(1)).is_none()).await;
     }
