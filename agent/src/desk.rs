@@ -3,11 +3,11 @@
 //! Whoever has news steps the core and does what follows, as far as that can be done in any thread: so a task's end frees its slot and the next task is
 //! started without waking anybody. The rest is left to the shell's loop, which is woken where it would sleep too long. Nothing blocks under the lock.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use intergrid_proto::{Refusal, RefusalKind};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use crate::core::{Action, Core, Input};
@@ -21,7 +21,8 @@ pub(crate) struct Desk {
     pub core: Core,
     pub exec: Executor,
     pub clock: Clock,
-    pub orders: std_mpsc::Sender<Order>,
+    /// At most one is on its way.
+    pub orders: mpsc::UnboundedSender<Order>,
     /// A batch is on its way to the disk.
     pub writing: bool,
     pub spool_is_large: bool,

@@ -1,7 +1,7 @@
 //! From a configuration to an agent that runs: everything that can refuse to be one is asked here, in order, before anything is changed.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock, Weak, mpsc as std_mpsc};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use intergrid_proto::link::{Hop, Kind};
@@ -96,7 +96,7 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     written.map_err(|e| broken("write the spool", e))?;
     core.step(Input::Committed, clock.now());
 
-    let (orders, order_queue) = std_mpsc::channel();
+    let (orders, order_queue) = mpsc::unbounded_channel();
     let (report, written) = mpsc::channel(4);
     spool.serve(order_queue, move |w| _ = report.blocking_send(w)).map_err(|e| broken("start the spool's thread", e))?;
     let dial = Dial::new(config.gateway.clone(), identity);

@@ -10,11 +10,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use intergrid_proto::net::disk::{Disk, is_full};
 use intergrid_proto::{Refusal, RefusalKind};
+use tokio::sync::mpsc;
 
 use crate::limits::{LOCK_POLL_MS, LOCK_WAIT_MS, SPOOL_CHUNK_BYTES, SPOOL_COMPACT_BYTES, SPOOL_TRY_MS};
 use frame::Fault;
@@ -179,9 +179,9 @@ impl Spool {
     }
 
     /// Serve orders on a thread of its own until their sender is gone. One order is answered by one report.
-    pub fn serve(mut self, orders: mpsc::Receiver<Order>, report: impl Fn(Written) + Send + 'static) -> io::Result<()> {
+    pub fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Written) + Send + 'static) -> io::Result<()> {
         let work = move || {
-            for order in orders {
+            while let Some(order) = orders.blocking_recv() {
                 let result = self.carry_out(&order);
                 report(Written { result, large: self.is_large() });
             }
@@ -274,8 +274,8 @@ mod tests {
     fn the_writer_thread_answers_each_order() {
         let dir = tempfile::tempdir().unwrap();
         let (spool, _) = Spool::open(dir.path()).unwrap();
-        let (orders, receiver) = mpsc::channel();
-        let (reports, written) = mpsc::channel();
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let (reports, written) = std::sync::mpsc::channel();
         spool.serve(receiver, move |w| reports.send(w.result.is_ok()).unwrap()).unwrap();
         orders.send(Order::Replace(acked(1))).unwrap();
         (2..50).for_each(|n| orders.send(Order::Append(acked(n))).unwrap());

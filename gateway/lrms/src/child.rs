@@ -3,7 +3,7 @@
 //! One task owns it. What was accepted, claimed and ended is durable in its spool before it is told, as with any agent.
 
 use std::path::Path;
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::Arc;
 
 use intergrid_agent::core::{Action, Core, Fate, Input, Key};
 use intergrid_agent::dial::random;
@@ -52,7 +52,7 @@ pub struct Child {
     core: Core,
     driver: Arc<Driver>,
     clock: Clock,
-    orders: std_mpsc::Sender<Order>,
+    orders: mpsc::UnboundedSender<Order>,
     written: mpsc::Receiver<Written>,
     writing: bool,
     large: bool,
@@ -83,7 +83,7 @@ impl Child {
         driver.resume(queue, &claimed, |number| core.plan(number));
         spool.replace(core.cut_all(clock.now())).map_err(broken)?;
         core.step(Input::Committed, clock.now());
-        let (orders, order_queue) = std_mpsc::channel();
+        let (orders, order_queue) = mpsc::unbounded_channel();
         let (report, written) = mpsc::channel(4);
         spool.serve(order_queue, move |w| _ = report.blocking_send(w)).map_err(broken)?;
         Ok(Child { queue: queue.to_string(), me, core, driver, clock, orders, written, writing: false, large: false })
