@@ -1,4 +1,5 @@
-//! The log of submissions: what was going to be given to the LRMS is durable before it is. One JSON object a line; a torn last line is cut.
+//! The log of submissions: what was going to be given to the LRMS is durable before it is. One JSON object a line; a torn last line is cut, and nothing is
+//! written behind one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -36,6 +37,10 @@ pub type Open = Vec<(Intent, Vec<LrmsId>)>;
 pub struct Log {
     file: File,
     path: PathBuf,
+    /// Bytes of notes that are whole.
+    whole: u64,
+    /// Part of a note that failed may stand behind them.
+    is_torn: bool,
 }
 
 impl Log {
@@ -68,19 +73,31 @@ impl Log {
         }
         write_atomic(path, &fresh)?;
         sync_dir(intergrid_gateway::durable::parent(path))?;
-        Ok((Log { file: OpenOptions::new().append(true).open(path)?, path: path.to_path_buf() }, open))
+        let file = OpenOptions::new().append(true).open(path)?;
+        Ok((Log { file, path: path.to_path_buf(), whole: fresh.len() as u64, is_torn: false }, open))
     }
 
     /// Durable on return.
     pub fn begin(&mut self, intent: Intent) -> io::Result<()> {
-        self.note(&Note::Begun(intent))?;
-        self.file.sync_data()
+        self.append(&Note::Begun(intent), File::sync_data)
     }
 
     /// What is lost of these, is found again.
     pub fn note(&mut self, note: &Note) -> io::Result<()> {
+        self.append(note, |_| Ok(()))
+    }
+
+    /// The whole note, or nothing of it. What a full disk took of one that failed is cut off before the next is written; where it can't be, nothing is.
+    fn append(&mut self, note: &Note, sync: impl Fn(&File) -> io::Result<()>) -> io::Result<()> {
         let bytes = line(note)?;
-        self.file.write_all(&bytes).map_err(|e| io::Error::other(format!("{}: {e}", self.path.display())))
+        let named = |e| io::Error::other(format!("{}: {e}", self.path.display()));
+        if self.is_torn {
+            self.file.set_len(self.whole).map_err(named)?;
+        }
+        self.is_torn = true;
+        self.file.write_all(&bytes).and_then(|()| sync(&self.file)).map_err(named)?;
+        (self.is_torn, self.whole) = (false, self.whole + bytes.len() as u64);
+        Ok(())
     }
 }
 

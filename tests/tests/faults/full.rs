@@ -6,6 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use intergrid_lrms::books::Intent;
+use intergrid_lrms::log::Log;
+
 use super::tree::{Tree, until};
 use super::user::User;
 
@@ -162,4 +165,28 @@ fn an_agents_disk_is_full_and_each_task_is_done_once() {
     fs::remove_file(&filler).unwrap();
     array.ends_well();
     assert_eq!(Some(0), tree.terminate("campus-1"));
+}
+
+/// Half of a note stands in the log of submissions when its disk is full: it is gone before anything is written behind it, and the gateway starts again.
+#[test]
+fn what_a_full_disk_took_of_a_note_is_cut_off_before_the_next() {
+    const NOTES_MAX: u64 = 1_000;
+    let mut tree = Tree::new();
+    let disk = tree.small_disk("campus", 1);
+    let path = disk.join("submissions");
+    let intent =
+        |n: u64| Intent { tag: format!("ig-{n}"), queue: "batch".into(), account: None, principal: "ann".into(), tasks: vec![(n, 1)], slots: 1 };
+    let (mut log, _) = Log::open(&path).unwrap();
+    let filler = fill(&disk);
+    let mut begun: Vec<u64> = (0..NOTES_MAX).take_while(|n| log.begin(intent(*n)).is_ok()).collect();
+    assert!(!fs::read(&path).unwrap().ends_with(b"\n"), "no note was torn: {} went in", begun.len());
+    // Longer than the one that found no room: nor does it.
+    let refused = log.begin(intent(NOTES_MAX)).unwrap_err().to_string();
+    assert!(refused.contains(&*path.display().to_string()), "{refused}");
+    fs::remove_file(&filler).unwrap();
+    log.begin(intent(NOTES_MAX)).unwrap();
+    begun.push(NOTES_MAX);
+    drop(log);
+    let (_, open) = Log::open(&path).unwrap();
+    assert_eq!(begun, open.iter().map(|(intent, _)| intent.tasks[0].0).collect::<Vec<_>>());
 }
