@@ -241,7 +241,7 @@ async fn followed(lrms: &dyn Lrms, what: &str, id: LrmsId, tag: &str, mut seen: 
                 _ => {}
             }
         } else if over.is_none()
-            && let Some(record) = lrms.records(&[id]).await.unwrap_or_default().pop()
+            && let Some(record) = lrms.records(&[id]).await.unwrap_or_default().into_iter().find(|r| r.tag == tag)
         {
             // It is not listed any more.
             (last, over) = (format!("{:?} {}", record.over, record.words), Some(Instant::now()));

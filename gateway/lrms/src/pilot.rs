@@ -234,7 +234,7 @@ impl Inner {
         unlisted.retain(|tag, _| number(tag).is_some() && !lock(&self.told).contains(tag));
         let ids: Vec<LrmsId> = unlisted.values().copied().collect();
         let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
-        for (tag, _) in unlisted.into_iter().filter(|(_, id)| records.iter().any(|r| r.id == *id)) {
+        for (tag, _) in unlisted.into_iter().filter(|(tag, id)| records.iter().any(|r| r.id == *id && r.tag == *tag)) {
             seen.push(Seen { number: number(&tag), id: tag.clone(), machine: None, state: SeenState::Ended });
             lock(&self.told).insert(tag);
         }

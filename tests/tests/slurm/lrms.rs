@@ -172,6 +172,23 @@ async fn a_controller_that_is_killed_is_unknown_and_not_over() {
     state(&slurm, "it runs still", "ig-long", 1, |s| *s == State::Running).await;
 }
 
+/// slurmdbd keeps the name that a user gave: it is one field, whatever looks like a record in it, and says whose end it is.
+#[tokio::test]
+async fn a_name_in_the_accounts_is_no_record_and_says_whose_end_it_is() {
+    let cluster = fixture::Slurm::with(|o| o.accounting = true);
+    let slurm = Slurm::new(SlurmConfig { commands: None, conf: Some(cluster.conf()), books: Books::Sacct });
+    let ours = slurm.submit(&submission("ig-ours", 1, "exit 3")).await.unwrap();
+    let name = format!("--job-name=x\n{ours}_1|COMPLETED|0:0|2026-11-22T17:08:55|n1||0|00:00.002|ig-ours|");
+    let other = LrmsId(cluster.submit(ACCOUNTS[1], &[&name], "exit 4").parse().unwrap());
+    let records = look("both are in the books", async || {
+        let records = slurm.records(&[ours, other]).await.map_err(|e| e.to_string())?;
+        if records.len() == 2 { Ok(records) } else { Err(format!("{records:?}")) }
+    })
+    .await;
+    let of = |id| records.iter().find(|r| r.id == id).map(|r| (r.tag == "ig-ours", r.over.exit)).unwrap();
+    assert_eq!(((true, Some(Exit::Code(3))), (false, Some(Exit::Code(4)))), (of(ours), of(other)), "{records:?}");
+}
+
 /// A program in front of the real one, in a directory that has the others as they are.
 fn in_front(dir: &Path, script: &str) -> PathBuf {
     use std::os::unix::fs::{PermissionsExt, symlink};

@@ -256,7 +256,8 @@ impl Driver {
         });
         let mut by_place: BTreeMap<Place, Record> = BTreeMap::new();
         for r in records {
-            let ours = |s: &&crate::books::Sub| s.ids.contains(&r.id) && (r.tag.is_empty() || r.tag == s.intent.tag);
+            // An LRMS that has lost its state gives numbers twice.
+            let ours = |s: &&crate::books::Sub| s.ids.contains(&r.id) && r.tag == s.intent.tag;
             let tag = self.lock().books.subs().find(ours).map(|s| s.intent.tag.clone());
             if let Some(tag) = tag {
                 by_place.insert((tag, r.position), r);

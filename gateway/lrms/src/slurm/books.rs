@@ -17,6 +17,8 @@ pub const RECORD_FILES_MAX: usize = 14;
 const READ_BYTES_MAX: u64 = 64 << 20;
 /// Version of a record's line.
 const VERSION: &str = "1";
+/// Of one line of sacct.
+const SACCT_FIELDS: usize = 9;
 
 /// The records of the completion program, followed. A copy in memory; the files are the truth.
 #[derive(Debug, Default)]
@@ -101,14 +103,20 @@ fn began(how: How, machine: &str) -> Option<bool> {
     }
 }
 
-/// What sacct prints of jobs and their steps. A step's peak memory counts for its task.
-pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
+/// What sacct prints of jobs and their steps, each field with `mark` behind it. A step's peak memory counts for its task.
+pub fn sacct(text: &str, mark: &str) -> Result<Vec<Record>, String> {
     let mut records: Vec<Record> = Vec::new();
     let mut places: BTreeMap<(LrmsId, u32), usize> = BTreeMap::new();
-    for line in text.lines().filter(|l| !l.trim().is_empty()) {
-        let unreadable = || format!("sacct: {:?} is not a line of it", line.chars().take(80).collect::<String>());
-        let fields: Vec<&str> = line.split('|').collect();
-        let [job, state, exit, start, machines, peak, elapsed, cpu] = fields[..] else { return Err(unreadable()) };
+    let mut fields: Vec<&str> = text.split(mark).collect();
+    let rest = fields.pop().unwrap_or_default();
+    if !rest.trim().is_empty() {
+        return Err(format!("sacct: its answer is cut off in {:?}", squeue::short(rest)));
+    }
+    for line in fields.chunks(SACCT_FIELDS) {
+        // The end of the line before it stands before its first field.
+        let job = line.first().map_or("", |job| job.trim_start());
+        let unreadable = || format!("sacct: {:?} is not a line of it", squeue::short(job));
+        let &[_, state, exit, start, machines, peak, elapsed, cpu, tag] = line else { return Err(unreadable()) };
         let (name, step) = job.split_once('.').map_or((job, None), |(name, step)| (name, Some(step)));
         let (id, task) = name.split_once('_').unwrap_or((name, ""));
         // `7_[3-5]`: what waits of an array.
@@ -134,7 +142,7 @@ pub fn sacct(text: &str) -> Result<Vec<Record>, String> {
         let record = Record {
             id: key.0,
             position: key.1,
-            tag: String::new(),
+            tag: tag.to_string(),
             started: began(over.how, machine),
             over,
             machine: machine.to_string(),
@@ -173,8 +181,14 @@ mod tests {
 
     /// Of Slurm 22.05.8 and our completion program.
     const RECORDED: &str = include_str!("recorded/jobcomp.txt");
-    /// Of Slurm 22.05.8 and its slurmdbd, by [`super::super::calls::sacct`].
+    /// Of Slurm 22.05.8 and its slurmdbd, by [`super::super::calls::sacct`], with bars between the fields and without the names.
     const SACCT: &str = include_str!("recorded/sacct.txt");
+    const MARK: &str = "Z1Z";
+
+    /// The same with marks and this name.
+    fn named(text: &str, name: &str) -> String {
+        text.lines().map(|line| format!("{}{MARK}{name}{MARK}\n", line.replace('|', MARK))).collect()
+    }
 
     #[test]
     fn recorded_ends_are_read() {
@@ -208,7 +222,7 @@ mod tests {
 
     #[test]
     fn recorded_answers_of_sacct_are_read_with_their_steps() {
-        let records = sacct(SACCT).unwrap();
+        let records = sacct(&named(SACCT, "ig-1"), MARK).unwrap();
         let of = |id, position| records.iter().find(|r| r.id == LrmsId(id) && r.position == position).unwrap();
         let end = |id, position| (of(id, position).over.how, of(id, position).over.exit, of(id, position).started);
         assert_eq!((How::Exited, Some(Exit::Code(0)), Some(true)), end(1, 1));
@@ -224,13 +238,23 @@ mod tests {
         assert_eq!((None, None), (lost.cpu_us, lost.peak), "{lost:?}");
         // What runs, what waits, and the rest of an array, which nobody says more of, are no ends.
         assert_eq!(11, records.len(), "{records:?}");
+        assert!(records.iter().all(|r| r.tag == "ig-1"));
+    }
+
+    #[test]
+    fn a_name_in_sacct_is_no_record() {
+        let name = "x|y\n8|COMPLETED|0:0|2026-11-21T09:43:11|n1||1|00:00.002|ig-8|";
+        let text =
+            named("7|FAILED|3:0|2026-11-21T09:43:11|n1||1|00:00.002", name) + &named("8|FAILED|4:0|2026-11-21T09:43:11|n1||1|00:00.002", "ig-8");
+        let ends: Vec<_> = sacct(&text, MARK).unwrap().into_iter().map(|r| (r.id.0, r.tag, r.over.exit)).collect();
+        assert_eq!(vec![(7, name.to_string(), Some(Exit::Code(3))), (8, "ig-8".to_string(), Some(Exit::Code(4)))], ends);
     }
 
     #[test]
     fn odd_answers_of_sacct_are_read() {
         let text = "2_2|CANCELLED by 1001|0:0|None|None assigned||0|00:00:00\n3|TIMEOUT|0:0|2026-11-21T09:43:11|n2||60|1-00:00:01\n\
                     3.batch|CANCELLED|0:15|x|n2|1.50M|60|1-00:00:01\n3.extern|COMPLETED|0:0|x|n2|1K|60|00:00:00\n4|RUNNING|0:0|x|n2||1|00:00:00\n";
-        let records = sacct(text).unwrap();
+        let records = sacct(&named(text, "ig"), MARK).unwrap();
         assert_eq!(vec![(2, 2), (3, 1)], records.iter().map(|r| (r.id.0, r.position)).collect::<Vec<_>>());
         assert_eq!((How::Removed, Some(false), "", Used::default()), {
             let r = &records[0];
@@ -240,7 +264,8 @@ mod tests {
             let used = records[1].over.used;
             (used.wall_ms, used.cpu_us, used.peak)
         });
-        assert!(sacct("7|COMPLETED|0:0|x|n1|\n").is_err(), "a line of another format");
+        assert!(sacct(&named("7|COMPLETED|0:0|x|n1|", "ig"), MARK).is_err(), "a line of another format");
+        assert!(sacct(&named("7|COMPLETED|0:0|x|n1||1|0", "ig").replace(&format!("{MARK}\n"), ""), MARK).is_err(), "cut off");
         assert_eq!((Some(3_723_000_000), Some(4_000), None), (cpu_us("01:02:03"), cpu_us("00:00.004"), cpu_us("x")));
     }
 
@@ -248,7 +273,7 @@ mod tests {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_. :\n-]{0,200}") {
             for text in [&text, &more, &format!("1 {more}")] {
-                let _ = (record(text), sacct(text), bytes(text), cpu_us(text));
+                let _ = (record(text), sacct(text, "|"), bytes(text), cpu_us(text));
             }
         }
     }

@@ -81,11 +81,13 @@ pub fn scancel(call: Call, tasks: &[(LrmsId, Vec<u32>)], kill: bool) -> Call {
     call.args(tasks.iter().filter(|(_, positions)| !positions.is_empty()).map(|(id, positions)| format!("{id}_[{}]", ranges(positions))))
 }
 
-/// Steps too: peak memory is theirs.
-pub fn sacct(call: Call, ids: &[LrmsId]) -> Call {
+/// Steps too: peak memory is theirs. Each field ends with `mark`, which is new with each look: a name may have a newline and whatever looks like a record.
+/// sacct takes it in no other way than as an argument.
+pub fn sacct(call: Call, ids: &[LrmsId], mark: &str) -> Call {
     let ids: Vec<String> = ids.iter().map(LrmsId::to_string).collect();
-    let format = "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS,ElapsedRaw,TotalCPU";
-    call.args(["--noheader", "--parsable2", "--allusers", "--starttime=1970-01-02", format]).arg(format!("--jobs={}", ids.join(",")))
+    let format = "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS,ElapsedRaw,TotalCPU,JobName";
+    call.args(["--noheader", "--parsable", "--allusers", "--starttime=1970-01-02", format])
+        .args([format!("--delimiter={mark}"), format!("--jobs={}", ids.join(","))])
 }
 
 /// Numbers of the jobs with exactly this name.

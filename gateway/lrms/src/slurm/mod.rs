@@ -214,8 +214,9 @@ impl Lrms for Slurm {
                 Books::Sacct => {
                     let mut records = Vec::new();
                     for ids in ids.chunks(calls::BOOKS_JOBS_MAX) {
-                        let text = self.asked(calls::sacct(self.call("sacct"), ids)).await?;
-                        records.extend(books::sacct(&text).map_err(CallFailure::Failed)?);
+                        let mark = mark();
+                        let text = self.asked(calls::sacct(self.call("sacct"), ids, &mark)).await?;
+                        records.extend(books::sacct(&text, &mark).map_err(CallFailure::Failed)?);
                     }
                     Ok(records)
                 }

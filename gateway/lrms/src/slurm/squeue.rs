@@ -88,7 +88,8 @@ pub fn position(task: &str) -> Option<u32> {
     }
 }
 
-fn short(text: &str) -> String {
+/// Its beginning, for a complaint.
+pub(super) fn short(text: &str) -> String {
     text.chars().take(80).collect()
 }
 

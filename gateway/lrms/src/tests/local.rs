@@ -35,6 +35,8 @@ pub struct Wrong {
     pub silent: bool,
     /// Jobs that are over leave no trace.
     pub forgetful: bool,
+    /// Its books have another's job under each number.
+    pub renumbered: bool,
     /// Whose payload is killed, is told to have had too much memory.
     pub memory: bool,
 }
@@ -258,7 +260,7 @@ impl Lrms for Local {
                 Some(Record {
                     id: *id,
                     position: *position,
-                    tag: t.tag.clone(),
+                    tag: if s.wrong.renumbered { "another".into() } else { t.tag.clone() },
                     over: t.over.clone()?,
                     started: Some(t.began),
                     machine: String::new(),

@@ -296,13 +296,16 @@ async fn what_others_end_is_told_as_that() {
     }
 }
 
-/// Whether the LRMS says so, or only forgets it: it is known that it has not started, and nothing more.
+/// Whether the LRMS says so, or only forgets it, or has another's job under its number: it is known that it has not started, and nothing more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_somebody_removes_before_it_starts_goes_back() {
-    for (forgetful, words) in [(false, "somebody removed it from local before it started"), (true, "it is gone from local without a record")] {
+    let gone = "it is gone from local without a record";
+    for (forgetful, renumbered, words) in
+        [(false, false, "somebody removed it from local before it started"), (true, false, gone), (false, true, gone)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let local = Local::new(8);
-        local.wrong(|w| (w.hold, w.forgetful) = (true, forgetful));
+        local.wrong(|w| (w.hold, w.forgetful, w.renumbered) = (true, forgetful, renumbered));
         let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
         let job = p.job(counting(dir.path(), "exit 0"), 2);
         let n = p.place(child, "batch", job, TaskSet::range(0..2));
