@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{SHARES_MAX, TIME_MS_MAX};
 use intergrid_proto::{Refusal, units};
 use serde::de::Error;
@@ -98,7 +99,7 @@ pub struct MapRule {
     pub principal: String,
     /// Its account.
     pub account: Option<String>,
-    /// Or one of these, each of one principal at a time.
+    /// Or one of these, each of one principal at a time; none is the `account` of another rule.
     #[serde(default)]
     pub pool: Vec<String>,
 }
@@ -234,6 +235,16 @@ pub(super) fn read(
                 let r = rule.get_ref();
                 if r.account.is_some() != r.pool.is_empty() || r.principal.is_empty() {
                     return Err(source.refuse(rule.span(), "a [[map]] needs `principal`, and either `account` or `pool`"));
+                }
+                let shares = |other: &&Spanned<MapRule>| other.get_ref().account.as_ref().is_some_and(|account| r.pool.contains(account));
+                if let Some(other) = rules.iter().find(shares) {
+                    let MapRule { principal, account, .. } = other.get_ref();
+                    let (account, place) = (account.as_deref().unwrap_or_default(), line_and_column(&source.text, other.span().start));
+                    let text = format!(
+                        "the pool of {:?} has {account:?}, which the [[map]] at {place} gives to {principal:?}: it is of one principal at a time",
+                        r.principal
+                    );
+                    return Err(source.refuse(rule.span(), &text).remedy("give one of them another account"));
                 }
             }
             AccountsConfig::Map(rules.iter().map(|r| r.get_ref().clone()).collect())

@@ -442,6 +442,7 @@ fn a_cluster_behind_a_gateway_is_read_and_a_wrong_one_names_its_place() {
         ("time_max = \"2h\"", "time_max = \"2\"", "18:12: "),
         ("tasks_max = 500", "task_max = 500", "17:1: unknown field `task_max`"),
         ("pool = [\"grid1\", \"grid2\"]", "", "a [[map]] needs `principal`"),
+        ("account = \"alice\"", "account = \"grid2\"", "26:1: the pool of \"phys-*\" has \"grid2\", which the [[map]] at 22:1 gives to"),
         ("[slurm]\n", "[agents]\nprovider = \"static\"\n[slurm]\n", "10:1: [agents] beside"),
         ("[[map]]", "[gridengine]\nqueues = [\"q\"]\ndirectory = \"/x\"\n[[map]]", "one gateway"),
     ];
