@@ -128,6 +128,13 @@ pub struct LrmsLimits {
     pub waiting_max: u64,
 }
 
+impl LrmsLimits {
+    /// Of so many slots of a queue, those that may be used.
+    pub fn ceiling(&self, slots: u64) -> u64 {
+        slots.saturating_mul(u64::from(self.ceiling_percent)) / 100
+    }
+}
+
 impl Default for LrmsLimits {
     fn default() -> Self {
         LrmsLimits {
@@ -199,6 +206,16 @@ pub(super) fn read(
     let piloted = s.queues.iter().filter(|queue| mode(queue) == Mode::Pilot).cloned().collect();
     if !(1..=100).contains(&s.limits.ceiling_percent) {
         return refuse(format!("limits.ceiling_percent must be 1 to 100, not {}", s.limits.ceiling_percent));
+    }
+    let bounds = [
+        ("slots_max", s.limits.slots_max),
+        ("tasks_max", s.limits.tasks_max),
+        ("slots_per_principal_max", s.limits.slots_per_principal_max),
+        ("tasks_per_principal_max", s.limits.tasks_per_principal_max),
+    ];
+    if let Some((field, _)) = bounds.iter().find(|(_, max)| *max == Some(0)) {
+        return refuse(format!("limits.{field} = 0: nothing could ever run"))
+            .map_err(|r| r.remedy("leave it out, or take no new work with `grid drain`"));
     }
     let words = [("parallel_environment", &s.parallel_environment), ("memory", &s.memory), ("gpu_complex", &s.gpu_complex)];
     let foreign = match kind {

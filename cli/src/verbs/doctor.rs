@@ -75,7 +75,7 @@ fn wish(lrms: &LrmsConfig) -> Result<Wish, Refusal> {
             all.into_iter().map(|account| (account.clone(), place(&account).into())).collect()
         }
     };
-    Ok(Wish { queues: lrms.queues.clone(), accounts })
+    Ok(Wish { queues: lrms.queues.clone(), direct: lrms.direct(), limits: lrms.limits, accounts })
 }
 
 fn show(found: &[Finding], out: &Out) -> Result<()> {

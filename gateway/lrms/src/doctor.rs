@@ -5,12 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use intergrid_gateway::config::LrmsLimits;
 use intergrid_proto::Shape;
 use tokio::time::{Instant, sleep};
 
 use crate::command::{Account, Call, Hands};
 use crate::limits::{DOCTOR_CLOCK_MS_MAX, DOCTOR_LOOK_MS, DOCTOR_TASK_MS};
-use crate::lrms::{Lrms, LrmsId, State, Submission, Wait};
+use crate::lrms::{Lrms, LrmsId, Queue, State, Submission, Wait};
 
 /// Tasks that are not seen in the queue are taken for gone.
 pub const BLIND_REMEDY: &str =
@@ -69,10 +70,14 @@ impl Finding {
 }
 
 /// What a configuration asks of the system.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wish {
     /// Partitions or queues.
     pub queues: Vec<String>,
+    /// Of these, those whose tasks are jobs, for which the limits are.
+    pub direct: Vec<String>,
+    /// What the site allows.
+    pub limits: LrmsLimits,
     /// As whom tasks run, each with its directory on the shared file system.
     pub accounts: Vec<(Account, PathBuf)>,
 }
@@ -92,7 +97,7 @@ pub async fn examine(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
             return found;
         }
     }
-    found.extend(queues(lrms, &wish.queues).await);
+    found.extend(queues(lrms, wish).await);
     match lrms.entries("ig-").await {
         Ok(entries) => found.push(Finding::good("queue", format!("can be listed; {} tasks in it are named as ours", entries.len()))),
         Err(e) => found.push(Finding::bad("queue", e.to_string(), "let this account list all jobs")),
@@ -116,16 +121,17 @@ pub async fn examine(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
     found
 }
 
-async fn queues(lrms: &dyn Lrms, wanted: &[String]) -> Vec<Finding> {
+async fn queues(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
     let there = match lrms.queues().await {
         Ok(there) => there,
         Err(e) => return vec![Finding::bad("queues", e.to_string(), "let this account ask for the queues")],
     };
     let names: Vec<&str> = there.iter().map(|q| q.name.as_str()).collect();
     let mut found = Vec::new();
-    for name in wanted {
+    for name in &wish.queues {
         let what = format!("queue {name}");
-        found.push(match there.iter().find(|q| q.name == *name) {
+        let queue = there.iter().find(|q| q.name == *name);
+        found.push(match queue {
             None => Finding::bad(what, "is not there", format!("offer one of these: {}", names.join(", "))),
             Some(q) if q.closed.is_some() => Finding::warning(what, q.closed.clone().unwrap_or_default(), "open it, or wait until it is"),
             Some(q) if q.slots_total == 0 => Finding::warning(what, "none of its machines can be used", "bring one back into service"),
@@ -133,8 +139,20 @@ async fn queues(lrms: &dyn Lrms, wanted: &[String]) -> Vec<Finding> {
                 Finding::good(what, format!("{} slots on {} machines, {} free, {} tasks wait", q.slots_total, q.machines, q.slots_free, q.waiting))
             }
         });
+        found.extend(queue.filter(|q| wish.direct.contains(&q.name)).and_then(|q| no_slot(q, &wish.limits)));
     }
     found
+}
+
+/// A ceiling under which a queue that has slots has none for us.
+fn no_slot(queue: &Queue, limits: &LrmsLimits) -> Option<Finding> {
+    let all = queue.slots_total;
+    if all == 0 || limits.ceiling(all) > 0 {
+        return None;
+    }
+    let seen = format!("ceiling_percent = {} of its {all} slots is less than one: nothing could ever run there", limits.ceiling_percent);
+    let remedy = format!("write ceiling_percent = {} or more, or leave the queue out", 100_u64.div_ceil(all));
+    Some(Finding::bad(format!("limits of queue {}", queue.name), seen, remedy))
 }
 
 /// As the account, from here: it can be used, its directory can be made, is its alone, and a claim there is exclusive.
@@ -290,6 +308,19 @@ mod tests {
         assert!(found[1].grade == Grade::Bad && found[1].seen.contains("mkdir"), "{found:?}");
         let nobody = Account::Named("intergrid-nobody".into());
         assert_eq!(Grade::Bad, account_and_directory(&nobody, dir.path()).await[0].grade);
+    }
+
+    #[test]
+    fn a_ceiling_of_less_than_a_slot_is_told_with_the_least_that_gives_one() {
+        let of = |slots_total, ceiling_percent| {
+            let (queue, limits) =
+                (Queue { name: "q".into(), slots_total, ..Queue::default() }, LrmsLimits { ceiling_percent, ..LrmsLimits::default() });
+            no_slot(&queue, &limits)
+        };
+        let bad = of(16, 6).unwrap();
+        assert_eq!((Grade::Bad, "limits of queue q"), (bad.grade, bad.what.as_str()));
+        assert!(bad.seen.contains("ceiling_percent = 6 of its 16 slots") && bad.remedy.contains("ceiling_percent = 7 "), "{bad:?}");
+        assert_eq!([None, None, None], [of(16, 7), of(1, 100), of(0, 1)]);
     }
 
     #[test]

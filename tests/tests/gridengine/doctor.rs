@@ -23,7 +23,9 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     fs::set_permissions(&shared, Permissions::from_mode(0o1777)).unwrap();
     let engine = backend(config(&cluster));
     let named = |name: &str| (Account::Named(name.to_string()), shared.join(name));
-    let mut wish = Wish { queues: vec!["batch".into(), "short".into()], accounts: ACCOUNTS[..2].iter().map(|name| named(name)).collect() };
+    let queues: Vec<String> = vec!["batch".into(), "short".into()];
+    let accounts = ACCOUNTS[..2].iter().map(|name| named(name)).collect();
+    let mut wish = Wish { direct: queues.clone(), queues, accounts, ..Wish::default() };
 
     let mut found = doctor::examine(&engine).await;
     found.extend(examine(&engine, &wish).await);

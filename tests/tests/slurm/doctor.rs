@@ -22,7 +22,9 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     fs::set_permissions(&shared, Permissions::from_mode(0o1777)).unwrap();
     let slurm = Slurm::new(SlurmConfig { commands: None, conf: Some(cluster.conf()), books: Books::Files(cluster.records()) });
     let named = |name: &str| (Account::Named(name.to_string()), shared.join(name));
-    let mut wish = Wish { queues: vec!["batch".into(), "short".into()], accounts: ACCOUNTS[..2].iter().map(|name| named(name)).collect() };
+    let queues: Vec<String> = vec!["batch".into(), "short".into()];
+    let accounts = ACCOUNTS[..2].iter().map(|name| named(name)).collect();
+    let mut wish = Wish { direct: queues.clone(), queues, accounts, ..Wish::default() };
 
     let mut found = doctor::examine(&slurm).await;
     found.extend(examine(&slurm, &wish).await);
@@ -32,12 +34,14 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
         assert_eq!(0, fs::read_dir(shared.join(name)).unwrap().count(), "nothing is left");
     }
 
-    // A queue that is not there, an account that is not there, a directory that the account may not make.
+    // A queue without a slot for us, one that is not there, an account that is not there, a directory that the account may not make.
+    wish.limits.ceiling_percent = 10;
     wish.queues.push("gone".into());
     wish.accounts = vec![named("intergrid-nobody"), (Account::Named(ACCOUNTS[0].into()), PathBuf::from("/root/no"))];
     let found = examine(&slurm, &wish).await;
     let bad: Vec<_> = worst(&found).into_iter().map(|f| (f.grade, f.what.as_str(), !f.remedy.is_empty())).collect();
-    assert_eq!(vec![(Grade::Bad, "queue gone", true), (Grade::Bad, "account intergrid-nobody", true), (Grade::Bad, "directory /root/no", true)], bad);
+    let all = ["limits of queue short", "queue gone", "account intergrid-nobody", "directory /root/no"];
+    assert_eq!(all.map(|what| (Grade::Bad, what, true)).to_vec(), bad);
 
     // Books that can't be read, and a controller that is away.
     let books = Slurm::new(SlurmConfig { commands: None, conf: Some(cluster.conf()), books: Books::Files("/nowhere".into()) });

@@ -444,7 +444,7 @@ fn never(text: String) -> Fault {
 
 /// What is offered of a queue in which our tasks occupy so many slots.
 fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
-    let ceiling = queue.slots_total * u64::from(limits.ceiling_percent) / 100;
+    let ceiling = limits.ceiling(queue.slots_total);
     let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
     let most = ceiling.min(limits.slots_max.unwrap_or(u64::MAX));
     let bound = match limits.slots_max {
