@@ -1,6 +1,6 @@
 //! What people are told: pure reads of the core. A waiting phase always comes with its reason: the one constructor of a count asks for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
@@ -9,7 +9,7 @@ use intergrid_proto::share::totals;
 use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
 use super::Core;
-use super::state::Job;
+use super::state::{Cell, Job};
 
 impl Core {
     /// Users' jobs in memory that a name may mean, at most two: an id, a prefix of one, or `last`. `all`: not only the caller's.
@@ -58,27 +58,46 @@ impl Core {
         self.parents.get(&parent).is_some_and(|p| p.attached)
     }
 
-    fn counts(&self, j: &Job) -> Vec<pb::PhaseCount> {
-        Phase::ALL
+    /// How many tasks are in each phase, and why; of these alone, with the reasons of all. What is below a child that is away counts by itself.
+    pub fn counts(&self, j: &Job, only: Option<&TaskSet>) -> Vec<pb::PhaseCount> {
+        let silent = self.silent(j);
+        let mut found = BTreeMap::<(Phase, Option<SiteId>), u64>::new();
+        match only {
+            None if silent.is_empty() => found.extend(Phase::ALL.map(|p| ((p, None), j.count(p)))),
+            _ => j.each_run(only.unwrap_or(&j.all()), |range, c| {
+                if let Some(phase) = c.phase() {
+                    let child = silent_at(&silent, c).filter(|_| phase != Phase::Held);
+                    *found.entry((phase, child)).or_default() += range.len() as u64;
+                }
+            }),
+        }
+        found
             .into_iter()
-            .filter(|p| j.count(*p) > 0)
-            .map(|phase| {
+            .filter(|(_, tasks)| *tasks > 0)
+            .map(|((phase, child), tasks)| {
                 let reason = match phase {
                     Phase::Queued => Some(self.why_waiting(j.no)),
                     Phase::Held => Some(self.why_held(j.no)),
                     Phase::Failed => why_failed(j),
-                    Phase::Placed | Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => self.why_silent(j),
+                    Phase::Placed | Phase::StagingIn | Phase::Running | Phase::Suspended | Phase::StagingOut => {
+                        child.and_then(|c| self.why_silent(j, c))
+                    }
                     Phase::Done | Phase::Cancelled => None,
                 };
-                pb::PhaseCount { phase: phase as i32, tasks: j.count(phase), reason: reason.map(Into::into) }
+                pb::PhaseCount { phase: phase as i32, tasks, reason: reason.map(Into::into) }
             })
             .collect()
     }
 
+    /// Placements of a job on children that can't be reached.
+    fn silent(&self, j: &Job) -> BTreeMap<u64, SiteId> {
+        let away = |child: &SiteId| !self.children.get(child).is_some_and(|c| c.attached);
+        j.downs.iter().filter(|(_, d)| d.open > 0 && away(&d.child)).map(|(n, d)| (*n, d.child)).collect()
+    }
+
     /// Tasks are below a child that can't be reached: their phase is the last known.
-    fn why_silent(&self, j: &Job) -> Option<Reason> {
-        let d = j.downs.values().find(|d| d.open > 0 && !self.children.get(&d.child).is_some_and(|c| c.attached))?;
-        let away = self.away(d.child, Some(j.no))?;
+    fn why_silent(&self, j: &Job, child: SiteId) -> Option<Reason> {
+        let away = self.away(child, Some(j.no))?;
         let text = format!("{}: {}; {}; the phase is the last known", away.name, away.why, away.next());
         Some(Reason::new(ReasonKind::ContactLost, text).aged(away.for_ms))
     }
@@ -91,7 +110,7 @@ impl Core {
     /// One job, in memory or past.
     pub fn view(&self, j: &Job, whole: bool) -> pb::JobView {
         let open = j.open();
-        let mut sites: std::collections::BTreeMap<SiteId, (u64, u64)> = j.ended_at.iter().map(|(s, n)| (*s, (0, *n))).collect();
+        let mut sites: BTreeMap<SiteId, (u64, u64)> = j.ended_at.iter().map(|(s, n)| (*s, (0, *n))).collect();
         for d in j.downs.values() {
             sites.entry(d.child).or_default().0 += d.open;
         }
@@ -102,7 +121,7 @@ impl Core {
             owner: j.owner_name.clone(),
             tasks: j.size,
             age_ms: self.now.unix_ms.saturating_sub(j.created_ms),
-            counts: self.counts(j),
+            counts: self.counts(j, None),
             sites: sites
                 .into_iter()
                 .map(|(s, (active, ended))| pb::SiteCount { site: s.0.to_vec(), name: self.child_name(s), active, ended })
@@ -140,7 +159,11 @@ impl Core {
         if any(Phase::Failed) {
             reasons.extend(why_failed(j));
         }
-        reasons.extend(self.why_silent(j));
+        let (silent, mut lost) = (self.silent(j), BTreeSet::new());
+        if !silent.is_empty() {
+            j.each_run(concerned, |_, c| lost.extend(silent_at(&silent, c)));
+        }
+        reasons.extend(lost.into_iter().filter_map(|child| self.why_silent(j, child)));
         if let Some((at, r)) = &j.last_return
             && j.open() > 0
         {
@@ -155,7 +178,7 @@ impl Core {
         children.truncate(intergrid_proto::limits::SHARES_MAX);
         let explanation = pb::Explanation {
             site: Some(self.me.clone().into()),
-            counts: self.counts(j),
+            counts: self.counts(j, tasks),
             reasons: reasons.into_iter().map(Into::into).collect(),
             ..Default::default()
         };
@@ -234,6 +257,11 @@ pub fn is_of(j: &Job, caller: SiteId, all: bool) -> bool {
     all || (j.parent.is_none() && j.owner == caller)
 }
 
+/// The child that can't be reached which has this task.
+fn silent_at(silent: &BTreeMap<u64, SiteId>, c: Cell) -> Option<SiteId> {
+    silent.get(&c.down).filter(|_| c.is_below()).copied()
+}
+
 /// Why tasks of a job failed, and how many of each. What failed before the job was loaded is known by its exit alone.
 pub fn failures(j: &Job) -> Vec<(Reason, u64)> {
     let mut known = j.failures.clone();
@@ -241,7 +269,7 @@ pub fn failures(j: &Job) -> Vec<(Reason, u64)> {
     let rest = total.saturating_sub(known.iter().map(|(_, n)| n).sum());
     if rest > 0 && known.is_empty() {
         let failed = j.select(&j.all(), |c| c.phase() == Some(Phase::Failed));
-        let mut by_exit: std::collections::BTreeMap<u16, u64> = Default::default();
+        let mut by_exit: BTreeMap<u16, u64> = Default::default();
         failed.iter().for_each(|t| *by_exit.entry(j.cell(t).exit).or_default() += 1);
         known = by_exit.into_iter().map(|(exit, n)| (of_exit(exit), n)).collect();
         known.truncate(super::limits::FAILURES_MAX);
@@ -277,13 +305,13 @@ fn of_exit(exit: u16) -> Reason {
 }
 
 /// Shown as one.
-fn alike(a: &super::state::Cell, b: &super::state::Cell) -> bool {
+fn alike(a: &Cell, b: &Cell) -> bool {
     (a.phase, a.attempts, a.exit) == (b.phase, b.attempts, b.exit)
 }
 
 /// Phases by range; a job with more ranges than `SHOW_RANGES_MAX` shows its first ones.
 fn ranges(j: &Job) -> Vec<pb::TaskRange> {
-    let mut out: Vec<(std::ops::Range<u32>, super::state::Cell)> = Vec::new();
+    let mut out: Vec<(std::ops::Range<u32>, Cell)> = Vec::new();
     j.each_run(&j.all(), |range, c| {
         let full = out.len() == SHOW_RANGES_MAX;
         match out.last_mut() {

@@ -117,7 +117,7 @@ impl Service {
 
     /// As a whole, or of some of its tasks.
     async fn view(&self, job: u64, whole: bool, only: Option<TaskSet>) -> Result<pb::JobView, Refusal> {
-        self.of_job(job, whole || only.is_some(), move |core, j| some::narrowed(j, core.view(j, whole), only.as_ref())).await
+        self.of_job(job, whole || only.is_some(), move |core, j| some::narrowed(core, j, core.view(j, whole), only.as_ref())).await
     }
 
     /// The tasks that a caller names, all of which the job must have.

@@ -1,11 +1,10 @@
-//! Some tasks of a job instead of all: views and counts narrowed to them. Which tasks those may be is checked before; nothing is decided here.
-
-use std::collections::BTreeMap;
+//! Some tasks of a job instead of all: views narrowed to them. Which tasks those may be is checked before; nothing is decided here.
 
 use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
 use intergrid_proto::{JobNo, Phase, Refusal, RefusalKind, TaskSet, pb};
 
+use crate::core::Core;
 use crate::core::state::{Cell, Job};
 
 /// Tasks end before `end`: does the job have them all?
@@ -19,22 +18,13 @@ pub(super) fn check(j: &Job, end: u32) -> Result<(), Refusal> {
 }
 
 /// A view whose counts, ranges and end are those of some tasks.
-pub(super) fn narrowed(j: &Job, view: pb::JobView, only: Option<&TaskSet>) -> pb::JobView {
+pub(super) fn narrowed(core: &Core, j: &Job, view: pb::JobView, only: Option<&TaskSet>) -> pb::JobView {
     let Some(only) = only else { return view };
-    let counts = counts(j, view.counts, Some(only));
+    let counts = core.counts(j, Some(only));
     let open = counts.iter().any(|c| Phase::from_number(c.phase).is_some_and(|p| !p.is_terminal()));
     let ranges = if view.ranges.is_empty() { Vec::new() } else { ranges(j, only) };
     let ended_age_ms = if open { 0 } else { view.ended_age_ms.max(1) };
     pb::JobView { counts, ranges, ended_age_ms, ..view }
-}
-
-/// Counts of some tasks, with the reasons of all.
-pub(super) fn counts(j: &Job, of_all: Vec<pb::PhaseCount>, only: Option<&TaskSet>) -> Vec<pb::PhaseCount> {
-    let Some(only) = only else { return of_all };
-    let mut found = BTreeMap::<i32, u64>::new();
-    j.each_run(only, |range, cell| *found.entry(cell.phase.into()).or_default() += range.len() as u64);
-    let narrow = |c: pb::PhaseCount| found.get(&c.phase).map(|n| pb::PhaseCount { tasks: *n, ..c });
-    of_all.into_iter().filter_map(narrow).collect()
 }
 
 /// Phases by range, at most so many.

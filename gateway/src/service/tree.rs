@@ -8,7 +8,7 @@ use intergrid_proto::limits::TREE_CALL_TIMEOUT_MS;
 use intergrid_proto::link::Kind;
 use intergrid_proto::{Phase, Refusal, RefusalKind, SiteId, TaskSet, convert, pb};
 
-use super::{Service, answers, some};
+use super::{Service, answers};
 use crate::backend::{Configured, Content};
 use crate::core::away::Away;
 
@@ -33,8 +33,7 @@ impl Service {
     pub(super) async fn explain_tree(&self, job: u64, tasks: Option<TaskSet>, deadline: Duration) -> Result<pb::Explanation, Refusal> {
         let asked = tasks.clone();
         let found = self.of_job(job, true, move |core, j| {
-            let (mut own, children) = core.explanation(j, asked.as_ref());
-            own.counts = some::counts(j, own.counts, asked.as_ref());
+            let (own, children) = core.explanation(j, asked.as_ref());
             let children: Vec<_> = children.into_iter().map(|c| (core.away(c.site, Some(job)), c)).collect();
             (own, children)
         });

@@ -3,7 +3,7 @@
 use intergrid_proto::limits::REDIAL_MAX_MS;
 use intergrid_proto::link::{Attempts, Down, Hello, Hop, Kind, Up};
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{Phase, SiteId, TaskSet};
+use intergrid_proto::{Phase, ReasonKind, SiteId, TaskSet, pb};
 
 use super::world::open;
 use super::{Message, World, sleep};
@@ -83,6 +83,42 @@ fn a_person_is_told_what_becomes_of_tasks_that_are_out_of_sight() {
     assert_eq!("g: cut; 3 tasks there go elsewhere in 26 s unless it comes back; the phase is the last known", said);
     let (_, children) = w.sites[&root].core.host();
     assert!(children[0].1.unreachable.starts_with("for 4 s: cut; "), "{children:?}");
+}
+
+#[test]
+fn what_is_at_another_site_is_not_counted_as_lost() {
+    let mut w = World::new();
+    let sites = [("root", 0), ("campus", 4), ("partner", 2)].map(|(name, slots)| {
+        let site = w.site(name);
+        if slots > 0 {
+            w.agent(&format!("{name}-1"), slots, site);
+        }
+        site
+    });
+    let [root, campus, partner] = sites;
+    w.link(campus, root);
+    w.link(partner, root);
+    w.pass(500);
+    let mut spec = sleep(600_000);
+    spec.on_lost = OnLost::Wait;
+    let (job, _) = w.submit(root, "k", spec, 6).unwrap();
+    w.pass(3_000);
+    assert_eq!(6, w.count(root, job, Phase::Running));
+    w.cut(campus, root);
+    let core = &w.sites[&root].core;
+    let j = &core.state().jobs[&job];
+    let told = |only: Option<&TaskSet>| {
+        let said = |c: pb::PhaseCount| (c.tasks, c.reason.map(|r| r.text.split(':').next().unwrap_or_default().to_string()));
+        let mut told: Vec<_> = core.counts(j, only).into_iter().map(said).collect();
+        told.sort();
+        told
+    };
+    assert_eq!(vec![(2, None), (4, Some("campus".to_string()))], told(None));
+    let on = |child| j.select(&j.all(), |c| j.downs.get(&c.down).is_some_and(|d| d.child == child));
+    assert_eq!(vec![(2, None)], told(Some(&on(partner))));
+    assert_eq!(vec![(4, Some("campus".to_string()))], told(Some(&on(campus))));
+    let lost = |tasks| core.explanation(j, Some(tasks)).0.reasons.iter().filter(|r| r.kind == ReasonKind::ContactLost.number()).count();
+    assert_eq!((0, 1), (lost(&on(partner)), lost(&on(campus))));
 }
 
 #[test]
