@@ -406,7 +406,8 @@ impl Core {
         } else if j.want.tasks(intergrid_proto::link::WantValue::Hold, &j.queued).len() == j.queued.len() && !j.queued.is_empty() {
             Reason::new(ReasonKind::HeldByUser, "on hold")
         } else if let Some(n) = j.tasks_at_once().filter(|_| j.placeable() == 0) {
-            let text = format!("{n} of its tasks are placed or running, no more may be at a time");
+            let below: u64 = j.downs.values().map(|d| d.open).sum();
+            let text = format!("{below} of its tasks are placed or running, at most {n} may be at a time");
             // Where there is room does not matter.
             because.clear();
             Reason::new(ReasonKind::Throttled, text).remedy("`grid throttle` changes that")

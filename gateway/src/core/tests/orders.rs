@@ -60,8 +60,10 @@ fn a_throttled_array_never_has_more_than_it_may() {
         }
         assert_eq!(4, w.count(sites[0], other, Phase::Done));
         let (kind, text) = why(&w, sites[0], job);
-        assert!(kind == ReasonKind::Throttled && text.contains("3 of its tasks"), "{text}");
+        assert!(kind == ReasonKind::Throttled && text.contains("3 of its tasks are placed or running, at most 3"), "{text}");
         order(&mut w, sites[0], Order::Throttle { job, at_once: 1 }).unwrap();
+        let text = why(&w, sites[0], job).1;
+        assert!(text.contains("3 of its tasks are placed or running, at most 1 may be at a time"), "what runs goes on: {text}");
         w.restart(sites[0]);
         w.pass(1_000);
         assert!(running(&w) <= 1, "changed, and kept over a restart");
