@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use intergrid_proto::link::{Attempts, Down, Ended, Hop, WantValue};
+use intergrid_proto::link::{Attempts, Down, Ended, Hop, Kind, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, Refusal, RefusalKind, Share, SiteId, TaskSet, pb};
 
@@ -101,8 +101,20 @@ impl Core {
         Ok(hop)
     }
 
+    /// Has this agent left, with nothing of its work or of our word kept for it? One that was here when this process began may yet dial again.
+    fn has_left(&self, hop: &Hop) -> bool {
+        let (kept, s) = (self.children.contains_key(&hop.site), &self.state);
+        let away = hop.kind == Kind::Agent && !kept && s.cursors.get(&hop.site).is_some_and(|c| !c.here);
+        away && !s.drains.contains_key(&hop.site) && s.placed_on.get(&hop.site).is_none_or(BTreeMap::is_empty)
+    }
+
     fn drain(&mut self, name: &str, why: Option<(String, String)>) -> Result<Done, Refusal> {
         let hop = self.target(name)?;
+        if why.is_none() && self.has_left(&hop) {
+            let message =
+                format!("agent {} is no longer attached to {}, and is not drained: its machine has ended, or is away", hop.name, self.me.name);
+            return Err(Refusal::new(RefusalKind::NotFound, message).remedy("`grid hosts --tree` names who is here"));
+        }
         let now = self.state.drains.get(&hop.site);
         let same = match (&why, now) {
             (Some((reason, _)), Some(d)) => *reason == d.reason,

@@ -9,7 +9,7 @@ use crate::core::Input;
 use crate::core::orders::{Done, Order};
 use crate::store::Reader;
 
-fn order(w: &mut World, site: SiteId, order: Order) -> Result<Done, intergrid_proto::Refusal> {
+pub(super) fn order(w: &mut World, site: SiteId, order: Order) -> Result<Done, intergrid_proto::Refusal> {
     w.token += 1;
     let token = w.token;
     w.input(site, Input::Order { token, order });

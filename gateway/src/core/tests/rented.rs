@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use intergrid_proto::link::{Hop, Kind, ShapeDemand, WantValue};
 use intergrid_proto::share::Machine;
-use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, SiteId};
+use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, RefusalKind, SiteId};
 
+use super::orders::order;
 use super::{World, site_of, sleep};
 use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
+use crate::core::orders::Order;
 use crate::core::rent::{ForRent, MachinePrice, Rentable};
 use crate::core::schedule::{Burst, FirstFit, Plan, Policy, Problem};
 use crate::core::state::Spec;
@@ -204,8 +206,13 @@ fn an_agent_whose_machine_is_gone_is_no_longer_listed() {
     w.pass(61_000);
     w.cut(agent, g);
     assert_eq!(vec![("g-m1".into(), false, 0, 0)], listed(&w));
+    let resume = |w: &mut World| order(w, g, Order::Resume { site: "g-m1".into() }).map(|_| ()).map_err(|r| r.kind);
+    assert_eq!(Ok(()), resume(&mut w), "it may come back");
     w.input(g, gone());
     assert!(listed(&w).is_empty());
+    assert_eq!(Err(RefusalKind::NotFound), resume(&mut w), "nothing takes new work there");
+    order(&mut w, g, Order::Drain { site: "g-m1".into(), reason: "x".into(), by: "root".into() }).unwrap();
+    assert_eq!((Ok(()), Err(RefusalKind::NotFound)), (resume(&mut w), resume(&mut w)), "a drain can always be taken back");
 }
 
 /// What is there is no machine for it, and one that would be could come: it stays demand here, until that has come.
