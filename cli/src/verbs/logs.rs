@@ -72,7 +72,8 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<()> {
     let view = jobs::view(&context.client, &named).await?;
     let printer = Printer { out: context.out, client: &context.client, job: view.id.clone(), streams: wish.streams, label: tasks.len() > 1 };
     if wish.follow {
-        follow(&printer, &tasks, || ()).await?;
+        let mut warning = wait::Warning::new(context.out);
+        follow(&printer, &tasks, || (), |view| warning.see(view, None)).await?;
     } else {
         let left = printed(&printer, &tasks).await?;
         if let Some(first) = left.first() {
@@ -108,12 +109,13 @@ async fn printed(printer: &Printer<'_>, tasks: &TaskSet) -> Result<TaskSet> {
     Ok(left)
 }
 
-/// Of all these tasks, each when it has ended; returns when all have. `before` is called before anything is printed.
-pub async fn follow(printer: &Printer<'_>, tasks: &TaskSet, before: impl Fn()) -> Result<()> {
+/// Of all these tasks, each when it has ended; returns when all have. `before` is called before anything is printed, `see` with every view of them.
+pub async fn follow(printer: &Printer<'_>, tasks: &TaskSet, before: impl Fn(), mut see: impl FnMut(&pb::JobView)) -> Result<()> {
     let (seen, mut news) = watch::channel(0);
     let job = JobName { id: printer.job.clone(), tasks: Some(tasks.clone()) };
     let following = async {
         let ended = wait::follow(printer.client, &job, |view| {
+            see(view);
             seen.send_replace(render::ended(view));
         })
         .await;

@@ -10,7 +10,7 @@ use crate::names::JobName;
 use crate::render::{self, objects};
 use crate::stop::{Ending, RUN_FAULT, Result};
 use crate::verbs::logs::{self, Printer, Streams};
-use crate::verbs::{Context, jobs, submit};
+use crate::verbs::{Context, jobs, submit, wait};
 
 /// A job that was cancelled by Ctrl-C is left alone after this.
 const CANCEL_TIMEOUT_MS: u64 = 10_000;
@@ -30,10 +30,12 @@ pub async fn run(context: &Context<'_>, submission: submit::Submission) -> Resul
     let tasks = TaskSet::range(0..submission.tasks);
     let printer = Printer { out, client, job: reply.job.clone(), streams: Streams::Both, label: submission.tasks > 1 };
     let waiting = out.watched().then(|| out.spinner(&format!("job {}; Ctrl-C cancels it", reply.job)));
+    let mut warning = wait::Warning::new(out);
+    let clear = || waiting.iter().for_each(|w| w.finish_and_clear());
     let printed = tokio::select! {
-        printed = logs::follow(&printer, &tasks, || if let Some(w) = &waiting { w.finish_and_clear() }) => printed,
+        printed = logs::follow(&printer, &tasks, clear, |view| warning.see(view, waiting.as_ref())) => printed,
         (_, code) = &mut interrupted => {
-            if let Some(w) = &waiting { w.finish_and_clear() }
+            clear();
             cancel(context, &reply.job).await?;
             return Ok(Ending::Payload(code));
         }

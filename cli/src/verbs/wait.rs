@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use intergrid_proto::limits::{CALL_TIMEOUT_MS, REDIAL_MAX_MS, REDIAL_MIN_MS};
 use intergrid_proto::net::refusal_of;
 use intergrid_proto::units::parse_duration;
-use intergrid_proto::{Phase, Refusal, RefusalKind, pb};
+use intergrid_proto::{Phase, ReasonKind, Refusal, RefusalKind, pb};
 use tokio::time::Instant;
 
 use crate::client::Client;
@@ -47,8 +47,13 @@ pub async fn run(context: &Context<'_>, wish: Wish) -> Result<Ending> {
         .iter()
         .map(|job| {
             let mut progress = Progress::new(bars.add(context.out.job_bar(&job.to_string())), job);
+            let mut warning = Warning::new(context.out);
             async move {
-                let end = follow(&context.client, job, |view| progress.see(view)).await;
+                let see = |view: &pb::JobView| {
+                    progress.see(view);
+                    warning.see(view, Some(&progress.bar));
+                };
+                let end = follow(&context.client, job, see).await;
                 progress.bar.finish_and_clear();
                 (job, end)
             }
@@ -115,6 +120,40 @@ impl Progress {
     pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Says once of a job that nothing of what waits could ever run: it goes on waiting all the same, as a machine may come.
+pub struct Warning<'a> {
+    out: &'a Out,
+    said: bool,
+}
+
+impl<'a> Warning<'a> {
+    /// Nothing has been said.
+    pub fn new(out: &'a Out) -> Self {
+        Warning { out, said: false }
+    }
+
+    /// A newer view. The bar is drawn again below what is said.
+    pub fn see(&mut self, view: &pb::JobView, bar: Option<&ProgressBar>) {
+        let Some(text) = never(view).filter(|_| !self.said) else { return };
+        self.said = true;
+        let say = || self.out.note(text);
+        match bar {
+            Some(bar) => bar.suspend(say),
+            None => say(),
+        }
+    }
+}
+
+/// That no machine could ever run what waits, if that is so of all of it.
+fn never(view: &pb::JobView) -> Option<String> {
+    let mut waiting = view.counts.iter().filter(|c| c.phase == Phase::Queued as i32 && c.tasks > 0).peekable();
+    let why = waiting.peek()?.reason.clone()?;
+    let fits = |c: &pb::PhaseCount| c.reason.as_ref().is_none_or(|r| r.kind != ReasonKind::NoFit.number());
+    let id = &view.id;
+    let tasks = render::in_phase(view, Phase::Queued);
+    (!waiting.any(fits)).then(|| format!("job {id}: {tasks} queued: {}; it goes on waiting, `grid cancel {id}` ends it", render::reason(&why)))
 }
 
 /// How fast tasks end.
@@ -214,6 +253,22 @@ mod tests {
         assert!(Wish::parse(&["7k".into(), "last".into()], Some("10m")).is_ok());
         assert!(Wish::parse(&["7k[3-7]".into()], None).is_ok());
         assert!(Wish::parse(&["7k".into()], Some("10")).is_err());
+    }
+
+    #[test]
+    fn what_could_never_run_is_told_from_what_waits() {
+        use ReasonKind::*;
+        let count = |phase: Phase, tasks, kind: Option<ReasonKind>| pb::PhaseCount {
+            phase: phase as i32,
+            tasks,
+            reason: kind.map(|k| pb::Reason { kind: k.number(), text: "too wide".into(), remedy: "ask for less".into(), ..Default::default() }),
+        };
+        let of = |counts| never(&pb::JobView { id: "7k".into(), counts, ..Default::default() });
+        let text = "job 7k: 3 queued: no-fit: too wide; ask for less; it goes on waiting, `grid cancel 7k` ends it";
+        assert_eq!(Some(text.to_string()), of(vec![count(Phase::Queued, 3, Some(NoFit)), count(Phase::Running, 1, None)]));
+        assert_eq!(None, of(vec![count(Phase::Queued, 3, Some(AllBusy))]));
+        assert_eq!(None, of(vec![count(Phase::Queued, 3, Some(NoFit)), count(Phase::Queued, 1, Some(AllBusy))]), "some of it may run");
+        assert_eq!(None, of(vec![count(Phase::Running, 3, None), count(Phase::Failed, 1, Some(NoFit))]), "nothing waits");
     }
 
     #[test]

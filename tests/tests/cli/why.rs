@@ -26,6 +26,9 @@ fn what_no_machine_could_ever_run_says_so() {
         let object = user.json(&["explain", &wide]);
         assert_eq!((Some(wide.as_str()), Some(1)), (object["job"].as_str(), object["phases"]["queued"].as_u64()), "{object}");
         assert!(object["phase_reasons"][0]["reason"]["kind"] == "no-fit", "{object}");
+        // Who waits is told once.
+        let waited = user.run(&["wait", "--timeout", "1s", &wide]);
+        assert_eq!((6, 1), (waited.code, waited.err.matches("no-fit: no machine could ever run it").count()), "{}", waited.err);
         user.run(&["cancel", &wide, &large]).well();
         assert_eq!(1, user.wait(&wide));
     }
