@@ -379,7 +379,10 @@ impl Core {
                 };
                 fits |= !matches!(reason.kind, ReasonKind::NoFit | ReasonKind::Loop | ReasonKind::OverLimit);
                 reason.site = Some((*id, c.hop.name.clone()));
-                because.push(reason);
+                // A drain is of all shares of a child.
+                if !because.iter().any(|b: &Reason| (b.kind, &b.text, &b.site) == (reason.kind, &reason.text, &reason.site)) {
+                    because.push(reason);
+                }
             }
         }
         for c in self.children.values().filter(|c| !c.attached) {

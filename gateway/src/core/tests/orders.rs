@@ -182,6 +182,23 @@ fn a_broker_drains_a_child_by_its_name() {
     assert_eq!(3, w.count(sites[0], job, Phase::Done));
 }
 
+#[test]
+fn a_drain_of_a_child_with_two_shares_is_told_once() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.agent("small", 1, g);
+    w.agent("large", 4, g);
+    w.link(g, root);
+    w.pass(500);
+    assert_eq!(2, w.sites[&root].core.children[&g].shares.len());
+    drain(&mut w, root, "g");
+    let (job, _) = w.submit(root, "k", sleep(100), 1).unwrap();
+    w.pass(500);
+    let why = w.explanation(root, job).0.reasons[0].clone();
+    let told: Vec<_> = why.because.iter().map(|b| (ReasonKind::from_number(b.kind), b.text.as_str(), b.site_name.as_str())).collect();
+    assert_eq!(vec![(ReasonKind::Draining, "g takes no new work: new kernel", "g")], told);
+}
+
 /// Two gateways below a root, one of them cut off with two running tasks.
 fn cut_off(on_lost: OnLost) -> (World, SiteId, SiteId, u64) {
     let mut w = World::new();
