@@ -147,7 +147,8 @@ pub fn explanation(e: &pb::Explanation) -> Value {
     })
 }
 
-/// A site and everything below it. What waits and what has ended is counted by sites, for all of their agents together.
+/// A site and everything below it. What waits and what has ended is counted by sites, for all of their agents together; `done` counts whatever has ended,
+/// as it did from the start: also what failed or was cancelled.
 pub fn host(h: &pb::Host) -> Value {
     let counts = h.site.as_ref().is_none_or(|s| s.kind() != pb::Kind::Agent);
     json!({

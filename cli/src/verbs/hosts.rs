@@ -36,7 +36,7 @@ pub fn print(out: &Out, host: &pb::Host, tree: bool) -> Result<()> {
 }
 
 fn table(host: &pb::Host, tree: bool) -> Table {
-    let mut table = Table::new(&["SITE", "KIND", ">SLOTS", ">FREE", ">MEMORY", ">RUNNING", ">WAITING", ">DONE", "ENDPOINT"]);
+    let mut table = Table::new(&["SITE", "KIND", ">SLOTS", ">FREE", ">MEMORY", ">RUNNING", ">WAITING", ">ENDED", "ENDPOINT"]);
     for (branch, (route, h)) in nodes(host, "").rows() {
         let (name, kind) = h.site.as_ref().map_or(("?", "site"), |s| (s.name.as_str(), render::kind(s.kind)));
         let site = if tree { format!("{branch}{name}") } else { route };
@@ -117,13 +117,13 @@ mod tests {
         let out = Out::new(&Default::default(), false);
         assert_eq!(
             vec![
-                "SITE               KIND              SLOTS  FREE  MEMORY  RUNNING  WAITING  DONE  ENDPOINT",
-                "root               broker                2     1      2G        0        0     0  127.0.0.1:7411",
-                "├─ eu              broker                2     1      2G        0        0     0",
-                "│  └─ campus       gateway (agents)      2     1      2G        0        0     0  draining for 5m00s by ann: new disk",
-                "│     └─ campus-1  agent                 2     1      2G        0                 tasks of up to 2h14m",
-                "├─ slurm           gateway               8     4      2G        0        0     0  starts in about 5m00s",
-                "└─ burst           gateway                                                        unreachable, no answer since 12s",
+                "SITE               KIND              SLOTS  FREE  MEMORY  RUNNING  WAITING  ENDED  ENDPOINT",
+                "root               broker                2     1      2G        0        0      0  127.0.0.1:7411",
+                "├─ eu              broker                2     1      2G        0        0      0",
+                "│  └─ campus       gateway (agents)      2     1      2G        0        0      0  draining for 5m00s by ann: new disk",
+                "│     └─ campus-1  agent                 2     1      2G        0                  tasks of up to 2h14m",
+                "├─ slurm           gateway               8     4      2G        0        0      0  starts in about 5m00s",
+                "└─ burst           gateway                                                         unreachable, no answer since 12s",
             ],
             table(&root, true).lines(&out)
         );
