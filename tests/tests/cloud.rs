@@ -303,6 +303,8 @@ fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
     local.until_phase(&first, "running", 1);
     let name = machines(&local)[0]["machine"].as_str().unwrap().to_string();
     local.run(&["drain", &name, "--reason", "looked at"]).well();
+    let said = local.run(&["machines"]).well();
+    assert!(said.contains("; draining for ") && said.contains(": looked at"), "{said}");
     let second = submit(&tree, &local, 1, &[], "600");
     local.until_phase(&second, "running", 1);
     assert_eq!(2, machines(&local).len(), "another has come for it");

@@ -7,7 +7,7 @@ use crate::stop::Result;
 const GAP: &str = "  ";
 
 /// One field.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Cell {
     text: String,
     paint: Paint,

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::hosts;
 use crate::out::{Out, Paint};
-use crate::render;
 use crate::render::table::{Cell, Table};
+use crate::render::{self, objects};
 use crate::stop::{Ending, Result};
 use crate::verbs::Context;
 
@@ -36,7 +36,7 @@ pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
     let (sites, away) = sites(&host);
     let all: Vec<(&str, &pb::Host, &pb::Machine)> = sites.iter().flat_map(|(route, h)| h.machines.iter().map(|m| (route.as_str(), *h, m))).collect();
     if out.json {
-        let machines: Vec<Value> = all.iter().map(|(route, h, m)| machine(route, &h.currency, m)).collect();
+        let machines: Vec<Value> = all.iter().map(|(route, h, m)| machine(route, h, m)).collect();
         out.object(json!({ "machines": machines, "unreachable": away }))?;
         return Ok(Ending::Well);
     }
@@ -59,7 +59,7 @@ pub async fn machines(context: &Context<'_>, out: &Out) -> Result<Ending> {
                 paid(render::duration(m.paid_ms)).into(),
                 m.owner.as_str().into(),
                 m.need.as_ref().map_or_else(|| "-".to_string(), need).into(),
-                Cell::painted(m.state.clone(), if m.unknown { Paint::Warn } else { Paint::Plain }),
+                state(h, m),
             ]);
         }
         table.print(out)?;
@@ -73,19 +73,32 @@ fn kind(m: &pb::Machine) -> String {
     format!("{}{zone}{}", m.r#type, if m.spot { " (spot)" } else { "" })
 }
 
+/// Why its agent takes no new work, if it is told so, or says so itself.
+fn draining<'a>(gateway: &'a pb::Host, m: &pb::Machine) -> Option<&'a pb::Reason> {
+    gateway.below.iter().find(|b| b.site.as_ref().is_some_and(|s| s.name == m.name))?.draining.as_ref()
+}
+
+/// What it does; and who drains it, unless its gateway does and says why.
+fn state(gateway: &pb::Host, m: &pb::Machine) -> Cell {
+    match draining(gateway, m).filter(|r| !m.state.ends_with(&r.text)) {
+        Some(r) => Cell::painted(format!("{}; {}", m.state, super::admin::draining(r)), Paint::Warn),
+        None => Cell::painted(m.state.clone(), if m.unknown { Paint::Warn } else { Paint::Plain }),
+    }
+}
+
 /// `3 tasks of 2 slots and 4 GiB of memory, alice`
 fn need(n: &pb::Need) -> String {
     let shape = Shape { gpus: n.gpus, ..Shape::new(n.slots, n.memory_bytes) };
     format!("{} of {shape}, {}", render::count(n.tasks, "task"), n.principal)
 }
 
-fn machine(route: &str, currency: &str, m: &pb::Machine) -> Value {
+fn machine(route: &str, gateway: &pb::Host, m: &pb::Machine) -> Value {
     let need = m.need.as_ref();
     let need = need.map(|n| json!({ "tasks": n.tasks, "slots": n.slots, "memory_bytes": n.memory_bytes, "gpus": n.gpus, "principal": n.principal }));
     json!({
         "machine": m.name, "site": route, "id": m.id, "type": m.r#type, "zone": m.zone, "spot": m.spot, "slots": m.slots, "busy": m.busy,
-        "price_per_hour": money(m.rate_micro), "currency": currency, "age_ms": m.age_ms, "paid_ms": m.paid_ms, "owner": m.owner,
-        "state": m.state, "unknown": m.unknown, "rented_for": need,
+        "price_per_hour": money(m.rate_micro), "currency": gateway.currency, "age_ms": m.age_ms, "paid_ms": m.paid_ms, "owner": m.owner,
+        "state": m.state, "unknown": m.unknown, "rented_for": need, "draining": draining(gateway, m).map(objects::reason),
     })
 }
 
@@ -165,10 +178,34 @@ mod tests {
     #[test]
     fn a_machine_says_what_it_was_rented_for() {
         let mut m = pb::Machine { name: "burst-m1".into(), ..Default::default() };
-        assert_eq!(Value::Null, machine("burst", "EUR", &m)["rented_for"], "of a site that does not know");
+        let burst = pb::Host { currency: "EUR".into(), ..Default::default() };
+        assert_eq!(Value::Null, machine("burst", &burst, &m)["rented_for"], "of a site that does not know");
         m.need = Some(pb::Need { slots: 2, memory_bytes: 4 << 30, gpus: 1, tasks: 3, principal: "alice".into() });
         let told = json!({ "tasks": 3, "slots": 2, "memory_bytes": 4u64 << 30, "gpus": 1, "principal": "alice" });
-        assert_eq!(told, machine("burst", "EUR", &m)["rented_for"]);
+        assert_eq!(told, machine("burst", &burst, &m)["rented_for"]);
         assert_eq!("3 tasks of 2 slots, 4 GiB of memory and 1 GPU, alice", m.need.as_ref().map(need).unwrap());
+    }
+
+    #[test]
+    fn a_machine_that_is_drained_says_by_whom_and_why() {
+        let agent = |by: &str, text: &str| pb::Host {
+            site: Some(pb::Hop { name: "burst-m1".into(), ..Default::default() }),
+            draining: Some(pb::Reason { text: text.into(), site_name: by.into(), age_ms: 2_000, ..Default::default() }),
+            ..Default::default()
+        };
+        let of = |m: &pb::Machine, below| {
+            let gateway = pb::Host { below, ..Default::default() };
+            (state(&gateway, m), machine("burst", &gateway, m)["draining"]["text"].clone())
+        };
+        let mut m = pb::Machine { name: "burst-m1".into(), state: "working".into(), ..Default::default() };
+        let plain = |text: &str| Cell::painted(text, Paint::Plain);
+        let drained = Cell::painted("working; draining for 2s by ann: new disk", Paint::Warn);
+        assert_eq!((drained, json!("new disk")), of(&m, vec![agent("ann", "new disk")]));
+        assert_eq!((plain("working"), Value::Null), of(&m, vec![]), "it boots");
+        m.state = "takes no new work: its time is over".into();
+        let own = of(&m, vec![agent("provisioner", "its time is over")]);
+        assert_eq!((plain(&m.state), json!("its time is over")), own, "what its gateway decided is said once");
+        m.name = "burst-m2".into();
+        assert_eq!(Value::Null, of(&m, vec![agent("ann", "new disk")]).1, "another is drained");
     }
 }
