@@ -198,8 +198,9 @@ the task's index before each line, at most 16 tasks at a time; the rest when the
 have ended. Ctrl-C cancels the job. What is piped into grid run stays there: a
 task's stdin is empty, and what it has to read is a file, given with --in.
 
-Exit code: the command's own; 128+n where signal n ended it; of an array that of
-the first task that failed; 125 where it is not the command that failed.
+Exit code: the command's own; 128+n where signal n ended it; 127 where there is
+no such program there, 126 where it can't be executed; of an array that of the
+first task that failed; 125 where it is not the command that failed.
 
   grid run -- hostname
   grid run -c 4 --in scene.dat -- ./render --scene scene.dat")]
