@@ -70,4 +70,13 @@ mod tests {
             assert!(page(name).unwrap().contains(r"[OPTIONS] \-\- <CMD>..."), "{}", page(name).unwrap());
         }
     }
+    /// A line that follows `\` in a text loses what it begins with.
+    #[test]
+    fn lines_of_a_help_begin_alike() {
+        let mut all = Cli::command();
+        let help = all.find_subcommand_mut("completion").unwrap().render_help().to_string();
+        for shell in ["bash", "zsh", "fish"] {
+            assert!(help.contains(&format!("\n  {shell}: ")), "{help}");
+        }
+    }
 }

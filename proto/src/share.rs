@@ -37,10 +37,13 @@ impl Shape {
     }
 }
 
+fn plural(n: u32) -> &'static str {
+    if n == 1 { "" } else { "s" }
+}
+
 /// `2 slots, 4 GiB of memory and 1 GPU on each of 3 machines`
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let plural = |n: u32| if n == 1 { "" } else { "s" };
         let mut parts = vec![format!("{} slot{}", self.slots, plural(self.slots))];
         if self.memory_bytes > 0 {
             parts.push(format!("{} of memory", human_bytes(self.memory_bytes)));
@@ -165,7 +168,7 @@ impl Share {
             Fit::No(format!("needs {need} of memory on one machine, the largest of {} has {has}", self.key))
         } else if shape.gpus > self.machine_gpus {
             let has = if self.machine_gpus == 0 { "none".into() } else { format!("at most {}", self.machine_gpus) };
-            Fit::No(format!("needs {} GPUs on one machine, those of {} have {has}", shape.gpus, self.key))
+            Fit::No(format!("needs {} GPU{} on one machine, those of {} have {has}", shape.gpus, plural(shape.gpus), self.key))
         } else if shape.nodes > self.nodes_max.max(1) {
             Fit::No(format!("needs {} machines, {} gives a task at most {}", shape.nodes, self.key, self.nodes_max.max(1)))
         } else {
@@ -381,6 +384,7 @@ mod tests {
         assert_eq!((1, 3, 3), (s.cost(&with(4, 1)), s.cost(&with(0, 3)), s.cost(&with(4, 3))));
         assert_eq!((Fit::Yes, Fit::Yes), (s.fit(&with(4, 1)), s.fit(&with(4, 3))));
         assert_eq!(Fit::No("needs 5 GPUs on one machine, those of g/m have at most 4".into()), s.fit(&with(5, 1)));
+        assert_eq!(Fit::No("needs 1 GPU on one machine, those of g/m have none".into()), Share { machine_gpus: 0, ..s.clone() }.fit(&with(1, 1)));
         assert_eq!(Fit::No("needs 4 machines, g/m gives a task at most 3".into()), s.fit(&with(0, 4)));
         assert!(s.machine().holds(&with(4, 1)) && !s.machine().holds(&with(5, 1)) && !s.machine().holds(&with(1, 2)));
         assert_eq!("1 slot, 4 GiB of memory and 2 GPUs on each of 3 machines", Shape { gpus: 2, nodes: 3, ..Shape::new(1, 4 << 30) }.to_string());

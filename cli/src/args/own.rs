@@ -181,6 +181,7 @@ pub struct RoleArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
+Where each shell looks for it:
   bash:  grid completion bash > ~/.local/share/bash-completion/completions/grid
   zsh:   grid completion zsh > \"${fpath[1]}/_grid\"
   fish:  grid completion fish > ~/.config/fish/completions/grid.fish")]

@@ -37,6 +37,16 @@ pub fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
+/// A command as it can be given to a shell again: words that it would change are quoted. It leaves `{i}` alone.
+pub fn command(argv: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    let word = |w: &String| match w.is_empty() || !w.replace("{i}", "").chars().all(plain) {
+        true => format!("'{}'", w.replace('\'', r"'\''")),
+        false => w.clone(),
+    };
+    argv.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -145,6 +155,16 @@ mod tests {
         for (n, want) in [(0, "0B"), (640, "640B"), (1 << 10, "1K"), (1_610_612_736, "1.5G"), (12 << 20, "12M"), (u64::MAX, "16383P")] {
             assert_eq!(want, bytes(n));
         }
+    }
+
+    #[test]
+    fn a_command_is_quoted_as_for_a_shell() {
+        let shown = |argv: &[&str]| command(&argv.iter().map(|w| w.to_string()).collect::<Vec<_>>());
+        assert_eq!("sh -c 'exit {i}'", shown(&["sh", "-c", "exit {i}"]));
+        assert_eq!(
+            "./render --tile=t-{i} --at=1,2 '{1,2}' '' 'it'\\''s' '$HOME' '*'",
+            shown(&["./render", "--tile=t-{i}", "--at=1,2", "{1,2}", "", "it's", "$HOME", "*"])
+        );
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
     let mut facts: Vec<(&str, String)> = vec![("job", v.id.clone()), ("name", v.name.clone()), ("owner", v.owner.clone())];
     if let Ok(s) = JobSpec::decode(&v.spec) {
         let staged = s.executable.as_ref().map_or(String::new(), |f| format!("  (staged, {})", render::bytes(f.size)));
-        facts.push(("command", format!("{}{staged}", s.argv.join(" "))));
+        facts.push(("command", format!("{}{staged}", render::command(&s.argv))));
         let limit = s.time_limit_ms.map_or(String::new(), |ms| format!(", at most {}", render::duration(ms)));
         facts.push(("each task", format!("{}{limit}", s.shape)));
         facts.push(("inputs", s.inputs.iter().map(|f| f.name.as_str()).collect::<Vec<_>>().join(" ")));
