@@ -254,6 +254,17 @@ mod tests {
     }
 
     #[test]
+    fn a_word_may_have_any_number_of_indices_and_braces() {
+        let (_dir, base) = base();
+        let words = ["{i}".repeat(19_000), "{".repeat(300) + "{i}", "{{i} { {  *{i}\\n/{a\\{i}}{i{i}i}\n{i}é{".into(), "{i}{".into(), "{".into()];
+        let mut spec = JobSpec::new(["printf", "%s|"]);
+        spec.argv.extend(words.clone());
+        assert_eq!(vec![0], run(&base, &spec, &[123], 1));
+        let expected: String = words.iter().map(|word| word.replace("{i}", "123") + "|").collect();
+        assert!(expected == std::fs::read_to_string(base.join("t/1/stdout")).unwrap());
+    }
+
+    #[test]
     fn each_job_that_goes_down_with_others_has_its_own_words_and_indices() {
         let (_dir, base) = base();
         let job = |word: &str| {

@@ -27,14 +27,31 @@ case $? in
 esac
 cd "$pos" || exit 121
 
-# A word as its line in a file has it: the task's index for {i}, and \\ and \n for a backslash and the end of a line.
+# A word as its line in a file has it: the task's index for {i}, and \\ and \n for a backslash and the end of a line. A shell reads a word whole
+# for each look and each change: it is cut once, and put together in blocks.
 word() {
-  while :; do
-    case $line in
-      *'{i}'*) line=${line%%'{i}'*}$index${line#*'{i}'} ;;
-      *) break ;;
-    esac
-  done
+  case $line in
+    *'{i}'*)
+      # The dot: a brace at the end ends the last piece, and begins none.
+      IFS='{'
+      set -f
+      set -- $line.
+      set +f
+      unset IFS
+      line=$1 block='' pieces=0
+      shift
+      for piece; do
+        case $piece in
+          'i}'*) block=$block$index${piece#??} ;;
+          *) block=$block"{"$piece ;;
+        esac
+        pieces=$((pieces + 1))
+        [ $((pieces % 128)) = 0 ] && line=$line$block block=
+      done
+      line=$line$block
+      line=${line%.}
+      ;;
+  esac
   case $line in
     *\\*) line=$(printf '%bx' "$line") && line=${line%x} ;;
   esac
@@ -122,8 +139,8 @@ payload() {
   [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
   # Last: this shell has its own by it, too.
   export "$lang"
-  unset line first program rest t0 term child run own words pos node index perl env nice end tools lang see less grid_base grid_tag grid_dirs grid_runs grid_slots
-  unset grid_memory grid_gpus grid_nodes
+  unset line piece pieces block first program rest t0 term child run own words pos node index perl env nice end tools lang see less
+  unset grid_base grid_tag grid_dirs grid_runs grid_slots grid_memory grid_gpus grid_nodes
   exec "$@"
 }
 
