@@ -146,7 +146,7 @@ impl Batches {
         }
     }
 
-    /// The LRMS had no room for these now. It takes all or none, and may have room for one of several jobs: for a while each goes by itself.
+    /// The LRMS did not take these now. It takes all or none, and may take one of several jobs: for a while each goes by itself.
     pub fn refused(&mut self, request: &Request, parts: &[Part], now: u64) {
         if parts.len() > 1 {
             self.crowded.insert(request.whose(), now);

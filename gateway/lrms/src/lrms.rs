@@ -64,6 +64,8 @@ pub enum Refused {
     Later,
     /// This request never: more than any machine has, time beyond the partition's, invalid feature.
     Never,
+    /// So many tasks in one submission never: fewer may go, see [`Lrms::tasks_max`], which may have changed.
+    TooManyTasks,
     /// The account may not: unknown to the LRMS, not allowed in this queue.
     NotAuthorised,
     /// The queue is not there any more.

@@ -152,7 +152,7 @@ impl Inner {
             Err(SubmitFailure::Refused(kind, why)) => Outcome::Refused(
                 match kind {
                     lrms::Refused::Later => Refused::Capacity,
-                    lrms::Refused::Never | lrms::Refused::NoQueue => Refused::Limit,
+                    lrms::Refused::Never | lrms::Refused::TooManyTasks | lrms::Refused::NoQueue => Refused::Limit,
                     lrms::Refused::NotAuthorised => Refused::Provider,
                 },
                 why,

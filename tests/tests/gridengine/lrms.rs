@@ -167,7 +167,7 @@ async fn what_can_never_run_is_refused_or_says_why() {
     };
     assert_eq!(Refused::NoQueue, refused(&engine, &|s| s.queue = "gone".into()).await);
     assert_eq!(Refused::Never, refused(&engine, &|s| s.shape.slots = 99).await);
-    assert_eq!(Refused::Never, refused(&engine, &|s| s.tasks = 99_999).await);
+    assert_eq!(Refused::TooManyTasks, refused(&engine, &|s| s.tasks = 99_999).await);
     assert_eq!(Refused::Never, refused(&engine, &|s| (s.queue, s.time_limit_ms) = ("short".into(), Some(3_600_000))).await);
     assert_eq!(Refused::NotAuthorised, refused(&engine, &|s| s.account = Account::Named("intergrid-nobody".into())).await);
     let mut other = config(&cluster);

@@ -140,7 +140,7 @@ async fn what_can_never_run_is_refused_or_says_why() {
     };
     assert_eq!(Refused::NoQueue, refused(&|s| s.queue = "gone".into()).await);
     assert_eq!(Refused::Never, refused(&|s| s.shape.memory_bytes = 99 << 30).await);
-    assert_eq!(Refused::Never, refused(&|s| s.tasks = 9_999).await);
+    assert_eq!(Refused::TooManyTasks, refused(&|s| s.tasks = 9_999).await);
     assert_eq!(Refused::NotAuthorised, refused(&|s| s.account = Account::Named("intergrid-nobody".into())).await);
     // These are taken, and wait for ever.
     slurm.submit(&Submission { shape: Shape::new(99, 0), ..submission("ig-slots", 1, "true") }).await.unwrap();

@@ -1,6 +1,6 @@
 //! Limits of the cluster and of the site, as typed reasons.
 
-use intergrid_tests::slurm::ACCOUNTS;
+use intergrid_tests::slurm::{ACCOUNTS, Part};
 
 use crate::site::{PATIENCE, Site};
 use crate::tree::until;
@@ -96,6 +96,22 @@ fn a_slurm_that_is_full_is_told_and_takes_them_when_there_is_room() {
     held.iter().for_each(|id| _ = site.cluster.run("scancel", &[id]));
     assert_eq!(0, ann.run(&["wait", "--timeout", "180s", &job]).code, "{}", ann.run(&["explain", &job]).out);
     site.assert_each_started_once(6);
+}
+
+/// The gateway has asked for the bound before.
+#[test]
+fn arrays_that_slurm_takes_no_longer_go_as_smaller_ones() {
+    let mut site = Site::start();
+    site.cluster.reconfigure("MaxArraySize=2001", "MaxArraySize=4");
+    site.cluster.until_saved();
+    site.cluster.kill(Part::Controller);
+    site.cluster.start_part(Part::Controller);
+    site.cluster.until_up();
+    let ann = site.user("ann");
+    let job = ann.submit(&["-n", "8", "--", "sh", "-c", &site.counted("true")]);
+    assert_eq!(0, ann.run(&["wait", "--timeout", "120s", &job]).code, "{}", ann.run(&["explain", &job]).out);
+    site.tree.user("campus").until_returned(&["all-busy", "Invalid job array specification"]);
+    site.assert_each_started_once(8);
 }
 
 #[test]

@@ -165,7 +165,10 @@ impl Driver {
             complaints: Some(hand.base().join("run").join(&intent.tag)),
             script: script::script(hand.base(), &intent.tag, request, &batch.parts),
         };
-        let said = self.lrms.submit(&submission).await;
+        let mut said = self.lrms.submit(&submission).await;
+        if let Err(SubmitFailure::Refused(kind @ Refused::TooManyTasks, _)) = &mut said {
+            *kind = self.too_many(submission.tasks, batch.parts.len()).await;
+        }
         let name = self.lrms.name();
         if let Err(SubmitFailure::Refused(Refused::Later, _) | SubmitFailure::Doubtful(Refused::Later, _)) = said {
             self.lock().batches.refused(request, &batch.parts, self.clock.now());
@@ -185,6 +188,14 @@ impl Driver {
             Err(SubmitFailure::Doubtful(kind, why)) => self.lost(&intent.tag, &why, Some(refused(name, kind, &why))),
             Err(SubmitFailure::Unknown(why)) => self.lost(&intent.tag, &why, None),
         }
+    }
+
+    /// A submission was refused for its number of tasks, which are of so many parts: the bound is asked anew. What kind of no is it, then?
+    async fn too_many(&self, tasks: u32, parts: usize) -> Refused {
+        // Until it is known again, each task goes by itself.
+        let max = self.lrms.tasks_max().await.ok();
+        self.lock().tasks_max = max;
+        if parts > 1 || max.is_none_or(|max| max < tasks) { Refused::Later } else { Refused::Never }
     }
 
     /// A submission without an answer is looked for; where the LRMS does not have it, its tasks go back, for this reason if there is one.
@@ -381,7 +392,7 @@ fn slots_of(plan: &Plan) -> u32 {
 fn refused(lrms: &str, kind: Refused, why: &str) -> Reason {
     let (kind, remedy) = match kind {
         Refused::Later => (ReasonKind::AllBusy, ""),
-        Refused::Never => (ReasonKind::NoFit, "ask for less, or offer another queue"),
+        Refused::Never | Refused::TooManyTasks => (ReasonKind::NoFit, "ask for less, or offer another queue"),
         Refused::NotAuthorised => (ReasonKind::NotAuthorised, "ask the site's administrator to let the account use the queue"),
         Refused::NoQueue => (ReasonKind::NoResource, "the site's administrator must correct the configuration"),
     };

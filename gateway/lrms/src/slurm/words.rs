@@ -130,7 +130,7 @@ const COMPLAINTS: &[(&str, Refused)] = &[
     ("CPU count", Refused::Never),
     ("Invalid feature specification", Refused::Never),
     ("Invalid generic resource (gres) specification", Refused::Never),
-    ("Invalid job array specification", Refused::Never),
+    ("Invalid job array specification", Refused::TooManyTasks),
     ("Invalid numeric value", Refused::Never),
     ("Invalid account or account/partition combination", Refused::NotAuthorised),
     ("User's group not permitted to use this partition", Refused::NotAuthorised),
@@ -226,6 +226,7 @@ mod tests {
         for (text, kind) in [
             ("Requested node configuration is not available", Refused::Never),
             ("Invalid partition name specified", Refused::NoQueue),
+            ("Invalid job array specification", Refused::TooManyTasks),
             ("Requested time limit is invalid (missing or exceeds some limit)", Refused::Never),
             ("Unable to contact slurm controller (connect failure)", Refused::Later),
             ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", Refused::Later),

@@ -25,6 +25,10 @@ pub struct Wrong {
     pub lose_submissions: u32,
     /// So many submissions are refused for now.
     pub refuse: u32,
+    /// It takes no more tasks in one submission, and says so when it is asked; 0: a hundred.
+    pub tasks_max: u32,
+    /// It refuses more than one task in a submission, whatever it says.
+    pub single: bool,
     /// Nothing is started.
     pub hold: bool,
     /// Each script is started twice.
@@ -64,6 +68,12 @@ struct Inside {
 pub struct Local {
     slots: u32,
     state: Arc<Mutex<Inside>>,
+}
+
+impl Inside {
+    fn tasks_max(&self) -> u32 {
+        if self.wrong.tasks_max == 0 { 100 } else { self.wrong.tasks_max }
+    }
 }
 
 impl Local {
@@ -119,6 +129,8 @@ impl Local {
         let take = |n: &mut u32| std::mem::replace(n, n.saturating_sub(1)) > 0;
         if take(&mut state.wrong.refuse) {
             Err(SubmitFailure::Refused(Refused::Later, "queue full".into()))
+        } else if s.tasks > if state.wrong.single { 1 } else { state.tasks_max() } {
+            Err(SubmitFailure::Refused(Refused::TooManyTasks, "too many tasks".into()))
         } else if take(&mut state.wrong.lose_submissions) {
             Err(SubmitFailure::Unknown("killed before it did anything".into()))
         } else {
@@ -193,7 +205,7 @@ impl Lrms for Local {
     }
 
     fn tasks_max(&self) -> BoxFuture<'_, Result<u32, CallFailure>> {
-        self.answer(|_| 100)
+        self.answer(|s| s.tasks_max())
     }
 
     fn submit<'a>(&'a self, s: &'a Submission) -> BoxFuture<'a, Result<LrmsId, SubmitFailure>> {

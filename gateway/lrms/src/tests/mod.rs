@@ -257,6 +257,40 @@ async fn separate_jobs_that_wait_at_the_same_time_go_down_together() {
     eventually(&mut p, || log().matches("{\"over\"").count() == log().matches("{\"begun\"").count()).await;
 }
 
+/// Its bound is lowered after it has been asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_become_too_many_at_once_goes_in_fewer() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(16);
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    local.wrong(|w| w.tasks_max = 2);
+    let job = p.job(counting(dir.path(), "exit 0"), 5);
+    let n = p.place(child, "batch", job, TaskSet::range(0..5));
+    over(&mut p, n).await;
+    assert_eq!((ReasonKind::AllBusy, 1, 0), (p.placements[&n].returned[0].1.kind, local.submissions(), starts(dir.path()).len()));
+    let (_, n) = place_separate(&mut p, child, dir.path(), "{i}", 5);
+    over(&mut p, n).await;
+    assert_eq!((vec![0, 1, 2, 3, 4], 4), (starts(dir.path()), local.submissions()));
+    // Where what it says does not help, separate ones go by themselves, and an array never.
+    local.wrong(|w| (w.slow_ms, w.single) = (2_000, true));
+    let place = |p: &mut Parent, n: u32| place_separate(p, child, dir.path(), &n.to_string(), 1).1;
+    let first = place(&mut p, 10);
+    eventually(&mut p, || local.submissions() == 5).await;
+    let two = [11, 12].map(|n| place(&mut p, n));
+    for n in [first, two[0], two[1]] {
+        over(&mut p, n).await;
+    }
+    assert_eq!([ReasonKind::AllBusy; 2], two.map(|n| p.placements[&n].returned[0].1.kind));
+    let again = [11, 12].map(|n| place(&mut p, n));
+    for n in again {
+        over(&mut p, n).await;
+    }
+    assert_eq!(vec![0, 1, 2, 3, 4, 10, 11, 12], starts(dir.path()));
+    let (_, n) = place_separate(&mut p, child, dir.path(), "{i}", 2);
+    over(&mut p, n).await;
+    assert_eq!(ReasonKind::NoFit, p.placements[&n].returned[0].1.kind);
+}
+
 /// Nothing is left of the submission that was open for more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_after_one_that_was_taken_back_has_its_own_words() {
