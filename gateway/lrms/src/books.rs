@@ -324,7 +324,7 @@ impl Books {
         let mut seen = Vec::new();
         let mut there: HashSet<Place> = HashSet::new();
         // A controller that forgot what it did last gives a number twice: it is whose name it now has.
-        let named: HashMap<LrmsId, String> = entries.iter().map(|e| (e.id, e.tag.clone())).collect();
+        let named: HashMap<LrmsId, &str> = entries.iter().map(|e| (e.id, e.tag.as_str())).collect();
         for (tag, sub) in &mut self.subs {
             sub.ids.retain(|id| named.get(id).is_none_or(|t| t == tag));
         }

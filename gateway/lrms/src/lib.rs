@@ -22,6 +22,7 @@ pub mod lrms;
 pub mod mixed;
 pub mod pilot;
 pub mod pool;
+pub mod positions;
 pub mod records;
 pub mod script;
 pub mod slurm;

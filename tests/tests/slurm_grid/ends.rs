@@ -1,5 +1,6 @@
 //! How tasks end: by themselves, by a signal, by their time limit, by their user in each phase, and behind our back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use intergrid_tests::slurm::Part;
@@ -43,6 +44,31 @@ fn a_cancel_ends_what_waits_and_what_runs() {
     ann.until_phase(&job, "cancelled", 12);
     site.until_gone();
     assert!(site.starts_of_each().values().all(|n| *n == 1));
+}
+
+/// What is left is a regular stride, of which `squeue --array` forgets the last.
+#[test]
+fn what_a_cancel_leaves_of_an_array_that_waits_stays_in_the_queue() {
+    const TASKS: u32 = 40;
+    let site = Site::of(|_| {}, &["batch"], &format!("[slurm.limits]\nwaiting_max = {TASKS}\n"), 16);
+    let ann = site.user("ann");
+    let blocker = site.block();
+    let job = ann.submit(&["-n", &TASKS.to_string(), "--", "sh", "-c", &site.counted("true")]);
+    until("all wait", PATIENCE, || if site.left().matches(" PENDING ").count() == TASKS as usize { Ok(()) } else { Err(site.left()) });
+    let every_second: Vec<String> = (0..TASKS).step_by(2).map(|task| task.to_string()).collect();
+    ann.run(&["cancel", &format!("{job}[{}]", every_second.join(","))]).well();
+    ann.until_phase(&job, "cancelled", u64::from(TASKS / 2));
+    let waits = || site.cluster.run("squeue", &["-h", "-t", "PD", "-o", "%i"]);
+    until("every second waits", PATIENCE, || if waits().contains(":2]") { Ok(()) } else { Err(waits()) });
+    let sent = || std::fs::read_to_string(site.cluster.dir().join("submissions")).unwrap().len();
+    let (left, before) = (waits(), sent());
+    // What is not listed is taken back after three seconds, and sent again.
+    std::thread::sleep(Duration::from_secs(10));
+    assert_eq!((left, before), (waits(), sent()));
+    site.cluster.run("scancel", &[&blocker]);
+    ann.until_phase(&job, "done", u64::from(TASKS / 2));
+    site.until_gone();
+    assert_eq!((1..TASKS).step_by(2).map(|task| (task, 1)).collect::<BTreeMap<u32, usize>>(), site.starts_of_each());
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use super::words;
 use super::xml::{self, Event};
-use crate::limits::SUBMISSION_TASKS_MAX;
 use crate::lrms::{Entry, LrmsId, State, Wait};
+use crate::positions;
 
 /// One look at the queue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -103,19 +103,7 @@ impl Look {
 
 /// `1-3:1`, `1,2,5-8:1`, `3-9:2`, or nothing for a job that is no array: how many, and those of them that can be ours.
 fn tasks(text: &str) -> Option<(u64, Vec<u32>)> {
-    if text.is_empty() {
-        return Some((1, vec![1]));
-    }
-    let (mut count, mut positions) = (0u64, Vec::new());
-    for part in text.split(',') {
-        let (range, step) = part.split_once(':').unwrap_or((part, "1"));
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last, step) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?, step.parse::<u32>().ok()?.max(1));
-        count = count.checked_add(u64::from(last.checked_sub(first)? / step) + 1)?;
-        let most = (SUBMISSION_TASKS_MAX).saturating_sub(positions.len());
-        positions.extend((first..=last.min(SUBMISSION_TASKS_MAX as u32)).step_by(step as usize).take(most));
-    }
-    Some((count, positions))
+    if text.is_empty() { Some((1, vec![1])) } else { positions::read(text) }
 }
 
 /// Why tasks are in error: `error reason   2:   11/21/2026 17:52:50 [1004:11282]: error: can't chdir to /x`.
@@ -175,18 +163,6 @@ mod tests {
         let errors = errors(ERRORS);
         assert_eq!(Some("can't chdir to /nowhere/x: No such file or directory"), errors.get(&(LrmsId(39), 2)).map(String::as_str));
         assert_eq!(3, errors.len());
-    }
-
-    #[test]
-    fn tasks_are_counted_and_only_those_that_can_be_ours_are_listed() {
-        assert_eq!(Some((1, vec![1])), tasks(""));
-        assert_eq!(Some((3, vec![3, 5, 7])), tasks("3-7:2"));
-        assert_eq!(Some((6, vec![1, 2, 5, 6, 7, 8])), tasks("1,2,5-8:1"));
-        let (count, ours) = tasks("1-4294967295:1").unwrap();
-        assert_eq!((4_294_967_295, SUBMISSION_TASKS_MAX), (count, ours.len()));
-        for bad in ["x", "3-1", "1-", "1:x", ",", "4294967296"] {
-            assert_eq!(None, tasks(bad), "{bad}");
-        }
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::lrms::{LrmsId, Submission};
 /// What squeue prints of a task; the name comes last, as a user may have put anything into it.
 const ENTRY_FIELDS: &str =
     "jobid:|,arrayjobid:|,arraytaskid:|,state:|,exit_code:|,numcpus:|,nodelist:|,restartcnt:|,partition:|,reason:|,username:|,name:";
+/// An array's positions are written with so many characters at most: the most that Slurm lets be asked for, so that nobody's array fills the answer. Those of
+/// ours need fewer.
+pub const POSITIONS_CHARS_MAX: usize = 4_096;
 /// Jobs that one scancel is told of; one more is another command.
 pub const CANCEL_JOBS_MAX: usize = 200;
 /// Jobs that one sacct is asked for.
@@ -50,9 +53,13 @@ pub fn sbatch(call: Call, s: &Submission) -> Call {
 
 /// `squeue` of all tasks of all accounts, those that are over included. Each record ends with `mark`, which nobody else knows: a name may have a newline and
 /// whatever looks like a record. It is passed in the environment, where other accounts can't read it.
+///
+/// What waits of an array is one record with all positions: `--array` forgets the last of a regular stride (seen with 22.05). Without `--array-unique` tasks
+/// that have records of their own, held or requeued ones, would be told as the others of their array.
 pub fn squeue(mut call: Call, mark: &str) -> Call {
     call.env.push(("SQUEUE_FORMAT2".into(), format!("{ENTRY_FIELDS}{mark}").into()));
-    call.args(["--noheader", "--array", "--states=all"])
+    call.env.push(("SLURM_BITSTR_LEN".into(), POSITIONS_CHARS_MAX.to_string().into()));
+    call.args(["--noheader", "--array-unique", "--states=all"])
 }
 
 /// Numbers of the jobs with exactly this name.
@@ -120,6 +127,7 @@ mod tests {
 
     use super::*;
     use crate::command::Account;
+    use crate::limits::SUBMISSION_TASKS_MAX;
 
     fn words(call: &Call) -> String {
         call.args.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -166,6 +174,18 @@ mod tests {
         let wide = Submission { shape: Shape { gpus: 2, nodes: 3, ..Shape::new(4, 0) }, ..submission };
         let all = words(&sbatch(Call::new("sbatch"), &wide));
         assert!(all.contains("--nodes=3 --ntasks-per-node=4 --cpus-per-task=1 --gres=gpu:2"), "{all}");
+    }
+
+    #[test]
+    fn what_waits_of_an_array_of_ours_is_never_cut_off() {
+        let call = squeue(Call::new("squeue"), "Zmark");
+        assert_eq!("--noheader --array-unique --states=all", words(&call));
+        assert!(call.env.contains(&("SLURM_BITSTR_LEN".into(), "4096".into())), "{:?}", call.env);
+        for hole in 2..9 {
+            let left: Vec<u32> = (1..=SUBMISSION_TASKS_MAX as u32).filter(|position| position % hole != 0).collect();
+            // `%` and the most tasks at once; three characters less than asked for are cut already.
+            assert!(ranges(&left).len() + 11 + 3 < POSITIONS_CHARS_MAX, "{hole}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::words;
 use crate::lrms::{Entry, LrmsId, State};
+use crate::positions;
 
 /// Fields of a record before the name.
 const FIELDS: usize = 11;
@@ -35,25 +36,31 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
             return Err(unreadable());
         };
         let state = words::state(state, reason, status.parse().ok(), restarts.parse().unwrap_or(0));
+        let listed = tasks(task);
         if matches!(state, State::Pending(..)) {
+            let count = listed.as_ref().map_or(1, |(count, _)| *count);
             for partition in partitions.split(',') {
-                *look.waiting.entry(partition.to_string()).or_default() += 1;
+                *look.waiting.entry(partition.to_string()).or_default() += count;
             }
         }
         if !name.starts_with(prefix) {
             continue;
         }
         let id = if array.is_empty() { job } else { array };
-        look.entries.push(Entry {
-            id: LrmsId(id.parse().map_err(|_| unreadable())?),
-            position: position(task).ok_or_else(unreadable)?,
+        let id = LrmsId(id.parse().map_err(|_| unreadable())?);
+        let slots = cpus.parse().map_err(|_| unreadable())?;
+        let restarts = restarts.parse().map_err(|_| unreadable())?;
+        let (_, positions) = listed.ok_or_else(unreadable)?;
+        look.entries.extend(positions.into_iter().map(|position| Entry {
+            id,
+            position,
             tag: name.to_string(),
             owner: owner.to_string(),
-            state,
-            slots: cpus.parse().map_err(|_| unreadable())?,
+            state: state.clone(),
+            slots,
             machine: machines.to_string(),
-            restarts: restarts.parse().map_err(|_| unreadable())?,
-        });
+            restarts,
+        }));
     }
     Ok(look)
 }
@@ -80,6 +87,18 @@ pub fn submitted(text: &str) -> Option<LrmsId> {
     (plain && lines.next().is_none()).then(|| number.parse().ok().filter(|n| *n > 0).map(LrmsId))?
 }
 
+/// `7`, `1-19:2%8`, `3,5-9,20-40`, `N/A` of a job that is no array, nothing of an array that was removed task by task: how many, and those of them that can
+/// be ours. Of what is cut off with `...`, and is none of ours, it is what is whole.
+fn tasks(text: &str) -> Option<(u64, Vec<u32>)> {
+    let text = text.split_once('%').map_or(text, |(text, _)| text);
+    match text.strip_suffix("...") {
+        _ if text.is_empty() => Some((0, Vec::new())),
+        _ if position(text) == Some(1) => Some((1, vec![1])),
+        Some(cut) => positions::read(cut.rsplit_once(',')?.0),
+        None => positions::read(text),
+    }
+}
+
 /// 1 for a job that is no array.
 pub fn position(task: &str) -> Option<u32> {
     match task {
@@ -103,6 +122,8 @@ mod tests {
 
     /// Of Slurm 22.05.8.
     const RECORDED: &str = include_str!("recorded/squeue.txt");
+    /// Arrays that wait, as [`super::super::calls::squeue`] asks for them: with tasks that are held, requeued, cancelled one by one, or all at once.
+    const ARRAYS: &str = include_str!("recorded/squeue_arrays.txt");
     const MARK: &str = "Znonce";
 
     #[test]
@@ -117,6 +138,38 @@ mod tests {
         assert!(matches!(&of(27, 1).state, State::Ended(over) if over.exit == Some(Exit::Code(7))));
         assert_eq!(Some(&3), look.waiting.get("batch"));
         assert_eq!(Some(&1), look.waiting.get("short"));
+    }
+
+    #[test]
+    fn recorded_arrays_are_read_task_by_task() {
+        let look = look(ARRAYS, MARK, "ig-").unwrap();
+        let of = |id, position| look.entries.iter().find(|e| e.id == LrmsId(id) && e.position == position).map(|e| (&e.state, e.restarts));
+        assert_eq!((71, Some(&347), Some(&289)), (look.entries.len(), look.waiting.get("batch"), look.waiting.get("short")));
+        assert!((1..=40).all(|position| of(1, position).is_some()));
+        assert_eq!(Some((&State::Pending(Wait::Turn, "Resources".into()), 0)), of(1, 29));
+        assert_eq!(Some((&State::Pending(Wait::Held, "JobHeldAdmin".into()), 0)), of(1, 30));
+        assert_eq!(Some((&State::Pending(Wait::Requeued, "BeginTime".into()), 1)), of(1, 1));
+        assert_eq!(Some((&State::Running, 0)), of(1, 2));
+        assert!((1..=40).all(|position| of(2, position).is_some() == (position % 2 == 0)), "each of a stride, the last too");
+        assert!((1..=3).all(|position| matches!(of(3, position), Some((State::Ended(over), 0)) if over.how == How::Removed)));
+        assert!((of(6, 1).is_some(), of(12, 1), of(12, 2).is_some()) == (true, None, true));
+    }
+
+    #[test]
+    fn what_waits_of_an_array_is_read_with_all_positions() {
+        assert_eq!(Some((10, (1..20).step_by(2).collect())), tasks("1-19:2"));
+        assert_eq!(Some((10, (1..20).step_by(2).collect())), tasks("1-19:2%8"));
+        assert_eq!(Some((7, vec![1, 3, 5, 6, 7, 8, 9])), tasks("1,3,5-9%1"));
+        assert_eq!((Some((1, vec![1])), Some((1, vec![1])), Some((1, vec![4]))), (tasks("N/A"), tasks("1"), tasks("4")));
+        assert_eq!((Some((0, vec![])), Some((0, vec![]))), (tasks(""), tasks("%8")), "all of it was removed, and no task 1 is among it");
+        assert_eq!((Some((2, vec![1, 3])), Some((2, vec![1, 3]))), (tasks("1,3,1..."), tasks("1,3,5-...%8")));
+        for bad in ["19-1:2", "1-", "[1-3]", "...", "5...", "x", "N/A..."] {
+            assert_eq!(None, tasks(bad), "{bad}");
+        }
+        // Nobody else's array is in the way, whatever it is.
+        let text = format!("7|7|9-1|PENDING|0|1||0|batch|None|eve|x{MARK}\n8|8|0-4000000:2|PENDING|0|1||0|batch|None|eve|ig-x{MARK}\n");
+        let look = look(&text, MARK, "ig-").unwrap();
+        assert_eq!((501, Some(&2_000_002)), (look.entries.len(), look.waiting.get("batch")));
     }
 
     #[test]
@@ -145,7 +198,8 @@ mod tests {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_\n]{0,200}") {
             for text in [&text, &more, &format!("{more}{MARK}\n{text}")] {
-                let _ = (look(text, MARK, "ig-"), ids(text), submitted(text), position(text));
+                let _ = (look(text, MARK, "ig-"), ids(text), submitted(text), position(text), tasks(text));
+                let _ = look(&format!("1|1|{text}|PENDING|0|1||0|batch|None|ann|ig-1{MARK}\n"), MARK, "ig-");
             }
         }
 
