@@ -115,6 +115,14 @@ pub fn in_phase(view: &pb::JobView, phase: Phase) -> u64 {
     view.counts.iter().filter(|c| c.phase == phase as i32).map(|c| c.tasks).sum()
 }
 
+/// `10`; `6 of 10` where these alone have come to the site that is asked: the others of the job are elsewhere.
+pub fn size(view: &pb::JobView) -> String {
+    match view.counts.iter().map(|c| c.tasks).sum::<u64>() {
+        here if here == u64::from(view.tasks) => here.to_string(),
+        here => format!("{here} of {}", view.tasks),
+    }
+}
+
 /// Tasks of a job that will never change again.
 pub fn ended(view: &pb::JobView) -> u64 {
     [Phase::Done, Phase::Failed, Phase::Cancelled].into_iter().map(|p| in_phase(view, p)).sum()

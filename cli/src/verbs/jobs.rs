@@ -45,7 +45,7 @@ fn list(jobs: &[pb::JobView]) -> Table {
             Cell::painted(&v.id, Paint::Bold),
             dash(&v.name),
             dash(&v.owner),
-            v.tasks.into(),
+            render::size(v).into(),
             render::in_phase(v, Phase::Done).into(),
             render::duration(v.age_ms).into(),
             dash(&v.sites.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(",")),
@@ -99,8 +99,9 @@ fn print(out: &Out, v: &pb::JobView, only: Option<&TaskSet>) -> Result<()> {
     let sites = v.sites.iter().map(|s| format!("{} ({} active, {} ended)", s.name, s.active, s.ended));
     let since = |ms: u64| format!("{} ago", render::duration(ms));
     let wish = render::want(v.want);
+    let size = only.map_or_else(|| render::size(v), |t| format!("{} of {} ({t})", t.len(), v.tasks));
     facts.extend([
-        ("tasks", format!("{}: {}", only.map_or(v.tasks.to_string(), |t| format!("{} of {} ({t})", t.len(), v.tasks)), render::phases(&v.counts))),
+        ("tasks", format!("{size}: {}", render::phases(&v.counts))),
         ("sites", sites.collect::<Vec<_>>().join(", ")),
         ("at a time", if v.tasks_at_once > 0 { format!("at most {}", v.tasks_at_once) } else { String::new() }),
         ("cost", v.cost.as_ref().map_or(String::new(), cost)),
@@ -229,13 +230,16 @@ mod tests {
                 ..Default::default()
             },
             pb::JobView { id: "b8zzzz".into(), tasks: 1, counts: vec![count(Phase::Queued, 1)], ..Default::default() },
+            // A part that a parent placed here.
+            pb::JobView { id: "c9zzzz".into(), tasks: 10, counts: vec![count(Phase::Done, 6)], ..Default::default() },
         ];
         let out = Out::new(&Default::default(), false);
         assert_eq!(
             vec![
-                "JOB     NAME    OWNER  TASKS  DONE    AGE  SITES     PHASES",
-                "7k2m9p  render  alice     64    54  1m05s  eu,burst  done 54, running 10",
-                "b8zzzz  -       -          1     0    0ms  -         queued 1",
+                "JOB     NAME    OWNER    TASKS  DONE    AGE  SITES     PHASES",
+                "7k2m9p  render  alice       64    54  1m05s  eu,burst  done 54, running 10",
+                "b8zzzz  -       -            1     0    0ms  -         queued 1",
+                "c9zzzz  -       -      6 of 10     6    0ms  -         done 6",
             ],
             list(&jobs).lines(&out)
         );
