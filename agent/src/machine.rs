@@ -44,6 +44,8 @@ pub struct Offer {
     pub window_max: u64,
     /// Which limit of the site makes it so little, in words; empty: none.
     pub bound: String,
+    /// Most slots that one task can ever have by such a limit, also when all machines are in order; 0: not limited.
+    pub task_slots_max: u64,
     /// Tasks of others that wait there.
     pub waiting: u64,
     /// From the end of a task to the start of the next, about: hidden by placing ahead.

@@ -156,6 +156,8 @@ pub struct Share {
     pub not_rented: String,
     /// Which limit of its site lets others have less than there is, in words; empty: none.
     pub bound: String,
+    /// Most slots, as [`cost`](Share::cost) counts them, that a task can ever have here by a limit of its site; 0: not limited.
+    pub task_slots_max: u64,
 }
 
 impl Share {
@@ -171,6 +173,9 @@ impl Share {
             Fit::No(format!("needs {} GPU{} on one machine, those of {} have {has}", shape.gpus, plural(shape.gpus), self.key))
         } else if shape.nodes > self.nodes_max.max(1) {
             Fit::No(format!("needs {} machines, {} gives a task at most {}", shape.nodes, self.key, self.nodes_max.max(1)))
+        } else if self.task_slots_max > 0 && self.cost(shape) > self.task_slots_max {
+            let bound = if self.bound.is_empty() { String::new() } else { format!("; {}", self.bound) };
+            Fit::No(format!("needs {} slots in all, {} gives a task at most {}{bound}", self.cost(shape), self.key, self.task_slots_max))
         } else {
             Fit::Yes
         }
@@ -221,6 +226,7 @@ impl Share {
         self.age_ms = self.age_ms.min(other.age_ms);
         self.credit_ms = self.credit_ms.min(other.credit_ms);
         self.time_max_ms = longer(self.time_max_ms, other.time_max_ms);
+        self.task_slots_max = longer(self.task_slots_max, other.task_slots_max);
         self.wait_ms = shorter(self.wait_ms, other.wait_ms);
         // By one path it may be older.
         if other.bound > self.bound {
@@ -241,9 +247,9 @@ impl Share {
     }
 }
 
-/// The longer of two times that may not be limited (0).
-pub fn longer(a_ms: u64, b_ms: u64) -> u64 {
-    if a_ms == 0 || b_ms == 0 { 0 } else { a_ms.max(b_ms) }
+/// The longer of two times, or the larger of two numbers, that may not be limited (0).
+pub fn longer(a: u64, b: u64) -> u64 {
+    if a == 0 || b == 0 { 0 } else { a.max(b) }
 }
 
 /// The shorter of two waits, where they are known: a task may go to either.
@@ -389,6 +395,19 @@ mod tests {
         assert!(s.machine().holds(&with(4, 1)) && !s.machine().holds(&with(5, 1)) && !s.machine().holds(&with(1, 2)));
         assert_eq!("1 slot, 4 GiB of memory and 2 GPUs on each of 3 machines", Shape { gpus: 2, nodes: 3, ..Shape::new(1, 4 << 30) }.to_string());
         assert_eq!("2 slots", Shape::new(2, 0).to_string());
+    }
+
+    #[test]
+    fn what_a_limit_of_the_site_never_lets_run_does_not_fit() {
+        let over = |slots, nodes| Shape { nodes, ..Shape::new(slots, 0) };
+        let mut s = Share { nodes_max: 4, task_slots_max: 6, bound: "its site lets 6".into(), ..share("g/m", 1, 6, 6, &[]) };
+        assert_eq!((Fit::Yes, Fit::Yes), (s.fit(&over(6, 1)), s.fit(&over(3, 2))));
+        assert_eq!(Fit::No("needs 8 slots in all, g/m gives a task at most 6; its site lets 6".into()), s.fit(&over(4, 2)));
+        assert!(matches!(s.fit(&over(7, 1)), Fit::No(_)));
+        s.merge(&Share { task_slots_max: 7, ..s.clone() });
+        assert_eq!((7, Fit::Yes), (s.task_slots_max, s.fit(&over(7, 1))));
+        s.merge(&Share { task_slots_max: 0, ..s.clone() });
+        assert_eq!((0, Fit::Yes), (s.task_slots_max, s.fit(&over(4, 2))));
     }
 
     proptest! {

@@ -50,6 +50,9 @@ impl Core {
         if self.offer.as_ref() != Some(&offer) {
             let counts_gpus = |o: Option<&Offer>| o.is_none_or(|o| o.nodes_max == 0);
             let costs_change = counts_gpus(self.offer.as_ref()) != counts_gpus(Some(&offer));
+            if self.offer.as_ref().map_or(0, |o| o.task_slots_max) != offer.task_slots_max {
+                self.fit_version += 1;
+            }
             self.offer = Some(offer);
             self.link.advert_dirty = true;
             if costs_change {
@@ -93,6 +96,7 @@ impl Core {
             time_max_ms: self.time_max_ms(),
             wait_ms: offer.and_then(|o| o.wait_ms),
             bound: offer.map(|o| o.bound.clone()).unwrap_or_default(),
+            task_slots_max: offer.map_or(0, |o| o.task_slots_max),
             ..Share::default()
         }
     }

@@ -203,6 +203,8 @@ pub struct Queue {
     pub name: String,
     /// Slots of all machines that can be used at all: up, not drained.
     pub slots_total: u64,
+    /// Slots of all its machines; those out of order count too.
+    pub slots_all: u64,
     /// Slots that nobody occupies.
     pub slots_free: u64,
     /// Most free slots on one machine.

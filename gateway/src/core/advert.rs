@@ -49,6 +49,7 @@ impl Upward {
         e.age_ms = e.age_ms.min(share.age_ms);
         // A task may fit one of them.
         e.time_max_ms = longer(e.time_max_ms, share.time_max_ms);
+        e.task_slots_max = longer(e.task_slots_max, share.task_slots_max);
         e.wait_ms = shorter(e.wait_ms, share.wait_ms);
         e.draining &= share.draining;
         if !e.draining {

@@ -187,6 +187,7 @@ impl From<Share> for pb::Share {
             nodes_max: s.nodes_max,
             not_rented: s.not_rented,
             bound: s.bound,
+            task_slots_max: s.task_slots_max,
         }
     }
 }
@@ -227,6 +228,7 @@ impl TryFrom<pb::Share> for Share {
             nodes_max: s.nodes_max.min(NODES_PER_TASK_MAX),
             not_rented: words(s.not_rented),
             bound: words(s.bound),
+            task_slots_max: s.task_slots_max.min(COUNT_MAX),
         })
     }
 }

@@ -118,6 +118,10 @@ impl Driver {
         let (mut allowed, mut why) = (wanted as u64, Reason::new(ReasonKind::OverLimit, ""));
         for (max, used, each, what) in bounds {
             let Some(max) = max else { continue };
+            if each > max {
+                let reason = Reason::new(ReasonKind::OverLimit, format!("it needs {each}, and this site allows {max} {what}"));
+                return Err(Box::new(reason.remedy("ask for less")));
+            }
             let left = max.saturating_sub(used) / each;
             if left < allowed {
                 (allowed, why.text) = (left, format!("this site allows {max} {what}, and {} are in use", used + left * each));

@@ -467,6 +467,8 @@ fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gate
         // Beyond a ceiling nothing may even wait: it would be started.
         window_max: if bounded { most } else { u64::MAX },
         bound,
+        // By the machines that are out of order, too: they come back.
+        task_slots_max: if bounded { limits.ceiling(queue.slots_all).min(limits.slots_max.unwrap_or(u64::MAX)).max(1) } else { 0 },
         waiting: queue.waiting,
         turnaround_ms: TURNAROUND_MS,
         closed: queue.closed.clone(),
@@ -488,7 +490,7 @@ mod tests {
 
     #[test]
     fn a_ceiling_bounds_what_runs_and_what_waits() {
-        let queue = Queue { name: "q".into(), slots_total: 100, slots_free: 60, ..Queue::default() };
+        let queue = Queue { name: "q".into(), slots_total: 100, slots_all: 200, slots_free: 60, ..Queue::default() };
         let mut limits = intergrid_gateway::config::LrmsLimits::default();
         let all = offer(&queue, 15, None, &limits);
         assert_eq!((75, 4, u64::MAX, 100), (all.room, all.ahead, all.window_max, all.slots_total));
@@ -496,7 +498,10 @@ mod tests {
         let part = offer(&queue, 15, None, &limits);
         assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
         assert_eq!(("", "its site lets 20 of its 100 slots be used (ceiling_percent = 20)"), (all.bound.as_str(), part.bound.as_str()));
+        // A task that fits when all machines are in order is not refused for ever.
+        assert_eq!((0, 40), (all.task_slots_max, part.task_slots_max));
         (limits.slots_max, limits.time_max_ms) = (Some(7), Some(60_000));
+        assert_eq!(7, offer(&queue, 0, None, &limits).task_slots_max);
         assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, None, &limits).time_max_ms));
         let short = Queue { time_max_ms: Some(30_000), ..queue.clone() };
         assert_eq!(Some(30_000), offer(&short, 0, None, &limits).time_max_ms);

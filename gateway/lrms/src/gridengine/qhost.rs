@@ -93,6 +93,7 @@ pub fn queues(
 fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64, gpus: u32) {
     let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     queue.machine_slots = queue.machine_slots.max(narrow(i.slots));
+    queue.slots_all = queue.slots_all.saturating_add(i.slots);
     queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory);
     queue.machine_gpus = queue.machine_gpus.max(gpus);
     if queue.architecture.is_empty() {

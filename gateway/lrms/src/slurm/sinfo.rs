@@ -23,6 +23,7 @@ pub fn queues(text: &str, waiting: &BTreeMap<String, u64>) -> Result<Vec<Queue>,
             ..Queue::default()
         });
         queue.machine_slots = queue.machine_slots.max(total);
+        queue.slots_all += u64::from(total);
         queue.machine_memory_bytes = queue.machine_memory_bytes.max(memory_mib.saturating_mul(1 << 20));
         if state.ends_with('*') {
             queue.unheard.push(machine.to_string());

@@ -252,6 +252,7 @@ impl Lrms for Local {
             vec![Queue {
                 name: "batch".into(),
                 slots_total: u64::from(slots),
+                slots_all: u64::from(slots),
                 slots_free: u64::from(slots).saturating_sub(used),
                 largest_free: slots,
                 machines: 1,

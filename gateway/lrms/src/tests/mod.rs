@@ -406,6 +406,30 @@ async fn a_site_s_limits_are_told() {
     assert_eq!(2, starts(dir.path()).len());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_site_s_limits_never_let_run_is_told_with_both_numbers() {
+    type Change = fn(&mut LrmsLimits);
+    let cases: [(Change, ReasonKind, &str); 3] = [
+        (|l| l.ceiling_percent = 30, ReasonKind::NoFit, "needs 3 slots in all, batch gives a task at most 2; its site lets 2 of its 8 slots"),
+        (|l| l.slots_max = Some(2), ReasonKind::NoFit, "needs 3 slots in all, batch gives a task at most 2; its site lets 2 slots"),
+        (|l| l.slots_per_principal_max = Some(2), ReasonKind::OverLimit, "it needs 3, and this site allows 2 slots of one principal"),
+    ];
+    for (change, kind, words) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut p, child) = attached(pool(dir.path(), &Local::new(8), |c| change(&mut c.limits))).await;
+        for (slots, runs) in [(3, false), (2, true)] {
+            let mut spec = counting(dir.path(), "exit 0");
+            spec.shape.slots = slots;
+            let job = p.job(spec, 1);
+            let n = p.place(child, "batch", job, TaskSet::one(0));
+            over(&mut p, n).await;
+            let why = p.placements[&n].returned.first().map(|(_, why)| (why.kind, why.text.contains(words)));
+            assert_eq!((!runs).then_some((kind, true)), why, "{:?}", p.placements[&n]);
+        }
+        assert_eq!(vec![0], starts(dir.path()));
+    }
+}
+
 /// The controller is away for longer than a cancel is tried, or the submission's number is not known when its tasks are taken back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_back_leaves_nothing_in_the_queue() {
