@@ -52,6 +52,8 @@ fn what_a_cancel_leaves_of_an_array_that_waits_stays_in_the_queue() {
     const TASKS: u32 = 40;
     let site = Site::of(|_| {}, &["batch"], &format!("[slurm.limits]\nwaiting_max = {TASKS}\n"), 16);
     let ann = site.user("ann");
+    let counter = site.cluster.dir().join("shared/sent");
+    site.command("sbatch", &format!("echo >> {}; exec /usr/bin/sbatch \"$@\"", counter.display()));
     let blocker = site.block();
     let job = ann.submit(&["-n", &TASKS.to_string(), "--", "sh", "-c", &site.counted("true")]);
     until("all wait", PATIENCE, || if site.left().matches(" PENDING ").count() == TASKS as usize { Ok(()) } else { Err(site.left()) });
@@ -60,7 +62,7 @@ fn what_a_cancel_leaves_of_an_array_that_waits_stays_in_the_queue() {
     ann.until_phase(&job, "cancelled", u64::from(TASKS / 2));
     let waits = || site.cluster.run("squeue", &["-h", "-t", "PD", "-o", "%i"]);
     until("every second waits", PATIENCE, || if waits().contains(":2]") { Ok(()) } else { Err(waits()) });
-    let sent = || std::fs::read_to_string(site.cluster.dir().join("submissions")).unwrap().len();
+    let sent = || std::fs::read_to_string(&counter).unwrap().len();
     let (left, before) = (waits(), sent());
     // What is not listed is taken back after three seconds, and sent again.
     std::thread::sleep(Duration::from_secs(10));
