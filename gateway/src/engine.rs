@@ -355,10 +355,12 @@ impl Shell {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let (mut commands, mut from_children, mut from_parents) = (Vec::new(), Heard::default(), Heard::default());
         let mut in_flight: Option<(Vec<Action>, Vec<After>)> = None;
-        let mut taken = 0;
+        let (mut taken, mut next_turn) = (0, tokio::time::Instant::now());
         loop {
             let full = self.core.turn_bytes() >= TURN_BYTES_MAX;
             let room = if full { 0 } else { TURN_INPUTS_MAX.saturating_sub(taken) };
+            // Until then peers wait, and users don't.
+            let mut rests = tokio::time::Instant::now() < next_turn;
             tokio::select! {
                 biased;
                 result = done.recv(), if in_flight.is_some() => match result {
@@ -378,14 +380,15 @@ impl Shell {
                     let now = self.now();
                     look(&mut self.core, now);
                 }
-                () = std::future::ready(()), if !full && (!from_children.is_empty() || !from_parents.is_empty()) => {}
-                n = from_children.some(&mut children, room), if room > 0 => {
+                () = tokio::time::sleep_until(next_turn), if rests => rests = false,
+                () = std::future::ready(()), if !full && !rests && (!from_children.is_empty() || !from_parents.is_empty()) => {}
+                n = from_children.some(&mut children, room), if room > 0 && !rests => {
                     taken += n;
                     if n == 0 {
                         return Ok(());
                     }
                 }
-                n = from_parents.some(&mut parents, room), if room > 0 => {
+                n = from_parents.some(&mut parents, room), if room > 0 && !rests => {
                     taken += n;
                     if n == 0 {
                         return Ok(());
@@ -393,10 +396,14 @@ impl Shell {
                 }
                 n = inbox.recv_many(&mut commands, room), if room > 0 => {
                     taken += n;
+                    (rests, next_turn) = (false, tokio::time::Instant::now());
                     if n == 0 {
                         return Ok(());
                     }
                 }
+            }
+            if rests {
+                continue;
             }
             // Whoever was heard, the others are heard too: one who never stops keeps nobody waiting.
             if room > 0 {
@@ -430,6 +437,7 @@ impl Shell {
                     self.perform(actions, after);
                 } else if to_store.send(batch).is_ok() {
                     in_flight = Some((actions, after));
+                    next_turn = tokio::time::Instant::now() + Duration::from_millis(self.core.turn_pace_ms());
                 }
             }
         }

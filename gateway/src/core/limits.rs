@@ -22,6 +22,11 @@ pub const ENDS_SAMPLE_MS: u64 = 200;
 pub const ENDS_SAMPLE_MIN_MS: u64 = 20;
 /// See [`ENDS_SAMPLE_MIN_MS`].
 pub const ENDS_SAMPLE_MIN: u64 = 16;
+/// Where tasks end at a rate between these, a second, turns that only peers ask for are at least `TURN_PACE_MS` apart: what each costs is mostly its own and
+/// not that of what is in it. Where more end, a turn is full of them.
+pub const PACED_RATE: std::ops::Range<f64> = 200.0..20_000.0;
+/// See [`PACED_RATE`].
+pub const TURN_PACE_MS: u64 = 10;
 /// Events kept for a parent that does not acknowledge; beyond it he gets a resync.
 pub const OUTBOX_EVENTS_MAX: usize = 200_000;
 /// What they take, about.

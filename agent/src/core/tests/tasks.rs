@@ -345,8 +345,8 @@ fn ends_are_told_together_where_tasks_end_fast_and_no_slot_is_idle() {
 fn as_many_ends_as_are_told_at_a_time_wait_for_no_pace() {
     let many = TOLD_SLOTS as u32;
     let mut a = Agent::attached(many);
-    a.core.link.windows.push_back((a.now, 200));
-    a.down(place(1, 0..200));
+    a.core.link.windows.push_back((a.now, 3 * TOLD_SLOTS as u64));
+    a.down(place(1, 0..3 * many));
     let mut told = |tasks: std::ops::Range<u32>| {
         for task in tasks {
             assert!(a.running.remove(&(1, task)).is_some());
