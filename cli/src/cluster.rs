@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use intergrid_lrms::command::CallFailure;
+use intergrid_lrms::command::{Account, CallFailure};
 use intergrid_lrms::gridengine::settings::Settings;
 use intergrid_lrms::gridengine::{self, GridEngine, GridEngineConfig};
 use intergrid_lrms::lrms::{Lrms, Queue};
@@ -104,7 +104,12 @@ async fn of_grid_engine(args: &InitGatewayArgs) -> Result<Seen, Refusal> {
     let queues = GridEngine::new(config.clone()).queues().await.map_err(asked)?;
     config.queues = queues.into_iter().map(|q| q.name).collect();
     config.terms.environment = gridengine::doctor::environment_on_one_machine(&GridEngine::new(config.clone())).await.map_err(asked)?;
-    let queues = GridEngine::new(config.clone()).queues().await.map_err(asked)?;
+    let engine = GridEngine::new(config.clone());
+    let mut queues = engine.queues().await.map_err(asked)?;
+    // Of lists that can't be read nothing is known; the doctor says so.
+    for denied in gridengine::access::of(&engine, &[Account::Own]).await.unwrap_or_default() {
+        queues.iter_mut().filter(|q| q.name == denied.queue).for_each(|q| (q.machine_slots, q.closed) = (0, Some(denied.why.clone())));
+    }
     let slots = match &config.terms.environment {
         Some(name) => format!("parallel_environment = {}   # for tasks with several slots\n", quoted(name)),
         None => "# parallel_environment = \"smp\"   # for tasks with several slots: one whose allocation_rule is $pe_slots\n".to_string(),
@@ -145,7 +150,9 @@ fn text(name: &str, shared: &Path, cluster: &Seen) -> Result<String, Refusal> {
         return Err(Refusal::invalid(format!("{section} has no {queues_are} with machines")).remedy("see `sinfo`, or `qhost -q`"));
     }
     let names: Vec<String> = offered.iter().map(|q| quoted(&q.name)).collect();
-    let seen: String = offered.iter().map(|q| format!("# {}: {}\n", plain(&q.name), described(q))).collect();
+    let left = cluster.queues.iter().filter(|q| q.machine_slots == 0);
+    let left = left.filter_map(|q| Some(format!("# {} is left out: {}\n", plain(&q.name), plain(q.closed.as_deref()?))));
+    let seen: String = offered.iter().map(|q| format!("# {}: {}\n", plain(&q.name), described(q))).chain(left).collect();
     Ok(format!(
         "\
 # A gateway in front of {version}. Paths are relative to this file. `grid doctor --config gateway.toml` examines it.
@@ -216,5 +223,9 @@ mod tests {
         assert_eq!((vec!["batch", "odd\"name"], Some("/shared/a \"b\"")), (names, table["slurm"]["directory"].as_str()));
         assert!((20..=40).contains(&text.lines().count()), "{text}");
         assert!(super::text("campus", Path::new("/s"), &seen(&queues[2..])).is_err());
+        let refused = Queue { closed: Some("ann is in\nnone of its user_lists: physics".into()), ..queue("physics", 0) };
+        let text = super::text("campus", Path::new("/s"), &seen(&[queue("batch", 4), refused])).unwrap();
+        assert!(text.contains("\n# physics is left out: ann is innone of its user_lists: physics\n"), "{text}");
+        assert!(text.contains("\npartitions = [\"batch\"]\n"), "{text}");
     }
 }

@@ -275,6 +275,11 @@ impl Core {
         self.lives.values().any(|l| !matches!(l.stage, Stage::Uploading))
     }
 
+    /// Is nothing left here that the gateway has placed, and all acknowledged that was said of it?
+    pub fn is_empty(&self) -> bool {
+        self.state.placements.is_empty() && self.state.events.is_empty()
+    }
+
     /// Content that tasks here still need.
     pub fn blobs_in_use(&self) -> BTreeSet<BlobHash> {
         self.plans.values().flat_map(|s| s.plan.spec.blobs()).map(|f| f.hash).collect()

@@ -22,7 +22,8 @@ use record::{Batch, Record};
 
 const FILE: &str = "spool";
 const NEW_FILE: &str = "spool.new";
-const LOCK_FILE: &str = "lock";
+/// In a state directory: locked, and kept open, by the agent that has it.
+pub const LOCK_FILE: &str = "lock";
 
 /// An open spool.
 pub struct Spool {

@@ -31,8 +31,11 @@ pub async fn run(args: DoctorArgs, out: &Out) -> Result<Ending> {
             }
             LrmsKind::GridEngine => {
                 let engine = GridEngine::new(GridEngineConfig::of(lrms)?);
+                let wish = wish(lrms)?;
+                let accounts: Vec<Account> = wish.accounts.iter().map(|(account, _)| account.clone()).collect();
                 found.extend(gridengine::doctor::examine(&engine).await);
-                found.extend(examine(&engine, &wish(lrms)?).await);
+                found.extend(gridengine::access::examine(&engine, &accounts).await);
+                found.extend(examine(&engine, &wish).await);
             }
         },
     }

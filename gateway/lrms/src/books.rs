@@ -90,7 +90,7 @@ pub struct Sub {
     pub fresh: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
-    /// Why its tasks go back, where the LRMS turns out not to have it; None: nothing is known but that.
+    /// Why its tasks go back, where the LRMS turns out not to have it; None: an earlier process knew.
     pub doubt: Option<Reason>,
     /// By position; removed when nothing is left of it.
     pub tasks: BTreeMap<u32, Watch>,
@@ -359,6 +359,11 @@ impl Books {
                 // It began once; that it is started over, its claim prevents.
                 State::Pending(wait, _) if watch.started && (e.restarts > 0 || *wait == Wait::Requeued) => {
                     watch.verdict.get_or_insert_with(|| (Over::new(How::Requeued, None), String::new()));
+                    watch.gone_ms.get_or_insert(now);
+                }
+                // It can't be taken back. Its own record counts, where it comes yet.
+                State::Pending(Wait::Broken, why) if watch.started => {
+                    watch.verdict.get_or_insert_with(|| (Over::new(How::Broken, None), why.clone()));
                     watch.gone_ms.get_or_insert(now);
                 }
                 State::Pending(wait @ (Wait::Never | Wait::Broken), why) if !watch.busy => {

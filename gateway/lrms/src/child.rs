@@ -1,14 +1,19 @@
 //! One offered queue as a child of the gateway: an agent's core and spool in this process, whose machine is the LRMS.
 //!
+//! One that was offered by an earlier configuration takes nothing new and gives back what waits; what runs there ends as ever.
+//!
 //! One task owns it. What was accepted, claimed and ended is durable in its spool before it is told, as with any agent.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use intergrid_agent::core::{Action, Core, Fate, Input, Key};
 use intergrid_agent::dial::random;
 use intergrid_agent::limits::TICK_MS;
-use intergrid_agent::machine::Capacity;
+use intergrid_agent::machine::{Capacity, Offer};
 use intergrid_agent::spool::{Order, Spool, Written};
 use intergrid_agent::state::State;
 use intergrid_gateway::backend::{FromChild, Sink};
@@ -19,10 +24,12 @@ use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::driver::send::Start;
 use crate::driver::{Clock, Driver};
-use crate::limits::COMES_BACK_MS;
+use crate::limits::{COMES_BACK_MS, LEFT_EMPTY_MS};
 
 /// Claims of ours outlive a boot: what they claim runs elsewhere.
 const BOOT: &[u8] = b"lrms";
+/// Beside the spool of a queue that is not offered any more: nothing is left in it.
+const EMPTY_FILE: &str = "empty";
 
 /// What is said to a child. Bounded by what is placed here: the gateway's messages have a queue of their own.
 pub enum Say {
@@ -48,6 +55,14 @@ pub struct Told {
 /// A child, before it runs.
 pub struct Child {
     queue: String,
+    /// Its spool's.
+    dir: PathBuf,
+    /// Else it takes nothing new.
+    offered: bool,
+    /// Of one that is not offered: nothing is left in it, since then.
+    empty_since: Option<Instant>,
+    /// And the next start knows it.
+    let_go: bool,
     me: Hop,
     core: Core,
     driver: Arc<Driver>,
@@ -56,6 +71,19 @@ pub struct Child {
     written: mpsc::Receiver<Written>,
     writing: bool,
     large: bool,
+}
+
+/// Queues of which something may be left, by their spools below `state`: also what their gateway has placed there, and they have not heard of yet.
+pub fn in_use(state: &Path) -> io::Result<BTreeSet<String>> {
+    let mut queues = BTreeSet::new();
+    for entry in fs::read_dir(state)? {
+        let entry = entry?;
+        let dir = entry.path();
+        if dir.is_dir() && !dir.join(EMPTY_FILE).try_exists()? {
+            queues.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(queues)
 }
 
 impl Child {
@@ -81,12 +109,40 @@ impl Child {
         }
         let claimed: Vec<(Key, bool)> = claims.iter().map(|(k, c)| (*k, c.exited.is_some())).collect();
         driver.resume(queue, &claimed, |number| core.plan(number));
+        let closed = driver.not_offered(queue);
+        let offered = closed.is_none();
+        match closed {
+            Some(why) => {
+                tracing::info!("{why}: looking after what is left in it");
+                // In this order: nothing that waits is handed on.
+                core.step(Input::Room(Some(Refusal::new(RefusalKind::Unavailable, why.clone()))), clock.now());
+                core.step(Input::Offer(Offer { key: queue.to_string(), closed: Some(why), ..Offer::default() }), clock.now());
+            }
+            None => match fs::remove_file(dir.join(EMPTY_FILE)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(broken(e)),
+                _ => {}
+            },
+        }
         spool.replace(core.cut_all(clock.now())).map_err(broken)?;
         core.step(Input::Committed, clock.now());
         let (orders, order_queue) = mpsc::unbounded_channel();
         let (report, written) = mpsc::channel(4);
         spool.serve(order_queue, move |w| _ = report.blocking_send(w)).map_err(broken)?;
-        Ok(Child { queue: queue.to_string(), me, core, driver, clock, orders, written, writing: false, large: false })
+        Ok(Child {
+            queue: queue.to_string(),
+            dir,
+            offered,
+            empty_since: None,
+            let_go: false,
+            me,
+            core,
+            driver,
+            clock,
+            orders,
+            written,
+            writing: false,
+            large: false,
+        })
     }
 
     /// Its id.
@@ -103,11 +159,14 @@ impl Child {
         sink: Sink,
     ) {
         use std::sync::atomic::Ordering::SeqCst;
-        let (mut known, mut comes_back): (bool, Option<Instant>) = (false, None);
+        let (mut known, mut comes_back): (bool, Option<Instant>) = (!self.offered, None);
         let mut tick_at = Instant::now();
         loop {
             if Instant::now() >= tick_at {
                 self.step(Input::Tick);
+                if !self.offered && !self.let_go {
+                    self.let_go(attached.load(SeqCst));
+                }
                 tick_at = Instant::now() + Duration::from_millis(TICK_MS);
             }
             if known && comes_back.is_none_or(|t| Instant::now() >= t) && !attached.load(SeqCst) {
@@ -180,6 +239,15 @@ impl Child {
         self.step(Input::Disconnected);
         let _ = sink.send((self.me.site, FromChild::Gone { why: why.to_string(), silent_ms: 0 })).await;
         Some(Instant::now() + Duration::from_millis(COMES_BACK_MS))
+    }
+
+    /// When nothing is left in it, and the gateway has had the time to say otherwise, the next start does without it.
+    fn let_go(&mut self, attached: bool) {
+        if !attached || !self.core.is_empty() || self.driver.queues_in_use().contains(&self.queue) {
+            self.empty_since = None;
+        } else if self.empty_since.get_or_insert_with(Instant::now).elapsed() >= Duration::from_millis(LEFT_EMPTY_MS) {
+            self.let_go = fs::write(self.dir.join(EMPTY_FILE), "").is_ok();
+        }
     }
 
     fn step(&mut self, input: Input) {

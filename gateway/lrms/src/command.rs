@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -175,6 +176,13 @@ pub async fn own_account() -> Result<String, CallFailure> {
     Ok(Hands.asked(Call::new("id").arg("-un")).await?.trim().to_string())
 }
 
+/// The home directory of this process's account.
+pub async fn own_home() -> Result<PathBuf, CallFailure> {
+    let said = Hands.asked(Call::new("getent").arg("passwd").arg(own_account().await?)).await?;
+    let home = said.trim_end().split(':').nth(5).filter(|home| home.starts_with('/')).map(PathBuf::from);
+    home.ok_or_else(|| CallFailure::Failed("getent: it names no home directory".to_string()))
+}
+
 fn pair(name: &str, value: &OsString) -> OsString {
     let mut pair = OsString::from(name);
     pair.push("=");
@@ -244,6 +252,11 @@ mod tests {
         let out = hands.run(&Account::Own, Call::new("env")).await.unwrap();
         assert_eq!(2, out.stdout.lines().count(), "{}", out.stdout);
         assert!(matches!(hands.run(&Account::Own, Call::new("/nowhere/none")).await, Err(CallFailure::NotRun(_))));
+    }
+
+    #[tokio::test]
+    async fn our_own_home_is_known() {
+        assert!(own_home().await.unwrap().is_absolute());
     }
 
     #[tokio::test]

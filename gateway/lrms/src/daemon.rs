@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use intergrid_gateway::backend::Backend;
 use intergrid_gateway::config::{GatewayConfig, LrmsConfig, LrmsKind, PilotsConfig, SiteConfig};
 use intergrid_gateway::core::schedule::FirstFit;
 use intergrid_gateway::daemon::{self, Built, DaemonOptions};
@@ -38,7 +39,7 @@ pub fn build(lrms: (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts
     Ok(Built { backend: pool(lrms, state, parts)?, policy: Box::new(FirstFit), pool: None, children: None })
 }
 
-/// Its queues whose tasks are jobs.
+/// Its queues whose tasks are jobs, or were when they were placed.
 fn pool((mut config, lrms): (LrmsConfig, Arc<dyn Lrms>), state: std::path::PathBuf, parts: &daemon::Parts) -> Result<Arc<LrmsPool>, Refusal> {
     config.queues = config.direct();
     let program = std::env::current_exe().map_err(|e| Refusal::invalid(format!("this program can't find itself: {e}")))?;
@@ -61,9 +62,9 @@ fn piloted((config, lrms): (LrmsConfig, Arc<dyn Lrms>), pilots: PilotsConfig, si
     let rent = RentConfig { gateway: parts.me.name.clone(), terms, new_terms: None, time_max_ms: pilot::time_max_ms(&pilots) };
     let cloud = Pilots::new(lrms.clone(), &config, pilots, parts.me.site, site.identity.clone())?;
     let built = daemon::over_agents(Rented::new(rent, cloud, parts.engine.clone()), parts);
-    if config.direct().is_empty() {
+    let queues = pool((config, lrms), site.state.clone(), parts)?;
+    if queues.configured().is_empty() {
         return Ok(built);
     }
-    let queues = pool((config, lrms), site.state.clone(), parts)?;
     Ok(Built { backend: Mixed::new(queues, built.backend), ..built })
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::command::{Account, Call, Hands};
 use crate::limits::{DOCTOR_CLOCK_MS_MAX, DOCTOR_LOOK_MS, DOCTOR_TASK_MS};
-use crate::lrms::{Lrms, LrmsId, Queue, State, Submission, Wait};
+use crate::lrms::{Lrms, LrmsId, Queue, Refused, State, Submission, SubmitFailure, Wait};
 
 /// Tasks that are not seen in the queue are taken for gone.
 pub const BLIND_REMEDY: &str =
@@ -97,8 +97,10 @@ pub async fn examine(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
             return found;
         }
     }
+    // How many wait for a queue is known by a look at all jobs.
+    let listed = lrms.entries("ig-").await;
     found.extend(queues(lrms, wish).await);
-    match lrms.entries("ig-").await {
+    match listed {
         Ok(entries) => found.push(Finding::good("queue", format!("can be listed; {} tasks in it are named as ours", entries.len()))),
         Err(e) => found.push(Finding::bad("queue", e.to_string(), "let this account list all jobs")),
     }
@@ -200,7 +202,7 @@ async fn account_and_directory(account: &Account, directory: &Path) -> Vec<Findi
 
 /// A real task, which looks at the directory from where tasks run.
 async fn task(lrms: &dyn Lrms, account: &Account, directory: &Path, queue: &str) -> Vec<Finding> {
-    let what = format!("task as {account}");
+    let what = format!("task as {account} in {queue}");
     let tag = tag();
     let place = directory.join(format!("doctor-{tag}"));
     let hands = Hands;
@@ -222,7 +224,7 @@ async fn task(lrms: &dyn Lrms, account: &Account, directory: &Path, queue: &str)
             .to_string(),
     };
     let mut found = match lrms.submit(&submission).await {
-        Err(e) => vec![Finding::bad(what, format!("submission: {e:?}"), "let this account submit to this queue")],
+        Err(e) => vec![Finding::bad(what, format!("submission to {queue}: {e}"), not_taken(&e))],
         Ok(id) => {
             let found = followed(lrms, &what, id, &submission.tag, async || {
                 let out = run("cat -- \"$1/seen\"").await.ok()?;
@@ -237,6 +239,21 @@ async fn task(lrms: &dyn Lrms, account: &Account, directory: &Path, queue: &str)
         found.push(Finding::warning(format!("directory {}", place.display()), "can't be removed", "remove it"));
     }
     found
+}
+
+/// What helps where a test task is not taken.
+fn not_taken(said: &SubmitFailure) -> &'static str {
+    let (SubmitFailure::Refused(kind, _) | SubmitFailure::Doubtful(kind, _)) = said else {
+        return "submit a job by hand, as this account, and see that the command says its number within half a minute";
+    };
+    match kind {
+        Refused::Later => "ask again when there is room",
+        Refused::Never | Refused::TooManyTasks => {
+            "the task asks for one slot and two minutes: let the site's own rules (a verifier, default options) take it as the gateway submits it"
+        }
+        Refused::NotAuthorised => "let this account submit to this queue",
+        Refused::NoQueue => "leave the queue out, or make it",
+    }
 }
 
 /// Until its word is there, or it can't come any more.

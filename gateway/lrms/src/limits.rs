@@ -61,6 +61,8 @@ pub const TIME_LIMIT_SLACK_MS: u64 = 30_000;
 pub const TURNAROUND_MS: u64 = 2_000;
 /// A link that was dropped comes back after this.
 pub const COMES_BACK_MS: u64 = 50;
+/// A queue that is not offered any more, and in which nothing has been left for so long, is not served by the next start.
+pub const LEFT_EMPTY_MS: u64 = 10_000;
 /// Messages for one child that wait.
 pub const CHILD_QUEUE_MAX: usize = 8_192;
 /// Tasks whose outputs are being brought in at once.

@@ -57,6 +57,16 @@ pub enum SubmitFailure {
     Unknown(String),
 }
 
+impl fmt::Display for SubmitFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SubmitFailure::Refused(_, why) => write!(f, "refused: {why}"),
+            SubmitFailure::Doubtful(_, why) => write!(f, "refused, most likely: {why}"),
+            SubmitFailure::Unknown(why) => write!(f, "no answer that can be read: {why}"),
+        }
+    }
+}
+
 /// What kind of no.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
@@ -165,6 +175,8 @@ pub enum How {
     TimeLimit,
     /// It used too much memory.
     Memory,
+    /// It was beyond a limit of its queue, and which one is not known.
+    Limit,
     /// Its machine failed.
     MachineLost,
     /// Somebody removed it: started or not, see [`Record::started`].
@@ -175,6 +187,8 @@ pub enum How {
     Requeued,
     /// The LRMS could not start the script.
     NotStarted,
+    /// The script began; the LRMS has the job in error since, and does not go on with it by itself.
+    Broken,
 }
 
 /// A task that is over, from the LRMS's own books.

@@ -1,4 +1,5 @@
-//! The backend: each offered queue of a local resource manager is a child.
+//! The backend: each offered queue of a local resource manager is a child, and each that was offered and still has tasks: that one takes nothing
+//! new.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use intergrid_proto::link::{Down, Hop, Kind};
 use intergrid_proto::{BlobHash, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::child::{Child, Say};
+use crate::child::{self, Child, Say};
 use crate::driver::{Driver, Parts};
 use crate::limits::CHILD_QUEUE_MAX;
 use crate::lrms::Wait;
@@ -51,10 +52,13 @@ fn site_of(site: SiteId, lrms: &str, queue: &str) -> SiteId {
 impl LrmsPool {
     /// From what is in the state directory.
     pub fn open(parts: Parts) -> Result<Arc<LrmsPool>, Refusal> {
-        let (queues, kind, site, outputs) = (parts.config.queues.clone(), parts.config.kind.name(), parts.site, parts.outputs.clone());
+        let (offered, kind, site, outputs) = (parts.config.queues.clone(), parts.config.kind.name(), parts.site, parts.outputs.clone());
         let state: PathBuf = parts.state.clone();
-        std::fs::create_dir_all(&state).map_err(|e| Refusal::invalid(format!("{}: {e}", state.display())))?;
+        let failed = |e: std::io::Error| Refusal::invalid(format!("{}: {e}", state.display()));
+        std::fs::create_dir_all(&state).map_err(failed)?;
         let driver = Driver::new(parts)?;
+        let mut queues = child::in_use(&state).map_err(failed)?;
+        queues.extend(offered.into_iter().chain(driver.queues_in_use()));
         let (mut links, mut children) = (BTreeMap::new(), Vec::new());
         for queue in queues {
             let hop = Hop { site: site_of(site, kind, &queue), name: queue.clone(), kind: Kind::Agent };
@@ -119,21 +123,31 @@ impl Backend for LrmsPool {
                 told.tasks.iter().any(|(n, set)| *n == number && set.contains(task)) && tasks.as_ref().is_none_or(|t| t.contains(task))
             };
             let reason = |((wait, word), n): ((Wait, String), u64)| {
-                let kind = match wait {
-                    Wait::Turn | Wait::Requeued | Wait::Other => ReasonKind::AllBusy,
-                    Wait::Limit => ReasonKind::OverLimit,
-                    // No user of ours holds it there.
-                    Wait::Held => ReasonKind::Draining,
-                    Wait::Never => ReasonKind::NoFit,
-                    Wait::Broken => ReasonKind::StartFailed,
+                let (kind, remedy) = match wait {
+                    Wait::Turn | Wait::Requeued | Wait::Other => (ReasonKind::AllBusy, ""),
+                    Wait::Limit => (ReasonKind::OverLimit, ""),
+                    Wait::Held => (ReasonKind::WaitsBelow, "who holds it there, its account's owner or the site's administrator, releases it"),
+                    Wait::Never => (ReasonKind::NoFit, ""),
+                    Wait::Broken => (ReasonKind::StartFailed, ""),
                 };
-                Reason::new(kind, format!("{n} of its tasks wait in {} ({queue}): {word}", driver.name())).into()
+                Reason::new(kind, format!("{n} of its tasks wait in {} ({queue}): {word}", driver.name())).remedy(remedy).into()
             };
             let unheard = |(machine, n): (String, u64)| {
                 let text = format!("{n} of its tasks are on {machine}, which {} does not hear of", driver.name());
                 Reason::new(ReasonKind::ContactLost, text).remedy("the site's administrator brings it back, or removes its tasks by force").into()
             };
-            let reasons = driver.waits(&queue, asked).into_iter().map(reason).chain(driver.unheard(&queue, asked).into_iter().map(unheard)).collect();
+            let untold = |(n, why): (u64, String)| {
+                let text = format!(
+                    "{n} of its tasks are gone from {} ({queue}), and its books, which say how they ended, can't be read: {why}",
+                    driver.name()
+                );
+                Reason::new(ReasonKind::ContactLost, text)
+                    .remedy("the site's administrator lets the gateway's account read them (grid doctor)")
+                    .into()
+            };
+            let waits = driver.waits(&queue, asked).into_iter().map(reason);
+            let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold));
+            let reasons: Vec<pb::Reason> = waits.chain(lost).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };
             let counts = told.phases.into_iter().filter(|(_, n)| *n > 0).map(count).collect();
             Ok(pb::Explanation { site: Some(hop.into()), counts, reasons, ..Default::default() })

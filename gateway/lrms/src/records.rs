@@ -43,16 +43,19 @@ impl Records {
     }
 }
 
-/// `1024K`, `1.50M`; a number without a unit has bytes.
+/// `1024K`, `1.50M`, and by thousands `2m`; a number without a unit has bytes.
 pub fn bytes(text: &str) -> Option<u64> {
-    let (number, shift) = match text.char_indices().next_back()? {
-        (n, 'K') => (&text[..n], 10),
-        (n, 'M') => (&text[..n], 20),
-        (n, 'G') => (&text[..n], 30),
-        (n, 'T') => (&text[..n], 40),
-        _ => (text, 0),
+    let (number, unit) = match text.char_indices().next_back()? {
+        (n, 'K') => (&text[..n], 1u64 << 10),
+        (n, 'M') => (&text[..n], 1 << 20),
+        (n, 'G') => (&text[..n], 1 << 30),
+        (n, 'T') => (&text[..n], 1 << 40),
+        (n, 'k') => (&text[..n], 1_000),
+        (n, 'm') => (&text[..n], 1_000_000),
+        (n, 'g') => (&text[..n], 1_000_000_000),
+        _ => (text, 1),
     };
     let number: f64 = number.parse().ok()?;
     // A cast of what is negative, too large or no number stays within bounds.
-    (number.is_finite() && number >= 0.0).then_some((number * (1u64 << shift) as f64) as u64)
+    (number.is_finite() && number >= 0.0).then_some((number * unit as f64) as u64)
 }

@@ -51,12 +51,14 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
     let ended_by = match how {
         Some(How::TimeLimit) => by(ReasonKind::TimeLimit, &format!("{lrms} ended it at its time limit")),
         Some(How::Memory) => by(ReasonKind::MemoryLimit, &format!("{lrms} ended it at its memory limit")),
+        Some(How::Limit) => by(ReasonKind::OverLimit, &format!("{lrms} ended it at a limit of its queue")),
         Some(How::Removed) if asked => by(ReasonKind::ExitSignal, &format!("somebody removed it from {lrms} while it ran")),
         Some(How::Preempted) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} took its machine for another")),
         Some(How::Requeued) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} requeued it while it ran, and it starts there only once")),
         Some(How::MachineLost) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} lost the machine that it ran on")),
         Some(How::NotStarted) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} says that it did not start, and it had begun")),
-        Some(How::Removed | How::Preempted | How::Requeued | How::MachineLost | How::NotStarted | How::Exited) => None,
+        Some(How::Broken) if record.is_none() => by(ReasonKind::StartFailed, &format!("it began, and left no record; {lrms} has it in error since")),
+        Some(How::Removed | How::Preempted | How::Requeued | How::MachineLost | How::NotStarted | How::Broken | How::Exited) => None,
         None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
         None => None,
     };
@@ -108,6 +110,7 @@ mod tests {
         assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(Some(record(0, true)), Some((How::TimeLimit, Some(Exit::Code(0))))));
         assert_eq!((Exit::Code(0), Some(K::TimeLimit)), of(None, Some((How::TimeLimit, Some(Exit::Code(0))))));
         assert_eq!((Exit::Signal(15), Some(K::ExitSignal)), of(Some(record(143, true)), Some((How::Removed, None))));
+        assert_eq!((Exit::Unknown, Some(K::OverLimit)), of(None, Some((How::Limit, None))));
         // It had ended before somebody removed what was left of it.
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Removed, None))));
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::MachineLost, Some(Exit::Code(0))))));
@@ -126,6 +129,9 @@ mod tests {
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::Exited, Some(CLAIMED)))));
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Exited, Some(CLAIMED)))));
         assert_eq!((Exit::Code(120), None), of(Some(record(120, true)), Some((How::Exited, Some(CLAIMED)))));
+        // Not lost: it is not to run again by itself.
+        assert_eq!((Exit::Unknown, Some(K::StartFailed)), of(None, Some((How::Broken, None))));
+        assert_eq!((Exit::Code(100), None), of(Some(record(100, false)), Some((How::Broken, None))));
         // What was used is the record's, and where there is none, the books'.
         let used = Used { wall_ms: Some(2_000), cpu_us: Some(7), peak: Some((9, "sampled")) };
         let over = Over { used, ..Over::new(How::Exited, None) };

@@ -1,7 +1,7 @@
 //! What a test cell is configured to be, as files. What is not said here is as Debian's packages have it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use super::GridEngine;
@@ -19,6 +19,8 @@ pub struct Options {
     pub short_slots: u32,
     /// The longest that a task may run in it.
     pub short_time: String,
+    /// What a slot of a queue may have of memory, `h_vmem`.
+    pub memory: String,
     /// Of each machine, counted by the complex `gpu` (for each slot) and, once more, by `gpu_once` (once a job); there is no device.
     pub gpus: u32,
     /// Between the word that a job will be killed, and its end.
@@ -27,7 +29,15 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { machines: 1, batch_slots: 16, short_slots: 4, short_time: "00:10:00".to_string(), gpus: 0, notify_s: 3 }
+        Options {
+            machines: 1,
+            batch_slots: 16,
+            short_slots: 4,
+            short_time: "00:10:00".to_string(),
+            memory: "INFINITY".to_string(),
+            gpus: 0,
+            notify_s: 3,
+        }
     }
 }
 
@@ -144,6 +154,7 @@ impl Options {
                 ("hostlist", &machines),
                 ("slots", &slots),
                 ("h_rt", time),
+                ("h_vmem", &self.memory),
                 ("notify", &notify),
                 ("tmpdir", &temporary),
                 ("pe_list", "smp"),
@@ -163,6 +174,28 @@ impl Options {
         for n in 1..=self.machines {
             run(engine, engine.naming("qconf").args(["-aattr", "exechost", "complex_values", &values, &engine.machine(n)]));
         }
+    }
+}
+
+impl GridEngine {
+    /// Change a setting of the whole cell.
+    pub fn set(&self, name: &str, value: &str) {
+        let text: String = self.run("qconf", &["-sconf"]).lines().filter(|l| !l.starts_with('#')).map(|l| format!("{l}\n")).collect();
+        assert!(text.lines().any(|l| l.split_whitespace().next() == Some(name)), "{name}: {text}");
+        let file = self.dir().join("changed/global");
+        fs::create_dir_all(file.parent().expect("a directory")).expect("a directory");
+        fs::write(&file, with(&text, &[(name, value)])).expect("global");
+        self.run("qconf", &["-Mconf", file.to_str().expect("a path")]);
+    }
+
+    /// The site's own verifier of submissions says no to all, in these words.
+    pub fn refuse_all(&self, words: &str) {
+        let file = self.dir().join("verifier.sh");
+        let answers = format!("START) echo STARTED ;; BEGIN) echo 'RESULT STATE REJECT {words}' ;; QUIT) exit ;;");
+        let script = format!("#!/bin/sh\nwhile read -r word rest; do case \"$word\" in {answers} esac; done\n");
+        fs::write(&file, script).expect("a script");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("permissions");
+        self.set("jsv_url", &format!("script:{}", file.display()));
     }
 }
 

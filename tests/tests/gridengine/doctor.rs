@@ -2,10 +2,12 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use intergrid_lrms::command::Account;
 use intergrid_lrms::doctor::{Finding, Grade, Wish, examine};
-use intergrid_lrms::gridengine::doctor;
+use intergrid_lrms::gridengine::{access, doctor};
+use intergrid_lrms::lrms::Lrms;
 use intergrid_tests::gridengine as fixture;
 use intergrid_tests::gridengine::ACCOUNTS;
 
@@ -43,6 +45,16 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     let bad: Vec<_> = worst(&found).into_iter().map(|f| (f.grade, f.what.as_str(), !f.remedy.is_empty())).collect();
     assert_eq!(vec![(Grade::Bad, "queue gone", true), (Grade::Bad, "account intergrid-nobody", true)], bad);
 
+    // A rule of the site that we do not know.
+    cluster.refuse_all("Please name a project with -P");
+    wish.queues.pop();
+    wish.accounts = vec![named(ACCOUNTS[0])];
+    let found = examine(&engine, &wish).await;
+    let [bad] = worst(&found)[..] else { panic!("{found:#?}") };
+    assert!(bad.what == format!("task as {} in short", ACCOUNTS[0]) && bad.seen.contains("Please name a project with -P"), "{bad:?}");
+    assert!(bad.remedy.contains("verifier") && !bad.seen.contains("Doubtful"), "{bad:?}");
+    cluster.set("jsv_url", "none");
+
     // An environment and a complex that are not there, books that are not there, and a master that is not.
     let mut other = config(&cluster);
     other.terms.environment = Some("nope".into());
@@ -53,4 +65,33 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     let mut away = config(&cluster);
     away.commands = Some("/nowhere".into());
     assert_eq!(vec![Grade::Bad], doctor::examine(&backend(away)).await.iter().map(|f| f.grade).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn who_may_not_use_a_queue_and_what_takes_no_batch_jobs_is_named() {
+    let cluster = fixture::GridEngine::start();
+    let accounts = ACCOUNTS[..2].iter().map(|name| Account::Named(name.to_string())).collect::<Vec<_>>();
+    assert_eq!(Vec::<Finding>::new(), access::examine(&backend(config(&cluster)), &accounts).await, "no queue has lists");
+    cluster.run("qconf", &["-au", ACCOUNTS[0], "physics"]);
+    cluster.run("qconf", &["-aattr", "queue", "user_lists", "physics", "batch"]);
+    cluster.run("qconf", &["-rattr", "queue", "qtype", "INTERACTIVE", "short"]);
+    let engine = backend(config(&cluster));
+    let found = access::examine(&engine, &accounts).await;
+    let [found] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((Grade::Bad, format!("queue batch as {}", ACCOUNTS[1])), (found.grade, found.what.clone()));
+    assert!(found.seen.contains("none of its user_lists: physics") && found.remedy.contains("qconf -au"), "{found:?}");
+    let queues = engine.queues().await.unwrap();
+    let of = |name: &str| queues.iter().find(|q| q.name == name).unwrap();
+    assert!(of("batch").closed.is_none() && of("batch").slots_free == 16, "{queues:?}");
+    assert!(of("short").machine_slots == 0 && of("short").closed.as_deref().is_some_and(|why| why.contains("qtype")), "{queues:?}");
+    // Grid Engine is of the same mind: by the time that the last one runs, the scheduler has passed over the two before it.
+    let submit = |account: &str, queue: &str| cluster.submit(account, &["-w", "n", "-q", queue], "sleep 600");
+    let never = [submit(ACCOUNTS[1], "batch"), submit(ACCOUNTS[0], "short")];
+    let runs = submit(ACCOUNTS[0], "batch");
+    cluster.until("who may runs", Duration::from_secs(30), |cluster| {
+        let all = cluster.listed();
+        if all.iter().any(|l| l.starts_with(&format!("{runs} r "))) { Ok(()) } else { Err(format!("{all:?}")) }
+    });
+    let all = cluster.listed();
+    assert!(never.iter().all(|id| all.iter().any(|l| l.starts_with(&format!("{id} qw ")))), "{all:?}");
 }

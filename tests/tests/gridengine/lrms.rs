@@ -121,6 +121,13 @@ async fn a_task_is_seen_in_each_state_and_found_in_the_books() {
     });
     cluster.run("qhold", &["-h", "o", &format!("{all}.6")]);
     state(&engine, "the sixth is held", "ig-all", 6, |s| matches!(s, State::Pending(Wait::Held, _))).await;
+    // Nobody waits behind it; who asks for a pattern waits for each queue that is called so.
+    let waiting = async || engine.queues().await.unwrap().iter().map(|q| (q.name.clone(), q.waiting)).collect::<Vec<_>>();
+    assert_eq!(vec![("batch".to_string(), 1), ("short".to_string(), 0)], waiting().await);
+    let wild = cluster.submit(ACCOUNTS[1], &["-N", "ig-wild", "-q", "b*"], "true");
+    state(&engine, "it waits", "ig-wild", 1, |s| matches!(s, State::Pending(Wait::Turn, _))).await;
+    assert_eq!(vec![("batch".to_string(), 2), ("short".to_string(), 0)], waiting().await);
+    cluster.run("qdel", &[&wild]);
     cluster.run("qmod", &["-sj", &format!("{all}.1")]);
     state(&engine, "the first is suspended", "ig-all", 1, |s| *s == State::Suspended).await;
 
@@ -275,4 +282,24 @@ async fn an_answer_that_is_lost_or_wrong_is_unknown_and_the_job_is_found() {
         record(&engine, found[0], 2).await;
         assert_eq!(Ok(found), engine.find(&tag).await, "{script}");
     }
+}
+
+#[tokio::test]
+async fn slots_of_a_machine_for_all_its_queues_together_are_what_there_is() {
+    let cluster = fixture::GridEngine::start();
+    let engine = backend(config(&cluster));
+    let seen = async || engine.queues().await.unwrap().iter().map(|q| (q.slots_total, q.machine_slots, q.slots_free)).collect::<Vec<_>>();
+    assert_eq!(vec![(16, 16, 16), (4, 4, 4)], seen().await);
+    cluster.run("qconf", &["-aattr", "exechost", "complex_values", "slots=5", "localhost"]);
+    look("the machine has five", async || {
+        let seen = seen().await;
+        if seen == [(5, 5, 5), (4, 4, 4)] { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
+    (0..3).for_each(|_| _ = cluster.submit(ACCOUNTS[0], &["-q", "short"], "sleep 600"));
+    look("three are taken, from both", async || {
+        let seen = seen().await;
+        if seen == [(5, 5, 2), (4, 4, 1)] { Ok(()) } else { Err(format!("{seen:?}")) }
+    })
+    .await;
 }

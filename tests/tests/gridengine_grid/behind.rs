@@ -1,5 +1,10 @@
 //! What is done to our jobs in Grid Engine while nobody looks, tasks that can't be started there, and commands that can't be trusted.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use intergrid_tests::gridengine::ACCOUNTS;
+
 use crate::ends::last_attempt;
 use crate::site::{PATIENCE, Site};
 use crate::tree::until;
@@ -29,6 +34,23 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     ann.until_phase(&job, "cancelled", 1);
     site.until_gone();
     site.starts.assert_each_once(2);
+}
+
+#[test]
+fn books_that_can_t_be_read_are_told_while_an_end_waits_for_them() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    // Nothing has ended yet, so that there are none: a directory in their place can't be read.
+    let books = site.cluster.common().join("accounting");
+    std::fs::create_dir(&books).unwrap();
+    let job = ann.submit(&["--no-requeue", "--", "sh", "-c", &site.starts.counted("sleep 600")]);
+    site.until_started(1);
+    let task = site.until_listed("r")[0].replacen(" r ", ".", 1);
+    site.cluster.run("qdel", &[&task]);
+    ann.until_reason(&job, "can't be read: accounting");
+    std::fs::remove_dir(&books).unwrap();
+    assert_eq!(1, ann.wait(&job));
+    site.starts.assert_each_once(1);
 }
 
 /// It leaves no record of that: what has not started may start elsewhere, as with Slurm, which has one.
@@ -66,6 +88,21 @@ fn a_task_that_goes_into_error_has_failed_with_the_words_of_grid_engine() {
     assert!(kind == "start-failed" && text.contains("Eqw: can't chdir to /nowhere/at/all"), "{kind}: {text}");
     site.until_gone();
     assert!(site.starts.of_each().is_empty());
+}
+
+/// To Grid Engine the exit code of 100 says that it is to keep the job, in error.
+#[test]
+fn an_exit_code_of_100_whose_record_can_not_be_written_is_an_end() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    let job = ann.submit(&["--", "sh", "-c", &site.starts.counted("chmod 500 ../../../run; exit 100")]);
+    assert_eq!(1, ann.wait(&job), "{}", ann.run(&["explain", &job]).out);
+    let (kind, text) = last_attempt(&ann, &job);
+    assert!(kind == "start-failed" && text.contains("it began, and left no record; gridengine has it in error since"), "{kind}: {text}");
+    let run = site.cluster.dir().join("shared").join(ACCOUNTS[0]).join("run");
+    std::fs::set_permissions(run, Permissions::from_mode(0o700)).unwrap();
+    site.until_gone();
+    site.starts.assert_each_once(1);
 }
 
 /// Grid Engine starts it over: the second copy finds the claim taken.

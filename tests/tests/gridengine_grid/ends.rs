@@ -87,6 +87,8 @@ fn a_cancel_ends_what_is_held_what_ignores_it_and_what_is_being_submitted() {
     let ours = site.until_listed("qw")[0].split(' ').next().unwrap().to_string();
     site.cluster.run("qhold", &["-h", "o", &ours]);
     ann.until_reason(&waits, "hqw");
+    let said = ann.run(&["explain", &waits]).out;
+    assert!(said.contains("waits-below") && !said.contains("draining"), "{said}");
     ann.run(&["cancel", &waits]).well();
     ann.until_phase(&waits, "cancelled", 1);
     blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));

@@ -20,6 +20,7 @@ fn an_array_of_a_thousand_waits_within_bounds_and_runs_through_a_broker() {
         let free = ann.json(&["hosts"])["slots_free"].clone();
         if free == 0 { Ok(()) } else { Err(free.to_string()) }
     });
+    assert_eq!(0, site.tree.user("campus").json(&["hosts"])["slots_free"], "what may wait there is not free");
     let job = ann.submit(&["-n", "1000", "--", "sh", "-c", &site.starts.counted("echo $((GRID_TASK_ID * 2))")]);
     let waiting = || site.ours().1;
     until("as many wait as may", PATIENCE, || if waiting() >= 2 * WAITING { Ok(()) } else { Err(waiting().to_string()) });

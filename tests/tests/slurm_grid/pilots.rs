@@ -146,3 +146,30 @@ fn one_array_runs_as_jobs_of_one_partition_and_under_pilots_of_another() {
     assert_eq!(1, user.in_phase(&long, "queued"));
     until_no_job(&site);
 }
+
+/// The LRMS knows nothing of it: only the gateway's configuration is another.
+#[test]
+fn what_runs_as_jobs_in_a_queue_that_gets_pilots_ends_there() {
+    const TASKS: u32 = 8;
+    let mut site = Site::mixed(&pilots("time = \"30m\"\n"));
+    let user = site.user("ann");
+    let go = site.cluster.dir().join("shared/go");
+    let words = site.counted(&format!("while [ ! -e {} ]; do sleep 0.2; done", go.display()));
+    let job = user.submit(&["-n", &TASKS.to_string(), "-t", "10m", "--no-requeue", "--", "sh", "-c", &words]);
+    site.until_started(TASKS as usize);
+    let names = site.cluster.run("squeue", &["-h", "-t", "R", "-o", "%j"]);
+    assert!(names.lines().any(|l| l.starts_with("ig") && !l.starts_with("igp")), "none is a job: {names}");
+    site.tree.terminate("campus");
+    let config = site.tree.config("campus");
+    let (text, direct) = (fs::read_to_string(&config).unwrap(), "mode.short = \"direct\"");
+    assert!(text.contains(direct), "{text}");
+    fs::write(&config, text.replace(direct, "mode.short = \"pilot\"")).unwrap();
+    site.tree.start("campus");
+    until("it is said", PATIENCE, || {
+        let hosts = site.tree.user("campus").json(&["hosts"]).to_string();
+        if hosts.contains("queue short is one of pilots now (mode.short)") { Ok(()) } else { Err(hosts) }
+    });
+    fs::write(&go, "").unwrap();
+    assert_eq!(0, user.wait(&job), "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    site.assert_each_started_once(TASKS);
+}

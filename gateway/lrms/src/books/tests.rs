@@ -210,6 +210,26 @@ fn what_will_never_start_and_what_is_started_over_is_told() {
     assert_eq!(Some(2_010), b.watch(&place("a", 1)).unwrap().gone_ms, "it began, and won't begin again");
 }
 
+/// Grid Engine takes the exit codes 99 and 100 of a script for words to itself: start it over, and keep it in error.
+#[test]
+fn what_began_and_is_in_error_or_waits_to_be_started_over_is_decided_on() {
+    let mut b = books();
+    b.sub_mut("b").unwrap().step = Step::Lost(100);
+    [1, 2].iter().for_each(|position| _ = b.claimed(&place("a", *position), "7 n1 5\n"));
+    let pending = |wait| State::Pending(wait, "why".into());
+    let entries = || vec![entry("a", 1, 1, pending(Wait::Broken)), entry("a", 1, 2, pending(Wait::Requeued))];
+    for at in [2_000, 3_000] {
+        assert!(b.surveyed(at, entries(), at + 10).is_empty(), "their claims are taken");
+    }
+    let mut said = |position| b.watch(&place("a", position)).unwrap().verdict.clone().map(|(over, words)| (over.how, words));
+    assert_eq!((Some((How::Broken, "why".into())), Some((How::Requeued, String::new()))), (said(1), said(2)));
+    assert_eq!((vec![], vec![place("a", 1), place("a", 2)]), (b.due(2_010 + RECORD_GRACE_MS - 1), b.due(2_010 + RECORD_GRACE_MS)));
+    // Over, it is still listed: it is removed.
+    b.over(&place("a", 1));
+    b.surveyed(9_000, entries(), 9_010);
+    assert_eq!(vec![(LrmsId(1), 1)], b.strays_due(9_010 + CANCEL_AGAIN_MS).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_wait_is_known_by_those_that_started_and_those_that_wait() {
     let mut b = books();

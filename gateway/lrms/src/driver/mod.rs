@@ -110,6 +110,8 @@ struct Inner {
     batches: Batches,
     queues: Vec<Queue>,
     tasks_max: Option<u32>,
+    /// Why the books of the LRMS could not be read when they were asked last.
+    unread: Option<String>,
 }
 
 impl Driver {
@@ -133,6 +135,7 @@ impl Driver {
             batches: Batches::default(),
             queues: Vec::new(),
             tasks_max: None,
+            unread: None,
         };
         let clock = Clock::new();
         for (intent, ids) in open {
@@ -153,6 +156,21 @@ impl Driver {
     /// Who is told of a queue's tasks.
     pub fn serve(&self, queue: &str, child: SiteId, say: mpsc::UnboundedSender<Say>) {
         self.lock().children.insert(queue.to_string(), (child, say));
+    }
+
+    /// Queues that have submissions of which something is left.
+    pub fn queues_in_use(&self) -> BTreeSet<String> {
+        self.lock().books.subs().map(|s| s.intent.queue.clone()).collect()
+    }
+
+    /// Why a queue takes nothing new that has tasks of an earlier configuration; None: it is offered.
+    pub fn not_offered(&self, queue: &str) -> Option<String> {
+        let is_in = |queues: &[String]| queues.iter().any(|q| q == queue);
+        match (is_in(&self.config.queues), is_in(&self.config.piloted)) {
+            (true, _) => None,
+            (false, true) => Some(format!("queue {queue} is one of pilots now (mode.{queue}): its tasks are no longer jobs")),
+            (false, false) => Some(format!("queue {queue} is no longer in `queues` of [{}]", self.config.kind.name())),
+        }
     }
 
     /// Is this task in our hands? Where it is: it may have been given to the LRMS.

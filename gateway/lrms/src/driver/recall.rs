@@ -9,7 +9,8 @@ use super::Driver;
 use super::send::Back;
 
 impl Driver {
-    /// Take back what has not started of a queue that is given no new work here, of one that is gone, and what has waited for longer than this site lets it.
+    /// Take back what has not started of a queue that is given no new work here, or is not offered any more, of one that is gone, and what has waited for
+    /// longer than this site lets it.
     pub(super) async fn recall(self: &Arc<Self>) {
         let (name, wait_max) = (self.lrms.name(), self.config.limits.wait_max_ms);
         let queues: Vec<(String, SiteId, bool)> = {
@@ -24,7 +25,7 @@ impl Driver {
                 continue;
             }
             let gone = || is_gone.then(|| (ReasonKind::NoResource, format!("{name} has no queue {queue:?} any more")));
-            let closed = self.above.closed(child).await.map(|why| (ReasonKind::Draining, why));
+            let closed = self.above.closed(child).await.or_else(|| self.not_offered(&queue)).map(|why| (ReasonKind::Draining, why));
             let (waiting, all) = match (closed.or_else(gone), wait_max) {
                 (Some(all), _) => (lingering(0), Some(all)),
                 (None, Some(max)) => (lingering(max), None),

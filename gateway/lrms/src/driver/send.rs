@@ -189,8 +189,11 @@ impl Driver {
                 self.remove(&submission.account, &[(id, unwanted)], false).await;
             }
             Err(SubmitFailure::Refused(kind, why)) => self.back(&intent, &refused(name, kind, &why)).await,
-            Err(SubmitFailure::Doubtful(kind, why)) => self.lost(&intent.tag, &why, Some(refused(name, kind, &why))),
-            Err(SubmitFailure::Unknown(why)) => self.lost(&intent.tag, &why, None),
+            Err(SubmitFailure::Doubtful(kind, why)) => self.lost(&intent.tag, &why, refused(name, kind, &why)),
+            Err(SubmitFailure::Unknown(why)) => {
+                let text = format!("its submission was lost, and {name} does not have it: {why}");
+                self.lost(&intent.tag, &why, Reason::new(ReasonKind::StartFailed, text));
+            }
         }
     }
 
@@ -202,11 +205,11 @@ impl Driver {
         if parts > 1 || max.is_none_or(|max| max < tasks) { Refused::Later } else { Refused::Never }
     }
 
-    /// A submission without an answer is looked for; where the LRMS does not have it, its tasks go back, for this reason if there is one.
-    fn lost(&self, tag: &str, why: &str, doubt: Option<Reason>) {
+    /// A submission without an answer is looked for; where the LRMS does not have it, its tasks go back, for this reason.
+    fn lost(&self, tag: &str, why: &str, doubt: Reason) {
         tracing::warn!(%tag, "the answer to a submission is lost: {why}; looking for it");
         if let Some(sub) = self.lock().books.sub_mut(tag).filter(|s| s.step == Step::Sending) {
-            (sub.step, sub.doubt) = (Step::Lost(self.clock.now()), doubt);
+            (sub.step, sub.doubt) = (Step::Lost(self.clock.now()), Some(doubt));
         }
     }
 

@@ -250,10 +250,14 @@ impl Driver {
             return;
         }
         let ids: Vec<LrmsId> = ids.into_iter().take(RECORDS_JOBS_MAX).collect();
-        let records: Vec<Record> = self.lrms.records(&ids).await.unwrap_or_else(|why| {
-            tracing::debug!("the books of {}: {why}", self.lrms.name());
-            Vec::new()
-        });
+        let (records, unread) = match self.lrms.records(&ids).await {
+            Ok(records) => (records, None),
+            Err(why) => (Vec::new(), Some(why.to_string())),
+        };
+        let before = std::mem::replace(&mut self.lock().unread, unread.clone());
+        if let (Some(why), None) = (&unread, before) {
+            tracing::warn!("the books of {} can't be read: {why}; trying on", self.lrms.name());
+        }
         let mut by_place: BTreeMap<Place, Record> = BTreeMap::new();
         for r in records {
             // An LRMS that has lost its state gives numbers twice.
@@ -292,6 +296,10 @@ impl Driver {
             let driver = self.clone();
             tokio::spawn(async move {
                 for (place, said) in ended {
+                    if said.is_none() {
+                        // Nobody knows of it. Should it run all the same, then not beside the next.
+                        driver.cancel(vec![place.clone()], true).await;
+                    }
                     driver.ended(&place, None, said).await;
                 }
             });
@@ -419,6 +427,19 @@ impl Driver {
             }
         }
         out
+    }
+
+    /// Tasks of a queue that are over, or gone, while the books that say how can't be read: how many, and why.
+    pub fn untold(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> Option<(u64, String)> {
+        let inner = self.lock();
+        let why = inner.unread.clone()?;
+        let is_gone = |s: &crate::books::Sub, position: u32| s.tasks.get(&position).is_some_and(|w| !w.over && w.gone_ms.is_some());
+        let gone = |s: &crate::books::Sub| {
+            let tasks = (1..).zip(&s.intent.tasks).filter(|(position, (number, index))| is_gone(s, *position) && is_asked(*number, *index));
+            tasks.count() as u64
+        };
+        let gone: u64 = inner.books.subs().filter(|s| s.intent.queue == queue).map(gone).sum();
+        (gone > 0).then_some((gone, why))
     }
 
     /// Tasks of a queue on machines that the LRMS does not hear of: how many on each.

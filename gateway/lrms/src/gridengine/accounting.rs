@@ -2,11 +2,13 @@
 //!
 //! A task that was removed before it started has no record; nobody may conclude anything from that.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::qhost::{Configured, Ends, time_ms};
 use super::words;
 use crate::lrms::{How, LrmsId, Over, Record, Used};
 use crate::records::{Records, bytes};
@@ -19,10 +21,10 @@ const READ_BYTES_MAX: u64 = 64 << 20;
 const FIELDS: usize = 37;
 /// What it used, `ru_wallclock` to `ru_nivcsw`.
 const USAGE: std::ops::Range<usize> = 13..31;
-/// What bounds memory, as it stands among what was asked for.
-const MEMORY: &str = "h_vmem=";
 /// Of a script that was killed, or whose payload was.
 const KILLED_STATUS: u64 = 128 + 9;
+/// Ended by Grid Engine, beyond a limit.
+const FAILED_LIMIT: u32 = 37;
 
 /// The file, open, and what was read from it.
 #[derive(Debug, Default)]
@@ -34,8 +36,9 @@ pub struct Accounting {
 }
 
 impl Accounting {
-    /// Read what is new. A line without its end is read when it has one; one file that takes the place of another is read from its beginning.
-    pub fn follow(&mut self, path: &Path) -> Result<(), String> {
+    /// Read what is new. A line without its end is read when it has one; one file that takes the place of another is read from its beginning. `queues`: what
+    /// they are configured to be, as far as that is known.
+    pub fn follow(&mut self, path: &Path, queues: &BTreeMap<String, Configured>) -> Result<(), String> {
         let failed = |e: io::Error| format!("accounting {}: {e}", path.display());
         let there = match File::open(path) {
             // Before the first task has ended there is none.
@@ -51,14 +54,14 @@ impl Accounting {
             Some(old) => {
                 let was = old.metadata().map_err(failed)?;
                 if (was.dev(), was.ino()) != (new.dev(), new.ino()) {
-                    self.read(&old).map_err(failed)?;
+                    self.read(&old, queues).map_err(failed)?;
                     self.at = 0;
                 } else if new.len() < self.at {
                     self.at = 0;
                 }
             }
         }
-        self.read(&there).map_err(failed)?;
+        self.read(&there, queues).map_err(failed)?;
         self.open = Some(there);
         Ok(())
     }
@@ -74,13 +77,13 @@ impl Accounting {
         Ok(())
     }
 
-    fn read(&mut self, mut file: &File) -> io::Result<()> {
+    fn read(&mut self, mut file: &File, queues: &BTreeMap<String, Configured>) -> io::Result<()> {
         file.seek(SeekFrom::Start(self.at))?;
         let mut bytes = Vec::new();
         file.take(READ_BYTES_MAX).read_to_end(&mut bytes)?;
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
         self.at += whole as u64;
-        String::from_utf8_lossy(&bytes[..whole]).lines().filter_map(record).for_each(|r| self.records.insert(r));
+        String::from_utf8_lossy(&bytes[..whole]).lines().filter_map(|l| record(l, queues)).for_each(|r| self.records.insert(r));
         Ok(())
     }
 
@@ -90,8 +93,9 @@ impl Accounting {
     }
 }
 
-/// One line; None for what is no end of a task: a comment, one that goes back to the queue, a part of a parallel task, nonsense.
-pub fn record(line: &str) -> Option<Record> {
+/// One line; None for what is no end of a task: a comment, one that goes back to the queue, a part of a parallel task, nonsense. `queues`: what they
+/// are configured to be, as far as that is known.
+pub fn record(line: &str, queues: &BTreeMap<String, Configured>) -> Option<Record> {
     let fields: Vec<&str> = line.splitn(FIELDS, ':').collect();
     let machine = fields.get(1)?.to_string();
     let tag = fields.get(4)?.to_string();
@@ -109,17 +113,29 @@ pub fn record(line: &str) -> Option<Record> {
     if unseen {
         over = Over::new(How::MachineLost, None);
     }
-    let killed = failed != 0 || status == KILLED_STATUS;
-    if began && killed && last.get(4).zip(last.get(2)).is_some_and(|(asked, most)| is_beyond_memory(number(34).unwrap_or(1), asked, most)) {
-        over.how = How::Memory;
-    }
     // Kilobytes, with a fraction of zeros.
     let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
     // Seconds, of a task that ran with a fraction.
-    let micros = |n: usize| fields.get(n)?.parse::<f64>().ok().filter(|s| (0.0..1e12).contains(s)).map(|s| (s * 1e6).round() as u64);
+    let micros = |field: Option<&str>| field?.parse::<f64>().ok().filter(|s| (0.0..1e12).contains(s)).map(|s| (s * 1e6).round() as u64);
+    let wall_us = micros(fields.get(13).copied());
+    let killed = failed != 0 || status == KILLED_STATUS;
+    if began && killed {
+        let asked = last.get(4).copied().unwrap_or_default();
+        let ends = least(asked, queues.get(fields[0]).map(|q| q.ends).unwrap_or_default());
+        let slots = number(34).unwrap_or(1).max(1);
+        let is_beyond = |used: Option<u64>, limit: Option<u64>| used.zip(limit).is_some_and(|(used, limit)| used > limit);
+        let of_all = |each: Option<u64>| each.map(|each| each.saturating_mul(slots));
+        // Up to a second less is as long: the books have whole ones.
+        let is_late = |us: Option<u64>, limit: Option<u64>| is_beyond(us.map(|us| us / 1_000 + 1_001), limit);
+        if is_beyond(last.get(2).and_then(|most| bytes(most)), of_all(ends.memory_bytes)) {
+            over.how = How::Memory;
+        } else if failed == FAILED_LIMIT && !is_late(micros(asked.split(':').next()), of_all(ends.cpu_ms)) && !is_late(wall_us, ends.time_ms) {
+            over.how = How::Limit;
+        }
+    }
     if began && !unseen {
-        let cpu_us = micros(14).zip(micros(15)).map(|(user, system)| user + system);
-        over.used = Used { wall_ms: micros(13).map(|us| us / 1_000), cpu_us, peak: peak.map(|bytes| (bytes, "largest-process")) };
+        let cpu_us = micros(fields.get(14).copied()).zip(micros(fields.get(15).copied())).map(|(user, system)| user + system);
+        over.used = Used { wall_ms: wall_us.map(|us| us / 1_000), cpu_us, peak: peak.map(|bytes| (bytes, "largest-process")) };
     }
     Some(Record {
         id: LrmsId(id),
@@ -136,11 +152,17 @@ pub fn record(line: &str) -> Option<Record> {
     })
 }
 
-/// Who has more than his `h_vmem`, all processes together, is killed, and that is said in the words of a time limit; the books have what he asked for, by slot, and
-/// the most that he had.
-fn is_beyond_memory(slots: u64, asked: &str, most: &str) -> bool {
-    let each = asked.split([' ', ',', ':']).find_map(|word| word.strip_prefix(MEMORY)).and_then(bytes).filter(|each| *each > 0);
-    each.zip(bytes(most)).is_some_and(|(each, most)| most > each.saturating_mul(slots.max(1)))
+/// At what a task is killed that asked for this in its queue, for each slot. Grid Engine says the same words for all of these; the books have what was used.
+fn least(asked: &str, queue: Ends) -> Ends {
+    let asked = |names: [&'static str; 2]| {
+        let words = asked.split([' ', ',', ':']).filter_map(|word| word.split_once('='));
+        words.filter(move |(name, _)| names.contains(name)).map(|(_, value)| value)
+    };
+    Ends {
+        time_ms: asked(["h_rt", "s_rt"]).filter_map(time_ms).chain(queue.time_ms).min(),
+        cpu_ms: asked(["h_cpu", "s_cpu"]).filter_map(time_ms).chain(queue.cpu_ms).min(),
+        memory_bytes: asked(["h_vmem", "s_vmem"]).filter_map(bytes).filter(|each| *each > 0).chain(queue.memory_bytes).min(),
+    }
 }
 
 #[cfg(test)]
@@ -155,10 +177,15 @@ mod tests {
     /// Of Son of Grid Engine 8.1.9.
     const RECORDED: &str = include_str!("recorded/accounting.txt");
 
+    /// Of queues, nothing is known.
+    fn none() -> BTreeMap<String, Configured> {
+        BTreeMap::new()
+    }
+
     #[test]
     fn recorded_ends_are_read() {
         let mut records = Records::default();
-        RECORDED.lines().filter_map(record).for_each(|r| records.insert(r));
+        RECORDED.lines().filter_map(|l| record(l, &none())).for_each(|r| records.insert(r));
         let of = |tag: &str, position| {
             let id = records.named(tag)[0];
             records.of(&[id]).into_iter().find(|r| r.position == position).unwrap()
@@ -179,12 +206,12 @@ mod tests {
         assert_eq!(Used::default(), of("ig-bad", 1).over.used);
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
         let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
-        assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1)).unwrap().started);
+        assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1), &none()).unwrap().started);
         // It was killed for its memory, and not removed: the books have both numbers.
         let how = |most: &str| {
             let had = line.replacen(":-q batch:", ":-l h_vmem=32M,h_rt=60 -q batch -pe smp 2:", 1).replacen(":1:1:", ":2:1:", 1);
             let end = format!(":NONE:{most}:0:0");
-            record(&had.replacen(":NONE:0.000000:0:0", &end, 1)).map(|r| r.over.how)
+            record(&had.replacen(":NONE:0.000000:0:0", &end, 1), &none()).map(|r| r.over.how)
         };
         assert_eq!((Some(How::Memory), Some(How::Removed)), (how("67108865.000000"), how("67108864.000000")));
         // Its record says exit status 0, and nobody saw how it ended.
@@ -192,35 +219,56 @@ mod tests {
         assert!(of("ig-forced", 1).words.contains("by force"));
     }
 
+    /// A task that asked for nothing and was killed after five seconds, which Grid Engine calls beyond a limit whichever it was.
+    #[test]
+    fn a_limit_of_the_queue_is_told_as_what_it_was() {
+        let line = RECORDED.lines().find(|l| l.contains(":ig-rt:")).unwrap().replace(":-q batch -l h_rt=2:", ":-q batch:");
+        let how = |queue: &str, most: &str| {
+            let queues = super::super::qhost::configured(&format!("qname batch\n{queue}"));
+            record(&line.replace(":3760128.000000:", &format!(":{most}:")), &queues).map(|r| r.over.how).unwrap()
+        };
+        let (little, much) = ("3760128.000000", "425000000.000000");
+        assert_eq!((How::Memory, How::Limit), (how("h_vmem 200M\n", much), how("h_vmem 200M\n", little)));
+        assert_eq!(How::Memory, how("h_rt 0:10:0\ns_vmem 200M\n", much));
+        assert_eq!((How::TimeLimit, How::TimeLimit), (how("h_rt 5\n", little), how("s_rt 0:0:6\n", little)), "whole seconds");
+        assert_eq!((How::Limit, How::TimeLimit), (how("h_rt 7\n", much), how("h_rt 7,[localhost=5]\nh_vmem 1G\n", much)));
+        assert_eq!((How::TimeLimit, How::Limit), (how("h_cpu 1\n", little), how("h_cpu 0:1:0\n", little)));
+        // Of a queue that is not known.
+        assert_eq!(How::Limit, record(&line, &none()).unwrap().over.how);
+        // Somebody removed it, whatever the queue lets it have.
+        let removed = line.replace(":37:137:", ":100:137:");
+        assert_eq!(How::Removed, record(&removed, &super::super::qhost::configured("qname batch\nh_rt 5\nh_vmem 200M\n")).unwrap().over.how);
+    }
+
     #[test]
     fn a_file_is_followed_and_one_in_its_place_is_read_from_its_beginning() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("accounting");
         let mut books = Accounting::default();
-        books.follow(&path).unwrap();
+        books.follow(&path, &none()).unwrap();
         let lines: Vec<&str> = RECORDED.lines().filter(|l| l.contains(":ig-ends:")).collect();
         let mut file = File::create(&path).unwrap();
         let (half, rest) = lines[1].split_at(30);
         write!(file, "# Version\n{}\n{half}", lines[0]).unwrap();
-        books.follow(&path).unwrap();
+        books.follow(&path, &none()).unwrap();
         let count = |books: &Accounting| books.records().of(&books.records().named("ig-ends")).len();
         assert_eq!(1, count(&books));
         writeln!(file, "{rest}").unwrap();
         std::fs::rename(&path, dir.path().join("accounting.0")).unwrap();
         std::fs::write(&path, format!("{}\n", lines[2])).unwrap();
-        books.follow(&path).unwrap();
+        books.follow(&path, &none()).unwrap();
         assert_eq!(3, count(&books), "the rest of the old one, and the new one");
-        assert!(Accounting::default().follow(&dir.path().join("none/accounting")).is_err());
+        assert!(Accounting::default().follow(&dir.path().join("none/accounting"), &none()).is_err());
     }
 
     proptest! {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9:.a-zA-Z]{0,300}", n in 0..12usize, with in "[0-9:.-]{0,20}") {
             for text in [&text, &more] {
-                let _ = record(text);
+                let _ = record(text, &none());
             }
             let line = RECORDED.lines().find(|l| l.contains(":ig-ends:")).unwrap();
-            let _ = record(&line.replacen(&n.to_string(), &with, 3));
+            let _ = record(&line.replacen(&n.to_string(), &with, 3), &none());
         }
     }
 }

@@ -26,9 +26,10 @@ pub struct Terms {
 }
 
 /// `qsub`: always an array, so that each task is named alike; the script is its input. `-w e`: what no machine can ever run is refused at once. `-notify`: a
-/// job hears SIGUSR2 some time before it is killed. `gpus`: what is asked for of the complex that counts them.
+/// job hears SIGUSR2 some time before it is killed. `-b n`: it is a script, whatever a file of defaults says. `gpus`: what is asked for of the complex
+/// that counts them.
 pub fn qsub(call: Call, s: &Submission, terms: &Terms, gpus: u32) -> Call {
-    const ALWAYS: &str = "-terse -w e -r n -notify -m n -j n -S /bin/sh -i /dev/null -o /dev/null -e /dev/null";
+    const ALWAYS: &str = "-terse -w e -b n -r n -notify -m n -j n -S /bin/sh -i /dev/null -o /dev/null -e /dev/null";
     let mut args: Vec<OsString> = ALWAYS.split(' ').map(OsString::from).collect();
     // No line of the script is an option.
     args.extend(["-C", ""].map(OsString::from));
@@ -67,9 +68,10 @@ pub fn qsub(call: Call, s: &Submission, terms: &Terms, gpus: u32) -> Call {
     call.args(args).stdin(script)
 }
 
-/// All tasks of all accounts, with what they ask for; waiting tasks of an array that are alike are one row.
+/// All tasks of all accounts, with what they ask for; waiting tasks of an array that are alike are one row. `-s` says what goes without saying: a file
+/// of defaults may say otherwise.
 pub fn qstat(call: Call) -> Call {
-    call.args(["-u", "*", "-xml", "-r"])
+    call.args(["-u", "*", "-s", "prs", "-xml", "-r"])
 }
 
 /// Why jobs are in error.
@@ -77,9 +79,9 @@ pub fn qstat_jobs(call: Call, ids: &[LrmsId]) -> Call {
     call.arg("-j").arg(ids.iter().map(LrmsId::to_string).collect::<Vec<_>>().join(","))
 }
 
-/// All machines with their queues.
+/// All machines with their queues, and what is left of the slots of one that has so many for all of them together.
 pub fn qhost(call: Call) -> Call {
-    call.args(["-q", "-xml"])
+    call.args(["-q", "-F", "slots", "-xml"])
 }
 
 /// The configuration of these queues.
@@ -105,6 +107,16 @@ pub fn qconf_machines_with(call: Call, complex: &str) -> Call {
 /// The configuration of at most [`MACHINES_MAX`] machines.
 pub fn qconf_machines(call: Call, machines: &[&str]) -> Call {
     call.args(machines.iter().flat_map(|machine| ["-se", *machine]))
+}
+
+/// An access list.
+pub fn qconf_users(call: Call, name: &str) -> Call {
+    call.args(["-su", name])
+}
+
+/// Names of all resource quota sets.
+pub fn qconf_quotas(call: Call) -> Call {
+    call.arg("-srqsl")
 }
 
 /// The configuration of all.

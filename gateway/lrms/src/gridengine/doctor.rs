@@ -30,6 +30,10 @@ pub async fn examine(engine: &GridEngine) -> Vec<Finding> {
     let help = hands.run(&Account::Own, calls::qconf_help(engine.call("qconf"))).await.map_or(String::new(), |said| said.stdout + &said.stderr);
     let mut found = vec![version(&help)];
     found.extend(settings(&global));
+    // It says no where there are none.
+    if let Ok(said) = hands.run(&Account::Own, calls::qconf_quotas(engine.call("qconf"))).await {
+        found.extend(quotas(&said.stdout).filter(|_| said.is_good()));
+    }
     if let Some(name) = &engine.config().terms.environment {
         found.push(match hands.asked(calls::qconf_environment(engine.call("qconf"), name)).await {
             Ok(text) => environment(name, &text),
@@ -43,6 +47,11 @@ pub async fn examine(engine: &GridEngine) -> Vec<Finding> {
             Ok(gpus) => of_gpus(complex, gpus.as_ref()),
             Err(e) => Finding::bad("gpus", e.to_string(), "let this account ask for complexes and machines: qconf -sc, qconf -se"),
         });
+    }
+    match engine.hidden().await {
+        Ok(None) => {}
+        Ok(Some(why)) => found.push(Finding::bad("qstat", why, "what it does not show would look gone: nothing is offered until it shows all")),
+        Err(e) => found.push(Finding::bad("qstat", e.to_string(), "see that the cell's files and the home of this account can be read")),
     }
     let path = engine.accounting().display().to_string();
     found.push(match engine.records(&[LrmsId(1)]).await {
@@ -121,6 +130,14 @@ fn settings(global: &str) -> Vec<Finding> {
     found
 }
 
+/// Resource quota sets, one a line.
+fn quotas(listed: &str) -> Option<Finding> {
+    let names: Vec<&str> = listed.lines().map(str::trim).filter(|l| !l.is_empty() && !l.contains(' ')).collect();
+    let seen = format!("resource quotas are not looked at: {}; slots that they keep from us are offered as free", names.join(", "));
+    let remedy = "see `qconf -srqs`; where one is for our accounts, write slots_max or ceiling_percent in [gridengine.limits]";
+    (!names.is_empty()).then(|| Finding::warning("quotas", seen, remedy))
+}
+
 fn environment(name: &str, text: &str) -> Finding {
     match qhost::setting(text, "allocation_rule") {
         Some(ON_ONE_MACHINE) => Finding::good("slots", format!("{name} gives the slots of a task on one machine")),
@@ -154,6 +171,8 @@ mod tests {
         };
         assert_eq!(Finding::good("gpus", "gpu: 4 on 2 machines, counted once a task"), gpus(Ok(Counted::Once), 2));
         assert_eq!((Grade::Warning, Grade::Bad), (gpus(Ok(Counted::BySlot), 0).grade, gpus(Err("no"), 2).grade));
+        assert_eq!((None, None), (quotas(""), quotas("no resource quota set list defined\n")));
+        assert!(quotas("per_user\nphysics\n").is_some_and(|f| f.grade == Grade::Warning && f.seen.contains("per_user, physics")));
         assert_eq!(Grade::Good, environment("smp", "pe_name smp\nallocation_rule    $pe_slots\n").grade);
         assert_eq!(Grade::Bad, environment("mpi", "allocation_rule $round_robin\n").grade);
     }

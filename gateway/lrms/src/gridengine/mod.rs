@@ -3,8 +3,10 @@
 //! One qstat shows all jobs of all accounts. It has been tried with Son of Grid Engine 8.1.9; other descendants of 6.2 speak alike. Grid Engine kills what it
 //! removes: our jobs ask to be told before (`-notify`), and how long before is the queue's `notify`.
 
+pub mod access;
 pub mod accounting;
 pub mod calls;
+pub mod defaults;
 pub mod doctor;
 pub mod gpus;
 pub mod qhost;
@@ -22,9 +24,11 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use intergrid_gateway::config::LrmsConfig;
 use intergrid_proto::{Refusal, Shape};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
-use crate::command::{Account, Call, CallFailure, Hands};
-use crate::limits::SUBMISSION_TASKS_MAX;
+use crate::command::{Account, Call, CallFailure, Hands, own_home};
+use crate::limits::{COMMAND_TIMEOUT_MS, SUBMISSION_TASKS_MAX};
 use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Refused, State, Submission, SubmitFailure, Wait};
 use crate::records::Records;
 use accounting::Accounting;
@@ -97,6 +101,10 @@ pub struct GridEngine {
     hands: Hands,
     /// Tasks that wait, by queue, as the last look showed it.
     waiting: Mutex<BTreeMap<String, u64>>,
+    /// Why the last look was not shown all jobs.
+    hidden: Mutex<Option<String>>,
+    /// Of our own account.
+    home: OnceCell<PathBuf>,
     configured: Known<BTreeMap<String, Configured>>,
     gpus: Known<Gpus>,
     books: Arc<Mutex<Accounting>>,
@@ -105,7 +113,16 @@ pub struct GridEngine {
 impl GridEngine {
     /// Nothing is run yet.
     pub fn new(config: GridEngineConfig) -> Self {
-        GridEngine { config, hands: Hands, waiting: Mutex::default(), configured: Mutex::default(), gpus: Mutex::default(), books: Arc::default() }
+        GridEngine {
+            config,
+            hands: Hands,
+            waiting: Mutex::default(),
+            hidden: Mutex::default(),
+            home: OnceCell::new(),
+            configured: Mutex::default(),
+            gpus: Mutex::default(),
+            books: Arc::default(),
+        }
     }
 
     /// How it is spoken to.
@@ -128,9 +145,15 @@ impl GridEngine {
     /// The accounting file as it is now.
     async fn follow<T: Send + 'static>(&self, look: impl FnOnce(&Records) -> T + Send + 'static) -> Result<T, CallFailure> {
         let (books, path): (_, PathBuf) = (self.books.clone(), self.accounting().into());
+        // The books are read whether or not the master answers: what was known of the queues last is good enough.
+        let known = self.configured.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, queues)| queues.clone());
+        let queues = match known {
+            Some(queues) => queues,
+            None => self.configured().await.unwrap_or_default(),
+        };
         let read = move || {
             let mut books = books.lock().unwrap_or_else(PoisonError::into_inner);
-            books.follow(&path).map(|()| look(books.records()))
+            books.follow(&path, &queues).map(|()| look(books.records()))
         };
         tokio::task::spawn_blocking(read).await.map_err(|e| CallFailure::Unknown(e.to_string()))?.map_err(CallFailure::Failed)
     }
@@ -141,8 +164,26 @@ impl GridEngine {
     }
 
     async fn look(&self, prefix: &str) -> Result<qstat::Look, CallFailure> {
-        let text = self.asked(calls::qstat(self.call("qstat"))).await?;
-        qstat::look(&text, prefix).map_err(CallFailure::Failed)
+        let text = self.asked(calls::qstat(self.call("qstat"))).await;
+        // What it does not show would look gone.
+        let hidden = self.hidden().await?;
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&hidden);
+        match hidden {
+            Some(why) => Err(CallFailure::Failed(why)),
+            None => qstat::look(&text?, prefix).map_err(CallFailure::Failed),
+        }
+    }
+
+    /// Why qstat does not show all jobs; None: it does.
+    pub async fn hidden(&self) -> Result<Option<String>, CallFailure> {
+        let mut files = vec![defaults::of_cell(&self.config.settings.common())];
+        match self.home.get_or_try_init(own_home).await {
+            Ok(home) => files.push(defaults::of_account(home)),
+            Err(why) => tracing::debug!("the options in our own account's .sge_qstat are not known: {why}"),
+        }
+        let read = timeout(Duration::from_millis(COMMAND_TIMEOUT_MS), tokio::task::spawn_blocking(move || defaults::hidden(&files)));
+        let late = || CallFailure::Unknown(format!("the files with qstat's options were not read within {COMMAND_TIMEOUT_MS} ms"));
+        read.await.map_err(|_| late())?.map_err(|e| CallFailure::Unknown(e.to_string()))
     }
 
     /// Why our tasks are in error: asked for only where there are some.
@@ -266,13 +307,16 @@ impl Lrms for GridEngine {
         Box::pin(async move {
             let mut look = self.look(prefix).await?;
             self.explain(&mut look.entries).await?;
-            *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = look.waiting;
+            *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = qstat::by_queue(&look.waiting, &self.config.queues);
             Ok(look.entries)
         })
     }
 
     fn queues(&self) -> BoxFuture<'_, Result<Vec<Queue>, CallFailure>> {
         Box::pin(async {
+            if let Some(why) = self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+                return Err(CallFailure::Failed(why));
+            }
             let text = self.asked(calls::qhost(self.call("qhost"))).await?;
             let configured = self.configured().await?;
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();

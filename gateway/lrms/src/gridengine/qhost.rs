@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::access::{self, Access};
 use super::xml::{self, Event, attribute};
 use crate::lrms::Queue;
 use crate::records::bytes;
@@ -13,17 +14,46 @@ pub struct Configured {
     pub time_max_ms: Option<u64>,
     /// Its parallel environments.
     pub environments: Vec<String>,
+    /// What ends a task in it.
+    pub ends: Ends,
+    /// Who may use it.
+    pub access: Access,
+}
+
+/// Limits of a queue at which a task is killed; None: there is none. Machines may have their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ends {
+    /// The least of all machines, milliseconds: `h_rt`, `s_rt`.
+    pub time_ms: Option<u64>,
+    /// The least of all machines, milliseconds for each slot: `h_cpu`, `s_cpu`.
+    pub cpu_ms: Option<u64>,
+    /// Bytes for each slot, which no machine lets a task go beyond: `h_vmem`, `s_vmem`.
+    pub memory_bytes: Option<u64>,
 }
 
 /// One queue on one machine.
-#[derive(Default)]
 struct Instance<'a> {
     queue: &'a str,
     used: u64,
     reserved: u64,
     slots: u64,
     states: &'a str,
+    /// Letters of its types; None: not said.
+    types: Option<&'a str>,
+    /// Of the slots that the machine has for all its queues together (`complex_values slots=N`), those that nobody occupies.
+    left: u64,
 }
+
+impl<'a> Instance<'a> {
+    fn new(queue: &'a str) -> Self {
+        Instance { queue, used: 0, reserved: 0, slots: 0, states: "", types: None, left: u64::MAX }
+    }
+}
+
+/// Where they are said.
+const TYPES: &str = "qtype_string";
+/// Of a queue, or a part of one, whose `qtype` is without BATCH: no task of ours with one slot starts there.
+const NO_BATCH: &str = "it takes no batch jobs (qtype)";
 
 /// `qhost -q -xml`, joined with what is configured. `environment` is the one for tasks with several slots; without it a task can have one. `gpus`: of each
 /// machine.
@@ -38,30 +68,52 @@ pub fn queues(
     let mut queues: BTreeMap<String, Queue> = BTreeMap::new();
     let mut closed: BTreeMap<String, String> = BTreeMap::new();
     let (mut machine, mut architecture, mut memory, mut name) = ("", "", 0, "");
+    let (mut left, mut is_counted): (Option<u64>, bool) = (None, false);
     let mut instance: Option<Instance> = None;
+    let mut here: Vec<Instance> = Vec::new();
     for event in &events {
         match event {
-            Event::Open("host", attributes) => (machine, architecture, memory) = (attribute(attributes, "name").unwrap_or_default(), "", 0),
-            Event::Open("queue", attributes) => {
-                instance = Some(Instance { queue: attribute(attributes, "name").unwrap_or_default(), ..Instance::default() });
+            Event::Open("host", attributes) => {
+                (machine, architecture, memory, left) = (attribute(attributes, "name").unwrap_or_default(), "", 0, None);
             }
-            Event::Open(_, attributes) => name = attribute(attributes, "name").unwrap_or_default(),
-            Event::Close("queue") => {
-                let Some(i) = instance.take().filter(|i| !i.queue.is_empty()) else { continue };
-                let queue = queues.entry(i.queue.to_string()).or_insert_with(|| Queue { name: i.queue.to_string(), ..Queue::default() });
-                add(queue, &i, architecture, memory, gpus.get(machine).copied().unwrap_or(0));
-                if let Some(why) = out_of_order(i.states) {
-                    closed.insert(i.queue.to_string(), why);
+            Event::Open("queue", attributes) => {
+                instance = Some(Instance::new(attribute(attributes, "name").unwrap_or_default()));
+            }
+            Event::Open(_, attributes) => {
+                name = attribute(attributes, "name").unwrap_or_default();
+                // `hc`, `gc`: of what the machine, or the cell, has so many.
+                is_counted = attribute(attributes, "dominance").is_some_and(|d| d.ends_with('c'));
+                if let Some(i) = instance.as_mut().filter(|_| name == TYPES) {
+                    i.types = Some("");
                 }
-                if i.states.contains('u') {
-                    queue.unheard.push(machine.to_string());
+            }
+            Event::Close("queue") => here.extend(instance.take().filter(|i| !i.queue.is_empty())),
+            Event::Close("host") => {
+                let used = here.iter().map(|i| i.used).fold(0, u64::saturating_add);
+                for mut i in here.drain(..) {
+                    if let Some(left) = left {
+                        (i.slots, i.left) = (i.slots.min(left.saturating_add(used)), left);
+                    }
+                    let queue = queues.entry(i.queue.to_string()).or_insert_with(|| Queue { name: i.queue.to_string(), ..Queue::default() });
+                    let is_batch = i.types.is_none_or(|letters| letters.contains('B'));
+                    if is_batch {
+                        add(queue, &i, architecture, memory, gpus.get(machine).copied().unwrap_or(0));
+                    }
+                    if let Some(why) = if is_batch { out_of_order(i.states) } else { Some(NO_BATCH.to_string()) } {
+                        closed.insert(i.queue.to_string(), why);
+                    }
+                    if i.states.contains('u') {
+                        queue.unheard.push(machine.to_string());
+                    }
                 }
             }
             Event::Close(_) => name = "",
             Event::Text(text) => match (name, &mut instance) {
                 ("arch_string", None) => architecture = text,
                 ("mem_total", None) => memory = bytes(text).unwrap_or(0),
+                ("slots", None) if is_counted => left = text.trim().parse::<f64>().ok().filter(|n| (0.0..1e9).contains(n)).map(|n| n as u64),
                 ("state_string", Some(i)) => i.states = text,
+                (TYPES, Some(i)) => i.types = Some(&**text),
                 ("slots" | "slots_used" | "slots_resv", Some(i)) => {
                     let number = text.trim().parse().map_err(|_| format!("qhost: {name} of {:?} is no number", i.queue))?;
                     *match name {
@@ -102,7 +154,7 @@ fn add(queue: &mut Queue, i: &Instance, architecture: &str, memory: u64, gpus: u
     if out_of_order(i.states).is_some() {
         return;
     }
-    let free = i.slots.saturating_sub(i.used).saturating_sub(i.reserved);
+    let free = i.slots.saturating_sub(i.used).saturating_sub(i.reserved).min(i.left);
     queue.machines = queue.machines.saturating_add(1);
     queue.slots_total = queue.slots_total.saturating_add(i.slots);
     queue.slots_free = queue.slots_free.saturating_add(free);
@@ -152,7 +204,15 @@ pub fn configured(text: &str) -> BTreeMap<String, Configured> {
                 // What machines have of their own, comes after the first.
                 let time = value.split(',').next().and_then(time_ms);
                 queue.time_max_ms = queue.time_max_ms.into_iter().chain(time).min();
+                queue.ends.time_ms = queue.ends.time_ms.into_iter().chain(each_of(value).filter_map(time_ms)).min();
             }
+            "h_cpu" | "s_cpu" => queue.ends.cpu_ms = queue.ends.cpu_ms.into_iter().chain(each_of(value).filter_map(time_ms)).min(),
+            "h_vmem" | "s_vmem" => {
+                let most = each_of(value).map(bytes).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
+                queue.ends.memory_bytes = queue.ends.memory_bytes.into_iter().chain(most).min();
+            }
+            "user_lists" => queue.access.only = access::names(value),
+            "xuser_lists" => queue.access.never = access::names(value),
             "pe_list" => queue.environments = value.split([' ', ',', '[', ']', '=']).filter(|e| !e.is_empty()).map(String::from).collect(),
             _ => {}
         }
@@ -160,8 +220,13 @@ pub fn configured(text: &str) -> BTreeMap<String, Configured> {
     queues
 }
 
+/// The value of all machines, then those of some: `60,[m1=90],[@big=INFINITY]`.
+fn each_of(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(|one| one.trim().trim_matches(['[', ']'])).map(|one| one.rsplit_once('=').map_or(one, |(_, value)| value).trim())
+}
+
 /// `00:10:00`, or seconds; None: not limited.
-fn time_ms(text: &str) -> Option<u64> {
+pub(super) fn time_ms(text: &str) -> Option<u64> {
     let mut seconds = 0u64;
     for part in text.trim().split(':') {
         seconds = seconds.checked_mul(60)?.checked_add(if part.is_empty() { 0 } else { part.parse().ok()? })?;
@@ -205,6 +270,22 @@ mod tests {
         let lost = RECORDED.replace("state_string'>d<", "state_string'>au<");
         let read_lost = queues(&lost, &waiting, &configured(QUEUES), None).unwrap();
         assert_eq!((0, vec!["localhost".to_string()]), (read_lost[0].unheard.len(), read_lost[1].unheard.clone()));
+        // Where no batch job starts, there is nothing for us, and nothing that may come back.
+        for types in ["IP", "N", ""] {
+            let text = RECORDED.replacen(">BIP<", &format!(">{types}<"), 1);
+            let read = queues(&text, &waiting, &configured(QUEUES), Some("smp")).unwrap();
+            let [batch, short] = &read[..] else { panic!("{read:?}") };
+            assert_eq!((0, 0, 0, Some(NO_BATCH)), (batch.machine_slots, batch.slots_all, batch.slots_free, batch.closed.as_deref()), "{types}");
+            assert_eq!((4, Some("disabled")), (short.machine_slots, short.closed.as_deref()));
+        }
+        // Of four slots for both queues together three are taken, two of them in this one.
+        let taken = RECORDED.replacen("'slots_used'>8<", "'slots_used'>2<", 1);
+        let read = |dominance: &str| {
+            let left = format!("<resourcevalue name='slots' dominance='{dominance}'>1.000000</resourcevalue>\n <queue name='batch'>");
+            let read = queues(&taken.replacen("<queue name='batch'>", &left, 1), &waiting, &configured(QUEUES), Some("smp")).unwrap();
+            (read[0].slots_total, read[0].machine_slots, read[0].slots_free, read[0].largest_free)
+        };
+        assert_eq!([(4, 4, 1, 1), (4, 4, 1, 1), (8, 8, 6, 6)], [read("hc"), read("gc"), read("hl")]);
         // Its GPUs are there for each queue that is open on it.
         let gpus = BTreeMap::from([("localhost".to_string(), 2), ("other".to_string(), 8)]);
         let read_gpus = super::queues(RECORDED, &waiting, &configured(QUEUES), None, &gpus).unwrap();
@@ -222,8 +303,14 @@ mod tests {
         assert_eq!((Some("75000"), Some("2000"), None), (setting(CONF, "max_aj_tasks"), setting(CONF, "max_aj_instances"), setting(CONF, "none")));
         assert_eq!((Some(600_000), Some(90_000), None, None), (time_ms("0:10:0"), time_ms("90"), time_ms("INFINITY"), time_ms("0")));
         assert_eq!((Some(47 << 29), Some(5), None), (bytes("23.5G"), bytes("5"), bytes("-")));
+        assert_eq!((Some(8_000_000_000), None), (bytes("8g"), bytes("INFINITY")));
         let folded = configured("qname x\npe_list mpi \\\n   smp,[@big=wide]\nh_rt 60,[a=90]\ns_rt 50\n");
         assert_eq!(Some(50_000), folded["x"].time_max_ms);
+        assert_eq!(Ends { time_ms: Some(600_000), ..Ends::default() }, configured(QUEUES)["short"].ends);
+        let ends = |lines: &str| configured(&format!("qname x\n{lines}"))["x"].ends;
+        let own = ends("h_rt 600,[m1=90]\ns_rt INFINITY\nh_cpu 0:1:0\nh_vmem 2G,[m1=4G]\ns_vmem 8g\n");
+        assert_eq!(Ends { time_ms: Some(90_000), cpu_ms: Some(60_000), memory_bytes: Some(4 << 30) }, own);
+        assert_eq!(None, ends("h_vmem 2G,[m1=INFINITY]\ns_vmem INFINITY\n").memory_bytes, "some machine has no limit");
         assert!(["mpi", "smp", "wide"].iter().all(|e| folded["x"].environments.iter().any(|there| there == e)));
     }
 

@@ -14,7 +14,7 @@ use crate::positions;
 pub struct Look {
     /// Tasks whose job's name begins with the prefix.
     pub entries: Vec<Entry>,
-    /// Tasks that wait, of everybody, by the queue that they ask for; those that ask for none under the empty name.
+    /// Tasks that wait for their turn, of everybody, by the queue that they ask for, which may be a pattern; those that ask for none under the empty name.
     pub waiting: BTreeMap<String, u64>,
 }
 
@@ -74,7 +74,8 @@ impl Look {
         let (count, positions) = tasks(row.tasks).ok_or_else(|| unreadable("the tasks"))?;
         let state = words::state(row.state, None);
         if let State::Pending(wait, _) = &state
-            && *wait != Wait::Broken
+            // Nobody waits behind one that is held, or broken.
+            && !matches!(wait, Wait::Broken | Wait::Held)
         {
             match row.queues.is_empty() {
                 true => *self.waiting.entry(String::new()).or_default() += count,
@@ -99,6 +100,40 @@ impl Look {
         }));
         Ok(())
     }
+}
+
+/// Tasks that wait, by queue: who asks for `b*` waits for each of these that is called so, and who asks in a way that is not known here for any.
+pub fn by_queue(waiting: &BTreeMap<String, u64>, queues: &[String]) -> BTreeMap<String, u64> {
+    let mut out = BTreeMap::new();
+    for (asked, n) in waiting {
+        let mut count = |queue: &str| *out.entry(queue.to_string()).or_default() += n;
+        match asked {
+            asked if asked.contains(['[', '!', '|', '&', '(']) => count(""),
+            asked if asked.contains(['*', '?']) => queues.iter().filter(|queue| fits(asked, queue)).for_each(|queue| count(queue.as_str())),
+            asked => count(asked),
+        }
+    }
+    out
+}
+
+/// Does a pattern of `*` and `?` fit a name? Users write it: it takes no longer than the one times the other.
+fn fits(pattern: &str, name: &str) -> bool {
+    // After so many letters of the name, is what was read of the pattern used up?
+    let mut at: Vec<bool> = std::iter::once(true).chain(name.chars().map(|_| false)).collect();
+    for p in pattern.chars() {
+        let mut reached = false;
+        at = match p {
+            '*' => {
+                let more = at.iter().map(|a| {
+                    reached |= *a;
+                    reached
+                });
+                more.collect()
+            }
+            p => std::iter::once(false).chain(at.iter().zip(name.chars()).map(|(a, c)| *a && (p == '?' || p == c))).collect(),
+        };
+    }
+    at.last() == Some(&true)
 }
 
 /// `1-3:1`, `1,2,5-8:1`, `3-9:2`, or nothing for a job that is no array: how many, and those of them that can be ours.
@@ -154,8 +189,24 @@ mod tests {
         assert_eq!(State::Pending(Wait::Turn, "qw".into()), of("ig-run", 5).state);
         assert_eq!(State::Pending(Wait::Held, "hqw".into()), of("ig-run", 6).state);
         assert_eq!(State::Pending(Wait::Broken, "Eqw".into()), of("ig-bad", 3).state);
-        // 2 of our own that are held, and 4 that may go to either; the last asks for none.
-        assert_eq!((Some(&6), Some(&6), Some(&1)), (look.waiting.get("batch"), look.waiting.get("short"), look.waiting.get("")));
+        // Nobody waits behind what is held.
+        assert_eq!(BTreeMap::from([("batch".to_string(), 1)]), look.waiting);
+        // 2 of our own, and 4 that may go to either; the last asks for none.
+        let waiting = super::look(&RECORDED.replace("hqw", "qw"), "ig-").unwrap().waiting;
+        assert_eq!((Some(&6), Some(&6), Some(&1)), (waiting.get("batch"), waiting.get("short"), waiting.get("")));
+    }
+
+    #[test]
+    fn who_asks_for_a_pattern_waits_for_all_that_fit() {
+        let queues = ["batch", "big", "short"].map(String::from);
+        let waiting = |asked: &[(&str, u64)]| asked.iter().map(|(name, n)| (name.to_string(), *n)).collect::<BTreeMap<_, _>>();
+        let counted = by_queue(&waiting(&[("b*", 3), ("*", 10), ("?hor?", 100), ("batch", 1_000), ("b", 5), ("!(big)", 7), ("", 1)]), &queues);
+        assert_eq!(waiting(&[("batch", 1_013), ("big", 13), ("short", 110), ("b", 5), ("", 8)]), counted);
+        for (pattern, name, is) in
+            [("*a*a*", "a", false), ("*a*a*", "baba", true), ("?", "", false), ("*", "", true), ("a?c*", "abc", true), ("ab", "a", false)]
+        {
+            assert_eq!(is, fits(pattern, name), "{pattern} {name}");
+        }
     }
 
     #[test]

@@ -47,10 +47,15 @@ impl Settings {
         self.0.iter().find(|(there, _)| there == name).map(|(_, value)| value.as_str())
     }
 
+    /// The directory of the cell's files.
+    pub fn common(&self) -> PathBuf {
+        let root = Path::new(self.get("SGE_ROOT").unwrap_or(ROOT_DEFAULT));
+        root.join(self.get("SGE_CELL").unwrap_or(CELL_DEFAULT)).join("common")
+    }
+
     /// The accounting file.
     pub fn accounting(&self) -> PathBuf {
-        let root = Path::new(self.get("SGE_ROOT").unwrap_or(ROOT_DEFAULT));
-        root.join(self.get("SGE_CELL").unwrap_or(CELL_DEFAULT)).join("common/accounting")
+        self.common().join("accounting")
     }
 }
 

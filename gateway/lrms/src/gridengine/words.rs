@@ -63,7 +63,7 @@ pub fn failure(failed: u32) -> &'static str {
     }
 }
 
-/// What qsub complains of, beside what that means. Anything else may have been submitted.
+/// What qsub complains of, beside what that means.
 const COMPLAINTS: &[(&str, Refused)] = &[
     ("requests unknown queue", Refused::NoQueue),
     ("no suitable queues", Refused::Never),
@@ -81,10 +81,21 @@ const COMPLAINTS: &[(&str, Refused)] = &[
     ("denied: user", Refused::NotAuthorised),
     ("Connection refused", Refused::Later),
     ("can't resolve hostname", Refused::Later),
+    // The site's verifier is away.
+    ("got no response from JSV", Refused::Later),
     // A site's own rules, or a limit that we do not know: nothing was submitted.
     ("job rejected", Refused::Never),
     ("Job was rejected", Refused::Never),
 ];
+
+/// A master that was not heard to its end: it may have taken the job.
+const UNHEARD: [&str; 4] = ["gdi request", "commlib error", "send message to qmaster", "timeout"];
+
+/// qsub says no to what it was asked, in words of its own or of the site's: a verifier's (JSV) may be any.
+fn says_no(output: &Output) -> bool {
+    let no = output.stderr.contains("Unable to run job: ") || output.stderr.lines().any(|l| l.starts_with("qsub: "));
+    no && output.code.is_some_and(|c| c != 0) && !UNHEARD.iter().any(|words| output.stderr.contains(words))
+}
 
 /// Why a submission has no number: the exit of qsub and what it printed.
 pub fn refusal(output: &Output) -> SubmitFailure {
@@ -95,6 +106,7 @@ pub fn refusal(output: &Output) -> SubmitFailure {
     let said = |complaint: &str| output.stderr.contains("Unable to run job") && output.stderr.contains(complaint);
     match COMPLAINTS.iter().find(|(complaint, _)| output.code.is_some_and(|c| c != 0) && said(complaint)) {
         Some((_, kind)) => SubmitFailure::Refused(*kind, text),
+        None if says_no(output) => SubmitFailure::Doubtful(Refused::Never, text),
         None => SubmitFailure::Unknown(text),
     }
 }
@@ -167,11 +179,24 @@ mod tests {
             ("error: commlib error: got select error (Connection refused)", Refused::Later),
             ("job rejected: your user id 0 is lower than minimum user id 100 of cluster configuration", Refused::NotAuthorised),
             ("job rejected: by the site", Refused::Never),
+            ("got no response from JSV script \"/opt/jsv.sh\"", Refused::Later),
         ] {
             assert!(matches!(said(Some(1), &failed(text)), SubmitFailure::Refused(k, _) if k == kind), "{text}");
         }
+        // Words that nobody foresaw, of several lines: nothing was submitted, most likely.
+        let rule = "Please name a project with -P:\nsee https://intranet/hpc";
+        for (code, text) in [(1, failed(rule)), (2, "qsub: command required for a binary job\n".to_string())] {
+            let SubmitFailure::Doubtful(Refused::Never, why) = said(Some(code), &text) else { panic!("{text}: {:?}", said(Some(code), &text)) };
+            assert!(why.contains("with -P: see https") || why.contains("binary job"), "{why}");
+        }
         assert!(matches!(said(Some(1), "sudo: a password is required\n"), SubmitFailure::Refused(Refused::NotAuthorised, _)));
-        for (code, text) in [(Some(1), "failed receiving gdi request response"), (Some(0), "no suitable queues"), (None, "no suitable queues")] {
+        for (code, text) in [
+            (Some(1), "failed receiving gdi request response"),
+            (Some(0), "no suitable queues"),
+            (None, "no suitable queues"),
+            (None, rule),
+            (Some(0), rule),
+        ] {
             assert!(matches!(said(code, &failed(text)), SubmitFailure::Unknown(_)), "{text}");
         }
     }
