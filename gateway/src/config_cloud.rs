@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Source;
+use crate::core::rent::type_class;
 
 #[path = "config_ec2.rs"]
 mod ec2;
@@ -206,6 +207,9 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         let wrong = |what: String| Err(source.refuse(spanned.span(), &format!("type {:?}: {what}", t.name)));
         if t.name.is_empty() || t.name.chars().any(char::is_control) || catalogue.types.contains_key(&t.name) {
             return wrong("names are unique, and not empty".into());
+        }
+        if let Some(other) = catalogue.types.keys().find(|other| type_class(other) == type_class(&t.name)) {
+            return wrong(format!("its share would have the name of that of {other:?}, `{}`; give one of them another name", type_class(other)));
         }
         let gpus = t.gpus.unwrap_or(0);
         let (slots, memory_bytes) = match (t.slots, t.memory, &mut provider) {

@@ -164,6 +164,11 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
     assert_eq!(("ann", Some(0)), (ann.name.as_str(), ann.above));
     assert_eq!((5, "0.085"), (cloud.settings.slots_max, cloud.catalogue.offers[0].price.unwrap().rate.to_string().as_str()));
     assert_eq!(1_740 << 20, cloud.catalogue.types["m1.small"].memory_bytes);
+    let more = |names: &[&str]| {
+        let one = |name: &&str| format!("[[cloud.type]]\nname = \"{name}\"\nslots = 1\nmemory = \"1G\"\nprice = \"0.1\"\nbilling = \"second\"\n");
+        names.iter().map(one).collect::<String>() + "[[cloud.owner]]"
+    };
+    let (twice, alike) = (more(&["m1.small"]), more(&["a/1", "a-1"]));
     let cases = [
         ("hour = \"10\", day = \"100.50\"", "", "14:1: [cloud] budget has no cap"),
         ("\"10\"", "10", "18:19: invalid type: integer `10`"),
@@ -182,6 +187,8 @@ fn what_is_rented_is_read_and_a_wrong_word_is_named() {
         ("\"hour\"\n", "\"year\"\n", "unknown variant `year`"),
         ("slots = 1\n", "slots = 0\n", "20:1: type \"m1.small\": slots must be"),
         ("price = \"0.085\"\n", "", "missing field `price`"),
+        ("[[cloud.owner]]", twice.as_str(), "27:1: type \"m1.small\": names are unique"),
+        ("[[cloud.owner]]", alike.as_str(), "33:1: type \"a-1\": its share would have the name of that of \"a/1\", `a-1-rented`"),
         ("hour = \"1\"\n", "of = \"lab\"\n", "27:1: [[cloud.owner]] budget of `ann`: it is below `lab`, and there is none"),
         ("\"ann\"\n", "\"bob\"\n[[cloud.owner]]\nname = \"bob\"\n", "29:1: [[cloud.owner]] budget of `bob`: there are two"),
         ("\"ann\"", "\"\"", "27:1: [[cloud.owner]] name = \"\": write a principal"),

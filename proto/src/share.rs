@@ -208,6 +208,17 @@ impl Share {
         Machine { slots: self.machine_slots, memory_bytes: self.machine_memory_bytes, gpus: self.machine_gpus }
     }
 
+    /// Slots that are free for who has placed `used` slots of tasks here, of what a child of the kind `agent` offers. A machine has what its window leaves; the
+    /// window of a queue of many machines is larger than what is free, by what may wait, and others are there too: it says itself what is free.
+    pub fn free(&self, used: u64) -> u64 {
+        if self.is_machine() { self.slots_total.min(self.window).saturating_sub(used) } else { self.slots_free.min(self.window.saturating_sub(used)) }
+    }
+
+    /// Is it of one machine, and no queue of many?
+    pub fn is_machine(&self) -> bool {
+        class(&self.key) == MACHINE
+    }
+
     /// May this receiver be told of it? Never what came through it.
     pub fn visible_to(&self, receiver: SiteId) -> bool {
         !self.path.contains(&receiver)
@@ -359,6 +370,16 @@ mod tests {
             machine_gpus: 4,
             ..Share::default()
         }
+    }
+
+    /// A queue of 16 slots which others have, but for 3, and where 4 tasks may wait: 7 may be placed there.
+    #[test]
+    fn a_queue_says_itself_what_is_free_and_a_machine_has_what_its_window_leaves() {
+        let queue = Share { slots_free: 3, ..share("batch", 1, 7, 16, &[]) };
+        assert_eq!([3, 3, 1, 0, 0], [0, 4, 6, 7, 9].map(|used| queue.free(used)));
+        assert_eq!(0, Share { slots_free: 0, ..queue }.free(0), "what may wait is not free");
+        let machine = share("a1/machine", 1, 10, 8, &[]);
+        assert_eq!([8, 3, 0, 0], [0, 5, 8, 10].map(|used| machine.free(used)));
     }
 
     #[test]

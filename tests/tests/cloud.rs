@@ -11,6 +11,8 @@ mod user;
 
 #[path = "cloud/ends.rs"]
 mod ends;
+#[path = "cloud/failing.rs"]
+mod failing;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn cloud(slots_max: u32, hour: &str, more: &str) -> String {
     format!(
         "\n[cloud]\nprovider = \"process\"\nslots_max = {slots_max}\nidle = \"2s\"\ncurrency = \"EUR\"\nbudget = {{ hour = \"{hour}\" }}\n{more}\n\
-         [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\n"
+         [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\nmin_seconds = 1\n"
     )
 }
 

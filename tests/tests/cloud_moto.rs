@@ -45,7 +45,7 @@ impl World {
         let agent = agent.replace("URL", &proxy.url());
         let config = format!(
             "\n[cloud]\nprovider = \"ec2\"\nidle = \"2s\"\ncurrency = \"USD\"\n{cloud}\n[cloud.ec2]\nregion = \"us-east-1\"\nendpoint_url = \"{}\"\ngateway = \"{at}\"\nami = \"{}\"\n{agent}\n\
-             [[cloud.type]]\nname = \"t3.small\"\nslots = 1\nmemory = \"64M\"\nprice = \"{PRICE}\"\nbilling = \"second\"\n",
+             [[cloud.type]]\nname = \"t3.small\"\nslots = 1\nmemory = \"64M\"\nprice = \"{PRICE}\"\nbilling = \"second\"\nmin_seconds = 1\n",
             proxy.url(),
             moto.image()
         );

@@ -118,7 +118,7 @@ fn a_token_is_for_its_machine_and_its_time() {
 
 /// A gateway that rents one machine at a time, and ends it when it has had no work for a second.
 const RENTS: &str = "\n[cloud]\nprovider = \"process\"\nslots_max = 1\nidle = \"1s\"\ncurrency = \"EUR\"\nbudget = { hour = \"1\" }\n\
-    [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\n";
+    [[cloud.type]]\nname = \"small\"\nslots = 1\nmemory = \"64M\"\nprice = \"0.10\"\nbilling = \"second\"\nmin_seconds = 1\n";
 
 /// As somebody would who has read a token: by hand, over a connection of his own.
 async fn stolen(tree: &Tree, token: &Path, name: &str, wait: Duration) -> String {

@@ -106,11 +106,16 @@ pub async fn agreed(context: &Context<'_>, job: &Submission, yes: bool) -> Resul
     Err(Refusal::invalid("nothing was submitted").into())
 }
 
+/// Tasks that find room now where they cost nothing.
+fn at_no_cost(all: &[pb::QuotedShare], tasks: u32) -> u64 {
+    let free = all.iter().filter(|s| s.price_micro_per_slot_hour == 0).map(|s| s.slots_free / s.slots.max(1));
+    free.fold(0, u64::saturating_add).min(tasks.into())
+}
+
 /// Where it would run, at what price, and the worst case.
 fn shown(context: &Context<'_>, all: &[pb::QuotedShare], paid: &[&pb::QuotedShare], tasks: u32, worst: &Worst) -> String {
-    let free: u64 = all.iter().filter(|s| s.price_micro_per_slot_hour == 0).map(|s| s.slots_free / s.slots.max(1)).sum();
     let mut text = format!("this job may cost money: {}", render::count(tasks.into(), "task"));
-    text += &match free {
+    text += &match at_no_cost(all, tasks) {
         0 => ", and nothing is free where it costs none\n".to_string(),
         n => format!(", {n} of which find room now where they cost none\n"),
     };
@@ -161,5 +166,12 @@ mod tests {
         assert_eq!(vec![&shares[1]], paid(&spec, &shares));
         spec.max_cost = Some(Money { micro: 60, currency: "EUR".into() });
         assert!(paid(&spec, &shares).is_empty());
+    }
+
+    #[test]
+    fn no_more_tasks_find_room_than_there_are() {
+        let free = |slots_free, slots, price| pb::QuotedShare { slots_free, slots, ..share(price, "USD", None) };
+        let shares = [free(5, 2, 0), free(4, 1, 0), free(9, 1, 5)];
+        assert_eq!([0, 2, 6, 6], [0, 2, 6, 7].map(|tasks| at_no_cost(&shares, tasks)));
     }
 }

@@ -34,7 +34,7 @@ pub struct Told<'a> {
 }
 
 const HEAD: &str = r#"#!/bin/sh
-# Makes this machine an agent of an Intergrid gateway. The token is good for one machine, once, and for a day. A machine on which a step fails, or that is
+# Makes this machine an agent of an Intergrid gateway. The token is good for one machine, once, and for 25 hours. A machine on which a step fails, or that is
 # left alone, switches itself off.
 umask 077
 root=${INTERGRID_ROOT:-}

@@ -149,6 +149,21 @@ impl Budget {
         self.nodes.iter().filter(is_moved).map(|n| n.name.clone()).collect()
     }
 
+    /// Name of each node, and of the one above it, which stands before it; of the root: none.
+    pub(crate) fn tree(&self) -> Vec<(String, String)> {
+        let above = |n: &Node| n.above.map_or_else(String::new, |at| self.nodes[at].name.clone());
+        self.nodes.iter().map(|n| (n.name.clone(), above(n))).collect()
+    }
+
+    /// With the nodes of another tree (what is none changes nothing), no caps, and no rate: who stays keeps what was charged to him.
+    pub(crate) fn replanted(&self, tree: &[(String, String)]) -> Budget {
+        let owners = tree.iter().filter(|(_, above)| !above.is_empty());
+        let owners: Vec<_> = owners.map(|(name, above)| (name.clone(), Some(above.clone()), Caps::default())).collect();
+        let mut new = Budget::new(Caps::default(), &owners).map_or_else(|_| self.clone(), |new| self.recapped(new));
+        new.nodes.iter_mut().for_each(|n| n.rate = Rate(0));
+        new
+    }
+
     /// Keep what was charged, under new caps: by name; what was charged to an owner who is no longer named stays charged above him.
     pub fn recapped(&self, mut caps: Budget) -> Budget {
         for node in &mut caps.nodes {
@@ -181,8 +196,8 @@ impl Budget {
         self.nodes.iter().any(|n| n.name == name)
     }
 
-    /// A machine of a checkpoint goes on: where it will be given back there it counts, by the tree as it is now. A node that did not pay for it in
-    /// the tree of the checkpoint (name, name above; empty where that is not known) is charged for its lease, too; what was charged to others stays.
+    /// A machine goes on: where it will be given back there it counts, by the tree as it is now. A node that did not pay for it in
+    /// the tree before (name, name above; empty where that is not known) is charged for its lease, too; what was charged to others stays.
     pub(crate) fn take_over(&mut self, owner: &str, was: &BTreeMap<String, String>, rate: Rate, lease: &[(u64, Money)]) {
         let paid: Vec<&str> =
             std::iter::successors(was.get_key_value(owner), |(_, above)| was.get_key_value(*above)).map(|(name, _)| name.as_str()).collect();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::budget::{Budget, Charge};
+use crate::left_alone::back_off;
 use crate::limits::*;
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Billing, Catalogue, OfferKey, Price};
@@ -96,6 +97,8 @@ pub enum Input {
     Detached(u64),
     /// Slots with work.
     Busy(u64, u64),
+    /// A task has ended there.
+    Worked(u64),
     /// The longest that a task can take there now: milliseconds; 0: not limited.
     Time(u64, u64),
     /// It is drained: no work is there, and none will come.
@@ -185,9 +188,9 @@ impl Provisioner {
 
     /// One that goes on from what was committed. Every call that may have been made is taken to have been made.
     pub fn resume(settings: Settings, catalogue: Catalogue, budget: Budget, records: impl IntoIterator<Item = Record>, now: u64) -> Provisioner {
-        let mut p = Provisioner::new(settings, catalogue, budget);
-        records.into_iter().for_each(|r| apply(&mut p.state, &r));
-        p.now = now;
+        let state = State::again(&budget, records);
+        let mut p = Provisioner { state, now, ..Provisioner::new(settings, catalogue, Budget::default()) };
+        p.budget_is(budget);
         // The clock may have been wrong, and offers may have gone.
         p.state.back_off.retain(|key, (until, ..)| {
             *until = (*until).min(now + BACK_OFF_MAX_MS);
@@ -236,8 +239,8 @@ impl Provisioner {
                 self.with(number, |m, now| (m.attached, m.idle_ms, m.missed, m.word_ms) = (true, now, 0, now));
                 if self.state.machines.get(&number).is_some_and(|m| m.awaited) {
                     self.record(Record::Came { number });
+                    self.with(number, |m, now| m.unproven_ms = Some(now));
                 }
-                self.came(number);
             }
             Input::Detached(number) => self.with(number, |m, now| (m.attached, m.away_ms, m.word_ms) = (false, now, now)),
             Input::Busy(number, slots) => self.with(number, |m, now| {
@@ -247,12 +250,10 @@ impl Provisioner {
                 m.busy = slots;
                 m.marked &= slots == 0;
             }),
+            Input::Worked(number) => self.worked(number),
             Input::Time(number, max_ms) => self.with(number, |m, _| m.time_max_ms = max_ms),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
-            Input::Leaving(number, word) => {
-                self.with(number, |m, _| m.word = word);
-                self.drain(number, Why::Leaving);
-            }
+            Input::Leaving(number, word) => self.leaves(number, word),
             Input::Closed(number, closed) => self.with(number, |m, _| m.closed = closed),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::EndsWithUs(number) => {
@@ -317,7 +318,7 @@ impl Provisioner {
         }
     }
 
-    fn drain(&mut self, number: u64, why: Why) {
+    pub(crate) fn drain(&mut self, number: u64, why: Why) {
         let Some(m) = self.state.machines.get_mut(&number).filter(|m| m.may_exist() && m.draining != Some(why)) else { return };
         m.draining = Some(why);
         m.drained = false;
@@ -338,16 +339,15 @@ impl Provisioner {
 
     pub(crate) fn gone(&mut self, number: u64, never: bool) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
-        // One that went before its agent came, and not by our wish: another would go the same way.
-        let failed = m.stage == Stage::Named && m.awaited && matches!(m.ending, None | Some(Why::Away));
+        let failed = m.failed(self.now);
         let (offer, rate_max, paid_ms) = (m.offer.clone(), m.rate_max, m.paid_ms);
         // On the spot market its last lease cost less than the bid, too.
         if !never && rate_max < m.price.ceiling {
             self.record(Record::Leased { number, at_ms: self.now.min(paid_ms), rate_max, paid_ms });
         }
         self.record(Record::Gone { number, at_ms: self.now, never });
-        if failed {
-            self.leave_alone(&[offer], "the last one ended before its agent came".into());
+        if let Some(why) = failed {
+            self.leave_alone(&[offer], why);
         }
     }
 
@@ -390,37 +390,6 @@ impl Provisioner {
         }
     }
 
-    fn refused(&mut self, offer: &OfferKey, refused: Refused, text: String) {
-        match refused {
-            Refused::Capacity => self.leave_alone(std::slice::from_ref(offer), format!("the provider had none: {text}")),
-            Refused::Offer => self.leave_alone(std::slice::from_ref(offer), format!("the provider refuses it: {text}")),
-            Refused::Limit => {
-                let of_type: Vec<OfferKey> =
-                    self.catalogue.offers.iter().map(|o| &o.key).filter(|k| k.machine == offer.machine && k.spot == offer.spot).cloned().collect();
-                self.leave_alone(&of_type, format!("the account may have no more of this type: {text}"));
-            }
-            Refused::Provider => self.blocked = Some((self.now + BLOCKED_MS, text)),
-            Refused::Throttled | Refused::TokenSpent => {}
-        }
-    }
-
-    /// For a while, and twice as long each time until one has come. Who fails meanwhile was asked for before that, and counts for the same time.
-    fn leave_alone(&mut self, offers: &[OfferKey], why: String) {
-        let known = offers.iter().filter_map(|o| self.state.back_off.get(o));
-        let (left_until, before) = known.fold((0, 0), |(left, before), (until, times, _)| (left.max(*until), before.max(*times)));
-        let times = if self.now < left_until { before } else { before + 1 };
-        let until_ms = self.now + back_off(BACK_OFF_MIN_MS, BACK_OFF_MAX_MS, times);
-        offers.iter().for_each(|o| self.record(Record::LeftAlone { offer: o.clone(), until_ms, times, why: why.clone() }));
-    }
-
-    /// Its offer is as good as any.
-    fn came(&mut self, number: u64) {
-        let Some(offer) = self.state.machines.get(&number).map(|m| m.offer.clone()) else { return };
-        if self.state.back_off.contains_key(&offer) {
-            self.record(Record::LeftAlone { offer, until_ms: 0, times: 0, why: String::new() });
-        }
-    }
-
     /// The provider says how a machine is.
     fn seen_as(&mut self, number: u64, state: SeenState) {
         match state {
@@ -443,7 +412,6 @@ impl Provisioner {
                 Some(m) if is_asked_for(m) && s.state == SeenState::Exists => {
                     let number = m.number;
                     met.insert(number);
-                    self.came(number);
                     self.named(number, s.id);
                     self.seen_as(number, s.state);
                 }
@@ -579,9 +547,4 @@ impl Provisioner {
             self.drain(number, why);
         }
     }
-}
-
-/// `min`, doubled with each time, up to `max`.
-fn back_off(min: u64, max: u64, times: u32) -> u64 {
-    min.checked_shl(times.saturating_sub(1)).unwrap_or(max).min(max)
 }

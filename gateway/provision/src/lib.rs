@@ -19,6 +19,7 @@
 mod ask;
 mod budget;
 mod core;
+mod left_alone;
 pub mod limits;
 mod machine;
 mod market;

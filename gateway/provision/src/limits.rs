@@ -20,7 +20,7 @@ pub const NEAR: (u64, u64) = (4, 5);
 pub const REPEAT_MIN_MS: u64 = 2_000;
 /// ... up to this.
 pub const REPEAT_MAX_MS: u64 = 60_000;
-/// An offer is left alone for so long after the provider had no capacity, twice as long each time ...
+/// An offer is left alone for so long after the provider had no capacity, or a machine of it has failed, twice as long each time ...
 pub const BACK_OFF_MIN_MS: u64 = 60_000;
 /// ... up to this.
 pub const BACK_OFF_MAX_MS: u64 = 30 * 60_000;

@@ -15,7 +15,7 @@ pub enum Stage {
     Asked,
     /// The provider has named it.
     Named,
-    /// It is gone, and its hour is still paid for.
+    /// It is gone, and what is billed for it at least, its hour or its `min_seconds`, is not over.
     Ended,
 }
 
@@ -99,6 +99,8 @@ pub struct Machine {
     pub(crate) calls: u32,
     pub(crate) call_ms: u64,
     pub(crate) attached: bool,
+    /// Its agent came then, and no task has ended there since. None: one has, or nobody knows, as after a restart.
+    pub(crate) unproven_ms: Option<u64>,
     /// Waits for its agent since then.
     pub(crate) away_ms: u64,
     pub(crate) busy: u64,
@@ -157,9 +159,9 @@ impl Machine {
         self.busy
     }
 
-    /// Is it on its way?
+    /// Is it on its way? One whose agent has come, and is away, no longer is.
     pub fn is_booting(&self) -> bool {
-        self.may_exist() && self.ending.is_none() && !self.attached
+        self.may_exist() && self.ending.is_none() && self.awaited
     }
 
     /// Slots without work, now or when it is there.
@@ -177,12 +179,13 @@ impl Machine {
     /// In one clause, for people.
     pub fn state(&self) -> String {
         match (self.stage, self.ending.or(self.draining)) {
-            (Stage::Ended, _) => "ended; its hour is paid for".into(),
+            (Stage::Ended, _) => "ended; the least that is billed is not over".into(),
             (Stage::Asked, None) if !self.called || self.in_flight => "asked for".into(),
             (Stage::Asked, _) => "not known whether it exists".into(),
             (_, Some(why)) if self.ending.is_some() => format!("ending: {}", self.why(why)),
             (_, Some(why)) => format!("takes no new work: {}", self.why(why)),
-            (_, None) if !self.attached => "booting".into(),
+            (_, None) if self.awaited => "booting".into(),
+            (_, None) if !self.attached => Why::Away.to_string(),
             (_, None) if self.marked => "idle, kept to the end of its hour".into(),
             (_, None) if self.busy == 0 => "idle".into(),
             (_, None) => "working".into(),

@@ -6,7 +6,7 @@ use crate::Rate;
 use crate::budget::{Charge, Over};
 use crate::core::Provisioner;
 use crate::machine::Stage;
-use crate::market::{MachineType, OfferKey, Price};
+use crate::market::{MachineType, Price};
 use crate::round::UnmetWhy;
 
 /// Machines of one type that are not there yet and could be: those that boot, and those that no limit forbids.
@@ -33,13 +33,13 @@ struct Left {
 
 impl Provisioner {
     /// One entry for each type on offer, in their order; with 0 machines where none is left. The limits are shared: of every type but the cheapest (by slot)
-    /// one machine is promised, so that work that only fits there can come; all the rest is of the cheapest.
+    /// one machine is promised, so that work that only fits there can come; all the rest is of the cheapest that is not left alone.
     pub fn promises(&self) -> Vec<Promise> {
         let mut cheapest: BTreeMap<&str, (bool, Price)> = BTreeMap::new();
         for offer in &self.catalogue.offers {
             let Some(price) = offer.price else { continue };
             // While its provider has none of the cheaper offer, the next one's price is what it costs: else work that may cost that much would never come.
-            let is_left_alone = self.state.back_off.get(&offer.key).is_some_and(|(until, ..)| *until > self.now);
+            let is_left_alone = self.left_alone(&offer.key).is_some();
             let best = cheapest.entry(&offer.key.machine).or_insert((is_left_alone, price));
             if (is_left_alone, price.ceiling) < (best.0, best.1.ceiling) {
                 *best = (is_left_alone, price);
@@ -54,7 +54,7 @@ impl Provisioner {
         }
         let by_slot = |p: &Promise| p.price.map_or(u64::MAX, |price| price.ceiling.0 / u64::from(p.kind.slots.max(1)));
         let mut order: Vec<usize> = (0..promises.len()).collect();
-        order.sort_by_key(|i| by_slot(&promises[*i]));
+        order.sort_by_key(|i| (self.type_left_alone(&promises[*i].name).is_some(), by_slot(&promises[*i])));
         let mut left = self.left();
         for i in order.iter().skip(1).copied() {
             promises[i].machines += self.some_of(&promises[i], &mut left, 1);
@@ -98,11 +98,8 @@ impl Provisioner {
         if let Some(text) = self.blocked_by() {
             return why("provider", text.into());
         }
-        let alone =
-            |key: &OfferKey| self.state.back_off.get(key).filter(|(until, ..)| *until > self.now).map(|(.., because)| format!("{key}: {because}"));
-        let offers = self.catalogue.offers.iter().filter(|o| o.key.machine == of.name && o.price.is_some());
-        if let Some(first) = offers.map(|o| alone(&o.key)).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().next()) {
-            return why("capacity", first);
+        if let Some(text) = self.type_left_alone(&of.name) {
+            return why("capacity", text);
         }
         let there = self.machines().filter(|m| m.offer.machine == of.name && m.may_exist() && !m.is_booting()).count() as u64;
         if let Some(max) = of.kind.machines_max.filter(|max| there + of.machines >= u64::from(*max)) {
@@ -125,7 +122,7 @@ impl Provisioner {
     /// So many of a type, at most, and of what is left.
     fn some_of(&self, of: &Promise, left: &mut Left, most: u64) -> u64 {
         let Some(price) = of.price else { return 0 };
-        if self.blocked_by().is_some() || self.pays_first_lease(price).is_err() {
+        if self.blocked_by().is_some() || self.type_left_alone(&of.name).is_some() || self.pays_first_lease(price).is_err() {
             return 0;
         }
         let there = self.machines().filter(|m| m.offer.machine == of.name && m.stage != Stage::Ended).count() as u64;

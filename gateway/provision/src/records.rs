@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::{Budget, Charge, Ledger, Node};
+use crate::budget::{Budget, Charge, Ledger};
 use crate::machine::{Machine, Need, Stage, Why};
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
@@ -70,7 +70,7 @@ pub enum Record {
         /// It never was: nothing is billed.
         never: bool,
     },
-    /// Its paid hour is over, too.
+    /// What is billed for it at least is over, too.
     Forgotten {
         /// Which.
         number: u64,
@@ -96,6 +96,11 @@ pub enum Record {
         /// What has been charged; no rate.
         ledger: Ledger,
     },
+    /// Who stands below whom from now on. Machines count there; what was charged stays where it was.
+    Tree {
+        /// Name of each node, and of the one above it, which stands before it; of the root: none.
+        nodes: Vec<(String, String)>,
+    },
     /// Of a checkpoint: the number of the next machine.
     Next {
         /// It.
@@ -112,7 +117,7 @@ pub enum Record {
         offer: OfferKey,
         /// Until then.
         until_ms: u64,
-        /// How often in a row; 0: no longer, as one has come.
+        /// How often in a row; 0: no longer, as a task has ended on one that came.
         times: u32,
         /// For people.
         why: String,
@@ -128,6 +133,8 @@ pub(crate) struct State {
     pub next: u64,
     /// Of all amounts; empty: not known.
     pub currency: String,
+    /// Did the records say who stands below whom?
+    pub has_tree: bool,
     /// The tree of the latest checkpoint: name, name above.
     pub was: BTreeMap<String, String>,
     /// Until when an offer is left alone, how often in a row, and why.
@@ -136,7 +143,7 @@ pub(crate) struct State {
 
 /// Apply a change. One that concerns a machine that is not there changes nothing.
 pub(crate) fn apply(state: &mut State, record: &Record) {
-    let State { machines, budget, next, currency, was, back_off } = state;
+    let State { machines, budget, next, currency, has_tree, was, back_off } = state;
     match record {
         Record::Intended { number, offer, kind, owner, need, price, at_ms, paid_ms, awaited } => {
             let new = machine(*number, offer, kind, owner, *price, *at_ms, *paid_ms);
@@ -168,20 +175,21 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
         }
         Record::Gone { number, at_ms, never } => {
             let Some(m) = machines.get_mut(number) else { return };
-            // A rate stays used while its hour is paid for: else machines that come and go would cost more than the cap in an hour.
-            let keeps_hour = m.price.billing == Billing::Hour && !never && m.paid_ms > *at_ms;
-            let rate = if keeps_hour { Rate(0) } else { m.price.ceiling };
+            let least_ms = match m.price.billing {
+                Billing::Hour => m.paid_ms,
+                Billing::Second { min_s } => m.since_ms + u64::from(min_s) * 1_000,
+            };
+            // A rate stays used for as long as is billed at least: else machines that come and go would cost more than the cap in an hour.
+            let keeps_rate = !never && least_ms > *at_ms && m.price.ceiling > Rate(0);
+            let rate = if keeps_rate { Rate(0) } else { m.price.ceiling };
             let days = match m.price.billing {
                 _ if *never => m.charge(m.settled_ms, m.paid_ms),
                 Billing::Hour => Vec::new(),
-                Billing::Second { min_s } => {
-                    let billed_ms = (*at_ms).max(m.since_ms + u64::from(min_s) * 1_000).max(m.settled_ms);
-                    rounded_down(m.charge(billed_ms, m.paid_ms))
-                }
+                Billing::Second { .. } => rounded_down(m.charge((*at_ms).max(least_ms).max(m.settled_ms), m.paid_ms)),
             };
             refund(budget, m, Charge { rate, days });
-            m.stage = Stage::Ended;
-            if !keeps_hour {
+            (m.stage, m.paid_ms) = (Stage::Ended, least_ms);
+            if !keeps_rate {
                 machines.remove(number);
             }
         }
@@ -191,10 +199,14 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             }
         }
         Record::Kept { machine: m } => {
-            // Of what is gone nothing is given back but its rate.
-            let lease = if m.may_exist() { m.charge(m.settled_ms, m.paid_ms) } else { Vec::new() };
-            budget.take_over(&m.owner, was, m.price.ceiling, &lease);
+            take_over(budget, m, was);
             machines.insert(m.number, (**m).clone());
+        }
+        Record::Tree { nodes } => {
+            let before: BTreeMap<String, String> = budget.tree().into_iter().collect();
+            *budget = budget.replanted(nodes);
+            machines.values().for_each(|m| take_over(budget, m, &before));
+            *has_tree = true;
         }
         Record::Spent { name, ledger, above } => {
             budget.restore(name, ledger);
@@ -222,13 +234,30 @@ fn refund(budget: &mut Budget, m: &Machine, charge: Charge) {
     budget.refund_other(node, m.principal(), &charge.days);
 }
 
+/// Of what is gone nothing will be given back but its rate.
+fn take_over(budget: &mut Budget, m: &Machine, was: &BTreeMap<String, String>) {
+    let lease = if m.may_exist() { m.charge(m.settled_ms, m.paid_ms) } else { Vec::new() };
+    budget.take_over(&m.owner, was, m.price.ceiling, &lease);
+}
+
 impl State {
+    /// From what was committed: charged as it was then, to whom the records say that it was. The first that names a tree speaks of those before it,
+    /// too; where none does (older versions did not write it down), it is that of `budget`.
+    pub fn again(budget: &Budget, records: impl IntoIterator<Item = Record>) -> State {
+        let records: Vec<Record> = records.into_iter().collect();
+        let first = records.iter().find_map(|r| if let Record::Tree { nodes } = r { Some(nodes) } else { None });
+        let budget = first.map_or_else(|| budget.clone(), |nodes| budget.replanted(nodes));
+        let mut state = State { budget, next: 1, ..State::default() };
+        records.iter().for_each(|r| apply(&mut state, r));
+        state
+    }
+
     /// All of it, as records that make it again.
     pub fn checkpoint(&self) -> Vec<Record> {
         let machines = self.machines.values().map(|m| Record::Kept { machine: Box::new(kept(m)) });
-        let nodes = self.budget.nodes();
-        let above = |n: &Node| n.above.map_or_else(String::new, |at| nodes[at].name.clone());
-        let spent = nodes.iter().map(|n| Record::Spent { name: n.name.clone(), ledger: n.ledger(), above: Some(above(n)) });
+        let tree = Record::Tree { nodes: self.budget.tree() };
+        let nodes = self.budget.nodes().iter().zip(self.budget.tree());
+        let spent = nodes.map(|(n, (name, above))| Record::Spent { name, ledger: n.ledger(), above: Some(above) });
         let others = self.budget.others().map(|n| Record::SpentFor { name: n.name.clone(), ledger: n.ledger() });
         let currency = (!self.currency.is_empty()).then(|| Record::Currency { name: self.currency.clone() });
         let left_alone = self.back_off.iter().map(|(offer, (until_ms, times, why))| Record::LeftAlone {
@@ -237,7 +266,7 @@ impl State {
             times: *times,
             why: why.clone(),
         });
-        currency.into_iter().chain([Record::Next { number: self.next }]).chain(spent).chain(others).chain(machines).chain(left_alone).collect()
+        currency.into_iter().chain([Record::Next { number: self.next }, tree]).chain(spent).chain(others).chain(machines).chain(left_alone).collect()
     }
 }
 
@@ -287,6 +316,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         calls: 0,
         call_ms: at_ms,
         attached: false,
+        unproven_ms: None,
         away_ms: at_ms,
         busy: 0,
         time_max_ms: 0,

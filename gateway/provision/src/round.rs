@@ -183,7 +183,7 @@ impl Provisioner {
         let Some(price) = offer.price else {
             return why("price", format!("{}: its price is not known", offer.key));
         };
-        if let Some((until, _, because)) = self.state.back_off.get(&offer.key).filter(|(until, ..)| *until > self.now) {
+        if let Some((until, because)) = self.left_alone(&offer.key) {
             return why("capacity", format!("{}: {because}; asked again in {} s", offer.key, (until - self.now).div_ceil(1_000)));
         }
         let exist = self.state.machines.values().filter(|m| m.may_exist());

@@ -10,6 +10,7 @@ use crate::core::{Provisioner, Settings};
 use crate::machine::{Machine, Stage, Why};
 use crate::market::{Catalogue, Offer};
 use crate::money::Rate;
+use crate::records::Record;
 
 /// What may be rented, and for how much in all.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,15 +65,19 @@ impl Provisioner {
     pub(crate) fn go_by(&mut self, terms: Terms) {
         self.settings = terms.settings;
         self.catalogue = terms.catalogue.with_spot(&self.spot);
-        // Who had no budget of his own was charged to the root: there it is given back, also where he has one now.
-        let root = self.state.budget.nodes().first().map_or_else(String::new, |n| n.name.clone());
-        for m in self.state.machines.values_mut().filter(|m| self.state.budget.node_of(&m.owner) == 0) {
-            m.owner.clone_from(&root);
-        }
-        self.state.budget = self.state.budget.recapped(terms.budget);
+        self.budget_is(terms.budget);
         // What was decided and not asked for yet is decided again.
         let decided = self.machines().filter(|m| m.stage == Stage::Asked && !m.called).map(|m| m.number).collect::<Vec<_>>();
         decided.into_iter().for_each(|number| self.gone(number, true));
+    }
+
+    /// Owners and caps from now on. Who stands below whom is written down, so that what was charged until now is never charged anew by it.
+    pub(crate) fn budget_is(&mut self, budget: Budget) {
+        let nodes = budget.tree();
+        if !self.state.has_tree || self.state.budget.tree() != nodes {
+            self.record(Record::Tree { nodes });
+        }
+        self.state.budget = self.state.budget.recapped(budget);
     }
 
     /// Prices of the spot market now, by type.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use intergrid_proto::limits::*;
 use intergrid_proto::link::{Advert, Down, Hop, Kind, Up};
-use intergrid_proto::share::{MACHINE, class, divide_window, longer, lookahead, shorter};
+use intergrid_proto::share::{divide_window, longer, lookahead, shorter};
 use intergrid_proto::{Shape, Share, SiteId};
 
 use super::limits::*;
@@ -21,13 +21,8 @@ pub(super) struct Upward {
     pub room: u64,
 }
 
-/// `x86_64-4c-16g`, `x86_64-4c-3.75g-1gpu`: machines of one kind, which are told of as one share with the least memory of them; those that cost money are of
-/// their type, `small-rented`: one may have the price, or the memory, of another only if it is the same thing.
-pub(super) fn machine_class(s: &Share, kind: &str) -> String {
-    if s.price_micro_per_slot_hour > 0 && !kind.is_empty() {
-        let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
-        return kind.chars().map(plain).chain("-rented".chars()).collect();
-    }
+/// `x86_64-4c-16g`, `x86_64-4c-3.75g-1gpu`: machines of one kind, which are told of as one share with the least memory of them.
+pub(super) fn machine_class(s: &Share) -> String {
     let gpus = if s.machine_gpus > 0 { format!("-{}gpu", s.machine_gpus) } else { String::new() };
     // What the kernel keeps for itself is no difference; where there is little, a part of a GiB is one.
     let part = if s.machine_memory_bytes < CLASS_FINE_BELOW_BYTES { 4 } else { 1 };
@@ -67,11 +62,6 @@ impl Upward {
 }
 
 impl Core {
-    /// The type of a rented machine, by its agent's name; empty: it is none.
-    fn kind_of(&self, agent: &str) -> &str {
-        self.for_rent.prices.get(agent).map_or("", |p| &p.kind)
-    }
-
     /// Everything that could be offered. Machines of one kind are one share of ours; what sites below offer is passed on, once per origin and class.
     pub(super) fn upward(&self) -> BTreeMap<String, Upward> {
         let mut out: BTreeMap<String, Upward> = BTreeMap::new();
@@ -88,11 +78,12 @@ impl Core {
                 share.age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
                 if c.hop.kind == Kind::Agent {
                     // An agent is a machine, one of a kind; a queue of many machines has a name, and says itself what is free.
-                    let is_machine = class(&s.key) == MACHINE;
-                    share.key = format!("{}/{}", self.me.name, if is_machine { machine_class(s, self.kind_of(&c.hop.name)) } else { s.key.clone() });
+                    let is_machine = s.is_machine();
+                    let of_machine = || self.rented_class(&c.hop.name).unwrap_or_else(|| machine_class(s));
+                    share.key = format!("{}/{}", self.me.name, if is_machine { of_machine() } else { s.key.clone() });
                     (share.origin, share.origin_name, share.path) = (self.me.site, self.me.name.clone(), vec![self.me.site]);
+                    share.slots_free = s.free(used);
                     if is_machine {
-                        share.slots_free = s.slots_total.min(s.window).saturating_sub(used);
                         share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX);
                         share.machines = 1;
                     }
@@ -194,6 +185,11 @@ impl Core {
             self.ended_rate = if more { rate } else { 0.7 * self.ended_rate + 0.3 * rate };
             self.ended_seen = (self.now.mono_ms, self.state.ended);
         }
+    }
+
+    /// How far apart turns should be that nobody but peers waits for, milliseconds.
+    pub fn turn_pace_ms(&self) -> u64 {
+        if PACED_RATE.contains(&self.ended_rate) { TURN_PACE_MS } else { 0 }
     }
 
     /// Tell parents what has changed: the first change at once, then at most one advert in `ADVERT_INTERVAL_MS`; repeated before credit runs out.

@@ -128,6 +128,7 @@ impl State {
                     job.spent_micro = job.spent_micro.saturating_add(e.spent_micro);
                     if let Some(child) = SiteId::from_slice(&e.child) {
                         *job.ended_at.get_or_default(child) += tasks.len();
+                        *self.ended_on.entry(child).or_default() += tasks.len();
                     }
                     dirty.insert(RowKey::Job(e.job));
                 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use intergrid_proto::link::Kind;
+use intergrid_proto::money::human_micro;
 use intergrid_proto::share::{Fit, Machine};
 use intergrid_proto::{Reason, ReasonKind, Shape, Share, SiteId};
 
@@ -33,6 +34,8 @@ pub struct ForRent {
 pub struct MachinePrice {
     /// Its type, as the configuration names it.
     pub kind: String,
+    /// Its size, as the type had it when it was rented.
+    pub machine: Machine,
     /// At most: millionths of `currency` per slot and hour.
     pub micro_per_slot_hour: u64,
     /// ISO 4217.
@@ -91,6 +94,8 @@ pub struct Agent {
     pub attached: bool,
     /// Slots with work.
     pub busy: u64,
+    /// Tasks that have ended there, as far as this process knows.
+    pub ended: u64,
     /// The longest that a task can take there: milliseconds; 0: not limited.
     pub time_max_ms: u64,
     /// Tasks that are placed there and have not ended, or whose stop is not confirmed.
@@ -101,7 +106,30 @@ pub struct Agent {
     pub leaving: String,
 }
 
+/// A type that costs money, as a part of its share's name: `small-rented`. Types of which this is the same would be one share.
+pub fn type_class(kind: &str) -> String {
+    let plain = |c: char| if c.is_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    kind.chars().map(plain).chain("-rented".chars()).collect()
+}
+
 impl Core {
+    /// The same of a machine that is there, by its agent's name; None: it costs no money. A share has the size and the price of its machines, and work is
+    /// placed by them: where the type offers others by now, or is no longer listed, the machine's own are told as well, `small-rented-1c-1024m-0.10`.
+    pub(super) fn rented_class(&self, agent: &str) -> Option<String> {
+        let rented = self.for_rent.prices.get(agent).filter(|p| p.micro_per_slot_hour > 0)?;
+        let now = self.for_rent.types.iter().find(|t| t.kind == rented.kind);
+        let mut class = type_class(&rented.kind);
+        if now.is_none_or(|t| t.machine != rented.machine) {
+            let Machine { slots, memory_bytes, gpus } = rented.machine;
+            class += &format!("-{slots}c-{}m", memory_bytes >> 20);
+            class += &if gpus > 0 { format!("-{gpus}gpu") } else { String::new() };
+        }
+        if now.is_none_or(|t| t.price_micro_per_slot_hour != rented.micro_per_slot_hour) {
+            class += &format!("-{}", human_micro(rented.micro_per_slot_hour));
+        }
+        Some(class)
+    }
+
     pub(super) fn hear_of(&mut self, mut offer: ForRent) {
         std::mem::take(&mut offer.gone).iter().for_each(|name| self.forget_agent(name));
         if self.for_rent == offer {
@@ -127,8 +155,9 @@ impl Core {
     /// See [`Renting`].
     pub fn renting(&self) -> Renting {
         let mut waiting: BTreeMap<(Shape, String, Option<u64>, Option<u64>), u64> = BTreeMap::new();
-        // Nothing is rented for what would find no time there.
-        for (queue, jobs) in self.state.waiting.iter().filter(|(queue, _)| self.is_rented_for(queue.time_limit_ms)) {
+        // Nothing is rented for what would find no time there, and nothing at all where nothing is placed.
+        let is_wanted = |queue: &QueueKey| !self.is_closed(self.me.site) && self.is_rented_for(queue.time_limit_ms);
+        for (queue, jobs) in self.state.waiting.iter().filter(|(queue, _)| is_wanted(queue)) {
             let mut tasks: u64 = jobs.iter().filter_map(|n| self.state.jobs.get(n)).map(|j| j.placeable()).sum();
             let mut rate = None;
             if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)) {
@@ -160,6 +189,7 @@ impl Core {
             }
             agent.attached = attached;
             agent.busy = busy.get(&id).copied().unwrap_or(0);
+            agent.ended = self.state.ended_on.get(&id).copied().unwrap_or(0);
             agent.time_max_ms = self.children.get(&id).and_then(|c| c.shares.first()).map_or(0, |(_, s)| s.time_max_ms);
             agent.open = self.state.placed_on.get(&id).map_or(0, |p| p.len() as u64);
             let word = self.children.get(&id).filter(|c| c.attached).and_then(|c| self.own_word(c));
@@ -180,6 +210,7 @@ impl Core {
         }
         let gone = |id: &SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
         self.children.retain(|id, c| c.hop.name != name || c.attached || c.hop.kind != Kind::Agent || !gone(id));
+        self.state.ended_on.retain(|id, _| self.children.contains_key(id));
     }
 
     /// What could be rented, as shares of this site.
@@ -212,12 +243,17 @@ impl Core {
             time_max_ms: self.for_rent.time_max_ms,
             ..Share::default()
         };
-        share.key = format!("{}/{}", self.me.name, machine_class(&share, &t.kind));
+        let class = if t.price_micro_per_slot_hour > 0 { type_class(&t.kind) } else { machine_class(&share) };
+        share.key = format!("{}/{class}", self.me.name);
         let mut room = slots;
         for (shape, tasks) in own.iter_mut().filter(|(shape, _)| share.fit(shape) == Fit::Yes) {
             let cost = share.cost(shape).max(1);
             let n = (*tasks).min(room / cost);
             (*tasks, room) = (*tasks - n, room - n * cost);
+        }
+        if let Some((text, age)) = self.draining(self.me.site) {
+            (share.draining, share.draining_reason, share.draining_age_ms) = (true, text, age);
+            room = 0;
         }
         share.slots_free = room.saturating_sub(placed.get(&share.key).copied().unwrap_or(0));
         share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.machine.slots);
@@ -259,6 +295,9 @@ impl Core {
     pub(super) fn why_not_rented(&self, queue: &QueueKey) -> Option<Reason> {
         if !self.is_for_rent(&queue.shape) || !self.is_rented_for(queue.time_limit_ms) {
             return None;
+        }
+        if let Some((text, _)) = self.draining(self.me.site) {
+            return Some(Reason::new(ReasonKind::Draining, text));
         }
         if let Some(j) = queue.capped.and_then(|n| self.state.jobs.get(&n)).filter(|j| self.rentable_for(j).is_none()) {
             return Some(self.why_not_paid(j));

@@ -405,6 +405,8 @@ pub struct State {
     pub placed_on: BTreeMap<SiteId, BTreeMap<u64, u64>>,
     /// Slots outstanding on each child's shares.
     pub outstanding: HashMap<(SiteId, Arc<str>), u64>,
+    /// Tasks ended by each child, as far as this process knows.
+    pub ended_on: BTreeMap<SiteId, u64>,
     /// Slots outstanding of each parent by share.
     pub held_for: HashMap<(SiteId, Arc<str>), u64>,
     pub waiting: BTreeMap<QueueKey, BTreeSet<u64>>,

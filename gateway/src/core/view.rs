@@ -203,7 +203,7 @@ impl Core {
             let free: u64 = if self.is_closed(*id) {
                 0
             } else if agent {
-                c.shares.iter().map(|(k, s)| s.slots_total.min(s.window).saturating_sub(used(k))).sum()
+                c.shares.iter().map(|(k, s)| s.free(used(k))).sum()
             } else {
                 totals(c.shares.iter().map(|(_, s)| s)).1
             };

@@ -108,6 +108,9 @@ struct Row {
     /// A machine's agent has come. An older program reads the number of a next machine, which it has passed already.
     #[prost(bool, tag = "17")]
     came: bool,
+    /// Who stands below whom: name, name above, name, ... An older program reads the number of a next machine, likewise.
+    #[prost(string, repeated, tag = "18")]
+    tree: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -239,6 +242,9 @@ fn row(record: &Record) -> Row {
             let (spent, other) = (Record::Spent { name: name.clone(), ledger: ledger.clone(), above: None }, true);
             Row { other, ..row(&spent) }
         }
+        Record::Tree { nodes } => {
+            Row { what: NEXT, tree: nodes.iter().flat_map(|(name, above)| [name.clone(), above.clone()]).collect(), ..Row::default() }
+        }
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
         Record::Currency { name } => Row { what: CURRENCY, name: name.clone(), ..Row::default() },
         Record::LeftAlone { offer, until_ms, times, why } => {
@@ -273,6 +279,7 @@ fn record(row: Row) -> Option<Record> {
             }
         }
         NEXT if row.came => Record::Came { number },
+        NEXT if !row.tree.is_empty() => Record::Tree { nodes: row.tree.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect() },
         NEXT => Record::Next { number },
         CURRENCY => Record::Currency { name: row.name },
         LEFT_ALONE => {
@@ -345,6 +352,7 @@ mod tests {
         }
         let machine = Machine::again(&booting, Stage::Named, "i-12".into(), None, 7).map(Box::new).unwrap();
         all.extend([booting, Record::Kept { machine }, Record::Came { number: 12 }]);
+        all.push(Record::Tree { nodes: [("budget", ""), ("lab", "budget")].map(|(name, above)| (name.to_string(), above.to_string())).to_vec() });
         all
     }
 

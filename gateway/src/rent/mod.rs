@@ -19,7 +19,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use intergrid_proto::{Reason, ReasonKind, Refusal, RefusalKind};
 use intergrid_provision::limits::TERMINATE_AGAIN_MS;
-use intergrid_provision::{Action, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Record, Terms};
+use intergrid_provision::{Action, Demand, Input, Machine, Outcome, Promise, Provisioner, Rate, Terms};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -274,7 +274,7 @@ impl Shell {
             }
             let (records, actions) = p.take();
             if !records.is_empty() {
-                records.iter().for_each(|r| log(&self.config.gateway, r));
+                records.iter().for_each(|r| show::log(&self.config.gateway, r));
                 let rows = book.rows(&records, || p.checkpoint());
                 let mut told: Option<Instant> = None;
                 let end_unpaid = || {
@@ -445,9 +445,12 @@ fn news(number: u64, before: &Agent, agent: &Agent) -> Vec<Input> {
     // Of one that is away, or has just come, it is not known; what was known holds.
     let has_time = agent.time_max_ms > 0 && agent.time_max_ms != before.time_max_ms;
     let leaves = agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty();
+    // What ends while it is away was lost.
+    let worked = agent.attached && agent.ended > before.ended;
     let all = [
         (agent.attached != before.attached).then_some(attached),
         (agent.busy != before.busy || agent.attached != before.attached).then_some(Input::Busy(number, agent.busy)),
+        worked.then_some(Input::Worked(number)),
         has_time.then_some(Input::Time(number, agent.time_max_ms)),
         leaves.then(|| Input::Leaving(number, agent.leaving.clone())),
         (by_others(agent) != by_others(before)).then_some(Input::Closed(number, by_others(agent))),
@@ -489,29 +492,14 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
         let reason = Reason::new(kind, format!("{}: {}", u.why.limit, u.why.evidence));
         (u.demand.shape.clone(), u.demand.owner.clone(), reason)
     });
-    let known = p.machines().filter(|_| !currency.is_empty());
     let price = |m: &Machine| MachinePrice {
         kind: m.offer.machine.clone(),
+        machine: m.kind.machine(),
         micro_per_slot_hour: slot_price(m.price.ceiling, m.kind.slots),
         currency: currency.clone(),
     };
-    let prices = known.map(|m| (label(gateway, m.number), price(m))).collect();
+    let prices = p.machines().filter(|_| !currency.is_empty()).map(|m| (label(gateway, m.number), price(m))).collect();
     ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices, time_max_ms: config.time_max_ms }
-}
-
-/// The main steps of each machine.
-fn log(gateway: &str, record: &Record) {
-    match record {
-        Record::Intended { number, offer, owner, price, .. } => {
-            tracing::info!(machine = %label(gateway, *number), %offer, %owner, per_hour = %price.ceiling, "a machine is rented");
-        }
-        Record::Named { number, id } => tracing::info!(machine = %label(gateway, *number), %id, "the provider has launched it"),
-        Record::Ending { number, why } => tracing::info!(machine = %label(gateway, *number), %why, "a machine is ended"),
-        Record::Gone { number, never, .. } => {
-            tracing::info!(machine = %label(gateway, *number), "{}", if *never { "it never was" } else { "its end is certain" });
-        }
-        _ => {}
-    }
 }
 
 /// The machine whose launch the provider refuses, and in its words why.
@@ -567,6 +555,10 @@ mod tests {
         assert_eq!(vec![Input::Detached(7), Input::Busy(7, 2)], news(7, &there, &away), "the time that it had left it still has");
         let leaving = Agent { leaving: "its time is over".into(), drained_by: BY.into(), ..there.clone() };
         assert_eq!(vec![Input::Leaving(7, "its time is over".into())], news(7, &there, &leaving), "our own drains are no news");
+        let worked = Agent { ended: 1, ..there.clone() };
+        assert_eq!((vec![Input::Worked(7)], vec![]), (news(7, &there, &worked), news(7, &worked, &worked)));
+        let lost = Agent { ended: 1, ..away.clone() };
+        assert_eq!(Vec::<Input>::new(), news(7, &away, &lost), "what ends while it is away did not end there");
         let closed = Agent { drained_by: "ann".into(), ..there.clone() };
         assert_eq!(vec![Input::Closed(7, true)], news(7, &there, &closed));
         assert_eq!((vec![Input::Closed(7, false)], vec![]), (news(7, &closed, &there), news(7, &there, &there)));

@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
 use intergrid_provision::{Outcome, Refused, Seen, SeenState};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::ChildStdin;
 
 use super::{Cloud, Launch, number};
@@ -144,10 +145,16 @@ impl Inner {
         let run = process::running(&machines.keys().map(|dir| dir.join(CONFIG_FILE)).collect());
         // Of an agent that somebody else has killed, tasks run on.
         let dead: BTreeSet<PathBuf> = machines.keys().filter(|dir| !run.contains(&dir.join(CONFIG_FILE))).cloned().collect();
+        let moved: BTreeMap<&PathBuf, Pid> = dead.iter().filter_map(|dir| Some((dir, process::moved(&dir.join(CONFIG_FILE))?))).collect();
+        for (dir, pid) in &moved {
+            tracing::warn!("{} was moved here while its agent ran, which would not find its files: it is ended, with its tasks", dir.display());
+            _ = kill_process(*pid, Signal::KILL);
+        }
         let left = end_tasks(&dead);
         let (mut seen, mut told) = (Vec::new(), lock(&self.told));
         for (dir, id) in machines {
-            let ended = dead.contains(&dir) && !left.contains(&dir);
+            // What was killed just now is looked for again.
+            let ended = dead.contains(&dir) && !left.contains(&dir) && !moved.contains_key(&dir);
             if ended && !told.insert(id.clone()) && fs::write(self.mark(&id), "").is_ok() {
                 _ = fs::remove_dir_all(self.config.dir(&id));
                 told.remove(&id);

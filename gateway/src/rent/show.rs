@@ -1,7 +1,7 @@
-//! Rented machines and budgets as messages, for people.
+//! Rented machines and budgets as messages and in the log, for people.
 
 use intergrid_proto::pb;
-use intergrid_provision::{Machine, Need, Node, Provisioner};
+use intergrid_provision::{Machine, Need, Node, Provisioner, Record};
 
 use super::{is_unknown, label};
 use crate::backend::Account;
@@ -73,6 +73,21 @@ fn spending(n: &Node, above: String, of: &[&Machine], now_ms: u64) -> pb::Spendi
         total_cap_micro: n.caps.total.map(|c| c.0),
         unknown_micro: sum(&mut of.iter().filter(|m| is_unknown(m)).map(|m| m.price.ceiling.0)),
         reserved_micro: sum(&mut of.iter().map(|m| m.reserved(now_ms).0)),
+    }
+}
+
+/// The main steps of each machine.
+pub fn log(gateway: &str, record: &Record) {
+    match record {
+        Record::Intended { number, offer, owner, price, .. } => {
+            tracing::info!(machine = %label(gateway, *number), %offer, %owner, per_hour = %price.ceiling, "a machine is rented");
+        }
+        Record::Named { number, id } => tracing::info!(machine = %label(gateway, *number), %id, "the provider has launched it"),
+        Record::Ending { number, why } => tracing::info!(machine = %label(gateway, *number), %why, "a machine is ended"),
+        Record::Gone { number, never, .. } => {
+            tracing::info!(machine = %label(gateway, *number), "{}", if *never { "it never was" } else { "its end is certain" });
+        }
+        _ => {}
     }
 }
 

@@ -122,3 +122,25 @@ fn a_machine_is_found_again_however_the_state_is_spelled() {
     assert_eq!(1, starts(&tree).len());
     until("no agent is left", PATIENCE, || if tree.below("burst").is_empty() { Ok(()) } else { Err("one is".into()) });
 }
+
+/// Its agents would not find their files, and what the tasks write would be lost: machines end as a whole, and none of their agents is forgotten.
+#[test]
+fn machines_of_a_state_that_was_moved_end_with_their_agents_and_tasks() {
+    let word = format!("903.{:07}", std::process::id());
+    let _payloads = Payloads(word.clone());
+    let (mut tree, user) = world(&cloud(2, "1.00", ""));
+    user.until_slots(2, PATIENCE);
+    let job = submit(&tree, &user, 2, &["--no-requeue"], &word);
+    user.until_phase(&job, "running", 2);
+    assert_eq!(2, tree.below("burst").len());
+    tree.kill("burst");
+    let (dir, config) = (tree.path("burst"), tree.config("burst"));
+    fs::rename(dir.join("state"), dir.join("moved")).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("state = \"state\"\n"), "{text}");
+    fs::write(&config, text.replace("state = \"state\"\n", "state = \"moved\"\n")).unwrap();
+    tree.start("burst");
+    let (code, left) = (user.wait(&job), running(&word));
+    assert_eq!((1, 0), (code, left), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
+    assert_eq!((2, 0), (user.in_phase(&job, "failed"), tree.below("burst").len()));
+}

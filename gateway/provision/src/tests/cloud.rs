@@ -55,7 +55,11 @@ struct World {
     faulty: bool,
     p: Provisioner,
     disk: Vec<Record>,
+    /// Owners, and what was charged to them, as of what is there.
+    known: Budget,
     machines: BTreeMap<String, Virtual>,
+    /// Of each machine's number: its price, since when it is billed, and until when at least; None: it may exist.
+    billed: BTreeMap<u64, (Price, u64, Option<u64>)>,
     launched: BTreeMap<u64, String>,
     /// Numbers of machines whose agents have come, as far as that was committed.
     came: BTreeSet<u64>,
@@ -92,7 +96,7 @@ impl World {
         let mut catalogue = world_catalogue();
         // Two offers of one key can't be told apart: the hourly one is a zone of its own.
         catalogue.offers[2].key.zone = "b".into();
-        let p = Provisioner::new(settings(), catalogue.clone(), world_budget());
+        let p = Provisioner::resume(settings(), catalogue.clone(), world_budget(), Vec::new(), TEN);
         let terms = Terms { settings: settings(), catalogue, budget: world_budget() };
         let machines = BTreeMap::new();
         let (launched, events) = (BTreeMap::new(), Vec::new());
@@ -100,9 +104,11 @@ impl World {
             random: Random(seed),
             now: TEN,
             faulty: true,
+            known: p.budget().clone(),
             p,
             disk: vec![],
             machines,
+            billed: BTreeMap::new(),
             launched,
             came: BTreeSet::new(),
             events,
@@ -141,6 +147,10 @@ impl World {
         }
         self.came.extend(attached);
         records.windows(2).for_each(|two| self.is_failed(two));
+        if !records.is_empty() {
+            self.known = self.p.budget().clone();
+        }
+        records.iter().for_each(|record| self.bills(record));
         self.disk.extend(records);
         self.check();
         for action in actions {
@@ -152,6 +162,37 @@ impl World {
         if crash.is_some() {
             self.restart();
         }
+    }
+
+    /// For how long a provider bills a machine, by what is written down.
+    fn bills(&mut self, record: &Record) {
+        match record {
+            Record::Intended { number, price, at_ms, .. } => _ = self.billed.insert(*number, (*price, *at_ms, None)),
+            Record::Gone { number, never: true, .. } => _ = self.billed.remove(number),
+            Record::Gone { number, at_ms, .. } => {
+                let (price, since_ms, until_ms) = self.billed.get_mut(number).expect("it was rented");
+                let least_ms = if let Billing::Second { min_s } = price.billing { u64::from(min_s) * 1_000 } else { 3_600_000 };
+                *until_ms = Some((*since_ms + least_ms).max(*at_ms));
+            }
+            _ => {}
+        }
+        let now = self.now;
+        self.billed.retain(|_, (.., until_ms)| until_ms.is_none_or(|until| until > now));
+        // At every time, so in every hour.
+        let rate = self.billed.values().fold(Rate(0), |sum, (price, ..)| sum.plus(price.ceiling));
+        let cap = if self.above.is_none() { world_budget().nodes()[0].caps.hour } else { None };
+        assert!(self.overrun || cap.is_none_or(|cap| rate <= cap), "{rate} an hour can be billed");
+    }
+
+    /// Less is not billed by the second.
+    fn bill_at_least(&mut self, seconds: u32) {
+        for price in self.terms.catalogue.offers.iter_mut().filter_map(|o| o.price.as_mut()) {
+            if let Billing::Second { min_s } = &mut price.billing {
+                *min_s = seconds;
+            }
+        }
+        let Terms { settings, catalogue, budget } = self.terms.clone();
+        self.p = Provisioner::resume(settings, catalogue, budget, Vec::new(), self.now);
     }
 
     /// For the end of a machine its offer is left alone: none that had come.
@@ -185,15 +226,30 @@ impl World {
         let Terms { settings, catalogue, budget } = self.terms.clone();
         // A checkpoint in place of the records says the same.
         let again = Provisioner::resume(settings.clone(), catalogue.clone(), budget.clone(), self.disk.clone(), self.now);
+        self.keeps_what_was_charged(&again);
         if self.now.is_multiple_of(2) {
-            self.disk = again.checkpoint();
+            (self.disk, self.known) = (again.checkpoint(), again.budget().clone());
         }
         self.p = Provisioner::resume(settings, catalogue, budget, self.disk.clone(), self.now);
+        assert_eq!(again.budget(), self.p.budget());
         if self.trees {
             self.above = Some(self.p.budget().nodes().iter().map(|n| (n.name.clone(), n.ledger())).collect());
         }
         let up: Vec<u64> = self.machines.values().filter(|m| m.until_ms.is_none() && !m.is_extra).map(|m| m.number).collect();
         up.into_iter().for_each(|number| self.after(2_000, Event::Input(Input::Attached(number))));
+    }
+
+    /// Who stays has been charged what he was; more only for the leases of machines that are below him now, and were not.
+    fn keeps_what_was_charged(&self, again: &Provisioner) {
+        let (was, is) = (&self.known, again.budget());
+        let is_below = |b: &Budget, m: &Machine, name: &str| b.path(b.node_of(&m.owner)).any(|n| b.nodes()[n].name == name);
+        for node in is.nodes() {
+            let Some(old) = was.nodes().iter().find(|n| n.name == node.name) else { continue };
+            let come = again.machines().filter(|m| m.may_exist() && is_below(is, m, &node.name) && !is_below(was, m, &node.name));
+            let leases = come.flat_map(|m| m.charge(m.settled_ms, m.paid_ms)).fold(Money(0), |sum, (_, money)| sum.plus(money));
+            assert_eq!(old.total().plus(leases), node.total(), "charged to {}", node.name);
+            assert!(old.ledger().days.iter().all(|(day, money)| node.of_day(*day) >= *money), "charged to each day of {}", node.name);
+        }
     }
 
     fn after(&mut self, ms: u64, event: Event) {
@@ -413,7 +469,11 @@ impl World {
             if let Some(number) = numbers.get(self.random.below(numbers.len().max(1) as u64) as usize).copied().filter(|_| self.random.chance(30)) {
                 let slots = if max_tasks == 0 { 0 } else { self.random.below(3) };
                 let input = if self.fault(3) { Input::Detached(number) } else { Input::Busy(number, slots) };
+                let is_done = matches!(input, Input::Busy(_, 0));
                 self.step(input);
+                if is_done {
+                    self.step(Input::Worked(number));
+                }
             }
             if self.above.is_some() && !self.trees && self.faulty && self.random.below(1_000) < 3 {
                 self.change();
@@ -463,6 +523,12 @@ fn a_cloud_that_lies_costs_no_more_than_the_cap_and_leaves_nothing() {
     runs(|_| {});
 }
 
+/// What is billed for a machine at least counts until it is over, however short it was there.
+#[test]
+fn nor_where_machines_that_come_and_go_are_billed_for_an_hour_at_least() {
+    runs(|world| world.bill_at_least(3_600));
+}
+
 /// Where a cap is lowered under what is charged, no more is rented, and what is charged does not rise.
 #[test]
 fn nor_does_it_where_prices_types_and_caps_change_meanwhile() {
@@ -470,7 +536,7 @@ fn nor_does_it_where_prices_types_and_caps_change_meanwhile() {
     assert!(changes > 1_000, "{changes} changes");
 }
 
-/// What an owner's machines cost is given back where it counts, and nowhere else.
+/// What an owner's machines cost is given back where it counts, and nowhere else; what was charged to who stays is never forgotten.
 #[test]
 fn nor_where_owners_come_go_and_move_over_restarts() {
     let (_, changes) = runs(|world| world.trees = true);

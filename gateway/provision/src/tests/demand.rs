@@ -138,7 +138,7 @@ fn what_is_launched_after_it_was_given_up_is_ended() {
     assert!(!actions.iter().any(|a| matches!(a, Action::Terminate { .. } | Action::Launch { number: 1, .. })), "{actions:?}");
     p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN + 20_000);
     assert_eq!(vec![1], ends(&mut p), "a late success");
-    p.step(Input::Terminated(1, Some(SeenState::Ending)), TEN + 21_000);
+    p.step(Input::Terminated(1, Some(SeenState::Ending)), TEN + MINUTE);
     assert_eq!((vec![2], "0.10".to_string()), (there(&p), p.budget().nodes()[0].rate().to_string()));
 }
 
@@ -170,4 +170,28 @@ fn what_has_come_least_far_goes_first() {
     p.take();
     p.step(Input::Demand(vec![]), now + 20_000 + 5 * MINUTE);
     assert_eq!(vec![1], drains(&mut p), "for a while");
+}
+
+/// Nor is it after a restart.
+#[test]
+fn a_machine_whose_agent_is_away_is_none_that_is_on_its_way() {
+    let terms = || (Settings { slots_max: 10, booting_max: 1, ..settings() }, catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]));
+    let (s, c) = terms();
+    let mut p = Provisioner::new(s, c, per_hour("10"));
+    let promised = |p: &Provisioner| p.promises()[0].machines;
+    let states = |p: &Provisioner| p.machines().map(Machine::state).collect::<Vec<_>>();
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+    assert_eq!((5, vec!["booting".to_string()]), (promised(&p), states(&p)));
+    p.step(Input::Attached(1), TEN);
+    p.step(Input::Busy(1, 2), TEN);
+    p.step(Input::Detached(1), TEN + 1_000);
+    assert_eq!((4, vec!["its agent is away".to_string()]), (promised(&p), states(&p)), "what it has is not free");
+    p.step(Input::Demand(demand(2, 1)), TEN + 2_000);
+    p.step(Input::Answered(2, Outcome::Launched("i-2".into())), TEN + 2_000);
+    let both = vec!["its agent is away".to_string(), "booting".to_string()];
+    assert_eq!((4, &both), (promised(&p), &states(&p)), "it is none of those that may boot at a time");
+    let (s, c) = terms();
+    let again = Provisioner::resume(s, c, per_hour("10"), p.checkpoint(), TEN + 3_000);
+    assert_eq!((4, &both), (promised(&again), &states(&again)));
 }

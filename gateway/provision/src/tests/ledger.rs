@@ -43,6 +43,19 @@ fn end(p: &mut Provisioner, numbers: &[u64], now: u64) {
     }
 }
 
+fn wanted(owner: &str) -> Input {
+    Input::Demand(vec![Demand { owner: owner.into(), ..demand(2, 1)[0].clone() }])
+}
+
+/// A machine for an owner comes at ten, and is ended so long after that.
+fn come_and_go(p: &mut Provisioner, owner: &str, after_ms: u64) {
+    p.step(wanted(owner), TEN);
+    let number = p.latest().rented[0];
+    p.step(Input::Answered(number, Outcome::Launched("i-1".into())), TEN);
+    p.step(Input::Attached(number), TEN);
+    end(p, &[number], TEN + after_ms);
+}
+
 fn rates(p: &Provisioner) -> Vec<(&str, String)> {
     p.budget().nodes().iter().map(|n| (n.name.as_str(), n.rate().to_string())).collect()
 }
@@ -95,9 +108,9 @@ fn an_owner_who_is_put_below_another_does_not_make_room_there() {
     assert_eq!(rates(&p), [("budget", "0.30".into()), ("lab", "0.30".into()), ("ann", "0.20".into())]);
     let charged = |p: &Provisioner| p.budget().nodes().iter().map(|n| n.total().0).collect::<Vec<_>>();
     let before = charged(&p);
-    end(&mut p, &[2, 3], TEN + MINUTE);
+    end(&mut p, &[2, 3], TEN + 2 * MINUTE);
     assert_eq!(rates(&p), [("budget", "0.10".into()), ("lab", "0.10".into()), ("ann", "0.00".into())]);
-    assert_eq!(1, rent(&mut p, "lab", 3, TEN + 2 * MINUTE), "0.20 an hour, and no more");
+    assert_eq!(1, rent(&mut p, "lab", 3, TEN + 3 * MINUTE), "0.20 an hour, and no more");
     // What the two were given back they had been charged: each node still has the first one's lease.
     assert!(before[1] >= 50_000 && charged(&p)[1] >= 33_333, "{before:?}, {:?}", charged(&p));
 }
@@ -110,9 +123,61 @@ fn an_owner_who_is_removed_leaves_no_rate_behind() {
     let mut p = again(tree(&[("lab", None, "0.20")]), p.checkpoint(), TEN + MINUTE);
     p.step(Input::Tick, TEN + MINUTE);
     assert_eq!(rates(&p), [("budget", "0.20".into()), ("lab", "0.00".into())]);
-    end(&mut p, &[1, 2], TEN + MINUTE);
+    end(&mut p, &[1, 2], TEN + 2 * MINUTE);
     assert_eq!(rates(&p), [("budget", "0.00".into()), ("lab", "0.00".into())]);
-    assert_eq!(2, rent(&mut p, "lab", 2, TEN + 2 * MINUTE));
+    assert_eq!(2, rent(&mut p, "lab", 2, TEN + 3 * MINUTE));
+}
+
+#[test]
+fn what_was_spent_below_an_owner_stays_spent_whoever_goes() {
+    let tree = |owners: &[(&str, Option<&str>)]| {
+        let caps = |name: &str| Caps { total: Some(if name == "lab" { "0.02" } else { "5" }.parse().unwrap()), ..Caps::default() };
+        let owners: Vec<_> = owners.iter().map(|(name, of)| (name.to_string(), of.map(String::from), caps(name))).collect();
+        Budget::new(caps("budget"), &owners).unwrap()
+    };
+    let all = || tree(&[("lab", None), ("ann", Some("lab")), ("me", Some("lab"))]);
+    let of_lab = |p: &Provisioner| p.budget().nodes().iter().find(|n| n.name == "lab").map(Node::total);
+    let mut p = again(all(), Vec::new(), TEN);
+    come_and_go(&mut p, "ann", 6 * MINUTE);
+    let (records, checkpoint, spent, later) = (p.take().0, p.checkpoint(), of_lab(&p), TEN + 10 * MINUTE);
+    assert_eq!(Some(Money(10_001)), spent, "six minutes at 0.10");
+    // Rows of a version that did not write down who stood below whom, and what the first start since then adds to them.
+    let mut old: Vec<Record> = records.iter().filter(|r| !matches!(r, Record::Tree { .. })).cloned().collect();
+    old.extend(again(all(), old.clone(), later).take().0);
+    let removed = tree(&[("lab", None), ("me", Some("lab"))]);
+    let moved = tree(&[("ann", None), ("lab", Some("ann")), ("me", Some("lab"))]);
+    for budget in [removed, moved, all()] {
+        for mut records in [records.clone(), checkpoint.clone(), old.clone()] {
+            let mut p = again(budget.clone(), records.clone(), later);
+            p.step(wanted("me"), later);
+            assert_eq!((spent, 0, "budget in all of lab"), (of_lab(&p), p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+            records.extend(p.take().0);
+            assert_eq!(spent, of_lab(&again(all(), records, later)), "and back again");
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_is_gone_holds_its_rate_for_as_long_as_is_billed_at_least() {
+    // With the lease of the next one: an hour each; a minute, and ten.
+    for (min_s, in_all) in [(3_600, "0.20"), (60, "0.018335")] {
+        let resume = |records: Vec<Record>, now: u64| {
+            let catalogue = catalogue(&[("m", 2)], vec![offer("m", "0.10", Billing::Second { min_s })]);
+            Provisioner::resume(settings(), catalogue, per_hour("0.10"), records, now)
+        };
+        let (mut p, over) = (resume(Vec::new(), TEN), TEN + u64::from(min_s) * 1_000);
+        come_and_go(&mut p, "me", MINUTE / 2);
+        for records in [p.take().0, p.checkpoint()] {
+            let mut p = resume(records, TEN + MINUTE / 2);
+            p.step(wanted("me"), over - 1);
+            assert_eq!((0, "budget rate"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+            assert_eq!(rates(&p), [("budget", "0.10".into())]);
+            p.step(Input::Tick, over);
+            assert_eq!((rates(&p), p.machines().count()), (vec![("budget", "0.00".into())], 0));
+            p.step(wanted("me"), over);
+            assert_eq!((1, in_all.to_string()), (p.latest().rented.len(), p.budget().nodes()[0].total().to_string()));
+        }
+    }
 }
 
 #[test]
@@ -178,9 +243,10 @@ fn what_is_left_alone_stays_so_over_a_restart() {
     let number = p.latest().rented[0];
     p.step(Input::Answered(number, Outcome::Launched("i-7".into())), TEN + MINUTE);
     p.step(Input::Attached(number), TEN + MINUTE);
+    p.step(Input::Worked(number), TEN + MINUTE);
     records.extend(p.take().0);
     for records in [records, p.checkpoint()] {
-        assert!(again(per_hour("10"), records, TEN + MINUTE).state.back_off.is_empty(), "one has come");
+        assert!(again(per_hour("10"), records, TEN + MINUTE).state.back_off.is_empty(), "a task has ended on one");
     }
 }
 

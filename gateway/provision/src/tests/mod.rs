@@ -2,6 +2,7 @@
 
 mod cloud;
 mod demand;
+mod failed;
 mod ledger;
 mod promised;
 mod terms;

@@ -359,7 +359,7 @@ pub(super) fn rent_in_vain(p: &mut Provisioner, wanted: &[Demand], now: u64) -> 
         p.step(Input::Terminated(*number, Some(SeenState::Ended)), now);
     }
     p.step(Input::Demand(wanted.to_vec()), now);
-    assert!(p.latest().rented.is_empty() && p.machines().next().is_none());
+    assert!(p.latest().rented.is_empty() && p.machines().all(|m| !m.may_exist()));
     (rented.len(), p.latest().unmet[0].why.evidence.clone())
 }
 

@@ -1,8 +1,9 @@
 //! Agents as processes on this machine. Each has its directory `<state>/agents/<name>` with its identity, its configuration, its log and its own state.
 //!
 //! Invariant: at most one process for each name, also across restarts of the gateway: a process that has our configuration on its command line, however
-//! its path is spelled there, is adopted, not doubled, so that tasks go on while a gateway is away: killed, or stopped in order while they run something. It
-//! asks /proc, and trusts no file for a pid.
+//! its path is spelled there, is adopted, not doubled, so that tasks go on while a gateway is away: killed, or stopped in order while they run something. One
+//! whose state was moved from under it is found by the lock that it holds, and ended: for it its files are where they were. It asks /proc, and trusts no file
+//! for a pid.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use intergrid_agent::spool::LOCK_FILE;
 use intergrid_proto::limits::{REDIAL_MAX_MS, REDIAL_MIN_MS};
 use intergrid_proto::net::issue::{Validity, issue};
 use intergrid_proto::net::{CertRole, Identity};
@@ -198,7 +200,7 @@ impl Keeper {
                 tracing::info!(agent = %self.name, pid = pid.as_raw_nonzero(), "adopted a running agent");
                 return Ok(Process::Adopted(pid));
             }
-            // It was told another endpoint or size: it would never find us, or offer what it should not.
+            // It was told another endpoint, size or place: it would never find us, offer what it should not, or not find its files.
             Some(pid) => end(Process::Adopted(pid)).await,
             None => {}
         }
@@ -338,9 +340,16 @@ fn program(config: &ProcessConfig) -> Result<(PathBuf, Option<&'static str>), Re
     Ok(if beside.is_file() { (beside, None) } else { (me, Some("agent")) })
 }
 
-/// The process that runs with this configuration.
+/// The process that runs with this configuration, or did before it was moved.
 pub fn find(file: &Path) -> Option<Pid> {
-    pids().find(|pid| runs_with(*pid, file))
+    pids().find(|pid| runs_with(*pid, file)).or_else(|| moved(file))
+}
+
+/// The process that has the state beside this configuration, and was started when both were elsewhere.
+pub fn moved(file: &Path) -> Option<Pid> {
+    let lock = inode(&file.with_file_name(STATE_DIR).join(LOCK_FILE))?;
+    let open = |pid: Pid| fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).into_iter().flatten().flatten();
+    pids().find(|pid| config_of(*pid).is_some() && !runs_with(*pid, file) && open(*pid).any(|fd| inode(&fd.path()) == Some(lock)))
 }
 
 fn runs_with(pid: Pid, file: &Path) -> bool {
@@ -408,7 +417,11 @@ mod tests {
     /// An agent that only waits.
     fn provider(dir: &Path, die_with_parent: bool) -> Arc<ProcessProvider> {
         let program = dir.join("waits.sh");
-        fs::write(&program, "#!/bin/sh\necho started >> \"${0%/*}/starts\"\nwhile :; do sleep 0.05; done\n").unwrap();
+        fs::write(
+            &program,
+            "#!/bin/sh\ncd \"${2%/*}\"; mkdir -p state; exec 9> state/lock\necho started >> \"${0%/*}/starts\"\nwhile :; do sleep 0.05; done\n",
+        )
+        .unwrap();
         fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let config = ProcessConfig {
             gateway: "g".into(),
@@ -481,6 +494,29 @@ mod tests {
         assert_eq!(Some(pids[1]), find(&config(1)), "adopted again, by another path of the state");
         third.stop(BTreeSet::new()).await;
         until("no agents", || find(&config(0)).is_none() && find(&config(1)).is_none()).await;
+    }
+
+    #[tokio::test]
+    async fn one_whose_state_was_moved_is_found_and_started_anew() {
+        let tmp = tempfile::tempdir().unwrap();
+        let (old, new) = (tmp.path().join("old"), tmp.path().join("new"));
+        fs::create_dir(&old).unwrap();
+        new_site(old.join("site"), "g", &[]).unwrap();
+        let config = |dir: &Path, i| dir.join(format!("state/agents/g-{i}/agent.toml"));
+        let first = provider(&old, false);
+        first.start("127.0.0.1:7".into());
+        until("two agents", || starts(&old) == 2).await;
+        let pids = [0, 1].map(|i| find(&config(&old, i)));
+        assert!(pids.iter().all(Option::is_some));
+        first.keepers.lock().unwrap().drain(..).for_each(|k| k.abort());
+        fs::rename(&old, &new).unwrap();
+        assert_eq!(pids, [0, 1].map(|i| find(&config(&new, i))));
+        let second = provider(&new, false);
+        second.start("127.0.0.1:7".into());
+        until("each is started where it is now", || starts(&new) == 4).await;
+        assert!(pids.into_iter().flatten().all(|pid| config_of(pid).is_none()), "those before have ended");
+        second.stop(BTreeSet::new()).await;
+        until("no agents", || [0, 1].into_iter().all(|i| find(&config(&new, i)).is_none())).await;
     }
 
     #[tokio::test]

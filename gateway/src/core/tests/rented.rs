@@ -7,6 +7,7 @@ use intergrid_proto::share::Machine;
 use intergrid_proto::{JobSpec, Money, Phase, Reason, ReasonKind, RefusalKind, SiteId};
 
 use super::orders::order;
+use super::room::full;
 use super::{World, site_of, sleep};
 use crate::backends::child_end::ChildEnd;
 use crate::core::Input;
@@ -29,7 +30,12 @@ fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
 
 /// The price of a machine, per slot and hour.
 pub(super) fn price_of(kind: &str, micro_per_slot_hour: u64, currency: &str) -> MachinePrice {
-    MachinePrice { kind: kind.into(), micro_per_slot_hour, currency: currency.into() }
+    MachinePrice { kind: kind.into(), micro_per_slot_hour, currency: currency.into(), ..MachinePrice::default() }
+}
+
+/// A machine that was rented as this.
+fn rented_as(t: &Rentable) -> MachinePrice {
+    MachinePrice { machine: t.machine, ..price_of(&t.kind, t.price_micro_per_slot_hour, &t.currency) }
 }
 
 fn wide(slots: u32) -> JobSpec {
@@ -203,9 +209,11 @@ fn an_agent_whose_machine_is_gone_is_no_longer_listed() {
     w.input(g, gone());
     assert_eq!(vec![("g-m1".into(), false, 1, 1)], listed(&w));
     w.link(agent, g);
+    let ended = |w: &World| w.sites[&g].core.renting().agents.iter().map(|a| a.ended).sum::<u64>();
+    assert_eq!(0, ended(&w));
     w.pass(61_000);
     w.cut(agent, g);
-    assert_eq!(vec![("g-m1".into(), false, 0, 0)], listed(&w));
+    assert_eq!((vec![("g-m1".into(), false, 0, 0)], 1), (listed(&w), ended(&w)));
     let resume = |w: &mut World| order(w, g, Order::Resume { site: "g-m1".into() }).map(|_| ()).map_err(|r| r.kind);
     assert_eq!(Ok(()), resume(&mut w), "it may come back");
     w.input(g, gone());
@@ -279,7 +287,7 @@ fn a_type_has_the_memory_and_the_price_of_no_other() {
         Rentable { kind: name.into(), machine, price_micro_per_slot_hour: price, ..kind(1, 1, "EUR") }
     };
     let types = vec![of("small", mib(512), 100_000), of("mid/1", mib(1024), 4_000_000)];
-    w.input(g, Input::ForRent(ForRent { types, ..ForRent::default() }));
+    w.input(g, Input::ForRent(ForRent { types: types.clone(), ..ForRent::default() }));
     let told = |w: &World| -> Vec<_> {
         let upward = w.sites[&g].core.upward();
         upward.into_iter().map(|(key, u)| (key, u.share.machine_memory_bytes, u.share.price_micro_per_slot_hour, u.share.slots_total)).collect()
@@ -292,11 +300,55 @@ fn a_type_has_the_memory_and_the_price_of_no_other() {
         w.agents.insert(hop.site, ChildEnd::new(hop.clone(), 77, 1, memory));
         w.link(hop.site, g);
     }
-    let prices =
-        [("g-m1", "small", 100_000), ("g-m2", "mid/1", 4_000_000)].map(|(name, kind, price)| (name.to_string(), price_of(kind, price, "EUR")));
-    w.input(g, Input::ForRent(ForRent { prices: prices.into(), ..ForRent::default() }));
+    let prices = ["g-m1", "g-m2"].into_iter().map(str::to_string).zip(types.iter().map(rented_as)).collect();
+    let none_left = types.into_iter().map(|t| Rentable { machines: 0, ..t }).collect();
+    w.input(g, Input::ForRent(ForRent { types: none_left, prices, ..ForRent::default() }));
     w.pass(200);
     assert_eq!(expected, told(&w));
+}
+
+/// The configuration was read again while a machine is there, which is free.
+#[test]
+fn a_machine_of_what_its_type_was_is_a_share_of_its_own() {
+    let of = |slots, price| Rentable { kind: "small".into(), price_micro_per_slot_hour: price, ..kind(slots, 2, "EUR") };
+    // As a broker above sees them.
+    let changed = |to: Vec<Rentable>| {
+        let mut w = World::new();
+        let (root, g) = (w.site("root"), w.site("g"));
+        w.link(g, root);
+        w.agent("g-m1", 1, g);
+        let offer =
+            |types| Input::ForRent(ForRent { types, prices: [("g-m1".to_string(), rented_as(&of(1, 100_000)))].into(), ..ForRent::default() });
+        w.input(g, offer(vec![of(1, 100_000)]));
+        w.pass(1_000);
+        let shares = |w: &World| -> Vec<_> {
+            let shares = w.sites[&root].core.children[&g].shares.iter();
+            shares.map(|(_, s)| (s.key.clone(), s.machine_slots, s.price_micro_per_slot_hour, s.slots_total)).collect()
+        };
+        assert_eq!(vec![("g/small-rented".to_string(), 1, 100_000, 3)], shares(&w), "one that is there, and two that could come");
+        w.input(g, offer(to));
+        w.pass(1_000);
+        let told = shares(&w);
+        (w, root, g, told)
+    };
+    let share = |key: &str, slots, price, total| (key.to_string(), slots, price, total);
+
+    let (mut w, root, g, told) = changed(vec![of(4, 100_000)]);
+    assert_eq!(vec![share("g/small-rented", 4, 100_000, 8), share("g/small-rented-1c-8192m", 1, 100_000, 1)], told);
+    w.submit(root, "k", wide(4), 1).unwrap();
+    w.pass(1_000);
+    let waiting: Vec<_> = w.sites[&g].core.renting().waiting.iter().map(|d| (d.shape.slots, d.tasks)).collect();
+    assert_eq!(vec![(4, 1)], waiting, "what only the new size takes is rented for");
+
+    let (mut w, root, _, told) = changed(vec![of(1, 400_000)]);
+    assert_eq!(vec![share("g/small-rented", 1, 400_000, 2), share("g/small-rented-0.10", 1, 100_000, 1)], told);
+    let cap = Money { micro: 100_000, currency: "EUR".into() };
+    let (job, _) = w.submit(root, "k", JobSpec { time_limit_ms: Some(3_600_000), max_cost: Some(cap), ..wide(1) }, 1).unwrap();
+    w.pass(5_000);
+    assert_eq!(1, w.count(root, job, Phase::Done), "the old price can be paid: {:?}", w.explanation(root, job));
+
+    let (.., told) = changed(Vec::new());
+    assert_eq!(vec![share("g/small-rented-1c-8192m-0.10", 1, 100_000, 1)], told, "no longer listed");
 }
 
 /// Own machines of little memory are of different kinds, too.
@@ -326,7 +378,7 @@ fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
         let machine = Machine { slots: 1, memory_bytes, gpus: 0 };
         let kind = Rentable { machine, architecture: "x86_64".into(), machines, price_micro_per_slot_hour: 85_000, ..kind(1, 0, "USD") };
         let kind = Rentable { no_more: "slots: no more than 5".into(), ..kind };
-        let prices = (1..=5).map(|n| (format!("g-m{n}"), price_of("m1", 85_000, "USD"))).collect();
+        let prices = (1..=5).map(|n| (format!("g-m{n}"), rented_as(&kind))).collect();
         Input::ForRent(ForRent { types: vec![kind], prices, ..ForRent::default() })
     };
     let shown = |w: &World| {
@@ -367,6 +419,48 @@ fn a_machine_that_is_gone_gets_nothing_more_although_its_link_is_open() {
     w.submit(g, "k", sleep(100), 1).unwrap();
     w.pass(1_000);
     assert!(w.agents[&agent].starts().is_empty() && w.sites[&g].core.renting().agents.is_empty());
+}
+
+/// Machines would come for its own queue, and idle, for money, until it is opened.
+#[test]
+fn where_nothing_is_placed_nothing_is_rented_and_it_is_said_why() {
+    let drain = |w: &mut World, g| _ = order(w, g, Order::Drain { site: "g".into(), reason: "maint".into(), by: "root".into() }).unwrap();
+    let resume = |w: &mut World, g| _ = order(w, g, Order::Resume { site: "g".into() }).unwrap();
+    type Act<'a> = &'a dyn Fn(&mut World, SiteId);
+    let ways: [(Act, Act, &str); 2] =
+        [(&drain, &resume, "maint"), (&|w, g| w.input(g, full()), &|w, g| w.input(g, Input::Room(None)), "7 bytes free")];
+    for (close, open, why) in ways {
+        let mut w = World::new();
+        let (root, g) = (w.site("root"), w.site("g"));
+        w.link(g, root);
+        w.input(g, Input::ForRent(ForRent { types: vec![kind(4, 3, "EUR")], ..ForRent::default() }));
+        let (own, _) = w.submit(g, "own", wide(4), 2).unwrap();
+        w.pass(500);
+        let waiting = |w: &World| w.sites[&g].core.renting().waiting.iter().map(|d| d.tasks).sum::<u64>();
+        let offered =
+            |w: &World| w.sites[&root].core.children[&g].shares.iter().map(|(_, s)| (s.slots_free, s.window, s.draining)).collect::<Vec<_>>();
+        assert_eq!((2, vec![(4, 4, false)]), (waiting(&w), offered(&w)));
+        close(&mut w, g);
+        w.pass(500);
+        assert_eq!((0, vec![(0, 0, true)]), (waiting(&w), offered(&w)), "{why}");
+        // With a machine there that is too small, it is the same.
+        for small in [false, true] {
+            if small {
+                w.agent("g-m1", 1, g);
+                w.pass(500);
+            }
+            let said = w.explanation(g, own).0.reasons[0].clone();
+            assert!(said.kind == ReasonKind::Draining.number() && said.text.contains(why), "{said:?}");
+        }
+        let (above, _) = w.submit(root, "k", wide(4), 1).unwrap();
+        w.pass(5_000);
+        assert_eq!((0, 1), (waiting(&w), w.sites[&g].core.state().jobs.len()), "nothing came from above");
+        let said = format!("{:?}", w.explanation(root, above).0.reasons[0]);
+        assert!(said.contains(why), "{said}");
+        open(&mut w, g);
+        w.pass(1_000);
+        assert_eq!(3, waiting(&w));
+    }
 }
 
 /// What costs money is used after ten seconds.

@@ -5,7 +5,7 @@ use intergrid_proto::{Phase, ReasonKind, Refusal, RefusalKind, TaskSet};
 use super::{World, sleep, tower};
 use crate::core::Input;
 
-fn full() -> Input {
+pub(super) fn full() -> Input {
     Input::Room(Some(Refusal::new(RefusalKind::OverLimit, "/state has 7 bytes free").remedy("free some")))
 }
 

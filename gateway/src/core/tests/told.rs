@@ -1,11 +1,11 @@
 //! What parents and people are told: windows that never promise the same slot twice, and reasons that say what is so.
 
-use intergrid_proto::link::{Advert, Down, Hop, Kind, Known, Origin, Place, ShapeDemand, Up, Want, WantValue};
+use intergrid_proto::link::{Advert, Down, Hello, Hop, Kind, Known, Origin, Place, ShapeDemand, Up, Want, WantValue};
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Shape, SiteId, TaskSet};
+use intergrid_proto::{BlobHash, JobSpec, Phase, ReasonKind, Shape, Share, SiteId, TaskSet};
 
 use super::{Message, World, greeting, sleep, tower};
-use crate::backends::child_end::site_of;
+use crate::backends::child_end::{ChildEnd, site_of};
 use crate::core::Input;
 
 /// A parent acted out by hand: says hello, and nothing else of itself.
@@ -294,4 +294,29 @@ fn what_a_parent_has_here_is_the_same_after_a_restart() {
     w.restart(gem);
     w.check();
     assert_eq!(((1, 1), 1), (held(&w, gem), slots(&w)));
+}
+
+/// A queue of 16 slots which others have, but for `free`; 4 tasks may wait there.
+#[test]
+fn what_may_wait_in_a_queue_is_not_shown_as_free() {
+    for free in [0, 3] {
+        let mut w = World::new();
+        let g = w.site("g");
+        let hop = Hop { site: site_of("batch"), name: "batch".into(), kind: Kind::Agent };
+        let child = hop.site;
+        let mut end = ChildEnd::new(hop, 3, 16, 8 << 30);
+        let Some(Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
+        w.input(g, Input::ChildUp { child, hello: hello.clone() });
+        for mut message in end.down(Down::Hello(Hello { peer_incarnation: 3, ..hello }), 1) {
+            if let Up::Advert(a) = &mut message {
+                a.shares = vec![Share { key: "batch".into(), slots_free: free, window: free + 4, ..a.shares[0].clone() }];
+            }
+            w.input(g, Input::ChildSays { child, message });
+        }
+        let core = &w.sites[&g].core;
+        let (me, children) = core.host();
+        assert_eq!((16, free, free), (me.slots_total, me.slots_free, children[0].1.slots_free));
+        let told: Vec<_> = core.upward().into_values().map(|u| (u.share.slots_free, u.room)).collect();
+        assert_eq!(vec![(free, free + 4)], told, "parents are told the same, and may place more");
+    }
 }
