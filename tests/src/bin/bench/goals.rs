@@ -1,6 +1,6 @@
 //! The goals that the numbers are held against.
 
-use crate::record::{HQ, OURS, Record, SLURM, spread};
+use crate::record::{GRIDENGINE, HQ, OURS, Record, SLURM, spread};
 use crate::svg::number;
 
 /// How a measure is judged.
@@ -12,10 +12,8 @@ pub enum Must {
     AtMost(f64),
     /// At least this part of the plain loop of the same minute.
     OfLoop(f64),
-    /// At least so many times HyperQueue's.
-    TimesHq(f64),
-    /// At least so many times Slurm's own.
-    TimesSlurm(f64),
+    /// At least so many times what this system has.
+    Times(&'static str, f64),
     /// What each broker adds to the measure of none, at most.
     EachHop(f64),
 }
@@ -54,7 +52,7 @@ const FRAGMENTED: &str = "one array half done, out of order and with many exit c
 /// All of them.
 pub const GOALS: &[Goal] = &[
     goal("10,000 x /bin/true: 0.9 of the plain loop", "T1", TRUE, 0, 10_000, Must::OfLoop(0.9)),
-    goal("10,000 x /bin/true: 3 times HyperQueue", "T1", TRUE, 0, 10_000, Must::TimesHq(3.0)),
+    goal("10,000 x /bin/true: 3 times HyperQueue", "T1", TRUE, 0, 10_000, Must::Times(HQ, 3.0)),
     goal("the same through three brokers: 0.8 of the plain loop", "T1", TRUE, 3, 10_000, Must::OfLoop(0.8)),
     goal("null executor, 100,000 tasks: 100,000/s", "T4", NULL, 0, 100_000, Must::AtLeast(100_000.0)),
     goal("the same through three brokers: 50,000/s", "T4", NULL, 3, 100_000, Must::AtLeast(50_000.0)),
@@ -87,14 +85,25 @@ pub const GOALS: &[Goal] = &[
     ),
     goal("its first task started within 200 ms", "R1", "the same, until its first task runs; p99", 1, 0, Must::AtMost(200.0)),
     goal("an array of 1,000 into Slurm: under 0.5 s", "S1", INTO_SLURM, 0, 0, Must::AtMost(500.0)),
-    goal("/bin/true through Slurm: 0.9 of Slurm's own rate", "S1", "array of /bin/true through Slurm", 0, 1_000, Must::TimesSlurm(0.9)),
-    goal("200 separate jobs: as fast as 8 parallel sbatch", "S1", "separate jobs until Slurm has the last", 0, 200, Must::TimesSlurm(1.0)),
+    goal("/bin/true through Slurm: 0.9 of Slurm's own rate", "S1", "array of /bin/true through Slurm", 0, 1_000, Must::Times(SLURM, 0.9)),
+    goal("200 separate jobs: as fast as 8 parallel sbatch", "S1", "separate jobs until Slurm has the last", 0, 200, Must::Times(SLURM, 1.0)),
+    goal("2,000 tasks in Slurm: at most one query a second", "S1", "looked after; queries by squeue", 1, 2_000, Must::AtMost(1.0)),
+    goal("and the gateway under 5 % of a core", "S1", LOOKED_AFTER, 1, 2_000, Must::AtMost(5.0)),
+    goal("end of a payload in Slurm to its phase at the root: p50 under 1.5 s", "S1", END, 1, 0, Must::AtMost(1_500.0)),
+    goal("an array of 1,000 into Grid Engine: under 0.5 s", "G1", INTO_GRIDENGINE, 0, 0, Must::AtMost(500.0)),
+    goal("200 separate jobs: as fast as 8 parallel qsub", "G1", "separate jobs until Grid Engine has the last", 0, 200, Must::Times(GRIDENGINE, 1.0)),
+    goal("2,000 tasks in Grid Engine: at most one query a second", "G1", "looked after; queries by qstat", 1, 2_000, Must::AtMost(1.0)),
+    goal("and the gateway under 5 % of a core", "G1", LOOKED_AFTER, 1, 2_000, Must::AtMost(5.0)),
+    goal("end of a payload in Grid Engine to its phase at the root: p50 under 1.5 s", "G1", END, 1, 0, Must::AtMost(1_500.0)),
     goal("a killed gateway loses no task", "F3", "tasks lost", 0, 100_000, Must::AtMost(0.0)),
     goal("and starts none twice", "F3", "tasks started twice", 0, 100_000, Must::AtMost(0.0)),
     goal("a killed broker loses no task", "F4", "tasks lost", 2, 100_000, Must::AtMost(0.0)),
     goal("and starts none twice", "F4", "tasks started twice", 2, 100_000, Must::AtMost(0.0)),
 ];
 const INTO_SLURM: &str = "array of 1,000: the client's exec to the last answer of sbatch; p50";
+const INTO_GRIDENGINE: &str = "array of 1,000: the client's exec to the last answer of qsub; p50";
+const LOOKED_AFTER: &str = "looked after; CPU of the gateway";
+const END: &str = "end of a payload to its phase at the root; p50";
 const F1: &str = "agent and task killed; from the agent's restart to the task's; p99";
 const F2: &str = "from SIGSTOP to the task's start elsewhere, less its disconnect time-out; p99";
 
@@ -118,8 +127,7 @@ impl Goal {
                 let found = median(mine().filter(|r| r.baseline > 0.0).map(|r| r.value / r.baseline).collect())?;
                 (format!("{found:.2} of it ({} {unit})", number(value)), found >= part)
             }
-            Must::TimesHq(times) | Must::TimesSlurm(times) => {
-                let system = if matches!(self.must, Must::TimesHq(_)) { HQ } else { SLURM };
+            Must::Times(system, times) => {
                 let theirs = median(of(system, 0).filter(|r| r.n == n).map(|r| r.value).collect())?;
                 (format!("{:.2} times ({} and {} {unit})", value / theirs, number(value), number(theirs)), value / theirs >= times)
             }

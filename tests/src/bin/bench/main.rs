@@ -29,7 +29,7 @@ pub const QUICK: &str = " (quick)";
 
 const USAGE: &str = "usage: tests/bench [ROW...] [--quick] [--out DIR]
 
-  ROW      T1 T2 T3 T4 L1 L2 L3 C1 M1 M2 P1 F1 F2 F3 F4 R1 S1 X1; without one: all. What other rows measured stays
+  ROW      T1 T2 T3 T4 L1 L2 L3 C1 M1 M2 P1 F1 F2 F3 F4 R1 S1 G1 X1; without one: all. What other rows measured stays
   --quick  few tasks and one repetition of each: proves that it works, measures nothing
   --out    where bench.csv, benchmarks.md and its charts go [default: docs; with --quick a directory beside the build]
 

@@ -13,6 +13,8 @@ pub const OURS: &str = "intergrid";
 pub const HQ: &str = "hyperqueue";
 /// Slurm, without us.
 pub const SLURM: &str = "slurm";
+/// Grid Engine, without us.
+pub const GRIDENGINE: &str = "gridengine";
 /// The loop that spawns and waits, and nothing else.
 pub const LOOP: &str = "plain loop";
 

@@ -1,6 +1,8 @@
 //! The rows, and what they share: runs of a client to its end, and samples of its latency.
 
+mod cluster;
 mod fault;
+mod gridengine;
 mod latency;
 mod memory;
 mod rate;
@@ -107,8 +109,16 @@ pub const ROWS: &[Row] = &[
         id: "S1",
         title: "a Slurm cluster",
         how: "a real Slurm of 4 machines of 4 CPUs on this machine, under a gateway; arrays of /bin/true, and separate jobs, in turn by `sbatch` itself (8 at once) \
-              and through the gateway. Goals are those of a machine that Slurm has for itself; here both share its cores",
-        run: slurm::submissions,
+              and through the gateway. Through a broker: ends, from the time that the payload itself writes down last to the exit of `grid submit --wait` at the \
+              root, one at a time; two arrays of 1,000 looked after for 30 s, with each `squeue` counted. Goals are those of a machine that Slurm has for itself; \
+              here both share its cores",
+        run: slurm::site,
+    },
+    Row {
+        id: "G1",
+        title: "a Grid Engine cluster",
+        how: "as S1, without arrays of /bin/true: a real Grid Engine of 16 slots on this machine, with `qsub` and `qstat`",
+        run: gridengine::site,
     },
     Row {
         id: "X1",
