@@ -3,6 +3,7 @@
 //! Whoever has news steps the core and does what follows, as far as that can be done in any thread: so a task's end frees its slot and the next task is
 //! started without waking anybody. The rest is left to the shell's loop, which is woken where it would sleep too long. Nothing blocks under the lock.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ pub(crate) struct Desk {
     pub tick_at: Instant,
     /// Nothing is started any more.
     pub is_closed: bool,
+    /// See [`SIGNALLED_HELD_MS`].
+    pub holds_signalled: bool,
+    /// Ends that are held, until then.
+    pub held: VecDeque<(Instant, Input)>,
 }
 
 /// A desk that threads share.
@@ -72,7 +77,7 @@ impl Desk {
     /// Do what the core wants, and tell it what came of it at once, until nothing is left to do here.
     pub fn perform(&mut self) {
         loop {
-            let (actions, inputs) = (self.core.actions(), self.exec.inputs());
+            let (actions, inputs) = (self.core.actions(), self.heard());
             if actions.is_empty() && inputs.is_empty() {
                 return;
             }
@@ -81,6 +86,24 @@ impl Desk {
             }
             inputs.into_iter().for_each(|i| self.step(i));
         }
+    }
+
+    /// What the executor says, and what was held for long enough.
+    fn heard(&mut self) -> Vec<Input> {
+        let mut inputs = self.exec.inputs();
+        if self.holds_signalled {
+            let now = Instant::now();
+            let signalled = |i: &mut Input| match i {
+                Input::Exited(key, report) => report.exit.was_signalled() && !self.core.is_stopping(*key),
+                _ => false,
+            };
+            let until = now + Duration::from_millis(SIGNALLED_HELD_MS);
+            self.held.extend(inputs.extract_if(.., signalled).map(|i| (until, i)));
+            while !self.is_closed && self.held.front().is_some_and(|(until, _)| *until <= now) {
+                inputs.extend(self.held.pop_front().map(|(_, input)| input));
+            }
+        }
+        inputs
     }
 
     fn act(&mut self, action: Action) {
@@ -141,6 +164,7 @@ impl Desk {
         let advert = self.core.advert_due_in(ms).filter(|ms| *ms > 0);
         let pause = Some(self.core.pause_ms(ms)).filter(|ms| *ms > 0 && !self.writing);
         let events = self.core.events_due_in(ms).filter(|ms| *ms > 0);
-        advert.into_iter().chain(pause).chain(events).fold(self.tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
+        let tick_at = self.held.front().map_or(self.tick_at, |(until, _)| self.tick_at.min(*until));
+        advert.into_iter().chain(pause).chain(events).fold(tick_at, |at, ms| at.min(now + Duration::from_millis(ms)))
     }
 }

@@ -27,6 +27,9 @@ pub const TOLD_PACE_MAX_MS: u64 = 25;
 pub const SAMPLE_INTERVAL_MS: u64 = 200;
 /// See [`SAMPLE_INTERVAL_MS`].
 pub const SAMPLE_COST_PART: u32 = 50;
+/// An agent whose tasks end with it tells of a task that ended by a signal, which it has not sent, only after so long: what ends a pilot or a machine signals
+/// all its processes, in any order, and such a task has not failed but goes elsewhere.
+pub const SIGNALLED_HELD_MS: u64 = 1_000;
 /// Processes that are not our children, and groups that are being killed, are looked at this often.
 pub const POLL_INTERVAL_MS: u64 = 50;
 /// Cores and memory are read again this often.

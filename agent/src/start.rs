@@ -1,5 +1,6 @@
 //! From a configuration to an agent that runs: everything that can refuse to be one is asked here, in order, before anything is changed.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -120,8 +121,10 @@ pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Re
     let fetcher = Fetcher::new(dial, dirs.clone());
     tracing::info!("agent {} ({}): {}", config.name, me.site, core.describe());
     let (connection, ended) = (None, None);
+    let holds_signalled = config.stop_ends_tasks;
     let (writing, spool_is_large, is_closed, now) = (false, false, false, Instant::now());
-    let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left: Vec::new(), asleep_until: now, tick_at: now, is_closed };
+    let (left, held, asleep_until, tick_at) = (Vec::new(), VecDeque::new(), now, now);
+    let desk = Desk { core, exec, clock, orders, writing, spool_is_large, left, asleep_until, tick_at, is_closed, holds_signalled, held };
     let desk = Arc::new(SharedDesk::new(desk));
     let _ = way.set(Arc::downgrade(&desk));
     let (alone, notice) = (Alone::new(config.alone_max), Arc::default());

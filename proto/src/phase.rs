@@ -108,6 +108,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// By a signal, as itself or as a shell says it: 128 and the signal.
+    pub fn was_signalled(self) -> bool {
+        matches!(self, Exit::Signal(_) | Exit::Code(129..))
+    }
+
     /// One number: 0..=255 code, 256 + signal, 1024 not started, 1025 unknown.
     pub fn to_number(self) -> u32 {
         match self {

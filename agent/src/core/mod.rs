@@ -275,6 +275,11 @@ impl Core {
         self.lives.values().any(|l| !matches!(l.stage, Stage::Uploading))
     }
 
+    /// Is a task to end because somebody here wants it to?
+    pub fn is_stopping(&self, key: Key) -> bool {
+        self.lives.get(&key).is_some_and(|l| l.stop.is_some())
+    }
+
     /// Is nothing left here that the gateway has placed, and all acknowledged that was said of it?
     pub fn is_empty(&self) -> bool {
         self.state.placements.is_empty() && self.state.events.is_empty()

@@ -57,6 +57,20 @@ fn a_machine_that_dies_before_a_task_has_ended_there_is_not_replaced_at_once() {
     user.run(&["cancel", &job]).well();
 }
 
+/// What ends a pilot or a machine signals all of its processes, in any order.
+#[test]
+fn a_task_that_is_signalled_before_its_agent_has_not_failed() {
+    let ends = "[ ! -e $STARTS.ended ] || exec $AGENT \"$@\"\n$AGENT \"$@\" &\nuntil [ -e $STARTS/1 ]; do kill -0 $! || exit 1; sleep 0.1; done\n\
+                touch $STARTS.ended; for task in $(cat /proc/$!/task/*/children); do kill -TERM -$task; done; sleep 0.3; kill -TERM $!; wait";
+    let (tree, _root) = world_of(ends);
+    let user = tree.user("burst");
+    let job = submit(&tree, &user, 2, &[], "1");
+    assert_eq!(0, user.wait(&job), "{}\n{}", user.run(&["explain", &job]).well(), tree.log("burst"));
+    let mut starts = starts(&tree);
+    starts.sort();
+    assert_eq!((vec!["0", "1", "1"], true), (starts.iter().map(|s| &**s).collect(), tree.path("dir").with_extension("ended").exists()));
+}
+
 #[test]
 fn of_a_type_that_fails_nothing_is_promised_and_its_work_waits_above() {
     let (tree, user) = world_of("sleep 1; exit 1");
