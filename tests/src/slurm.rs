@@ -36,6 +36,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const LOG_TAIL_LINES: usize = 15;
 /// Below the ports that the kernel gives to connections.
 pub(crate) const PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// As many tests may run at the same time.
+const SLOTS: u16 = 32;
 
 /// What can be killed and started again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -332,16 +334,24 @@ fn check_machine(accounting: bool) {
 
 pub(crate) fn make_account(name: &str) {
     let exists = || ended(Command::new("getent").args(["passwd", name]), "").status.success();
-    if !exists() {
+    // Another test may be making it at this moment, and one useradd locks out the other.
+    let deadline = Instant::now() + COMMAND_TIMEOUT;
+    while !exists() {
         let output = ended(Command::new("useradd").args(["--create-home", "--shell", "/bin/sh", name]), "");
-        assert!(output.status.success() || exists(), "useradd {name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() || Instant::now() < deadline || exists(),
+            "useradd {name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 
-/// Ports that nobody listens at. Different processes begin to look at different places.
+/// Ports that nobody listens at. Tests that run at the same time begin to look at different places: what is free now is taken later.
 pub fn ports(count: usize) -> Vec<u16> {
     let span = PORTS.end - PORTS.start;
-    let first = (std::process::id() % u32::from(span)) as u16;
+    let slot = std::env::var("NEXTEST_TEST_GLOBAL_SLOT").ok().and_then(|n| n.parse::<u16>().ok()).unwrap_or(0) % SLOTS;
+    let first = slot * (span / SLOTS) + (std::process::id() % u32::from(span / SLOTS)) as u16;
     let candidates = (0..span).map(|n| PORTS.start + (first + n * 7) % span);
     let held: Vec<TcpListener> = candidates.filter_map(|port| TcpListener::bind(("127.0.0.1", port)).ok()).take(count).collect();
     assert_eq!(count, held.len(), "free ports");
