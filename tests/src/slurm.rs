@@ -338,11 +338,7 @@ pub(crate) fn make_account(name: &str) {
     let deadline = Instant::now() + COMMAND_TIMEOUT;
     while !exists() {
         let output = ended(Command::new("useradd").args(["--create-home", "--shell", "/bin/sh", name]), "");
-        assert!(
-            output.status.success() || Instant::now() < deadline || exists(),
-            "useradd {name}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success() || Instant::now() < deadline || exists(), "useradd {name}: {}", String::from_utf8_lossy(&output.stderr));
         std::thread::sleep(LOOK_INTERVAL);
     }
 }

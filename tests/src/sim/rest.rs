@@ -150,7 +150,7 @@ impl World {
             }
             let all: u64 = state.held_for.values().chain(state.outstanding.values()).sum();
             if all > 0 && !orphans {
-                return Some(format!("site {i} counts {all} slots as taken, and nothing runs"));
+                return Some(format!("site {i} counts {all} slots as taken, and nothing runs: {:?}, {:?}", state.held_for, state.outstanding));
             }
         }
         for (i, leaf) in self.leaves.iter().enumerate().filter(|(_, l)| l.core.is_some()) {
