@@ -107,6 +107,7 @@ async fn a_task_is_seen_in_each_state_and_found_in_the_books() {
     });
     cluster.run("scontrol", &["hold", &format!("{all}_6")]);
     state(&slurm, "the sixth is held", "ig-all", 6, |s| matches!(s, State::Pending(Wait::Held, _))).await;
+    assert_eq!(1, slurm.queues().await.unwrap()[0].waiting, "nobody waits behind the sixth");
     cluster.run("scontrol", &["suspend", &format!("{all}_1")]);
     state(&slurm, "the first is suspended", "ig-all", 1, |s| *s == State::Suspended).await;
 

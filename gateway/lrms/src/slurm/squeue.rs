@@ -14,7 +14,7 @@ const FIELDS: usize = 11;
 pub struct Look {
     /// Tasks whose job's name begins with the prefix.
     pub entries: Vec<Entry>,
-    /// Tasks that wait, of everybody, by partition.
+    /// Tasks that wait for their turn, of everybody, by partition.
     pub waiting: BTreeMap<String, u64>,
 }
 
@@ -37,7 +37,9 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
         };
         let state = words::state(state, reason, status.parse().ok(), restarts.parse().unwrap_or(0));
         let listed = tasks(task);
-        if matches!(state, State::Pending(..)) {
+        if let State::Pending(wait, why) = &state
+            && words::is_in_line(*wait, why)
+        {
             let count = listed.as_ref().map_or(1, |(count, _)| *count);
             for partition in partitions.split(',') {
                 *look.waiting.entry(partition.to_string()).or_default() += count;
@@ -136,15 +138,17 @@ mod tests {
         assert_eq!((State::Pending(Wait::Requeued, "BeginTime".into()), 1), (of(21, 1).state.clone(), of(21, 1).restarts));
         assert_eq!((State::Suspended, "ann"), (of(22, 1).state.clone(), of(22, 1).owner.as_str()));
         assert!(matches!(&of(27, 1).state, State::Ended(over) if over.exit == Some(Exit::Code(7))));
-        assert_eq!(Some(&3), look.waiting.get("batch"));
-        assert_eq!(Some(&1), look.waiting.get("short"));
+        // Nobody waits behind what is held, or may not begin yet.
+        assert_eq!(BTreeMap::from([("batch".to_string(), 1), ("short".to_string(), 1)]), look.waiting);
     }
 
     #[test]
     fn recorded_arrays_are_read_task_by_task() {
         let look = look(ARRAYS, MARK, "ig-").unwrap();
         let of = |id, position| look.entries.iter().find(|e| e.id == LrmsId(id) && e.position == position).map(|e| (&e.state, e.restarts));
-        assert_eq!((71, Some(&347), Some(&289)), (look.entries.len(), look.waiting.get("batch"), look.waiting.get("short")));
+        assert_eq!((71, Some(&37), Some(&3)), (look.entries.len(), look.waiting.get("batch"), look.waiting.get("short")));
+        let waiting = super::look(&ARRAYS.replace("JobHeldUser", "Priority"), MARK, "ig-").unwrap().waiting;
+        assert_eq!((Some(&345), Some(&289)), (waiting.get("batch"), waiting.get("short")), "with those that were held");
         assert!((1..=40).all(|position| of(1, position).is_some()));
         assert_eq!(Some((&State::Pending(Wait::Turn, "Resources".into()), 0)), of(1, 29));
         assert_eq!(Some((&State::Pending(Wait::Held, "JobHeldAdmin".into()), 0)), of(1, 30));

@@ -117,6 +117,11 @@ pub fn wait(reason: &str, restarts: u32) -> Wait {
     }
 }
 
+/// Do others wait behind it? Not behind what is held, nor what may not begin yet, for its time or for what it depends on.
+pub fn is_in_line(wait: Wait, reason: &str) -> bool {
+    wait != Wait::Held && reason != "BeginTime" && !reason.starts_with("Dependency")
+}
+
 /// What sbatch complains of, beside what that means. Anything else may have been submitted.
 const COMPLAINTS: &[(&str, Refused)] = &[
     ("invalid partition specified", Refused::NoQueue),
@@ -217,6 +222,19 @@ mod tests {
         }
         assert_eq!(Wait::Requeued, wait("BeginTime", 1));
         assert_eq!(Wait::Held, wait("JobHeldAdmin", 1));
+    }
+
+    #[test]
+    fn nobody_waits_behind_what_is_held_or_may_not_begin_yet() {
+        let in_line = |word: &str, reason: &str| match state(word, reason, None, 0) {
+            State::Pending(wait, why) => is_in_line(wait, &why),
+            other => panic!("{other:?}"),
+        };
+        assert!(["None", "Priority", "Resources", "QOSMaxJobsPerUserLimit", "PartitionDown", "SomethingNew"].iter().all(|r| in_line("PENDING", r)));
+        for reason in ["JobHeldUser", "JobHeldAdmin", "launch failed requeued held", "BeginTime", "Dependency", "DependencyNeverSatisfied"] {
+            assert!(!in_line("PENDING", reason), "{reason}");
+        }
+        assert!(!in_line("REQUEUE_HOLD", "None") && !in_line("SPECIAL_EXIT", "None"));
     }
 
     #[test]
