@@ -9,6 +9,7 @@
 pub mod accounts;
 pub mod batches;
 pub mod books;
+pub mod bound;
 pub mod child;
 pub mod command;
 pub mod daemon;

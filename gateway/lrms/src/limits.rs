@@ -30,6 +30,8 @@ pub const STREAM_BYTES_MAX: u64 = intergrid_agent::limits::STREAM_BYTES_MAX;
 pub const SUBMISSIONS_AT_ONCE_MAX: usize = 8;
 /// Where the LRMS had no room for several jobs together, each goes by itself for so long.
 pub const CROWDED_MS: u64 = 60_000;
+/// The LRMS is asked this often how many tasks a submission may have.
+pub const BOUND_INTERVAL_MS: u64 = 300_000;
 /// Claims and exit records are looked for this often while anything is open.
 pub const LOOK_INTERVAL_MS: u64 = 250;
 /// The LRMS is asked for all tasks of ours this often while anything is open: never more than one query a second.

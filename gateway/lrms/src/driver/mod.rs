@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use crate::accounts::Accounts;
 use crate::batches::Batches;
 use crate::books::{Books, Intent, Place, Step};
+use crate::bound::Bound;
 use crate::child::Say;
 use crate::command::Account;
 use crate::hand::Hand;
@@ -109,7 +110,7 @@ struct Inner {
     plans: BTreeMap<String, BTreeMap<u64, Arc<Plan>>>,
     batches: Batches,
     queues: Vec<Queue>,
-    tasks_max: Option<u32>,
+    bound: Bound,
     /// Why the books of the LRMS could not be read when they were asked last.
     unread: Option<String>,
 }
@@ -134,7 +135,7 @@ impl Driver {
             plans: BTreeMap::new(),
             batches: Batches::default(),
             queues: Vec::new(),
-            tasks_max: None,
+            bound: Bound::default(),
             unread: None,
         };
         let clock = Clock::new();

@@ -47,7 +47,7 @@ impl Driver {
         starts.into_iter().for_each(|s| by_placement.entry(s.task.number).or_default().push(s));
         let mut guard = self.lock();
         let inner = &mut *guard;
-        let size = inner.tasks_max.map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
+        let size = inner.bound.max().map_or(1, |n| n as usize).clamp(1, SUBMISSION_TASKS_MAX);
         for (number, mut starts) in by_placement {
             starts.sort_by_key(|s| s.task.index);
             let Some(Start { task, plan, principal }) =
@@ -199,10 +199,9 @@ impl Driver {
 
     /// A submission was refused for its number of tasks, which are of so many parts: the bound is asked anew. What kind of no is it, then?
     async fn too_many(&self, tasks: u32, parts: usize) -> Refused {
-        // Until it is known again, each task goes by itself.
-        let max = self.lrms.tasks_max().await.ok();
-        self.lock().tasks_max = max;
-        if parts > 1 || max.is_none_or(|max| max < tasks) { Refused::Later } else { Refused::Never }
+        let said = self.lrms.tasks_max().await.ok();
+        let fewer = self.lock().bound.refused(tasks, said, self.clock.now());
+        if parts > 1 || fewer { Refused::Later } else { Refused::Never }
     }
 
     /// A submission without an answer is looked for; where the LRMS does not have it, its tasks go back, for this reason.

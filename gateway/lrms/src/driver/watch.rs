@@ -362,10 +362,10 @@ impl Driver {
     pub(super) async fn watch_queues(self: Arc<Self>) {
         let mut heard = self.clock.now();
         loop {
-            if self.lock().tasks_max.is_none()
-                && let Ok(n) = self.lrms.tasks_max().await
-            {
-                self.lock().tasks_max = Some(n);
+            let is_due = self.lock().bound.is_due(self.clock.now());
+            if is_due {
+                let said = self.lrms.tasks_max().await.ok();
+                self.lock().bound.heard(said, self.clock.now());
             }
             if self.lock().books.is_idle() {
                 // Nobody else asks what waits in the queues, just when somebody above chooses among them.
