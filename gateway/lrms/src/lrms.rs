@@ -3,6 +3,7 @@
 //! An implementation builds argument lists, runs them with [`Hands`](crate::command::Hands), and parses; its parsers are pure and take any text. It keeps
 //! nothing durable, never retries, and never guesses: a submission whose answer it has not read is `Unknown`, and somebody looks for its tag.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -243,6 +244,8 @@ pub struct Queue {
     pub time_max_ms: Option<u64>,
     /// Takes no new work: why.
     pub closed: Option<String>,
+    /// Accounts of this site whose tasks would wait there for ever, and why.
+    pub denied: BTreeMap<Account, String>,
     /// Machines that the LRMS does not hear of: what it says of tasks there is old.
     pub unheard: Vec<String>,
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use intergrid_lrms::command::Account;
 use intergrid_lrms::doctor::{Finding, Grade, Wish, examine};
-use intergrid_lrms::gridengine::{access, doctor};
+use intergrid_lrms::gridengine::{GridEngineConfig, access, doctor};
 use intergrid_lrms::lrms::Lrms;
 use intergrid_tests::gridengine as fixture;
 use intergrid_tests::gridengine::ACCOUNTS;
@@ -84,6 +84,15 @@ async fn who_may_not_use_a_queue_and_what_takes_no_batch_jobs_is_named() {
     let of = |name: &str| queues.iter().find(|q| q.name == name).unwrap();
     assert!(of("batch").closed.is_none() && of("batch").slots_free == 16, "{queues:?}");
     assert!(of("short").machine_slots == 0 && of("short").closed.as_deref().is_some_and(|why| why.contains("qtype")), "{queues:?}");
+    // A gateway whose tasks run as these knows it, too: it is closed where nobody may use it.
+    for (as_whom, closed) in [(&accounts[..], false), (&accounts[1..], true), (&accounts[..1], false)] {
+        let told = backend(GridEngineConfig { accounts: as_whom.to_vec(), ..config(&cluster) }).queues().await.unwrap();
+        let batch = told.iter().find(|q| q.name == "batch").unwrap();
+        assert_eq!(as_whom.contains(&accounts[1]), batch.denied.get(&accounts[1]).is_some_and(|why| why.contains("physics")), "{batch:?}");
+        assert!(!batch.denied.contains_key(&accounts[0]), "{batch:?}");
+        let why = batch.closed.as_ref().map(|why| why.contains("none of its user_lists: physics"));
+        assert_eq!((closed.then_some(true), if closed { 0 } else { 16 }), (why, batch.slots_free), "{batch:?}");
+    }
     // Grid Engine is of the same mind: by the time that the last one runs, the scheduler has passed over the two before it.
     let submit = |account: &str, queue: &str| cluster.submit(account, &["-w", "n", "-q", queue], "sleep 600");
     let never = [submit(ACCOUNTS[1], "batch"), submit(ACCOUNTS[0], "short")];

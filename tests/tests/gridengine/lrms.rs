@@ -26,6 +26,7 @@ pub fn config(cluster: &fixture::GridEngine) -> GridEngineConfig {
         settings,
         terms: Terms { environment: Some("smp".into()), memory: Some("h_vmem".into()), gpu_complex: None },
         queues: vec!["batch".into(), "short".into()],
+        accounts: Vec::new(),
     }
 }
 

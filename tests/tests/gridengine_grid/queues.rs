@@ -110,6 +110,41 @@ fn what_is_in_a_queue_that_is_no_longer_offered_ends_there_or_goes_back() {
     assert!(hosts.contains("\"short\"") && !hosts.contains("\"batch\""), "{hosts}");
 }
 
+/// As many as both queues have slots: some come to the one that refuses their account.
+#[test]
+fn what_a_queues_access_lists_refuse_runs_elsewhere_and_is_told() {
+    const TASKS: u32 = 20;
+    let mut site = Site::start();
+    let (ann, bob, campus) = (site.user("ann"), site.user("bob"), site.tree.user("campus"));
+    let lets_in = |site: &mut Site, account: &str, list: &str| {
+        site.tree.terminate("campus");
+        site.cluster.run("qconf", &["-au", account, list]);
+        site.cluster.run("qconf", &["-rattr", "queue", "user_lists", list, "batch"]);
+        site.tree.start("campus");
+    };
+    lets_in(&mut site, ACCOUNTS[0], "physics");
+    campus.until_slots(20, PATIENCE);
+    let job = submitted(&site, &bob, TASKS, 0);
+    campus.until_returned(&["not-authorised", "may not use batch", ACCOUNTS[1], "none of its user_lists: physics"]);
+    std::fs::write(site.cluster.dir().join("shared/go"), "").unwrap();
+    assert_eq!(0, bob.wait(&job), "{}", bob.run(&["explain", &job]).out);
+    site.starts.assert_each_once(TASKS);
+    // Who is in the list has both queues.
+    let wide = ["--slots", "8", "--", "true"];
+    assert_eq!(0, ann.wait(&ann.submit(&wide)));
+    site.until_gone();
+    // Nobody of ours is: it takes nothing.
+    lets_in(&mut site, ACCOUNTS[2], "chemistry");
+    campus.until_slots(4, PATIENCE);
+    let hosts = campus.json(&["hosts"]).to_string();
+    assert!(hosts.contains("it takes no account of this site") && hosts.contains("none of its user_lists: chemistry"), "{hosts}");
+    let waits = ann.submit(&wide);
+    ann.until_reason(&waits, "none of its user_lists: chemistry");
+    assert!(site.cluster.listed().is_empty(), "{:?}", site.cluster.listed());
+    ann.run(&["cancel", &waits]);
+    ann.until_phase(&waits, "cancelled", 1);
+}
+
 #[test]
 fn a_grid_engine_that_is_full_is_told_and_takes_them_when_there_is_room() {
     const JOBS: usize = 3;

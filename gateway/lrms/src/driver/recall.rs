@@ -5,12 +5,12 @@ use std::sync::Arc;
 use intergrid_proto::units::format_duration;
 use intergrid_proto::{Reason, ReasonKind, SiteId};
 
-use super::Driver;
 use super::send::Back;
+use super::{Driver, account};
 
 impl Driver {
-    /// Take back what has not started of a queue that is given no new work here, or is not offered any more, of one that is gone, and what has waited for
-    /// longer than this site lets it.
+    /// Take back what has not started of a queue that is given no new work here, or is not offered any more, of one that is gone or refuses its account,
+    /// and what has waited for longer than this site lets it.
     pub(super) async fn recall(self: &Arc<Self>) {
         let (name, wait_max) = (self.lrms.name(), self.config.limits.wait_max_ms);
         let queues: Vec<(String, SiteId, bool)> = {
@@ -21,9 +21,15 @@ impl Driver {
         };
         for (queue, child, is_gone) in queues {
             let lingering = |wait_ms| self.lock().books.lingering(&queue, self.clock.now(), wait_ms);
-            if lingering(0).is_empty() {
+            let waiting = lingering(0);
+            if waiting.is_empty() {
                 continue;
             }
+            let denied = |tag: &str| {
+                let inner = self.lock();
+                inner.books.sub(tag).and_then(|s| inner.denied(&queue, &account(&s.intent)))
+            };
+            self.take_back(waiting.into_keys().filter_map(|place| denied(&place.0).map(|why| (place, Back::Unstarted(why)))).collect());
             let gone = || is_gone.then(|| (ReasonKind::NoResource, format!("{name} has no queue {queue:?} any more")));
             let closed = self.above.closed(child).await.or_else(|| self.not_offered(&queue)).map(|why| (ReasonKind::Draining, why));
             let (waiting, all) = match (closed.or_else(gone), wait_max) {

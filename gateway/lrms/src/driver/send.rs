@@ -56,8 +56,10 @@ impl Driver {
                 continue;
             };
             let slots = slots_of(&plan);
-            let taken =
-                inner.account(&principal).and_then(|a| self.allowed(inner, queue, &principal, &plan, starts.len()).map(|(n, why)| (a, n, why)));
+            let taken = inner.account(&principal).and_then(|a| match inner.denied(queue, &a) {
+                Some(why) => Err(Box::new(why)),
+                None => self.allowed(inner, queue, &principal, &plan, starts.len()).map(|(n, why)| (a, n, why)),
+            });
             let (account, allowed, why) = taken.unwrap_or_else(|why| (Account::Own, 0, *why));
             beyond.extend(starts.split_off(allowed).into_iter().map(|s| ((number, s.task.index), why.clone())));
             if starts.is_empty() {
@@ -411,5 +413,12 @@ impl Inner {
         let in_use = |p: &str| books.is_here(p);
         let refused = |why| Box::new(Reason::new(ReasonKind::NotAuthorised, why).remedy("the site's administrator adds a [[map]] rule"));
         self.accounts.of(principal, in_use).map_err(refused)
+    }
+
+    /// Why a queue never takes this account's tasks; None: it does. Others may use it: what has no fit would keep them away, too.
+    pub(super) fn denied(&self, queue: &str, account: &Account) -> Option<Reason> {
+        let why = self.queues.iter().find(|q| q.name == queue)?.denied.get(account)?;
+        let reason = Reason::new(ReasonKind::NotAuthorised, format!("its account may not use {queue}: {why}"));
+        Some(reason.remedy("ask the site's administrator to let the account use the queue"))
     }
 }

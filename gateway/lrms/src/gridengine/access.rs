@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{GridEngine, calls, qhost};
-use crate::command::{Account, Call, CallFailure, Hands};
+use crate::command::{Account, Call, CallFailure};
 use crate::doctor::Finding;
+use crate::lrms::Queue;
 
 /// Access lists that are asked for, one by one.
 const LISTS_MAX: usize = 50;
+/// Prints name and primary group of each argument, a line each; empty is who asks.
+const NAMES: &str = r#"for a in "$@"; do echo "$(id -un $a)"; echo "$(id -gn $a)"; done"#;
 
 /// Names of the access lists of a queue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -62,17 +65,33 @@ pub async fn of(engine: &GridEngine, accounts: &[Account]) -> Result<Vec<Denied>
         let text = engine.asked(calls::qconf_users(engine.call("qconf"), name)).await?;
         lists.insert(name.clone(), entries(&text));
     }
+    if lists.is_empty() || accounts.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut found = Vec::new();
-    for account in accounts.iter().filter(|_| !lists.is_empty()) {
-        let Ok(said) = Hands.run(account, Call::new("sh").args(["-c", "id -un && id -gn"])).await else { continue };
-        let Some((user, group)) = said.stdout.trim_end().split_once('\n').filter(|_| said.is_good()) else { continue };
-        for (queue, configured) in &queues {
+    let named = accounts.iter().map(|account| if let Account::Named(name) = account { name.as_str() } else { "" });
+    let said = engine.asked(Call::new("sh").args(["-c", NAMES, "sh"]).args(named)).await?;
+    let mut lines = said.lines();
+    for account in accounts {
+        let (Some(user), Some(group)) = (lines.next(), lines.next()) else { break };
+        for (queue, configured) in queues.iter().filter(|_| !user.is_empty() && !group.is_empty()) {
             if let Some(why) = denied(&configured.access, &lists, user, group) {
                 found.push(Denied { account: account.clone(), queue: queue.clone(), why });
             }
         }
     }
     Ok(found)
+}
+
+/// Tell the queues whom they refuse; one that refuses all our accounts, so many, takes nothing, and comes back as a disabled one does.
+pub fn tell(queues: &mut [Queue], denied: &[Denied], accounts: usize) {
+    for queue in queues {
+        queue.denied = denied.iter().filter(|d| d.queue == queue.name).map(|d| (d.account.clone(), d.why.clone())).collect();
+        if let Some(why) = queue.denied.values().next().filter(|_| queue.denied.len() >= accounts) {
+            queue.closed.get_or_insert_with(|| format!("it takes no account of this site: {why}"));
+            (queue.machines, queue.slots_total, queue.slots_free, queue.largest_free, queue.gpus_total) = Default::default();
+        }
+    }
 }
 
 /// What there is to say of it.
@@ -85,7 +104,7 @@ pub async fn examine(engine: &GridEngine, accounts: &[Account]) -> Vec<Finding> 
 
 fn finding(denied: Denied) -> Finding {
     let Denied { account, queue, why } = denied;
-    let remedy = "let it use the queue (qconf -au USER LIST, or -du), or leave the queue out of `queues`: its tasks would wait or come back for ever";
+    let remedy = "let it use the queue (qconf -au USER LIST, or -du), or leave the queue out of `queues`: its tasks only come back from there";
     Finding::bad(format!("queue {queue} as {account}"), why, remedy)
 }
 
@@ -113,6 +132,26 @@ mod tests {
         // A user is no group of the same name; what is not known, and what machines have of their own, is not judged.
         assert!(why("user_lists physics\n", "theory", "users").is_some());
         assert_eq!([None, None], [why("user_lists gone\n", "eve", "users"), why("user_lists none,[m1=physics]\n", "eve", "users")]);
+    }
+
+    #[test]
+    fn a_queue_that_refuses_all_accounts_takes_nothing() {
+        let account = |name: &str| Account::Named(name.to_string());
+        let denied = |name: &str| Denied { account: account(name), queue: "q".into(), why: format!("{name} is in none") };
+        let told = |denied: &[Denied], closed: Option<&str>| {
+            let open = |name: &str| Queue { name: name.into(), slots_total: 4, slots_free: 4, machine_slots: 4, machines: 1, ..Queue::default() };
+            let mut queues = [Queue { closed: closed.map(String::from), ..open("q") }, open("r")];
+            tell(&mut queues, denied, 2);
+            let [q, r] = queues;
+            assert_eq!(open("r"), r);
+            (q.denied.into_keys().collect::<Vec<_>>(), q.closed, q.slots_total, q.slots_free, q.machine_slots)
+        };
+        let both = [denied("ann"), denied("bob")];
+        assert_eq!((vec![], None, 4, 4, 4), told(&[], None));
+        assert_eq!((vec![account("bob")], None, 4, 4, 4), told(&both[1..], None));
+        let why = "it takes no account of this site: ann is in none".to_string();
+        assert_eq!((vec![account("ann"), account("bob")], Some(why), 0, 0, 4), told(&both, None));
+        assert_eq!(Some("disabled".to_string()), told(&both, Some("disabled")).1);
     }
 
     proptest! {

@@ -27,10 +27,12 @@ use intergrid_proto::{Refusal, Shape};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
+use crate::accounts::Accounts;
 use crate::command::{Account, Call, CallFailure, Hands, own_home};
 use crate::limits::{COMMAND_TIMEOUT_MS, SUBMISSION_TASKS_MAX};
 use crate::lrms::{Entry, How, Lrms, LrmsId, Queue, Record, Refused, State, Submission, SubmitFailure, Wait};
 use crate::records::Records;
+use access::Denied;
 use accounting::Accounting;
 use calls::Terms;
 use gpus::Counted;
@@ -53,6 +55,8 @@ pub struct GridEngineConfig {
     pub terms: Terms,
     /// Queues that are offered.
     pub queues: Vec<String>,
+    /// As whom tasks run; none: whom a queue refuses is not looked at.
+    pub accounts: Vec<Account>,
 }
 
 impl GridEngineConfig {
@@ -62,12 +66,14 @@ impl GridEngineConfig {
             Some(path) => Settings::read(path)?,
             None => Settings::of_environment(|name| std::env::var(name).ok()),
         };
+        let accounts = Accounts::new(config.accounts.clone()).map_err(|e| Refusal::invalid(format!("[gridengine] [[map]]: {e}")))?;
         Ok(GridEngineConfig {
             commands: config.commands.clone(),
             accounting: config.records.clone().unwrap_or_else(|| settings.accounting()),
             settings,
             terms: Terms { environment: config.parallel_environment.clone(), memory: config.memory.clone(), gpu_complex: config.gpu_complex.clone() },
             queues: config.queues.clone(),
+            accounts: accounts.all(),
         })
     }
 }
@@ -107,6 +113,7 @@ pub struct GridEngine {
     home: OnceCell<PathBuf>,
     configured: Known<BTreeMap<String, Configured>>,
     gpus: Known<Gpus>,
+    denied: Known<Vec<Denied>>,
     books: Arc<Mutex<Accounting>>,
 }
 
@@ -121,6 +128,7 @@ impl GridEngine {
             home: OnceCell::new(),
             configured: Mutex::default(),
             gpus: Mutex::default(),
+            denied: Mutex::default(),
             books: Arc::default(),
         }
     }
@@ -238,6 +246,19 @@ impl GridEngine {
         Ok(Some(gpus))
     }
 
+    /// Which accounts of ours may not use which queues; while that can't be read, as it was known last.
+    async fn denied(&self) -> Vec<Denied> {
+        if let Some(denied) = fresh(&self.denied) {
+            return denied;
+        }
+        let denied = access::of(self, &self.config.accounts).await.unwrap_or_else(|why| {
+            tracing::debug!("whom the queues refuse: {why}");
+            self.denied.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Vec::new(), |(_, denied)| denied)
+        });
+        learn(&self.denied, denied.clone());
+        denied
+    }
+
     /// What is asked for of the complex, for GPUs of a task of this shape.
     async fn gpu_request(&self, shape: &Shape) -> Result<u32, SubmitFailure> {
         let never = |why: String| SubmitFailure::Refused(Refused::Never, why);
@@ -325,7 +346,10 @@ impl Lrms for GridEngine {
                 self.gpus.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, gpus)| gpus.clone())
             });
             let gpus = gpus.map_or(BTreeMap::new(), |gpus| gpus.machines);
-            qhost::queues(&text, &waiting, &configured, self.config.terms.environment.as_deref(), &gpus).map_err(CallFailure::Failed)
+            let environment = self.config.terms.environment.as_deref();
+            let mut queues = qhost::queues(&text, &waiting, &configured, environment, &gpus).map_err(CallFailure::Failed)?;
+            access::tell(&mut queues, &self.denied().await, self.config.accounts.len());
+            Ok(queues)
         })
     }
 

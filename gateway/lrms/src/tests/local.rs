@@ -41,6 +41,8 @@ pub struct Wrong {
     pub forgetful: bool,
     /// Its books have another's job under each number.
     pub renumbered: bool,
+    /// Its queue refuses our account.
+    pub denies: bool,
     /// Whose payload is killed, is told to have had too much memory.
     pub memory: bool,
 }
@@ -258,6 +260,7 @@ impl Lrms for Local {
                 machines: 1,
                 machine_slots: slots,
                 machine_memory_bytes: 8 << 30,
+                denied: s.wrong.denies.then(|| (Account::Own, "me is in none of its user_lists: physics".into())).into_iter().collect(),
                 ..Queue::default()
             }]
         })

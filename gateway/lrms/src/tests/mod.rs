@@ -430,6 +430,29 @@ async fn what_a_site_s_limits_never_let_run_is_told_with_both_numbers() {
     }
 }
 
+/// Its lists change while a task waits there, and are known when the next one comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_queue_s_access_lists_refuse_goes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    local.wrong(|w| w.hold = true);
+    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+    let job = p.job(counting(dir.path(), "exit 0"), 2);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    eventually(&mut p, || local.pending() == 1).await;
+    local.wrong(|w| w.denies = true);
+    over(&mut p, n).await;
+    local.wrong(|w| w.hold = false);
+    let m = p.place(child, "batch", job, TaskSet::one(1));
+    over(&mut p, m).await;
+    for number in [n, m] {
+        let why = p.placements[&number].returned.first().map(|(_, why)| (why.kind, why.text.as_str()));
+        let words = "its account may not use batch: me is in none of its user_lists: physics";
+        assert_eq!(Some((ReasonKind::NotAuthorised, words)), why, "{:?}", p.placements[&number]);
+    }
+    assert_eq!((1, 0), (local.submissions(), starts(dir.path()).len()));
+}
+
 /// The controller is away for longer than a cancel is tried, or the submission's number is not known when its tasks are taken back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_taken_back_leaves_nothing_in_the_queue() {
