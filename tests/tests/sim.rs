@@ -84,6 +84,7 @@ fn seeds_that_once_failed() {
         (35939, "what used up its attempts as an orphan was adopted as if it ran"),
         (46488, "what was to be taken over was lost in a second recovery"),
         (47782, "what had ended under an older name of its parent was started again"),
+        (72094, "what was adopted under a placement that had another share counted for the wrong one, for ever"),
         (76737, "a task whose machine was away started again when a parent took it over"),
         (78569, "as that, of a task that may start more than once"),
         (41422, "an empty machine listed nothing, and what its predecessor had was started again"),

@@ -300,12 +300,12 @@ impl State {
             i => (i, t.parent_job),
         };
         let (open, most_micro) = (tasks.len(), t.most_micro);
-        let entry = UpEntry { seq, number: t.number, share: share.clone(), incarnation, job: parent_job, cost: t.cost, open, most_micro };
+        let entry = UpEntry { seq, number: t.number, share, incarnation, job: parent_job, cost: t.cost, open, most_micro };
         let up = enter_up(job, entry);
         dirty.insert(RowKey::Up(t.job, up));
         dirty.insert(RowKey::Job(t.job));
-        if live && let Some(parent) = job.parent {
-            *self.held_for.entry((parent, share)).or_default() += t.cost * tasks.len();
+        if live {
+            self.hold(t.job, up, tasks.len(), true);
         }
         let f = |c: &mut Cell, _: usize| *c = Cell { phase: c.phase, attempts: t.attempts.min(255) as u8, exit: 0, up, down: 0 };
         self.set_cells(seq, t.job, &tasks, CellChange { phase: Phase::Queued, f: &f, uniform: true }, dirty, live);
@@ -317,12 +317,10 @@ impl State {
         let Some(job) = self.jobs.get_mut(&t.job) else { return };
         let (number, incarnation, of) = (t.number, t.incarnation, t.parent_job);
         let (open, most_micro) = (t.open, t.most_micro);
-        let ord = enter_up(job, UpEntry { seq, number, share: share.clone(), incarnation, job: of, cost: t.cost, open, most_micro });
-        let mut left = None;
+        let ord = enter_up(job, UpEntry { seq, number, share, incarnation, job: of, cost: t.cost, open, most_micro });
+        let mut left = false;
         if let Some(e) = job.ups.get_mut(&t.from).filter(|e| seq > e.seq) {
-            (e.seq, e.open) = (seq, e.open.saturating_sub(t.open));
-            let counts = job.parent.and_then(|p| self.links.get(&p)).is_some_and(|l| l.peer_incarnation == e.incarnation);
-            left = Some((e.share.clone(), e.cost * t.open)).filter(|_| counts);
+            (e.seq, e.open, left) = (seq, e.open.saturating_sub(t.open), true);
         }
         let parent = job.parent;
         dirty.extend([RowKey::Up(t.job, ord), RowKey::Up(t.job, t.from), RowKey::Job(t.job)]);
@@ -336,12 +334,10 @@ impl State {
         if let Some(parent) = parent {
             self.adopted.entry((parent, t.incarnation, t.parent_job)).or_default().insert(t.job);
             if live {
-                *self.held_for.entry((parent, share)).or_default() += t.cost * t.open;
-                if let Some((share, slots)) = left
-                    && let Some(h) = self.held_for.get_mut(&(parent, share))
-                {
-                    *h = h.saturating_sub(slots);
-                }
+                self.hold(t.job, ord, t.open, true);
+            }
+            if live && left {
+                self.hold(t.job, t.from, t.open, false);
             }
         }
         if live && let Some(job) = self.jobs.get_mut(&t.job) {
@@ -437,17 +433,25 @@ impl State {
             job.by_up(tasks).into_iter().map(|(k, t)| (k, t.len())).collect()
         };
         for (up, n) in groups {
-            let Some(e) = job.ups.get_mut(&up).filter(|e| seq > e.seq) else { continue };
+            let Some(e) = self.jobs.get_mut(&job_no).and_then(|j| j.ups.get_mut(&up)).filter(|e| seq > e.seq) else { continue };
             (e.seq, e.open) = (seq, e.open.saturating_sub(n));
             dirty.insert(RowKey::Up(job_no, up));
-            if live
-                && let Some(parent) = job.parent
-                && self.links.get(&parent).is_some_and(|l| l.peer_incarnation == e.incarnation)
-                && let Some(h) = self.held_for.get_mut(&(parent, e.share.clone()))
-            {
-                *h = h.saturating_sub(e.cost * n);
+            if live {
+                self.hold(job_no, up, n, false);
             }
         }
+    }
+
+    /// As [`derive_held`](Self::derive_held) counts: so many tasks of a parent's placement are here, or are no longer. It has the share that it came with first,
+    /// whatever share the orphans had that are adopted under it.
+    fn hold(&mut self, job_no: u64, up: u32, tasks: u64, come: bool) {
+        let Some(job) = self.jobs.get(&job_no) else { return };
+        let (Some(parent), Some(e)) = (job.parent, job.ups.get(&up)) else { return };
+        if self.links.get(&parent).is_none_or(|l| l.peer_incarnation != e.incarnation) {
+            return;
+        }
+        let held = self.held_for.entry((parent, e.share.clone())).or_default();
+        *held = if come { *held + e.cost * tasks } else { held.saturating_sub(e.cost * tasks) };
     }
 
     fn set_absent(&mut self, seq: u64, job_no: u64, tasks: &TaskSet, dirty: &mut Dirty, live: bool) {
