@@ -105,7 +105,7 @@ impl Inner {
         };
         if before {
             match self.find(&what).await {
-                None => return Outcome::Unknown,
+                None => return unknown("its earlier launch can't be looked for"),
                 Some(Some(known)) => return known,
                 // It may not be listed yet: the idempotency token finds it then.
                 Some(None) => {}
@@ -145,10 +145,8 @@ impl Inner {
             let call = self.request(what, &data).customize().config_override(once).send();
             let why = match call.await {
                 Ok(made) => {
-                    return match made.instances().first() {
-                        Some(instance) => known(instance).unwrap_or(Outcome::Unknown),
-                        None => Outcome::Unknown,
-                    };
+                    let launched = made.instances().first().and_then(known);
+                    return launched.unwrap_or_else(|| unknown("EC2 names nothing that it has launched"));
                 }
                 Err(e) => failed(&e),
             };
@@ -162,10 +160,13 @@ impl Inner {
                     return Outcome::Refused(refused, text);
                 }
                 // Made from another configuration, before this one was read.
-                Failed::OtherRequest => return self.find(what).await.flatten().unwrap_or(Outcome::Unknown),
+                Failed::OtherRequest => {
+                    let found = self.find(what).await.flatten();
+                    return found.unwrap_or_else(|| unknown("EC2 took it for another launch, which can't be found"));
+                }
                 Failed::Unknown(text) => {
                     tracing::warn!(machine = %what.label, %text, "not known whether EC2 has launched it");
-                    return Outcome::Unknown;
+                    return Outcome::Unknown(text);
                 }
             }
         }
@@ -352,6 +353,10 @@ fn seen(instance: &Instance) -> Option<Seen> {
     Some(Seen { id: instance.instance_id()?.to_string(), number, machine, state })
 }
 
+fn unknown(why: &str) -> Outcome {
+    Outcome::Unknown(why.into())
+}
+
 /// So that many who are throttled at once do not come again at once.
 fn random_below(ms: u64) -> u64 {
     RandomState::new().build_hasher().finish() % ms.max(1)
@@ -364,7 +369,8 @@ impl Cloud for Ec2 {
 
     fn launch(&self, what: Launch) -> BoxFuture<'static, Outcome> {
         let inner = self.0.clone();
-        async move { timeout(Duration::from_millis(LAUNCH_MAX_MS), inner.launch(what)).await.unwrap_or(Outcome::Unknown) }.boxed()
+        async move { timeout(Duration::from_millis(LAUNCH_MAX_MS), inner.launch(what)).await.unwrap_or_else(|_| unknown("no answer in time")) }
+            .boxed()
     }
 
     fn terminate(&self, id: String) -> BoxFuture<'static, Option<SeenState>> {

@@ -77,10 +77,10 @@ where
             let what = format!("{code}: {}", service.err().message().unwrap_or_default());
             match by_code(code, status) {
                 Some((refused, remedy)) => said(refused, &what, remedy),
-                None => Failed::Unknown(format!("status {status}, {what}")),
+                None => Failed::Unknown(format!("status {status}, {what}").chars().take(TEXT_CHARS_MAX).collect()),
             }
         }
-        other => Failed::Unknown(chain(other)),
+        other => Failed::Unknown(chain(other).chars().take(TEXT_CHARS_MAX).collect()),
     }
 }
 

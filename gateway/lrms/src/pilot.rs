@@ -115,13 +115,13 @@ impl Inner {
         let _one = self.one.lock().await;
         // What has begun, and is no longer listed, has left its claim.
         match self.entries().await {
-            Some(jobs) => match jobs.get(&tag) {
+            Ok(jobs) => match jobs.get(&tag) {
                 Some(jobs) if jobs.iter().any(|(_, lives)| *lives) => return Outcome::Launched(tag),
                 Some(_) => return Outcome::Refused(Refused::TokenSpent, "its job is over".into()),
                 None => {}
             },
             // Nothing has been submitted by this call; an earlier one may have.
-            None => return Outcome::Unknown,
+            Err(why) => return Outcome::Unknown(why),
         }
         let (me, kind, name) = (self.clone(), what.kind.clone(), tag.clone());
         let prepared = tokio::task::spawn_blocking(move || {
@@ -133,7 +133,7 @@ impl Inner {
             Ok(Some(Ok((Some(directory), what)))) => (directory, what),
             Ok(Some(Ok((None, _)))) => return Outcome::Refused(Refused::TokenSpent, "its job has started, and is over".into()),
             Ok(Some(Err(why))) => return Outcome::Refused(Refused::Provider, why.to_string()),
-            Ok(None) | Err(_) => return Outcome::Unknown,
+            Ok(None) | Err(_) => return Outcome::Unknown("the shared file system does not answer".into()),
         };
         let head = format!("grid_dir='{}' grid_program='{}'", directory.display(), self.program.display());
         let submission = Submission {
@@ -157,9 +157,9 @@ impl Inner {
                 },
                 why,
             ),
-            Err(SubmitFailure::Doubtful(_, why) | SubmitFailure::Unknown(why)) => {
-                tracing::warn!(%tag, "the answer to a pilot's submission is lost: {why}");
-                Outcome::Unknown
+            Err(doubt @ (SubmitFailure::Doubtful(..) | SubmitFailure::Unknown(_))) => {
+                tracing::warn!(%tag, "not known whether a pilot is submitted: {doubt}");
+                Outcome::Unknown(doubt.to_string())
             }
         }
     }
@@ -197,25 +197,23 @@ impl Inner {
         Ok(Some(directory))
     }
 
-    async fn entries(&self) -> Option<BTreeMap<String, Vec<(LrmsId, bool)>>> {
+    /// Error: why they can't be looked at, which the log has, too.
+    async fn entries(&self) -> Result<BTreeMap<String, Vec<(LrmsId, bool)>>, String> {
         let mut by_tag: BTreeMap<String, Vec<(LrmsId, bool)>> = BTreeMap::new();
-        let own = self.own.get_or_try_init(own_account).await.inspect_err(|why| tracing::warn!("our own account's name is not known: {why}")).ok()?;
-        match self.lrms.entries(&self.prefix).await {
-            Ok(entries) => {
-                // Anybody can give his job the name of one of ours.
-                let ours = entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own);
-                ours.for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_)))));
-            }
-            Err(why) => {
-                tracing::warn!("pilots can't be looked at: {why}");
-                return None;
-            }
-        }
-        Some(by_tag)
+        let told = |why: String| {
+            tracing::warn!("{why}");
+            why
+        };
+        let own = self.own.get_or_try_init(own_account).await.map_err(|why| told(format!("our own account's name is not known: {why}")))?;
+        let entries = self.lrms.entries(&self.prefix).await.map_err(|why| told(format!("pilots can't be looked at: {why}")))?;
+        // Anybody can give his job the name of one of ours.
+        let ours = entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own);
+        ours.for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_)))));
+        Ok(by_tag)
     }
 
     async fn list(self: Arc<Self>) -> Option<Vec<Seen>> {
-        let by_tag = self.entries().await?;
+        let by_tag = self.entries().await.ok()?;
         let number = |tag: &str| tag.strip_prefix(&self.prefix).and_then(|n| n.parse().ok());
         let seen = by_tag.iter().map(|(tag, jobs)| {
             let exists = jobs.iter().any(|(_, lives)| *lives);
@@ -243,7 +241,7 @@ impl Inner {
 
     /// All jobs of this name are removed: a submission whose answer was lost may have made a second one, which has ended or will at its claim.
     async fn terminate(self: Arc<Self>, tag: String) -> Option<SeenState> {
-        let jobs = self.entries().await?.remove(&tag).unwrap_or_default();
+        let jobs = self.entries().await.ok()?.remove(&tag).unwrap_or_default();
         let live: Vec<(LrmsId, Vec<u32>)> = jobs.iter().filter(|(_, lives)| *lives).map(|(id, _)| (*id, vec![1])).collect();
         if live.is_empty() {
             // Of one that is not listed the next look knows more.

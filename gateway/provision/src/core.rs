@@ -35,8 +35,8 @@ pub enum Outcome {
     Launched(String),
     /// It is certain that nothing was launched.
     Refused(Refused, String),
-    /// No answer, or one that says nothing: it may have been launched.
-    Unknown,
+    /// No answer, or one that says nothing: it may have been launched. For people, what is known of why.
+    Unknown(String),
 }
 
 /// Why a launch was refused.
@@ -364,13 +364,15 @@ impl Provisioner {
         let offer = m.offer.clone();
         match outcome {
             Outcome::Launched(id) => self.named(number, id),
-            Outcome::Unknown => m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls),
-            // A call before this one may have launched it after all.
-            Outcome::Refused(Refused::Throttled, _) => m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls),
+            // A call before one that is throttled may have launched it after all.
+            Outcome::Unknown(why) | Outcome::Refused(Refused::Throttled, why) => {
+                (m.call_ms, m.doubt) = (now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls), why);
+            }
             Outcome::Refused(Refused::TokenSpent, _) => self.gone(number, false),
             Outcome::Refused(refused, text) => {
                 if m.calls > 1 || m.stage == Stage::Named {
                     m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls);
+                    m.doubt.clone_from(&text);
                     self.end(number, Why::Surplus);
                 } else {
                     self.gone(number, true);

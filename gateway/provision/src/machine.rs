@@ -98,6 +98,8 @@ pub struct Machine {
     pub(crate) in_flight: bool,
     pub(crate) calls: u32,
     pub(crate) call_ms: u64,
+    /// What the provider said last of a launch of which nobody knows what came; empty: nothing yet.
+    pub(crate) doubt: String,
     pub(crate) attached: bool,
     /// Its agent came then, and no task has ended there since. None: one has, or nobody knows, as after a restart.
     pub(crate) unproven_ms: Option<u64>,
@@ -176,8 +178,17 @@ impl Machine {
         if why == Why::Leaving && !self.word.is_empty() { self.word.clone() } else { why.to_string() }
     }
 
+    /// Nobody knows whether it exists: for people, with what the provider said last; also while it is asked again. None, too, where it has said nothing yet.
+    pub fn doubt(&self) -> Option<String> {
+        let words = Some(&self.doubt).filter(|_| self.stage == Stage::Asked && !self.doubt.is_empty())?;
+        Some(format!("not known whether it exists: {words}"))
+    }
+
     /// In one clause, for people.
     pub fn state(&self) -> String {
+        if let Some(doubt) = self.doubt() {
+            return doubt;
+        }
         match (self.stage, self.ending.or(self.draining)) {
             (Stage::Ended, _) => "ended; the least that is billed is not over".into(),
             (Stage::Asked, None) if !self.called || self.in_flight => "asked for".into(),

@@ -315,6 +315,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         in_flight: false,
         calls: 0,
         call_ms: at_ms,
+        doubt: String::new(),
         attached: false,
         unproven_ms: None,
         away_ms: at_ms,

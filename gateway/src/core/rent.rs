@@ -59,6 +59,8 @@ pub struct Rentable {
     pub currency: String,
     /// Which limit forbids one more than these; empty: none does. It goes up the tree: each change of it is an advertisement.
     pub no_more: String,
+    /// The first of its machines of which nobody knows whether it exists, and what the provider said; empty: there is none. It goes up with `no_more`.
+    pub in_doubt: String,
 }
 
 /// What the provisioner must know: what waits, and how its machines do.
@@ -137,7 +139,8 @@ impl Core {
         }
         self.advert_due = true;
         let priced = self.for_rent.prices != offer.prices;
-        if self.for_rent.unmet != offer.unmet {
+        let doubts = |o: &ForRent| o.types.iter().map(|t| t.in_doubt.clone()).collect::<Vec<_>>();
+        if self.for_rent.unmet != offer.unmet || doubts(&self.for_rent) != doubts(&offer) {
             let waiting: Vec<u64> = self.state.waiting.values().flatten().copied().collect();
             self.changed.extend(waiting);
         }
@@ -239,7 +242,7 @@ impl Core {
             machines: u32::try_from(t.machines).unwrap_or(u32::MAX),
             price_micro_per_slot_hour: t.price_micro_per_slot_hour,
             currency: t.currency.clone(),
-            not_rented: t.no_more.clone(),
+            not_rented: if t.no_more.is_empty() { String::new() } else { with_doubt(&t.no_more, &t.in_doubt) },
             time_max_ms: self.for_rent.time_max_ms,
             ..Share::default()
         };
@@ -304,6 +307,13 @@ impl Core {
         }
         let of = |u: &&(Shape, String, Reason)| u.0 == queue.shape && u.1 == queue.principal;
         let said = self.for_rent.unmet.iter().find(of).map(|u| u.2.clone());
-        Some(said.unwrap_or_else(|| Reason::new(ReasonKind::NotRented, "a machine is on its way for it, or will be asked for")))
+        let said = said.unwrap_or_else(|| Reason::new(ReasonKind::NotRented, "a machine is on its way for it, or will be asked for"));
+        let doubt = self.for_rent.types.iter().find(|t| t.machine.holds(&queue.shape) && !t.in_doubt.is_empty());
+        Some(Reason { text: with_doubt(&said.text, doubt.map_or("", |t| &t.in_doubt)), ..said })
     }
+}
+
+/// What stands in the way may be a machine that never comes.
+fn with_doubt(text: &str, doubt: &str) -> String {
+    if doubt.is_empty() { text.into() } else { format!("{text}; {doubt}") }
 }

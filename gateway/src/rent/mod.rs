@@ -360,7 +360,8 @@ impl Shell {
                 let Some(kind) = p.machines().find(|m| m.number == number).map(|m| m.kind.clone()) else { return };
                 let (label, endpoint) = (label(&self.config.gateway, number), self.endpoint.clone());
                 let call = self.cloud.launch(Launch { number, label, offer, kind, price, endpoint });
-                answer(answers, call, move |outcome| Input::Answered(number, outcome.unwrap_or(Outcome::Unknown)));
+                let in_time = |outcome: Option<Outcome>| outcome.unwrap_or_else(|| Outcome::Unknown("no answer in time".into()));
+                answer(answers, call, move |outcome| Input::Answered(number, in_time(outcome)));
             }
             Action::Terminate { number, id } => {
                 answer(answers, self.cloud.terminate(id), move |state| Input::Terminated(number, state.flatten()));
@@ -475,7 +476,9 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
     let rentable = |promise: Promise| {
         // What it would cost is not known, so it is not offered.
         let price = promise.price?;
+        let doubt = |m: &Machine| Some(format!("{}: {}", label(gateway, m.number), m.doubt()?));
         Some(Rentable {
+            in_doubt: p.machines().filter(|m| m.offer.machine == promise.name).find_map(doubt).unwrap_or_default(),
             kind: promise.name,
             machine: promise.kind.machine(),
             architecture: promise.kind.architecture.clone(),
@@ -571,7 +574,7 @@ mod tests {
         for why in all {
             assert_eq!(Some(("g-m7".into(), "no".into())), told(Outcome::Refused(why, "no".into())), "{why:?}");
         }
-        assert_eq!([None, None], [Outcome::Unknown, Outcome::Launched("i-7".into())].map(told));
+        assert_eq!([None, None], [Outcome::Unknown("no".into()), Outcome::Launched("i-7".into())].map(told));
     }
 
     #[test]

@@ -94,9 +94,10 @@ pub fn log(gateway: &str, record: &Record) {
 #[cfg(test)]
 mod tests {
     use intergrid_proto::Shape;
-    use intergrid_provision::{Billing, Budget, Caps, Catalogue, Demand, Input, MachineType, Offer, OfferKey, Outcome, Price, Settings};
+    use intergrid_provision::{Billing, Budget, Caps, Catalogue, Demand, Input, MachineType, Offer, OfferKey, Outcome, Price, Settings, Terms};
 
     use super::*;
+    use crate::rent::{RentConfig, for_rent};
 
     /// 2026-01-15 10:00 UTC.
     const TEN: u64 = 1_768_471_200_000;
@@ -163,5 +164,22 @@ mod tests {
         assert_eq!(60, shown(&p, TEN)[1].1[2], "it may never come");
         p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
         assert_eq!([60, 0, 0, 60], shown(&p, TEN + MINUTE)[1].1);
+    }
+
+    #[test]
+    fn that_nobody_knows_whether_a_machine_exists_is_told_with_the_provider_s_words() {
+        let mut p = provisioner(Billing::Hour);
+        let demand = Demand { shape: Shape::new(1, 0), tasks: 1, owner: "alice".into(), task_rate_max: None, time_limit_ms: None };
+        p.step(Input::Demand(vec![demand]), TEN);
+        let terms = Terms { settings: settings(), catalogue: p.catalogue().clone(), budget: p.budget().clone() };
+        let config = RentConfig { gateway: "burst".into(), terms, new_terms: None, time_max_ms: 0 };
+        let in_doubt = |p: &Provisioner| for_rent(p, &config, Vec::new()).types.remove(0).in_doubt;
+        assert_eq!("", in_doubt(&p), "it is asked for");
+        p.step(Input::Answered(1, Outcome::Unknown("no answer".into())), TEN);
+        let machine = account("burst", &p, TEN).machines.remove(0);
+        assert_eq!((true, "not known whether it exists: no answer"), (machine.unknown, machine.state.as_str()));
+        assert_eq!("burst-m1: not known whether it exists: no answer", in_doubt(&p));
+        p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+        assert_eq!("", in_doubt(&p));
     }
 }

@@ -175,3 +175,23 @@ fn what_runs_as_jobs_in_a_queue_that_gets_pilots_ends_there() {
     assert_eq!(0, user.wait(&job), "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
     site.assert_each_started_once(TASKS);
 }
+
+/// It may have been submitted, and is asked for again: until it comes, users are told what stands in the way.
+#[test]
+fn what_sbatch_said_of_a_pilot_that_may_not_have_been_submitted_is_told_to_users() {
+    const WORDS: &str = "not known whether it exists: no answer that can be read: sbatch: error: Zvonek says no";
+    let site = Site::piloted(&pilots("time = \"30m\"\n"));
+    site.command("sbatch", "echo 'sbatch: error: Zvonek says no' >&2; exit 1");
+    let user = site.user("ann");
+    let job = user.submit(&["-n", "4", "--", "true"]);
+    until("explain says it", PATIENCE, || match user.run(&["explain", &job]).out {
+        said if said.contains("not-rented") && said.contains(WORDS) => Ok(()),
+        said => Err(format!("{said}\n{}", site.tree.log("campus"))),
+    });
+    let machines = user.json(&["machines"])["machines"].clone();
+    assert!(machines[0]["unknown"] == true && machines[0]["state"] == WORDS, "{machines}");
+    assert!(user.run(&["machines"]).well().contains(WORDS));
+    site.command("sbatch", "exec /usr/bin/sbatch \"$@\"");
+    assert_eq!(0, user.run(&["wait", "--timeout", "150s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
+    until_no_job(&site);
+}

@@ -56,3 +56,16 @@ async fn the_number_of_a_pilot_that_is_removed_before_it_begins_is_spent() {
     // Another one is another.
     assert!(matches!(open().launch(launch(2)).await, Outcome::Launched(_)));
 }
+
+#[tokio::test]
+async fn of_a_submission_whose_answer_is_lost_the_words_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (local, identity) = (Local::new(1), dir.path().join("id"));
+    new_site(&identity, "campus", &[]).unwrap();
+    let cloud = Pilots::new(Arc::new(local.clone()), &config(dir.path()), pilots(), me().site, identity).unwrap();
+    local.wrong(|w| (w.hold, w.lose_answers) = (true, 1));
+    let outcome = cloud.launch(launch(1)).await;
+    assert!(matches!(&outcome, Outcome::Unknown(why) if why.contains("its answer is lost")), "{outcome:?}");
+    assert!(matches!(cloud.launch(launch(1)).await, Outcome::Launched(_)));
+    assert_eq!(1, local.submissions());
+}

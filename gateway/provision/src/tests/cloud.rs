@@ -269,14 +269,14 @@ impl World {
                 let refused = |kind| Event::Input(Input::Answered(number, Outcome::Refused(kind, "no".into())));
                 match self.random.below(if self.faulty { 12 } else { 1 }) {
                     // Lost before it had an effect.
-                    1 => self.after(30_000, Event::Input(Input::Answered(number, Outcome::Unknown))),
+                    1 => self.after(30_000, Event::Input(Input::Answered(number, Outcome::Unknown("no answer".into())))),
                     2 => self.after(soon, refused(Refused::Capacity)),
                     3 => self.after(soon, refused(Refused::Throttled)),
                     // 500 after success, or success long after the time-out.
                     4 | 5 => {
                         let late = self.random.below(LATE_MAX_MS);
                         self.after(late, Event::Effect(number, price));
-                        self.after(30_000.min(late + 1), Event::Input(Input::Answered(number, Outcome::Unknown)));
+                        self.after(30_000.min(late + 1), Event::Input(Input::Answered(number, Outcome::Unknown("no answer".into()))));
                     }
                     _ => {
                         self.effect(number, price);

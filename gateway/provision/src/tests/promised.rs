@@ -385,11 +385,37 @@ fn a_launch_of_which_nothing_is_ever_known_holds_its_place_for_so_long_only() {
         p.step(Input::Demand(demand(2, 1)), now);
         for action in p.take().1 {
             match action {
-                Action::Launch { number, .. } => p.step(Input::Answered(number, Outcome::Unknown), now),
+                Action::Launch { number, .. } => p.step(Input::Answered(number, Outcome::Unknown("no answer".into())), now),
                 Action::Look => p.step(Input::Listed(now, Some(vec![])), now + 100),
                 _ => {}
             }
         }
     }
     assert!(now >= TEN + away_ms, "until then it is asked for again");
+}
+
+#[test]
+fn of_a_launch_in_doubt_the_provider_s_latest_words_are_told_until_it_is_known() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    let state = |p: &Provisioner| p.machines().next().unwrap().state();
+    let mut now = TEN;
+    p.step(Input::Demand(demand(2, 1)), now);
+    assert_eq!("asked for", state(&p));
+    for (outcome, words) in
+        [(Outcome::Unknown("no answer".into()), "no answer"), (Outcome::Refused(Refused::Throttled, "too often".into()), "too often")]
+    {
+        p.step(Input::Answered(1, outcome), now);
+        p.take();
+        now += MINUTE;
+        for _ in 0..2 {
+            assert_eq!(format!("not known whether it exists: {words}"), state(&p), "also while it is asked for again");
+            p.step(Input::Tick, now);
+        }
+        assert!(p.take().1.iter().any(|a| matches!(a, Action::Launch { number: 1, .. })));
+    }
+    let mut refused = p.clone();
+    refused.step(Input::Answered(1, Outcome::Refused(Refused::Limit, "no more".into())), now);
+    assert_eq!("not known whether it exists: no more", state(&refused), "an earlier call may have launched it");
+    p.step(Input::Answered(1, Outcome::Launched("i-1".into())), now);
+    assert_eq!(("booting".to_string(), None), (state(&p), p.machines().next().unwrap().doubt()));
 }

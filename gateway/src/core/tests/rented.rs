@@ -25,6 +25,7 @@ fn kind(slots: u32, machines: u64, currency: &str) -> Rentable {
         price_micro_per_slot_hour: if currency.is_empty() { 0 } else { 25_000 },
         currency: currency.into(),
         no_more: String::new(),
+        in_doubt: String::new(),
     }
 }
 
@@ -520,4 +521,33 @@ fn what_has_run_or_was_on_hold_begins_to_wait_anew_before_it_costs_money() {
     let before = w.now.unix_ms;
     w.restart(root);
     assert!(waits(&w, root, job) >= before, "{before}");
+}
+
+/// Else it seems to be on its way.
+#[test]
+fn that_nobody_knows_whether_a_machine_exists_is_told_of_what_waits_for_it() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.link(g, root);
+    let doubt = "g-m1: not known whether it exists: no answer";
+    let offer = |in_doubt: &str, unmet: &[&str]| {
+        let types = vec![Rentable { no_more: "machines: no more than 1".into(), in_doubt: in_doubt.into(), ..kind(4, 1, "") }];
+        let unmet = unmet.iter().map(|text| (wide(4).shape, "user".to_string(), Reason::new(ReasonKind::NotRented, *text)));
+        Input::ForRent(ForRent { types, unmet: unmet.collect(), ..ForRent::default() })
+    };
+    w.input(g, offer("", &[]));
+    w.pass(500);
+    let (job, _) = w.submit(root, "k", wide(4), 2).unwrap();
+    w.pass(500);
+    let below = *w.sites[&g].core.state().jobs.keys().next().unwrap();
+    let said = |w: &World, site, job| w.explanation(site, job).0.reasons[0].clone();
+    let on_its_way = "a machine is on its way for it, or will be asked for";
+    assert_eq!(on_its_way, said(&w, g, below).text);
+    w.input(g, offer(doubt, &[]));
+    w.pass(500);
+    assert_eq!(format!("{on_its_way}; {doubt}"), said(&w, g, below).text);
+    let above = said(&w, root, job).because;
+    assert!(above.iter().any(|r| r.text.contains(&format!("machines: no more than 1; {doubt}; 0 of 4 slots"))), "{above:?}");
+    w.input(g, offer(doubt, &["slots: 4 of 4 are used"]));
+    assert_eq!(format!("slots: 4 of 4 are used; {doubt}"), said(&w, g, below).text);
 }
