@@ -94,7 +94,7 @@ impl Desk {
         if self.holds_signalled {
             let now = Instant::now();
             let signalled = |i: &mut Input| match i {
-                Input::Exited(key, report) => report.exit.was_signalled() && !self.core.is_stopping(*key),
+                Input::Exited(key, report) => report.exit.may_be_by_others() && self.core.ended_by_itself(*key),
                 _ => false,
             };
             let until = now + Duration::from_millis(SIGNALLED_HELD_MS);

@@ -108,9 +108,14 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// By a signal, as itself or as a shell says it: 128 and the signal.
-    pub fn was_signalled(self) -> bool {
-        matches!(self, Exit::Signal(_) | Exit::Code(129..))
+    /// By a signal with which others end a process (HUP, INT, KILL, USR1, USR2, TERM, XCPU), as itself or as a shell says it: 128 and the signal.
+    pub fn may_be_by_others(self) -> bool {
+        let signal = match self {
+            Exit::Signal(signal) => signal,
+            Exit::Code(code) => code.saturating_sub(128),
+            Exit::NotStarted | Exit::Unknown => 0,
+        };
+        matches!(signal, 1 | 2 | 9 | 10 | 12 | 15 | 24)
     }
 
     /// One number: 0..=255 code, 256 + signal, 1024 not started, 1025 unknown.

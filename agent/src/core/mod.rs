@@ -275,9 +275,11 @@ impl Core {
         self.lives.values().any(|l| !matches!(l.stage, Stage::Uploading))
     }
 
-    /// Is a task to end because somebody here wants it to?
-    pub fn is_stopping(&self, key: Key) -> bool {
-        self.lives.get(&key).is_some_and(|l| l.stop.is_some())
+    /// A task's process is gone, and how it ended is said later: its limits are watched no more. Has nobody here wanted it to end?
+    pub fn ended_by_itself(&mut self, key: Key) -> bool {
+        let Some(live) = self.lives.get_mut(&key).filter(|l| l.stop.is_none()) else { return false };
+        (live.deadline_ms, live.kill_ms) = (None, None);
+        true
     }
 
     /// Is nothing left here that the gateway has placed, and all acknowledged that was said of it?

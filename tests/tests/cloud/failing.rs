@@ -71,6 +71,20 @@ fn a_task_that_is_signalled_before_its_agent_has_not_failed() {
     assert_eq!((vec!["0", "1", "1"], true), (starts.iter().map(|s| &**s).collect(), tree.path("dir").with_extension("ended").exists()));
 }
 
+/// For as long as that can't be known, its limits are not watched: it has ended.
+#[test]
+fn a_task_that_was_signalled_shortly_before_its_limit_has_not_met_it() {
+    let (tree, user) = world(&cloud(2, "1.00", ""));
+    user.until_slots(2, PATIENCE);
+    let ends = |signal: &str| user.submit(&["--yes", "-t", "2s", "--no-requeue", "--", "/bin/sh", "-c", &format!("sleep 1.6; kill -{signal} $$")]);
+    let jobs = ["TERM", "SEGV"].map(|signal| (signal, ends(signal)));
+    for (signal, job) in jobs {
+        assert_eq!(1, user.wait(&job), "{signal}: {}", tree.log("burst"));
+        let said = user.run(&["explain", &job]).well();
+        assert!(said.contains("killed by signal") && !said.contains("time-limit"), "{signal}: {said}");
+    }
+}
+
 #[test]
 fn of_a_type_that_fails_nothing_is_promised_and_its_work_waits_above() {
     let (tree, user) = world_of("sleep 1; exit 1");
