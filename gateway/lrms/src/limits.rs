@@ -75,6 +75,12 @@ pub const UPLOAD_TRIES_MAX: u32 = 3;
 pub const ROOM_WAIT_MS: u64 = 24 * 3_600_000;
 /// That they wait is said this often.
 pub const ROOM_TOLD_INTERVAL_MS: u64 = 300_000;
+/// Directories of tasks that are removed at a time.
+pub const CLEARED_AT_ONCE: usize = 50;
+/// They wait so long for submissions that are under way, and look so often: what comes without end does not keep them.
+pub const CLEAR_WAIT_MAX_MS: u64 = 250;
+/// See [`CLEAR_WAIT_MAX_MS`].
+pub const CLEAR_LOOK_MS: u64 = 20;
 /// A submission's directory that can't be removed is tried again after so long.
 pub const REMOVE_AGAIN_MS: u64 = 10_000;
 /// What should not be in the LRMS any more, and is, is removed again after so long.

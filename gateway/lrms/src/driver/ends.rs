@@ -204,7 +204,7 @@ impl Driver {
                 }
             }
             for (account, places) in by_account {
-                if let Err(why) = driver.hand(&account).ask(Ask::Clear(places), Vec::new()).await {
+                if let Err(why) = driver.clear_away(&account, places).await {
                     tracing::debug!("what tasks have left can't be removed yet: {why}");
                 }
             }
@@ -214,12 +214,31 @@ impl Driver {
         });
     }
 
+    /// Remove what these tasks have left, some at a time, and rather not while a submission's directories are being made: it would take several times as long.
+    async fn clear_away(&self, account: &Account, places: Vec<Place>) -> Result<(), String> {
+        for some in places.chunks(CLEARED_AT_ONCE) {
+            let until = self.clock.now() + CLEAR_WAIT_MAX_MS;
+            while self.turns.available_permits() < SUBMISSIONS_AT_ONCE_MAX && self.clock.now() < until {
+                pause(CLEAR_LOOK_MS).await;
+            }
+            self.hand(account).ask(Ask::Clear(some.to_vec()), Vec::new()).await?;
+        }
+        Ok(())
+    }
+
     /// Remove a submission with all of it. Until that is done its principal keeps his account, in which the files are, and a restart tries on.
     pub(super) async fn dispose(&self, intent: Intent) {
         let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
         self.lock().books.leaves(&intent);
         let mut told = false;
-        while let Err(why) = self.hand(&super::account(&intent)).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await {
+        let account = super::account(&intent);
+        let remove = || async {
+            if intent.tasks.len() > CLEARED_AT_ONCE {
+                self.clear_away(&account, (1..=tasks).map(|position| (intent.tag.clone(), position)).collect()).await?;
+            }
+            self.hand(&account).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await
+        };
+        while let Err(why) = remove().await {
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!("submission {} is over and can't be removed: {why}; trying on", intent.tag);
             }
