@@ -15,6 +15,8 @@ use crate::money::{Money, Rate};
 const DAY_MS: u64 = 86_400_000;
 /// The cap of an hour, as people are told of it; that of an owner has his name behind it.
 pub(crate) const RATE: &str = "budget rate";
+/// The root's name.
+pub(crate) const ROOT: &str = "budget";
 
 /// The caps of one node; None: no cap of this kind here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -125,7 +127,7 @@ impl Budget {
     /// A tree of a root and owners directly or indirectly below it: name, name of the node above, caps. Errors: a name twice, or a node above that is not
     /// there before it.
     pub fn new(root: Caps, owners: &[(String, Option<String>, Caps)]) -> Result<Budget, String> {
-        let mut nodes = vec![Node { name: "budget".into(), caps: root, ..Node::default() }];
+        let mut nodes = vec![Node { name: ROOT.into(), caps: root, ..Node::default() }];
         for (name, above, caps) in owners {
             if nodes.iter().any(|n| n.name == *name) {
                 return Err(format!("budget of `{name}`: there are two"));
@@ -196,16 +198,21 @@ impl Budget {
         self.nodes.iter().any(|n| n.name == name)
     }
 
-    /// A machine goes on: where it will be given back there it counts, by the tree as it is now. A node that did not pay for it in
-    /// the tree before (name, name above; empty where that is not known) is charged for its lease, too; what was charged to others stays.
-    pub(crate) fn take_over(&mut self, owner: &str, was: &BTreeMap<String, String>, rate: Rate, lease: &[(u64, Money)]) {
-        let paid: Vec<&str> =
-            std::iter::successors(was.get_key_value(owner), |(_, above)| was.get_key_value(*above)).map(|(name, _)| name.as_str()).collect();
+    /// A machine goes on where its owner stands now: there it counts. Of who paid until now, those who no longer do are given something back, and of
+    /// who pays now, those who did not are charged what is left of its lease. The root always pays. Was it moved?
+    pub(crate) fn take_over(&mut self, owner: &str, paid: &[&str], left: &Charge, back: &[(u64, Money)]) -> bool {
         let now: Vec<usize> = self.path(self.node_of(owner)).collect();
-        for at in now {
-            let is_new = !was.is_empty() && at != 0 && !paid.contains(&self.nodes[at].name.as_str());
-            self.nodes[at].add(&Charge { rate, days: if is_new { lease.to_vec() } else { Vec::new() } });
+        let moved = !now.iter().map(|at| self.nodes[*at].name.as_str()).eq(paid.iter().copied());
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            let paid = at == 0 || paid.contains(&node.name.as_str());
+            match (paid, now.contains(&at)) {
+                (true, true) => node.add(&Charge { rate: left.rate, days: Vec::new() }),
+                (false, true) => node.add(left),
+                (true, false) => node.give_back(&Charge { rate: Rate(0), days: back.to_vec() }),
+                (false, false) => {}
+            }
         }
+        moved
     }
 
     /// The node that pays for an owner: his own, or the root.
@@ -246,8 +253,9 @@ impl Budget {
     }
 
     /// Of what a node is charged, note for whom: where the root pays, as he has no node.
-    pub(crate) fn charge_other(&mut self, node: usize, whose: &str, days: &[(u64, Money)]) {
-        if node != 0 || whose.is_empty() || self.has(whose) || days.iter().all(|(_, m)| *m == Money(0)) {
+    pub(crate) fn charge_other(&mut self, node: usize, whose: &str, charge: &Charge) {
+        let is_free = charge.rate == Rate(0) && charge.money() == Money(0);
+        if node != 0 || whose.is_empty() || self.has(whose) || is_free {
             return;
         }
         if !self.others.contains_key(whose) && self.others.len() >= OTHERS_MAX {
@@ -255,7 +263,7 @@ impl Budget {
             last.into_iter().for_each(|name| _ = self.others.remove(&name));
         }
         let new = || Node { name: whose.into(), above: Some(0), ..Node::default() };
-        self.others.entry(whose.into()).or_insert_with(new).add(&Charge { rate: Rate(0), days: days.to_vec() });
+        self.others.entry(whose.into()).or_insert_with(new).add(&Charge { rate: Rate(0), days: charge.days.clone() });
     }
 
     /// Of what a node is given back, for whom it was charged.
@@ -418,11 +426,13 @@ mod tests {
     #[test]
     fn who_has_no_budget_is_noted_and_how_many_is_bounded() {
         let mut budget = Budget::new(caps(100, 60), &[("alice".into(), None, caps(50, 60))]).unwrap();
+        let five = |day| Charge { rate: Rate(0), days: vec![(day, Money(5))] };
         for n in 0..OTHERS_MAX as u64 + 10 {
-            budget.charge_other(0, &format!("o{n}"), &[(n, Money(5))]);
+            budget.charge_other(0, &format!("o{n}"), &five(n));
         }
-        budget.charge_other(0, "alice", &[(1, Money(5))]);
-        budget.charge_other(1, "bob", &[(1, Money(5))]);
+        budget.charge_other(0, "alice", &five(1));
+        budget.charge_other(1, "bob", &five(1));
+        budget.charge_other(0, "free", &Charge::default());
         let names: Vec<&str> = budget.others().map(|n| n.name.as_str()).collect();
         assert_eq!(OTHERS_MAX, names.len());
         let has = ["o9", "o10", "alice", "bob"].map(|name| names.contains(&name));

@@ -190,6 +190,12 @@ impl Provisioner {
     pub fn resume(settings: Settings, catalogue: Catalogue, budget: Budget, records: impl IntoIterator<Item = Record>, now: u64) -> Provisioner {
         let state = State::again(&budget, records);
         let mut p = Provisioner { state, now, ..Provisioner::new(settings, catalogue, Budget::default()) };
+        for m in p.state.machines.values_mut() {
+            (m.called, m.calls) = (true, 1);
+            (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
+            // What it cost meanwhile is not known.
+            m.rate_max = m.price.ceiling;
+        }
         p.budget_is(budget);
         // The clock may have been wrong, and offers may have gone.
         p.state.back_off.retain(|key, (until, ..)| {
@@ -199,12 +205,6 @@ impl Provisioner {
         let currency = p.catalogue.currency.clone();
         if !currency.is_empty() && currency != p.state.currency && p.other_currency().is_none() {
             p.record(Record::Currency { name: currency });
-        }
-        for m in p.state.machines.values_mut() {
-            (m.called, m.calls) = (true, 1);
-            (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
-            // What it cost meanwhile is not known.
-            m.rate_max = m.price.ceiling;
         }
         p
     }
@@ -340,10 +340,9 @@ impl Provisioner {
     pub(crate) fn gone(&mut self, number: u64, never: bool) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
         let failed = m.failed(self.now);
-        let (offer, rate_max, paid_ms) = (m.offer.clone(), m.rate_max, m.paid_ms);
-        // On the spot market its last lease cost less than the bid, too.
-        if !never && rate_max < m.price.ceiling {
-            self.record(Record::Leased { number, at_ms: self.now.min(paid_ms), rate_max, paid_ms });
+        let offer = m.offer.clone();
+        if !never {
+            self.settle(number);
         }
         self.record(Record::Gone { number, at_ms: self.now, never });
         if let Some(why) = failed {

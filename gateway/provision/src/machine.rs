@@ -72,7 +72,7 @@ pub struct Machine {
     pub offer: OfferKey,
     /// Its size.
     pub kind: MachineType,
-    /// Who pays: a node's name.
+    /// For whom, whose budget pays as the tree is now: a principal; of an older version the root's name, until he moves.
     pub owner: String,
     /// What it was rented for; None: it was not written down.
     pub need: Option<Need>,
@@ -88,7 +88,7 @@ pub struct Machine {
     pub awaited: bool,
     /// When the intent was made: ms since 1970.
     pub since_ms: u64,
-    /// Charged at the most it can cost from then (before: at the dearest that it did cost) ...
+    /// To who pays now it is charged at the most it can cost from then (before: at the dearest that it did cost, or to who paid then) ...
     pub settled_ms: u64,
     /// ... until then.
     pub paid_ms: u64,
@@ -142,13 +142,17 @@ impl Machine {
     /// Of what it has been charged, what it has not used: from now to the end of its lease, of hours that are billed as a whole those that have not begun.
     /// All of it where nobody knows whether it exists.
     pub fn reserved(&self, now_ms: u64) -> Money {
-        let from_ms = match self.price.billing {
+        let days = if self.may_exist() { self.charge(self.unused_ms(now_ms), self.paid_ms) } else { Vec::new() };
+        Charge { days, ..Charge::default() }.money()
+    }
+
+    /// From then on nothing is used yet of what it has been charged.
+    pub(crate) fn unused_ms(&self, now_ms: u64) -> u64 {
+        match self.price.billing {
             _ if self.id.is_empty() => self.since_ms,
             Billing::Hour => self.since_ms + (now_ms.saturating_sub(self.since_ms) / 3_600_000 + 1) * 3_600_000,
             Billing::Second { min_s } => now_ms.max(self.since_ms + u64::from(min_s) * 1_000),
-        };
-        let days = if self.may_exist() { self.charge(from_ms, self.paid_ms) } else { Vec::new() };
-        Charge { days, ..Charge::default() }.money()
+        }
     }
 
     /// May it exist, and cost?

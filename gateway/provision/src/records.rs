@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::budget::{Budget, Charge, Ledger};
+use crate::budget::{Budget, Charge, Ledger, ROOT};
 use crate::machine::{Machine, Need, Stage, Why};
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
@@ -18,7 +18,7 @@ pub enum Record {
         offer: OfferKey,
         /// Its size.
         kind: MachineType,
-        /// A node's name.
+        /// For whom: a principal. Older versions wrote who paid then: his node, or the root where he had none.
         owner: String,
         /// What for; None: of a version that did not write it down.
         need: Option<Need>,
@@ -96,10 +96,12 @@ pub enum Record {
         /// What has been charged; no rate.
         ledger: Ledger,
     },
-    /// Who stands below whom from now on. Machines count there; what was charged stays where it was.
+    /// Who stands below whom from now on. Machines count there, and what is left of their leases; what was spent stays where it was.
     Tree {
         /// Name of each node, and of the one above it, which stands before it; of the root: none.
         nodes: Vec<(String, String)>,
+        /// Now; None: of a version that gave nothing back, or of a checkpoint.
+        at_ms: Option<u64>,
     },
     /// Of a checkpoint: the number of the next machine.
     Next {
@@ -171,7 +173,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             let Some(m) = machines.get_mut(number) else { return };
             refund(budget, m, Charge { rate: Rate(0), days: unspent(m, *rate_max, *at_ms) });
             charge(budget, m, Charge { rate: Rate(0), days: m.charge(m.paid_ms, *paid_ms) });
-            (m.settled_ms, m.paid_ms) = (*at_ms, *paid_ms);
+            (m.settled_ms, m.paid_ms) = (m.settled_ms.max(*at_ms), *paid_ms);
         }
         Record::Gone { number, at_ms, never } => {
             let Some(m) = machines.get_mut(number) else { return };
@@ -199,13 +201,14 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             }
         }
         Record::Kept { machine: m } => {
-            take_over(budget, m, was);
-            machines.insert(m.number, (**m).clone());
+            let mut m = (**m).clone();
+            take_over(budget, &mut m, was, None);
+            machines.insert(m.number, m);
         }
-        Record::Tree { nodes } => {
+        Record::Tree { nodes, at_ms } => {
             let before: BTreeMap<String, String> = budget.tree().into_iter().collect();
             *budget = budget.replanted(nodes);
-            machines.values().for_each(|m| take_over(budget, m, &before));
+            machines.values_mut().for_each(|m| take_over(budget, m, &before, *at_ms));
             *has_tree = true;
         }
         Record::Spent { name, ledger, above } => {
@@ -224,7 +227,7 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
 fn charge(budget: &mut Budget, m: &Machine, charge: Charge) {
     let node = budget.node_of(&m.owner);
     budget.charge(node, &charge);
-    budget.charge_other(node, m.principal(), &charge.days);
+    budget.charge_other(node, m.principal(), &charge);
 }
 
 /// What was charged, and not used.
@@ -234,10 +237,22 @@ fn refund(budget: &mut Budget, m: &Machine, charge: Charge) {
     budget.refund_other(node, m.principal(), &charge.days);
 }
 
-/// Of what is gone nothing will be given back but its rate.
-fn take_over(budget: &mut Budget, m: &Machine, was: &BTreeMap<String, String>) {
-    let lease = if m.may_exist() { m.charge(m.settled_ms, m.paid_ms) } else { Vec::new() };
-    budget.take_over(&m.owner, was, m.price.ceiling, &lease);
+/// A machine goes on where its owner stands now, by the tree before (name, name above; empty where that is not known): what is left of its lease moves
+/// with it. Of what is gone nothing will be given back but its rate.
+fn take_over(budget: &mut Budget, m: &mut Machine, was: &BTreeMap<String, String>, at_ms: Option<u64>) {
+    let payer = was.get_key_value(m.owner.as_str()).or_else(|| was.get_key_value(ROOT));
+    let paid: Vec<&str> = std::iter::successors(payer, |(_, above)| was.get_key_value(*above)).map(|(name, _)| name.as_str()).collect();
+    if m.owner == ROOT && !m.principal().is_empty() {
+        m.owner = m.principal().to_string();
+    }
+    let left_ms = at_ms.map_or(m.settled_ms, |at_ms| m.unused_ms(at_ms).min(m.paid_ms).max(m.settled_ms));
+    let days = if m.may_exist() && !was.is_empty() { m.charge(left_ms, m.paid_ms) } else { Vec::new() };
+    let back = if at_ms.is_some() { rounded_down(days.clone()) } else { Vec::new() };
+    let left = Charge { rate: m.price.ceiling, days };
+    if budget.take_over(&m.owner, &paid, &left, &back) {
+        m.settled_ms = left_ms;
+        budget.charge_other(budget.node_of(&m.owner), m.principal(), &left);
+    }
 }
 
 impl State {
@@ -245,7 +260,7 @@ impl State {
     /// too; where none does (older versions did not write it down), it is that of `budget`.
     pub fn again(budget: &Budget, records: impl IntoIterator<Item = Record>) -> State {
         let records: Vec<Record> = records.into_iter().collect();
-        let first = records.iter().find_map(|r| if let Record::Tree { nodes } = r { Some(nodes) } else { None });
+        let first = records.iter().find_map(|r| if let Record::Tree { nodes, .. } = r { Some(nodes) } else { None });
         let budget = first.map_or_else(|| budget.clone(), |nodes| budget.replanted(nodes));
         let mut state = State { budget, next: 1, ..State::default() };
         records.iter().for_each(|r| apply(&mut state, r));
@@ -255,7 +270,7 @@ impl State {
     /// All of it, as records that make it again.
     pub fn checkpoint(&self) -> Vec<Record> {
         let machines = self.machines.values().map(|m| Record::Kept { machine: Box::new(kept(m)) });
-        let tree = Record::Tree { nodes: self.budget.tree() };
+        let tree = Record::Tree { nodes: self.budget.tree(), at_ms: None };
         let nodes = self.budget.nodes().iter().zip(self.budget.tree());
         let spent = nodes.map(|(n, (name, above))| Record::Spent { name, ledger: n.ledger(), above: Some(above) });
         let others = self.budget.others().map(|n| Record::SpentFor { name: n.name.clone(), ledger: n.ledger() });

@@ -141,7 +141,7 @@ impl Provisioner {
             left = left.saturating_sub(fill.slots);
             let number = self.state.next;
             let paid_ms = self.now + price.billing.first_ms();
-            let owner = self.payer(owner);
+            let owner = owner.to_string();
             self.record(Record::Intended { number, offer, kind, owner, need, price, at_ms: self.now, paid_ms, awaited: true });
             round.rented.push(number);
         }
@@ -216,11 +216,6 @@ impl Provisioner {
     /// Nothing can be launched for now: what the provider said.
     pub(crate) fn blocked_by(&self) -> Option<&str> {
         self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(_, text)| text.as_str())
-    }
-
-    fn payer(&self, owner: &str) -> String {
-        let budget = &self.state.budget;
-        budget.nodes().get(budget.node_of(owner)).map_or_else(String::new, |n| n.name.clone())
     }
 
     fn never(&self, demand: &Demand) -> Option<UnmetWhy> {

@@ -75,9 +75,19 @@ impl Provisioner {
     pub(crate) fn budget_is(&mut self, budget: Budget) {
         let nodes = budget.tree();
         if !self.state.has_tree || self.state.budget.tree() != nodes {
-            self.record(Record::Tree { nodes });
+            // What they cost less than was charged is given back to who paid for it.
+            let named: Vec<u64> = self.machines().filter(|m| m.stage == Stage::Named).map(|m| m.number).collect();
+            named.into_iter().for_each(|number| self.settle(number));
+            self.record(Record::Tree { nodes, at_ms: Some(self.now) });
         }
         self.state.budget = self.state.budget.recapped(budget);
+    }
+
+    /// On the spot market its last lease cost less than the bid until now.
+    pub(crate) fn settle(&mut self, number: u64) {
+        let Some(m) = self.state.machines.get(&number).filter(|m| m.rate_max < m.price.ceiling) else { return };
+        let (rate_max, paid_ms) = (m.rate_max, m.paid_ms);
+        self.record(Record::Leased { number, at_ms: self.now.min(paid_ms), rate_max, paid_ms });
     }
 
     /// Prices of the spot market now, by type.

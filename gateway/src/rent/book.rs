@@ -242,8 +242,9 @@ fn row(record: &Record) -> Row {
             let (spent, other) = (Record::Spent { name: name.clone(), ledger: ledger.clone(), above: None }, true);
             Row { other, ..row(&spent) }
         }
-        Record::Tree { nodes } => {
-            Row { what: NEXT, tree: nodes.iter().flat_map(|(name, above)| [name.clone(), above.clone()]).collect(), ..Row::default() }
+        Record::Tree { nodes, at_ms } => {
+            let tree = nodes.iter().flat_map(|(name, above)| [name.clone(), above.clone()]).collect();
+            Row { what: NEXT, at_ms: at_ms.unwrap_or(0), tree, ..Row::default() }
         }
         Record::Next { number } => Row { what: NEXT, number: *number, ..Row::default() },
         Record::Currency { name } => Row { what: CURRENCY, name: name.clone(), ..Row::default() },
@@ -279,7 +280,10 @@ fn record(row: Row) -> Option<Record> {
             }
         }
         NEXT if row.came => Record::Came { number },
-        NEXT if !row.tree.is_empty() => Record::Tree { nodes: row.tree.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect() },
+        NEXT if !row.tree.is_empty() => {
+            let nodes = row.tree.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+            Record::Tree { nodes, at_ms: (row.at_ms > 0).then_some(row.at_ms) }
+        }
         NEXT => Record::Next { number },
         CURRENCY => Record::Currency { name: row.name },
         LEFT_ALONE => {
@@ -352,7 +356,8 @@ mod tests {
         }
         let machine = Machine::again(&booting, Stage::Named, "i-12".into(), None, 7).map(Box::new).unwrap();
         all.extend([booting, Record::Kept { machine }, Record::Came { number: 12 }]);
-        all.push(Record::Tree { nodes: [("budget", ""), ("lab", "budget")].map(|(name, above)| (name.to_string(), above.to_string())).to_vec() });
+        let nodes = [("budget", ""), ("lab", "budget")].map(|(name, above)| (name.to_string(), above.to_string())).to_vec();
+        all.extend([None, Some(1_000)].map(|at_ms| Record::Tree { nodes: nodes.clone(), at_ms }));
         all
     }
 

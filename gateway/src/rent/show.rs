@@ -1,7 +1,7 @@
 //! Rented machines and budgets as messages and in the log, for people.
 
 use intergrid_proto::pb;
-use intergrid_provision::{Machine, Need, Node, Provisioner, Record};
+use intergrid_provision::{Budget, Machine, Need, Node, Provisioner, Record};
 
 use super::{is_unknown, label};
 use crate::backend::Account;
@@ -11,7 +11,7 @@ const DAY_MS: u64 = 86_400_000;
 /// All of it, as of `now_ms` since 1970.
 pub fn account(gateway: &str, p: &Provisioner, now_ms: u64) -> Account {
     let currency = &p.catalogue().currency;
-    let machines = p.machines().map(|m| machine(gateway, m, now_ms)).collect();
+    let machines = p.machines().map(|m| machine(gateway, m, p.budget(), now_ms)).collect();
     // What asks for no money has no budget to show.
     let spending = if currency.is_empty() { Vec::new() } else { budgets(p, now_ms) };
     Account { machines, spending, currency: currency.clone() }
@@ -33,7 +33,8 @@ fn budgets(p: &Provisioner, now_ms: u64) -> Vec<pb::Spending> {
     own.chain(others.filter(|s| s.rate_micro > 0 || s.month_micro > 0)).collect()
 }
 
-fn machine(gateway: &str, m: &Machine, now_ms: u64) -> pb::Machine {
+fn machine(gateway: &str, m: &Machine, budget: &Budget, now_ms: u64) -> pb::Machine {
+    let payer = budget.nodes().get(budget.node_of(&m.owner));
     pb::Machine {
         name: label(gateway, m.number),
         id: m.id.clone(),
@@ -41,7 +42,7 @@ fn machine(gateway: &str, m: &Machine, now_ms: u64) -> pb::Machine {
         zone: m.offer.zone.clone(),
         spot: m.offer.spot,
         state: m.state(),
-        owner: m.owner.clone(),
+        owner: payer.map_or_else(String::new, |n| n.name.clone()),
         rate_micro: m.price.ceiling.0,
         age_ms: now_ms.saturating_sub(m.since_ms),
         paid_ms: m.paid_ms.saturating_sub(now_ms),
@@ -94,7 +95,7 @@ pub fn log(gateway: &str, record: &Record) {
 #[cfg(test)]
 mod tests {
     use intergrid_proto::Shape;
-    use intergrid_provision::{Billing, Budget, Caps, Catalogue, Demand, Input, MachineType, Offer, OfferKey, Outcome, Price, Settings, Terms};
+    use intergrid_provision::{Billing, Caps, Catalogue, Demand, Input, MachineType, Offer, OfferKey, Outcome, Price, Settings, Terms};
 
     use super::*;
     use crate::rent::{RentConfig, for_rent};
@@ -147,6 +148,12 @@ mod tests {
             let resumed = Provisioner::resume(settings(), again.catalogue().clone(), again.budget().clone(), records, later);
             assert_eq!(shown(&p, later), shown(&resumed, later));
         }
+
+        // One who has no budget any more is listed likewise, below the one that pays now.
+        let root = Budget::new(p.budget().nodes()[0].caps, &[]).unwrap();
+        let without = Provisioner::resume(settings(), p.catalogue().clone(), root, p.checkpoint(), later);
+        assert_eq!(of(&[("budget", [120, 60, 16, 20]), ("alice", [60, 60, 10, 10]), ("bob", [60, 0, 6, 10])]), shown(&without, later));
+        assert_eq!(vec!["budget", "budget"], account("burst", &without, later).machines.iter().map(|m| m.owner.as_str()).collect::<Vec<_>>());
 
         // What was not used is given back; what was is still his.
         p.step(Input::End(2), later);

@@ -239,16 +239,25 @@ impl World {
         up.into_iter().for_each(|number| self.after(2_000, Event::Input(Input::Attached(number))));
     }
 
-    /// Who stays has been charged what he was; more only for the leases of machines that are below him now, and were not.
+    /// Who stays has been charged what he was; more only for what is left of the leases of machines that are below him now, and were not, and less for
+    /// those that were, and are not.
     fn keeps_what_was_charged(&self, again: &Provisioner) {
         let (was, is) = (&self.known, again.budget());
         let is_below = |b: &Budget, m: &Machine, name: &str| b.path(b.node_of(&m.owner)).any(|n| b.nodes()[n].name == name);
         for node in is.nodes() {
             let Some(old) = was.nodes().iter().find(|n| n.name == node.name) else { continue };
-            let come = again.machines().filter(|m| m.may_exist() && is_below(is, m, &node.name) && !is_below(was, m, &node.name));
-            let leases = come.flat_map(|m| m.charge(m.settled_ms, m.paid_ms)).fold(Money(0), |sum, (_, money)| sum.plus(money));
-            assert_eq!(old.total().plus(leases), node.total(), "charged to {}", node.name);
-            assert!(old.ledger().days.iter().all(|(day, money)| node.of_day(*day) >= *money), "charged to each day of {}", node.name);
+            let one_of = |a: &Budget, b: &Budget| {
+                let machines = again.machines().filter(|m| m.may_exist() && is_below(a, m, &node.name) && !is_below(b, m, &node.name));
+                machines.flat_map(|m| m.charge(m.settled_ms, m.paid_ms)).collect::<Vec<_>>()
+            };
+            let sum = |days: &[(u64, Money)]| days.iter().fold(Money(0), |sum, (_, money)| sum.plus(*money));
+            let (come, mut gone) = (one_of(is, was), one_of(was, is));
+            gone.iter_mut().for_each(|(_, money)| *money = money.less(Money(1)));
+            assert_eq!(old.total().plus(sum(&come)), node.total().plus(sum(&gone)), "charged to {}", node.name);
+            for (day, money) in old.ledger().days {
+                let gone: Vec<_> = gone.iter().copied().filter(|(d, _)| *d == day).collect();
+                assert!(node.of_day(day).plus(sum(&gone)) >= money, "charged to each day of {}", node.name);
+            }
         }
     }
 

@@ -111,8 +111,109 @@ fn an_owner_who_is_put_below_another_does_not_make_room_there() {
     end(&mut p, &[2, 3], TEN + 2 * MINUTE);
     assert_eq!(rates(&p), [("budget", "0.10".into()), ("lab", "0.10".into()), ("ann", "0.00".into())]);
     assert_eq!(1, rent(&mut p, "lab", 3, TEN + 3 * MINUTE), "0.20 an hour, and no more");
-    // What the two were given back they had been charged: each node still has the first one's lease.
-    assert!(before[1] >= 50_000 && charged(&p)[1] >= 33_333, "{before:?}, {:?}", charged(&p));
+    // What the two were given back they had been charged, nine minutes of each lease: each node still has the first one's.
+    assert!(before[1] >= 46_666 && charged(&p)[1] >= 33_333, "{before:?}, {:?}", charged(&p));
+}
+
+#[test]
+fn what_is_left_of_a_lease_goes_where_its_owner_goes_and_what_was_spent_stays() {
+    let of = |above: &str| tree(&[("lab", None, "1"), ("lab2", None, "1"), ("ann", Some(above), "1")]);
+    // Does a checkpoint take the place of the records?
+    for is_whole in [false, true] {
+        let (s, c) = terms("USD");
+        let mut p = Provisioner::new(s, c, of("lab"));
+        assert_eq!(2, rent(&mut p, "ann", 2, TEN));
+        let (mut records, _) = (p.checkpoint(), p.take());
+        let mut begun = |p: &mut Provisioner, budget: Budget, now: u64| {
+            records.extend(p.take().0);
+            if is_whole {
+                records = p.checkpoint();
+            }
+            *p = again(budget, records.clone(), now);
+        };
+        let charged = |p: &Provisioner, name: &str| p.budget().nodes().iter().find(|n| n.name == name).map_or(0, |n| n.total().0);
+        begun(&mut p, of("lab2"), TEN + 2 * MINUTE);
+        let left = [charged(&p, "lab"), charged(&p, "lab2")];
+        assert!(
+            (6_660..6_700).contains(&left[0]) && (26_660..26_700).contains(&left[1]),
+            "two minutes of two, and the eight that are left: {left:?}"
+        );
+        begun(&mut p, of("lab"), TEN + 4 * MINUTE);
+        begun(&mut p, tree(&[("bob", None, "1"), ("lab", Some("bob"), "1"), ("lab2", None, "1")]), TEN + 5 * MINUTE);
+        assert_eq!(0, charged(&p, "bob"));
+        let others: Vec<&str> = p.budget().others().map(|n| n.name.as_str()).collect();
+        assert_eq!(vec!["ann"], others, "she is listed: machines work for her");
+        let back = tree(&[("bob", None, "1"), ("lab", Some("bob"), "1"), ("lab2", None, "1"), ("ann", Some("lab"), "1")]);
+        let (settings, catalogue) = terms("USD");
+        p.step(Input::Terms(Box::new(Terms { settings, catalogue, budget: back.clone() })), TEN + 6 * MINUTE);
+        end(&mut p, &[1, 2], TEN + 8 * MINUTE);
+        begun(&mut p, back, TEN + 9 * MINUTE);
+        assert_eq!(0, p.machines().count());
+        // A minute of the two is 3,333. What is given back is rounded down.
+        for (name, minutes) in [("budget", 8), ("lab", 5), ("lab2", 2), ("bob", 2), ("ann", 2)] {
+            let spent = minutes * 10_000 / 3;
+            assert!((spent - 5..spent + 40).contains(&charged(&p, name)), "{name}: {minutes} minutes, {}", charged(&p, name));
+        }
+    }
+}
+
+#[test]
+fn an_hour_that_has_begun_is_spent_where_its_owner_stood_then() {
+    let resume = |budget: Budget, records: Vec<Record>, now: u64| {
+        let catalogue = catalogue(&[("m", 2)], vec![offer("m", "0.10", Billing::Hour)]);
+        Provisioner::resume(settings(), catalogue, budget, records, now)
+    };
+    let of = |above: &str| tree(&[("lab", None, "1"), ("lab2", None, "1"), ("ann", Some(above), "1")]);
+    let mut p = resume(of("lab"), Vec::new(), TEN);
+    assert_eq!(1, rent(&mut p, "ann", 1, TEN));
+    let mut p = resume(of("lab2"), p.checkpoint(), TEN + 30 * MINUTE);
+    let charged = |p: &Provisioner| ["lab", "lab2"].map(|name| p.budget().nodes()[p.budget().node_of(name)].total().0);
+    assert_eq!([100_000, 0], charged(&p));
+    p.step(Input::Attached(1), TEN + 31 * MINUTE);
+    p.step(Input::Busy(1, 2), TEN + 31 * MINUTE);
+    p.step(Input::Tick, TEN + 58 * MINUTE);
+    assert_eq!([100_000, 100_000], charged(&p), "her next one");
+}
+
+#[test]
+fn machines_that_run_count_for_an_owner_who_gets_a_budget() {
+    let (with, without) = (|| tree(&[("bob", None, "0.20")]), || tree(&[]));
+    let (s, c) = terms("USD");
+    let mut p = Provisioner::new(s, c, without());
+    assert_eq!(2, rent(&mut p, "bob", 2, TEN));
+    // Older versions wrote that the root paid.
+    let old = |records: Vec<Record>| -> Vec<Record> {
+        let one = |record| match record {
+            Record::Kept { mut machine } => {
+                machine.owner = "budget".into();
+                Record::Kept { machine }
+            }
+            other => other,
+        };
+        records.into_iter().map(one).collect()
+    };
+    let records = p.checkpoint();
+    let later = TEN + MINUTE;
+    let (settings, catalogue) = terms("USD");
+    p.step(Input::Terms(Box::new(Terms { settings, catalogue, budget: with() })), later);
+    // They left him where he was when he got his budget, and a checkpoint says that he has one.
+    let mut left = again(with(), records.clone(), later).checkpoint();
+    for record in &mut left {
+        if let Record::Spent { name, ledger, .. } = record
+            && *name == "bob"
+        {
+            *ledger = Ledger::default();
+        }
+    }
+    for mut p in [p, again(with(), records.clone(), later), again(with(), old(records), later), again(with(), old(left), later)] {
+        assert_eq!(rates(&p), [("budget", "0.20".into()), ("bob", "0.20".into())]);
+        [1, 2].into_iter().for_each(|number| p.step(Input::Busy(number, 2), later));
+        p.step(wanted("bob"), later);
+        assert_eq!((0, "budget rate of bob"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+        end(&mut p, &[1, 2], TEN + 2 * MINUTE);
+        let charged: Vec<u64> = p.budget().nodes().iter().map(|n| n.total().0).collect();
+        assert!((6_660..6_700).contains(&charged[0]) && (3_330..3_400).contains(&charged[1]), "a minute of two is his: {charged:?}");
+    }
 }
 
 #[test]
