@@ -164,7 +164,7 @@ identity = \"{IDENTITY}\"
 
 [[trust]]
 ca = \"{IDENTITY}/ca.pem\"
-may = [\"user\", \"admin\"]
+may = [\"user\", \"admin\"]   # and \"agent\", which [pilots] need
 
 # The broker above, which places work here for its own users.
 # [[trust]]
@@ -220,6 +220,7 @@ mod tests {
         let text = text("campus", Path::new("/shared/a \"b\""), &seen(&queues)).unwrap();
         let table: toml::Table = text.parse().unwrap();
         let names: Vec<_> = table["slurm"]["partitions"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        assert!(text.contains("\"agent\", which [pilots] need"), "{text}");
         assert_eq!((vec!["batch", "odd\"name"], Some("/shared/a \"b\"")), (names, table["slurm"]["directory"].as_str()));
         assert!((20..=40).contains(&text.lines().count()), "{text}");
         assert!(super::text("campus", Path::new("/s"), &seen(&queues[2..])).is_err());

@@ -79,6 +79,8 @@ pub struct GatewayConfig {
     pub pilots: Option<PilotsConfig>,
     /// Machines that are rented.
     pub cloud: Option<CloudConfig>,
+    /// Where `[cloud]` or `[pilots]` is written: the section whose machines are given certificates.
+    pub joined_by: Option<String>,
 }
 
 /// `broker.toml`.
@@ -197,18 +199,20 @@ impl GatewayConfig {
             source.resolve(program);
         }
         let pilots = file.pilots.as_ref().map(|section| pilots::read(section, lrms.as_ref(), &source)).transpose()?;
-        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms, pilots, cloud })
+        let joined_by = [("cloud", file.cloud.as_ref().map(Spanned::span)), ("pilots", file.pilots.as_ref().map(Spanned::span))];
+        let joined_by = joined_by.into_iter().find_map(|(name, span)| Some(format!("{}: [{name}]", source.place(span?))));
+        Ok(GatewayConfig { site: file.site(&source)?, agents, lrms, pilots, cloud, joined_by })
     }
 
     /// What it names is there and fits.
     pub fn check(&self) -> Result<(), Refusal> {
         self.site.check()?;
-        if self.cloud.is_some() {
-            self.site.check_rents()?;
+        if let Some(section) = &self.joined_by {
+            self.site.check_joins(section)?;
         }
         // Agents that have their certificates need no key.
         let has_key = || self.site.identity.join("ca.key").exists();
-        if self.pilots.is_some() || matches!(self.agents, AgentsConfig::Process { .. }) && has_key() {
+        if matches!(self.agents, AgentsConfig::Process { .. }) && has_key() {
             self.site.check_issues()?;
         }
         if let Some(CloudConfig { provider: CloudProvider::Process { program: Some(program) }, .. }) = &self.cloud {
@@ -291,8 +295,8 @@ impl SiteConfig {
         issue::token(&self.identity, &self.name, Validity::of(Duration::ZERO)).map(drop)
     }
 
-    /// Machines that are rented can be given certificates, and are let in with them.
-    fn check_rents(&self) -> Result<(), Refusal> {
+    /// Machines that are rented, or are jobs, can be given certificates, and are let in with them.
+    fn check_joins(&self, section: &str) -> Result<(), Refusal> {
         self.check_issues()?;
         let ours = CaId::all(Identity::load(&self.identity)?.ca_pem()?)?;
         for trust in self.trust.iter().filter(|t| t.may.contains(&Role::Agent)) {
@@ -301,7 +305,7 @@ impl SiteConfig {
             }
         }
         let ca = self.identity.join("ca.pem");
-        let message = format!("[cloud] no [[trust]] of this site's own CA, {}, has \"agent\" in `may`: no machine could ever attach", ca.display());
+        let message = format!("{section} no [[trust]] of this site's own CA, {}, has \"agent\" in `may`: no machine could ever attach", ca.display());
         Err(Refusal::invalid(message).remedy("write \"agent\" into `may` of the [[trust]] with this CA"))
     }
 }
@@ -477,12 +481,16 @@ impl Source {
     }
 
     fn refuse(&self, span: impl Into<Option<Range<usize>>>, what: &str) -> Refusal {
+        Refusal::invalid(format!("{}: {what}", self.place(span)))
+    }
+
+    fn place(&self, span: impl Into<Option<Range<usize>>>) -> String {
         let place = span.into().map_or(String::new(), |span| {
             let before = self.text.get(..span.start).unwrap_or(&self.text);
             let line_start = before.rfind('\n').map_or(0, |n| n + 1);
             format!(":{}:{}", before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
         });
-        Refusal::invalid(format!("{}{place}: {what}", self.path.display()))
+        format!("{}{place}", self.path.display())
     }
 
     fn resolve(&self, path: &mut PathBuf) {

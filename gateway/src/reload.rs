@@ -74,7 +74,7 @@ impl Reload {
 /// What differs and may not, by its name in the file.
 fn fixed(old: &GatewayConfig, new: &GatewayConfig) -> Vec<String> {
     // A field that comes has to be put here, or to be let change.
-    let GatewayConfig { site, agents, lrms, pilots, cloud } = old;
+    let GatewayConfig { site, agents, lrms, pilots, cloud, joined_by: _ } = old;
     let SiteConfig { name, listen, state, identity, trust, parent, limits, metrics, traces } = site;
     let of = &new.site;
     let same = [

@@ -332,14 +332,21 @@ fn who_rents_can_give_certificates_and_lets_in_whom_he_gave_them() {
     let check = || GatewayConfig::load(&path).unwrap().check().map_err(|e| e.to_string());
     let at = |name: &str| dir.path().join(name);
     issue::new_site(at("identity"), "campus", &[]).unwrap();
-    let refused = check().unwrap_err();
-    assert!(refused.contains("no [[trust]] of this site's own CA") && refused.contains("identity/ca.pem"), "{refused}");
+    // Where the section is written, and what is missing.
+    let lets_none_in = |section: &str| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = 1 + text.lines().position(|l| l == section).unwrap();
+        let refused = check().unwrap_err();
+        let place = format!("{}:{line}:1: {section} no [[trust]] of this site's own CA", path.display());
+        assert!([place.as_str(), "identity/ca.pem", "\"agent\" into `may`"].iter().all(|w| refused.contains(w)), "{refused}");
+    };
+    lets_none_in("[cloud]");
     // Another CA's agents are not those that are rented.
     issue::new_site(at("other"), "other", &[]).unwrap();
     let other = "[[trust]]\nca = \"other/ca.pem\"\nmay = [\"agent\"]\n";
     let with = |trust: &str| std::fs::write(&path, format!("{}{CLOUD}", before.replace("[limits]", &format!("{trust}[limits]")))).unwrap();
     with(other);
-    assert_eq!(Err(refused), check());
+    lets_none_in("[cloud]");
     with(&other.replace("other", "identity"));
     assert_eq!(Ok(()), check());
     let ours = CLOUD.replacen("provider = \"process\"", "provider = \"process\"\nprogram = \"agent\"", 1);
@@ -361,12 +368,15 @@ fn who_rents_can_give_certificates_and_lets_in_whom_he_gave_them() {
     let cluster = format!("[slurm]{}{PILOTS}", cluster.replace("accounting = true", "account = \"self\""));
     let processes = "[agents]\nprovider = \"process\"\nagents = 1\n";
     for backend in [processes, cluster.as_str()] {
-        std::fs::write(&path, format!("{before}{backend}")).unwrap();
+        std::fs::write(&path, format!("{whole}{backend}")).unwrap();
         assert!(check().is_err_and(is_other), "{backend}: {:?}", check());
         std::fs::write(at("identity/ca.key"), &key).unwrap();
         assert_eq!(Ok(()), check(), "{backend}");
         std::fs::copy(at("other/ca.key"), at("identity/ca.key")).unwrap();
     }
+    std::fs::write(at("identity/ca.key"), &key).unwrap();
+    std::fs::write(&path, format!("{before}{cluster}")).unwrap();
+    lets_none_in("[pilots]");
     with(&other.replace("other", "identity"));
     std::fs::remove_file(at("identity/ca.key")).unwrap();
     let refused = check().unwrap_err();

@@ -95,6 +95,11 @@ impl Role {
             Role::Join => "join",
         }
     }
+
+    /// What a `may` has to have for it: who may join is let in where agents are.
+    pub fn in_may(self) -> Role {
+        if self == Role::Join { Role::Agent } else { self }
+    }
 }
 
 /// What a certificate says of its holder.

@@ -81,8 +81,10 @@ impl Peer {
             return Ok(());
         }
         let (needed, has) = (names(roles, " or "), names(&self.roles, ", "));
+        let allow: Vec<String> = roles.iter().map(|r| format!("{:?}", r.in_may().name())).collect();
         Err(Refusal::new(RefusalKind::NotAuthorised, format!("{self} may not do this: it needs the role {needed}, and has {has}")).remedy(format!(
-            "use a certificate with that role, or add it to `may` of its CA in [[trust]] (a {} can be {})",
+            "use a certificate with that role, or add {} to `may` of its CA in [[trust]] (a {} can be {})",
+            allow.join(" or "),
             self.cert_role.name(),
             names(self.cert_role.may_be(), ", ")
         )))
@@ -175,7 +177,7 @@ impl Trust {
             heard: Heard::default(),
         };
         for (may, on_behalf) in &ca.entries {
-            let allowed = |r: &Role| may.contains(if *r == Role::Join { &Role::Agent } else { r });
+            let allowed = |r: &Role| may.contains(&r.in_may());
             let roles: Vec<Role> = cert.role.may_be().iter().copied().filter(allowed).collect();
             // Only an entry that allows delegates says for whom they may act.
             if roles.contains(&Role::Delegate) {

@@ -399,6 +399,8 @@ async fn a_machine_makes_its_own_key_and_a_token_may_only_join() {
     says(&ask(&agents, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["join m1", "and has join"]);
     let users = world.campus(&[("campus", USERS)], Limits::default()).await;
     says(&ask(&users, &token).await.unwrap_err(), RefusalKind::NotAuthorised, &["it has no right there"]);
+    // No `may` knows the word join.
+    logged(&["who=join m1", "it needs the role join, and has none", "add \"agent\" to `may`"]).await;
     // Late, a new one is needed, and no certificate.
     let late = world.path("late.token");
     std::fs::write(&late, issue::token(&site, "m1", Validity::expired()).unwrap()).unwrap();
