@@ -308,6 +308,11 @@ impl Core {
         self.lives.iter().filter_map(|(k, l)| if let Stage::Running(pid) = l.stage { Some((*k, pid)) } else { None })
     }
 
+    /// Is this one stopped for now?
+    pub fn is_suspended(&self, key: Key) -> bool {
+        self.lives.get(&key).is_some_and(|l| l.suspended)
+    }
+
     /// For whom a placement's tasks run.
     pub fn principal(&self, number: u64) -> Option<&str> {
         self.state.placements.get(&number).map(|p| p.name.origin.principal.as_str())

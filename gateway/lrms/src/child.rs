@@ -46,7 +46,7 @@ pub enum Say {
 /// What a child tells of a job.
 #[derive(Debug, Default)]
 pub struct Told {
-    /// Waiting and running.
+    /// Waiting, running and suspended.
     pub phases: Vec<(Phase, u64)>,
     /// By placement.
     pub tasks: Vec<(u64, TaskSet)>,
@@ -318,7 +318,10 @@ impl Child {
     fn tell_of(&self, job: u64) -> Told {
         let tasks = self.core.tasks_of(job);
         let all: u64 = tasks.iter().map(|(_, t)| t.len()).sum();
-        let running = self.core.running().filter(|((n, t), _)| tasks.iter().any(|(m, set)| m == n && set.contains(*t))).count() as u64;
-        Told { phases: vec![(Phase::Placed, all - running), (Phase::Running, running)], tasks }
+        let is_of = |(n, t): Key| tasks.iter().any(|(m, set)| *m == n && set.contains(t));
+        let (stopped, running): (Vec<Key>, Vec<Key>) =
+            self.core.running().map(|(k, _)| k).filter(|k| is_of(*k)).partition(|k| self.core.is_suspended(*k));
+        let (stopped, running) = (stopped.len() as u64, running.len() as u64);
+        Told { phases: vec![(Phase::Placed, all - running - stopped), (Phase::Running, running), (Phase::Suspended, stopped)], tasks }
     }
 }

@@ -122,15 +122,22 @@ impl Backend for LrmsPool {
             let asked = |number: u64, task: u32| {
                 told.tasks.iter().any(|(n, set)| *n == number && set.contains(task)) && tasks.as_ref().is_none_or(|t| t.contains(task))
             };
+            let closed = driver.queues().into_iter().find(|q| q.name == queue).and_then(|q| q.closed);
+            let there = closed.as_ref().map_or_else(|| queue.clone(), |why| format!("{queue}, closed: {why}"));
             let reason = |((wait, word), n): ((Wait, String), u64)| {
                 let (kind, remedy) = match wait {
+                    Wait::Turn | Wait::Requeued | Wait::Other if closed.is_some() => (ReasonKind::Draining, ""),
                     Wait::Turn | Wait::Requeued | Wait::Other => (ReasonKind::AllBusy, ""),
                     Wait::Limit => (ReasonKind::OverLimit, ""),
                     Wait::Held => (ReasonKind::WaitsBelow, "who holds it there, its account's owner or the site's administrator, releases it"),
                     Wait::Never => (ReasonKind::NoFit, ""),
                     Wait::Broken => (ReasonKind::StartFailed, ""),
                 };
-                Reason::new(kind, format!("{n} of its tasks wait in {} ({queue}): {word}", driver.name())).remedy(remedy).into()
+                Reason::new(kind, format!("{n} of its tasks wait in {} ({there}): {word}", driver.name())).remedy(remedy).into()
+            };
+            let stopped = |n: u64| {
+                let kind = if closed.is_some() { ReasonKind::Draining } else { ReasonKind::WaitsBelow };
+                Reason::new(kind, format!("{n} of its tasks are suspended in {} ({there})", driver.name())).into()
             };
             let unheard = |(machine, n): (String, u64)| {
                 let text = format!("{n} of its tasks are on {machine}, which {} does not hear of", driver.name());
@@ -147,7 +154,8 @@ impl Backend for LrmsPool {
             };
             let waits = driver.waits(&queue, asked).into_iter().map(reason);
             let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold));
-            let reasons: Vec<pb::Reason> = waits.chain(lost).collect();
+            let stopped = Some(driver.suspended(&queue, asked)).filter(|n| *n > 0).map(stopped);
+            let reasons: Vec<pb::Reason> = waits.chain(stopped).chain(lost).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };
             let counts = told.phases.into_iter().filter(|(_, n)| *n > 0).map(count).collect();
             Ok(pb::Explanation { site: Some(hop.into()), counts, reasons, ..Default::default() })

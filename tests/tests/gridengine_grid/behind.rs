@@ -18,6 +18,8 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     let task = site.until_listed("r")[0].replacen(" r ", ".", 1);
     site.cluster.run("qmod", &["-sj", &task]);
     ann.until_phase(&job, "suspended", 1);
+    let said = ann.run(&["explain", &job]).out;
+    assert!(said.contains("waits-below: 1 of its tasks are suspended in gridengine"), "{said}");
     site.cluster.run("qmod", &["-usj", &task]);
     ann.until_phase(&job, "running", 1);
     site.cluster.run("qdel", &[&task]);

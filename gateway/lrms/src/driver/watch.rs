@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 
 use super::send::Back;
 use super::{Driver, account, pause};
-use crate::books::{Claimed, Found, Place, Seen, Step};
+use crate::books::{Claimed, Found, Place, Seen, Step, Watch};
 use crate::command::Account;
 use crate::command::own_account;
 use crate::doctor::BLIND_REMEDY;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
-use crate::lrms::{How, LrmsId, Over, Queue, Record, Wait};
+use crate::lrms::{How, LrmsId, Over, Queue, Record, State, Wait};
 use crate::script::ExitRecord;
 use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
 
@@ -421,12 +421,23 @@ impl Driver {
         for sub in self.lock().books.subs().filter(|s| s.intent.queue == queue) {
             for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && !w.started) {
                 let Some((number, index)) = sub.intent.tasks.get(*position as usize - 1) else { continue };
-                if let (Some(crate::lrms::State::Pending(wait, why)), true) = (&watch.entry, is_asked(*number, *index)) {
+                if let (Some(State::Pending(wait, why)), true) = (&watch.entry, is_asked(*number, *index)) {
                     *out.entry((*wait, why.clone())).or_default() += 1;
                 }
             }
         }
         out
+    }
+
+    /// Tasks of a queue that are suspended there: how many.
+    pub fn suspended(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> u64 {
+        let inner = self.lock();
+        let is_suspended = |w: &Watch| !w.over && w.entry == Some(State::Suspended);
+        let of = |s: &crate::books::Sub| {
+            let tasks = (1..).zip(&s.intent.tasks);
+            tasks.filter(|(position, (number, index))| s.tasks.get(position).is_some_and(is_suspended) && is_asked(*number, *index)).count() as u64
+        };
+        inner.books.subs().filter(|s| s.intent.queue == queue).map(of).sum()
     }
 
     /// Tasks of a queue that are over, or gone, while the books that say how can't be read: how many, and why.

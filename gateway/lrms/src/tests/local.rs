@@ -41,6 +41,8 @@ pub struct Wrong {
     pub forgetful: bool,
     /// Its books have another's job under each number.
     pub renumbered: bool,
+    /// Its queue is suspended, says that it is, and lets what runs run on.
+    pub suspended: bool,
     /// Its queue refuses our account.
     pub denies: bool,
     /// Whose payload is killed, is told to have had too much memory.
@@ -238,7 +240,11 @@ impl Lrms for Local {
                 position: *position,
                 tag: t.tag.clone(),
                 owner: String::new(),
-                state: if t.began { State::Running } else { State::Pending(Wait::Turn, "Resources".into()) },
+                state: match t.began {
+                    true if s.wrong.suspended => State::Suspended,
+                    true => State::Running,
+                    false => State::Pending(Wait::Turn, "Resources".into()),
+                },
                 slots: 1,
                 machine: String::new(),
                 restarts: 0,
@@ -260,6 +266,7 @@ impl Lrms for Local {
                 machines: 1,
                 machine_slots: slots,
                 machine_memory_bytes: 8 << 30,
+                closed: s.wrong.suspended.then(|| "suspended".into()),
                 denied: s.wrong.denies.then(|| (Account::Own, "me is in none of its user_lists: physics".into())).into_iter().collect(),
                 ..Queue::default()
             }]

@@ -3,6 +3,7 @@
 
 mod local;
 mod pilots;
+mod told;
 
 use std::path::Path;
 use std::sync::Arc;
