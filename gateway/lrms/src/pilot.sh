@@ -3,7 +3,7 @@
 umask 077
 cd "$grid_dir" || exit 121
 (set -C; echo "${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:-${JOB_ID:-0}}} ${SLURMD_NODENAME:-$(uname -n)} $$" >claim) 2>/dev/null || exit 120
-# Its key, its spool and its tasks' directories are on this machine's own disk, and go with it.
+# Its key, its spool and its tasks' directories are on this machine's own disk, and go with it, unless this script is killed outright.
 work=$(mktemp -d "${TMPDIR:-/tmp}/grid-pilot.XXXXXXXXXX") || exit 121
 agent=
 on_term() {
