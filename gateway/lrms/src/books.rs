@@ -90,10 +90,20 @@ pub struct Sub {
     pub fresh: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
+    /// What somebody else has called these since.
+    pub renamed: BTreeMap<LrmsId, String>,
     /// Why its tasks go back, where the LRMS turns out not to have it; None: an earlier process knew.
     pub doubt: Option<Reason>,
     /// By position; removed when nothing is left of it.
     pub tasks: BTreeMap<u32, Watch>,
+}
+
+impl Sub {
+    /// Is a job of this number and this name one of its? Empty: the books do not have the name. An LRMS that has lost its state gives numbers twice.
+    pub fn has(&self, id: LrmsId, name: &str) -> bool {
+        let renamed = || self.renamed.get(&id).is_some_and(|given| name.is_empty() || name == given);
+        self.ids.contains(&id) && (name == self.intent.tag || renamed())
+    }
 }
 
 /// What a look at claims and records has found.
@@ -145,6 +155,8 @@ pub struct Stray {
 pub struct Books {
     /// The name of our own account; empty: not known, and nobody's jobs are told from ours.
     pub own: String,
+    /// The names of all our submissions begin so.
+    pub prefix: String,
     subs: BTreeMap<String, Sub>,
     /// By queue: each is a link of its own, with numbers of its own.
     places: HashMap<(String, Key), Place>,
@@ -163,7 +175,10 @@ impl Books {
     pub fn add(&mut self, mut intent: Intent, step: Step, now: u64) {
         let (tag, keys) = (intent.tag.clone(), std::mem::take(&mut intent.tasks));
         let fresh = step == Step::Sending;
-        self.subs.insert(tag.clone(), Sub { intent, step, sent_ms: now, fresh, ids: Vec::new(), doubt: None, tasks: BTreeMap::new() });
+        self.subs.insert(
+            tag.clone(),
+            Sub { intent, step, sent_ms: now, fresh, ids: Vec::new(), renamed: BTreeMap::new(), doubt: None, tasks: BTreeMap::new() },
+        );
         self.join(&tag, keys);
     }
 
@@ -229,6 +244,35 @@ impl Books {
             sub.step = Step::Sent;
             if !sub.ids.contains(&id) {
                 sub.ids.push(id);
+            }
+        }
+    }
+
+    /// Jobs of which something is open, by number.
+    pub fn known(&self) -> BTreeMap<LrmsId, &Sub> {
+        let open = self.subs.values().filter(|s| s.tasks.values().any(|w| !w.over));
+        open.flat_map(|s| s.ids.iter().map(move |id| (*id, s))).collect()
+    }
+
+    /// Somebody there may have renamed a job: one that we know by its number is given its tag again. A number that was given twice is known by its owner, or
+    /// by the name of another submission of ours. What has neither number nor name of ours is left out.
+    fn recognise(&mut self, entries: &mut Vec<Entry>) {
+        let known = self.known();
+        let mut renamed = Vec::new();
+        entries.retain_mut(|e| {
+            if self.subs.contains_key(&e.tag) {
+                return true;
+            }
+            let named = e.tag.starts_with(&self.prefix);
+            let is_this = |s: &&&Sub| is_his(s, &self.own, e) && !(named && e.tag.len() == s.intent.tag.len());
+            let Some(sub) = known.get(&e.id).filter(is_this) else { return named };
+            let given = std::mem::replace(&mut e.tag, sub.intent.tag.clone());
+            renamed.push((sub.intent.tag.clone(), e.id, given));
+            true
+        });
+        for (tag, id, given) in renamed {
+            if let Some(sub) = self.subs.get_mut(&tag) {
+                sub.renamed.insert(id, given);
             }
         }
     }
@@ -320,9 +364,10 @@ impl Books {
     }
 
     /// The LRMS has answered a question that was asked at `asked`: these are all that it has.
-    pub fn surveyed(&mut self, asked: u64, entries: Vec<Entry>, now: u64) -> Vec<Seen> {
+    pub fn surveyed(&mut self, asked: u64, mut entries: Vec<Entry>, now: u64) -> Vec<Seen> {
         let mut seen = Vec::new();
         let mut there: HashSet<Place> = HashSet::new();
+        self.recognise(&mut entries);
         // A controller that forgot what it did last gives a number twice: it is whose name it now has.
         let named: HashMap<LrmsId, &str> = entries.iter().map(|e| (e.id, e.tag.as_str())).collect();
         for (tag, sub) in &mut self.subs {

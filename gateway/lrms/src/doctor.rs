@@ -2,6 +2,7 @@
 //!
 //! It changes nothing that stays: test tasks and their directories are removed. What differs between systems is examined beside each of them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -98,7 +99,7 @@ pub async fn examine(lrms: &dyn Lrms, wish: &Wish) -> Vec<Finding> {
         }
     }
     // How many wait for a queue is known by a look at all jobs.
-    let listed = lrms.entries("ig-").await;
+    let listed = lrms.entries("ig-", &BTreeSet::new()).await;
     found.extend(queues(lrms, wish).await);
     match listed {
         Ok(entries) => found.push(Finding::good("queue", format!("can be listed; {} tasks in it are named as ours", entries.len()))),
@@ -260,23 +261,26 @@ fn not_taken(said: &SubmitFailure) -> &'static str {
 async fn followed(lrms: &dyn Lrms, what: &str, id: LrmsId, tag: &str, mut seen: impl AsyncFnMut() -> Option<String>) -> Vec<Finding> {
     let deadline = Instant::now() + Duration::from_millis(DOCTOR_TASK_MS);
     let mut last = "it is not in the queue".to_string();
-    let mut over = None;
+    let (mut over, mut renamed) = (None, None::<String>);
+    let ids = BTreeSet::from([id]);
     while Instant::now() < deadline {
         if let Some(said) = seen().await {
-            return vec![Finding::good(what, format!("ran as job {id}: {}", said.trim())), clock(&said)];
+            let ran = Finding::good(what, format!("ran as job {id}: {}", said.trim()));
+            return [ran, clock(&said)].into_iter().chain(renamed.as_deref().map(other_name)).collect();
         }
         if over.is_some_and(|at: Instant| at.elapsed() > Duration::from_millis(DOCTOR_CLOCK_MS_MAX)) {
             break;
         }
-        if let Some(entry) = lrms.entries(tag).await.unwrap_or_default().into_iter().find(|e| e.id == id) {
+        if let Some(entry) = lrms.entries(tag, &ids).await.unwrap_or_default().into_iter().find(|e| e.id == id) {
             last = format!("{:?}", entry.state);
+            renamed = Some(entry.tag).filter(|name| name != tag).or(renamed);
             match entry.state {
                 State::Ended(_) => over = over.or(Some(Instant::now())),
                 State::Pending(Wait::Never | Wait::Held | Wait::Broken, _) => break,
                 _ => {}
             }
         } else if over.is_none()
-            && let Some(record) = lrms.records(&[id]).await.unwrap_or_default().into_iter().find(|r| r.tag == tag)
+            && let Some(record) = lrms.records(&[id]).await.unwrap_or_default().into_iter().find(|r| r.tag == tag || Some(&r.tag) == renamed.as_ref())
         {
             // It is not listed any more.
             (last, over) = (format!("{:?} {}", record.over, record.words), Some(Instant::now()));
@@ -288,6 +292,12 @@ async fn followed(lrms: &dyn Lrms, what: &str, id: LrmsId, tag: &str, mut seen: 
         None => "see why the job waits; is the queue busy, ask again later",
     };
     vec![Finding::bad(what, format!("job {id}: {last}"), remedy)]
+}
+
+/// Of a site that renames jobs.
+fn other_name(name: &str) -> Finding {
+    let seen = format!("the site called the test job {name:?}: jobs are known by their numbers, but one whose number we were not told is not found");
+    Finding::warning("job names", seen, "let the site's own rules (a verifier, a job_submit plugin) leave the names of these accounts' jobs alone")
 }
 
 /// Of the machine that it ran on, against ours.

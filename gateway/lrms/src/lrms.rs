@@ -3,7 +3,7 @@
 //! An implementation builds argument lists, runs them with [`Hands`](crate::command::Hands), and parses; its parsers are pure and take any text. It keeps
 //! nothing durable, never retries, and never guesses: a submission whose answer it has not read is `Unknown`, and somebody looks for its tag.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -90,7 +90,7 @@ pub struct Entry {
     pub id: LrmsId,
     /// Of the array; 1 where it is a plain job.
     pub position: u32,
-    /// The job's name.
+    /// The job's name, which somebody there may have changed.
     pub tag: String,
     /// Whose it is; empty: not said.
     pub owner: String,
@@ -272,8 +272,9 @@ pub trait Lrms: Send + Sync + 'static {
     /// LRMS answered, and knows of none.
     fn find<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Vec<LrmsId>, CallFailure>>;
 
-    /// All tasks in the LRMS whose job's name begins so, of all accounts: one query. What is not in it is unknown.
-    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>>;
+    /// All tasks in the LRMS whose job's name begins so, and of arrays with these numbers whatever they are called by now, of all accounts: one query. What is
+    /// not in it is unknown.
+    fn entries<'a>(&'a self, prefix: &'a str, ids: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>>;
 
     /// All queues: one query. Those that it does not know are left out.
     fn queues(&self) -> BoxFuture<'_, Result<Vec<Queue>, CallFailure>>;

@@ -205,7 +205,7 @@ impl Inner {
             why
         };
         let own = self.own.get_or_try_init(own_account).await.map_err(|why| told(format!("our own account's name is not known: {why}")))?;
-        let entries = self.lrms.entries(&self.prefix).await.map_err(|why| told(format!("pilots can't be looked at: {why}")))?;
+        let entries = self.lrms.entries(&self.prefix, &BTreeSet::new()).await.map_err(|why| told(format!("pilots can't be looked at: {why}")))?;
         // Anybody can give his job the name of one of ours.
         let ours = entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own);
         ours.for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_)))));

@@ -1,5 +1,6 @@
 //! Options that qstat takes from a file: what they hide is shown all the same, or it is said that it is hidden.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use intergrid_lrms::doctor::Grade;
@@ -24,7 +25,7 @@ async fn a_file_of_defaults_hides_nothing_or_is_named() {
         if listed.iter().any(|l| l.contains(" r ")) { Ok(()) } else { Err(format!("{listed:?}")) }
     });
     let seen = async || {
-        let entries = engine.entries("ig-").await.map_err(|e| e.to_string())?;
+        let entries = engine.entries("ig-", &BTreeSet::new()).await.map_err(|e| e.to_string())?;
         let mut seen: Vec<_> = entries.into_iter().map(|e| (e.tag, e.state == State::Running)).collect();
         seen.sort();
         Ok::<_, String>(seen)

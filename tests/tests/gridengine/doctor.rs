@@ -53,6 +53,12 @@ async fn a_good_cluster_is_good_and_a_bad_wish_is_named() {
     let [bad] = worst(&found)[..] else { panic!("{found:#?}") };
     assert!(bad.what == format!("task as {} in short", ACCOUNTS[0]) && bad.seen.contains("Please name a project with -P"), "{bad:?}");
     assert!(bad.remedy.contains("verifier") && !bad.seen.contains("Doubtful"), "{bad:?}");
+
+    // One that gives each job a name of the site's.
+    cluster.rename_all("sitename");
+    let found = examine(&engine, &wish).await;
+    let [renamed] = worst(&found)[..] else { panic!("{found:#?}") };
+    assert!(renamed.grade == Grade::Warning && renamed.what == "job names" && renamed.seen.contains("sitename"), "{renamed:?}");
     cluster.set("jsv_url", "none");
 
     // An environment and a complex that are not there, books that are not there, and a master that is not.

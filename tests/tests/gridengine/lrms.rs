@@ -1,6 +1,6 @@
 //! The trait `Lrms` over the real Grid Engine: each call, and each state and end that it can be made to show.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ async fn look<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -
 
 /// Entries by (tag, position).
 async fn entries(engine: &GridEngine) -> Result<BTreeMap<(String, u32), Entry>, String> {
-    let entries = engine.entries("ig-").await.map_err(|e| e.to_string())?;
+    let entries = engine.entries("ig-", &BTreeSet::new()).await.map_err(|e| e.to_string())?;
     Ok(entries.into_iter().map(|e| ((e.tag.clone(), e.position), e)).collect())
 }
 
@@ -185,7 +185,7 @@ async fn what_can_never_run_is_refused_or_says_why() {
     let single = backend(other);
     assert_eq!(Refused::Never, refused(&single, &|s| s.shape.slots = 2).await);
     assert!(single.queues().await.unwrap().iter().all(|q| q.machine_slots == 1));
-    assert!(engine.entries("ig-no").await.unwrap().is_empty(), "nothing was submitted");
+    assert!(engine.entries("ig-no", &BTreeSet::new()).await.unwrap().is_empty(), "nothing was submitted");
     // A queue that is closed: what waits there waits, and the queue says why.
     cluster.run("qmod", &["-d", "short"]);
     engine.submit(&Submission { queue: "short".into(), ..submission("ig-down", 1, "true") }).await.unwrap();
@@ -236,7 +236,7 @@ async fn a_master_that_is_killed_is_unknown_and_not_over() {
     engine.submit(&submission("ig-long", 1, "sleep 600")).await.unwrap();
     state(&engine, "it runs", "ig-long", 1, |s| *s == State::Running).await;
     cluster.kill(Part::Master);
-    assert!(engine.entries("ig-").await.is_err() && engine.queues().await.is_err() && engine.find("ig-long").await.is_err());
+    assert!(engine.entries("ig-", &BTreeSet::new()).await.is_err() && engine.queues().await.is_err() && engine.find("ig-long").await.is_err());
     assert!(engine.cancel(&Account::Named(ACCOUNTS[0].into()), &[(LrmsId(1), vec![1])], false).await.is_err());
     assert!(matches!(
         engine.submit(&submission("ig-no", 1, "true")).await,

@@ -38,6 +38,35 @@ fn what_is_done_to_a_job_behind_our_back_is_seen() {
     site.starts.assert_each_once(2);
 }
 
+/// By an administrator while it runs, or by the site's verifier when it is submitted. That it is suspended is seen of what is looked after, and how it ended
+/// is in the books under the other name.
+#[test]
+fn a_job_that_is_renamed_is_looked_after_by_its_number() {
+    let site = Site::start();
+    let ann = site.user("ann");
+    for verifier in [false, true] {
+        if verifier {
+            site.cluster.rename_all("sitename");
+        }
+        let job =
+            ann.submit(&["--no-requeue", "--", "sh", "-c", &format!("GRID_TASK_ID={}; {}", u8::from(verifier), site.starts.counted("sleep 600"))]);
+        site.until_started(1 + usize::from(verifier));
+        let task = site.until_listed("r")[0].replacen(" r ", ".", 1);
+        if !verifier {
+            site.cluster.run("qalter", &["-N", "other", task.split('.').next().unwrap()]);
+        }
+        site.cluster.run("qmod", &["-sj", &task]);
+        ann.until_phase(&job, "suspended", 1);
+        site.cluster.run("qmod", &["-usj", &task]);
+        ann.until_phase(&job, "running", 1);
+        site.cluster.run("qdel", &[&task]);
+        assert_eq!(1, ann.wait(&job));
+        let (kind, text) = last_attempt(&ann, &job);
+        assert!(kind == "signal" && text.contains("somebody removed it from gridengine"), "{kind}: {text}");
+        site.until_gone();
+    }
+}
+
 #[test]
 fn books_that_can_t_be_read_are_told_while_an_end_waits_for_them() {
     let site = Site::start();

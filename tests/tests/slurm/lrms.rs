@@ -1,6 +1,6 @@
 //! The trait `Lrms` over the real Slurm: each call, and each state and end that Slurm can be made to show.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ async fn look<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -
 
 /// Entries by (tag, position).
 async fn entries(slurm: &Slurm) -> Result<BTreeMap<(String, u32), Entry>, String> {
-    let entries = slurm.entries("ig-").await.map_err(|e| e.to_string())?;
+    let entries = slurm.entries("ig-", &BTreeSet::new()).await.map_err(|e| e.to_string())?;
     Ok(entries.into_iter().map(|e| ((e.tag.clone(), e.position), e)).collect())
 }
 
@@ -164,7 +164,7 @@ async fn a_controller_that_is_killed_is_unknown_and_not_over() {
     state(&slurm, "it runs", "ig-long", 1, |s| *s == State::Running).await;
     cluster.until_saved();
     cluster.kill(Part::Controller);
-    assert!(slurm.entries("ig-").await.is_err() && slurm.queues().await.is_err() && slurm.find("ig-long").await.is_err());
+    assert!(slurm.entries("ig-", &BTreeSet::new()).await.is_err() && slurm.queues().await.is_err() && slurm.find("ig-long").await.is_err());
     assert!(matches!(
         slurm.submit(&submission("ig-no", 1, "true")).await,
         Err(SubmitFailure::Refused(Refused::Later, _) | SubmitFailure::Unknown(_))

@@ -201,6 +201,41 @@ fn a_number_given_twice_belongs_to_the_name_that_it_has_now() {
 }
 
 #[test]
+fn a_job_that_somebody_has_renamed_is_known_by_its_number() {
+    let mut b = books();
+    (b.own, b.prefix) = ("grid".into(), "ig-".into());
+    assert_eq!(vec![LrmsId(1), LrmsId(2)], b.known().into_keys().collect::<Vec<_>>());
+    let of = |owner: &str, e| Entry { owner: owner.into(), ..e };
+    let look = |b: &mut Books, at, tag: &str, owner: &str| {
+        let job = |position| of(owner, entry(tag, 1, position, State::Running));
+        b.surveyed(at, vec![job(1), job(2), of("grid", entry("b", 2, 1, State::Running)), of("grid", entry("b", 2, 2, State::Running))], at + 10);
+        (b.due(at + 10 + RECORD_GRACE_MS), b.strays_due(at + 10 + STRAY_RUNS_MS).len())
+    };
+    assert_eq!((vec![], 0), look(&mut b, 2_000, "site", "grid"));
+    assert_eq!(8, b.occupied("q"));
+    // By that name the books tell of its end.
+    let has = |b: &Books, id, name| b.sub("a").is_some_and(|s| s.has(LrmsId(id), name));
+    assert!(has(&b, 1, "site") && has(&b, 1, "a") && has(&b, 1, "") && !has(&b, 1, "other") && !has(&b, 2, "site"));
+    assert_eq!((vec![], 0), look(&mut b, 3_000, "ig-a-site", "grid"));
+    // One that goes on is removed when it is stopped.
+    b.watch(&place("a", 2)).unwrap().unheard = Some(true);
+    assert_eq!(1, look(&mut b, 4_000, "site", "grid").1);
+    b.watch(&place("a", 2)).unwrap().unheard = None;
+
+    // The number was given twice: to another account, or to a submission of ours that nobody knows any more.
+    assert_eq!((vec![place("a", 1), place("a", 2)], 0), look(&mut b, 60_000, "site", "eve"));
+    let long = Intent { tag: "ig-a".into(), tasks: vec![(3, 1), (3, 2)], ..b.sub("a").unwrap().intent.clone() };
+    b.add(long, Step::Sending, 100);
+    b.sent("ig-a", LrmsId(7));
+    let entries = vec![of("grid", entry("ig-x", 7, 1, State::Running)), of("grid", entry("site", 8, 1, State::Running))];
+    b.surveyed(70_000, entries, 70_010);
+    assert_eq!(vec![(LrmsId(7), 1)], b.strays_due(70_010 + STRAY_RUNS_MS).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
+    // What is over keeps no number.
+    [1, 2].iter().for_each(|position| _ = b.over(&place("a", *position)));
+    assert!(!b.known().contains_key(&LrmsId(1)));
+}
+
+#[test]
 fn what_will_never_start_and_what_is_started_over_is_told() {
     let mut b = books();
     b.claimed(&place("a", 1), "7 n1 5\n");

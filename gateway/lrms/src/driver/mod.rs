@@ -138,6 +138,8 @@ impl Driver {
             bound: Bound::default(),
             unread: None,
         };
+        let prefix = format!("ig{}-", &site.to_string()[..8]);
+        inner.books.prefix.clone_from(&prefix);
         let clock = Clock::new();
         for (intent, ids) in open {
             if let Some(account) = &intent.account {
@@ -147,7 +149,6 @@ impl Driver {
             inner.books.add(intent, Step::Lost(clock.now()), clock.now());
             ids.into_iter().for_each(|id| inner.books.sent(&tag, id));
         }
-        let prefix = format!("ig{}-", &site.to_string()[..8]);
         let (turns, uploads) = (Semaphore::new(SUBMISSIONS_AT_ONCE_MAX), Semaphore::new(UPLOADS_AT_ONCE_MAX));
         let (log, inner) = (Mutex::new(log), Mutex::new(inner));
         let removals = Arc::new(Semaphore::new(1));

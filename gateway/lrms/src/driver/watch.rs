@@ -196,7 +196,8 @@ impl Driver {
                 continue;
             }
             let asked = self.clock.now();
-            match self.lrms.entries(&self.prefix).await {
+            let ids: BTreeSet<LrmsId> = self.lock().books.known().into_keys().collect();
+            match self.lrms.entries(&self.prefix, &ids).await {
                 Ok(entries) => {
                     silent = false;
                     let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
@@ -260,9 +261,7 @@ impl Driver {
         }
         let mut by_place: BTreeMap<Place, Record> = BTreeMap::new();
         for r in records {
-            // An LRMS that has lost its state gives numbers twice.
-            let ours = |s: &&crate::books::Sub| s.ids.contains(&r.id) && r.tag == s.intent.tag;
-            let tag = self.lock().books.subs().find(ours).map(|s| s.intent.tag.clone());
+            let tag = self.lock().books.subs().find(|s| s.has(r.id, &r.tag)).map(|s| s.intent.tag.clone());
             if let Some(tag) = tag {
                 by_place.insert((tag, r.position), r);
             }
@@ -369,7 +368,7 @@ impl Driver {
             }
             if self.lock().books.is_idle() {
                 // Nobody else asks what waits in the queues, just when somebody above chooses among them.
-                _ = self.lrms.entries(&self.prefix).await;
+                _ = self.lrms.entries(&self.prefix, &BTreeSet::new()).await;
             }
             match self.lrms.queues().await {
                 Ok(queues) => {

@@ -15,7 +15,7 @@ pub mod settings;
 pub mod words;
 pub mod xml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -171,14 +171,14 @@ impl GridEngine {
         &self.config.accounting
     }
 
-    async fn look(&self, prefix: &str) -> Result<qstat::Look, CallFailure> {
+    async fn look(&self, prefix: &str, ids: &BTreeSet<LrmsId>) -> Result<qstat::Look, CallFailure> {
         let text = self.asked(calls::qstat(self.call("qstat"))).await;
         // What it does not show would look gone.
         let hidden = self.hidden().await?;
         self.hidden.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&hidden);
         match hidden {
             Some(why) => Err(CallFailure::Failed(why)),
-            None => qstat::look(&text?, prefix).map_err(CallFailure::Failed),
+            None => qstat::look(&text?, prefix, ids).map_err(CallFailure::Failed),
         }
     }
 
@@ -315,7 +315,7 @@ impl Lrms for GridEngine {
 
     fn find<'a>(&'a self, tag: &'a str) -> BoxFuture<'a, Result<Vec<LrmsId>, CallFailure>> {
         Box::pin(async move {
-            let mut ids: Vec<LrmsId> = self.look(tag).await?.entries.into_iter().filter(|e| e.tag == tag).map(|e| e.id).collect();
+            let mut ids: Vec<LrmsId> = self.look(tag, &BTreeSet::new()).await?.entries.into_iter().filter(|e| e.tag == tag).map(|e| e.id).collect();
             let tag = tag.to_string();
             ids.extend(self.follow(move |books| books.named(&tag)).await?);
             ids.sort_unstable();
@@ -324,9 +324,9 @@ impl Lrms for GridEngine {
         })
     }
 
-    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+    fn entries<'a>(&'a self, prefix: &'a str, ids: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
         Box::pin(async move {
-            let mut look = self.look(prefix).await?;
+            let mut look = self.look(prefix, ids).await?;
             self.explain(&mut look.entries).await?;
             *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = qstat::by_queue(&look.waiting, &self.config.queues);
             Ok(look.entries)

@@ -2,7 +2,7 @@
 //!
 //! A name can't have '/', so that nobody's name closes a tag; it has no newline either.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::words;
 use super::xml::{self, Event};
@@ -12,7 +12,7 @@ use crate::positions;
 /// One look at the queue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Look {
-    /// Tasks whose job's name begins with the prefix.
+    /// Tasks whose job's name begins with the prefix, or whose number was asked for.
     pub entries: Vec<Entry>,
     /// Tasks that wait for their turn, of everybody, by the queue that they ask for, which may be a pattern; those that ask for none under the empty name.
     pub waiting: BTreeMap<String, u64>,
@@ -31,15 +31,15 @@ struct Row<'a> {
     queues: Vec<String>,
 }
 
-/// `qstat -xml -r` of all jobs of all accounts.
-pub fn look(text: &str, prefix: &str) -> Result<Look, String> {
+/// `qstat -xml -r` of all jobs of all accounts. All jobs of ours are arrays.
+pub fn look(text: &str, prefix: &str, ids: &BTreeSet<LrmsId>) -> Result<Look, String> {
     let events = xml::events(text).map_err(|e| format!("qstat: {e}"))?;
     let mut look = Look::default();
     let (mut row, mut field) = (None, "");
     for event in &events {
         match event {
             Event::Open("job_list", _) => row = Some(Row::default()),
-            Event::Close("job_list") => row.take().map_or(Ok(()), |row| look.row(&row, prefix))?,
+            Event::Close("job_list") => row.take().map_or(Ok(()), |row| look.row(&row, prefix, ids))?,
             Event::Open(name, _) => field = name,
             Event::Close(_) => field = "",
             Event::Text(text) => {
@@ -69,7 +69,7 @@ impl<'a> Row<'a> {
 }
 
 impl Look {
-    fn row(&mut self, row: &Row, prefix: &str) -> Result<(), String> {
+    fn row(&mut self, row: &Row, prefix: &str, ids: &BTreeSet<LrmsId>) -> Result<(), String> {
         let unreadable = |what: &str| format!("qstat: {what} of job {:?} can't be read", row.number.chars().take(40).collect::<String>());
         let (count, positions) = tasks(row.tasks).ok_or_else(|| unreadable("the tasks"))?;
         let state = words::state(row.state, None);
@@ -82,10 +82,11 @@ impl Look {
                 false => row.queues.iter().for_each(|q| *self.waiting.entry(q.clone()).or_default() += count),
             }
         }
-        if !row.name.starts_with(prefix) {
+        let id = row.number.parse().ok().map(LrmsId);
+        if !row.name.starts_with(prefix) && (row.tasks.is_empty() || id.is_none_or(|id| !ids.contains(&id))) {
             return Ok(());
         }
-        let id = LrmsId(row.number.parse().map_err(|_| unreadable("the number"))?);
+        let id = id.ok_or_else(|| unreadable("the number"))?;
         let slots = row.slots.parse().map_err(|_| unreadable("the slots"))?;
         let machine = row.place.split_once('@').map_or("", |(_, machine)| machine);
         self.entries.extend(positions.into_iter().map(|position| Entry {
@@ -178,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_recorded_queue_is_read() {
-        let look = look(RECORDED, "ig-").unwrap();
+        let look = look(RECORDED, "ig-", &BTreeSet::new()).unwrap();
         let of = |tag: &str, position| look.entries.iter().find(|e| e.tag == tag && e.position == position).unwrap();
         assert_eq!(12, look.entries.len());
         assert_eq!((State::Suspended, "localhost", 2, 37, "intergrid-t1"), {
@@ -192,8 +193,19 @@ mod tests {
         // Nobody waits behind what is held.
         assert_eq!(BTreeMap::from([("batch".to_string(), 1)]), look.waiting);
         // 2 of our own, and 4 that may go to either; the last asks for none.
-        let waiting = super::look(&RECORDED.replace("hqw", "qw"), "ig-").unwrap().waiting;
+        let waiting = super::look(&RECORDED.replace("hqw", "qw"), "ig-", &BTreeSet::new()).unwrap().waiting;
         assert_eq!((Some(&6), Some(&6), Some(&1)), (waiting.get("batch"), waiting.get("short"), waiting.get("")));
+    }
+
+    #[test]
+    fn a_job_that_was_renamed_is_found_by_its_number() {
+        let renamed = RECORDED.replace(">ig-run<", ">site<");
+        let found = |ids: &[u64]| look(&renamed, "ig-", &ids.iter().copied().map(LrmsId).collect()).unwrap().entries;
+        let of = |entries: &[Entry], id| entries.iter().filter(|e| e.id == LrmsId(id)).count();
+        assert_eq!((0, 6, 12), (of(&found(&[]), 37), of(&found(&[37]), 37), found(&[37]).len()));
+        assert!(found(&[37]).iter().all(|e| e.id != LrmsId(37) || e.tag == "site"));
+        // No array: another's, who was given a number again.
+        assert_eq!(0, of(&found(&[37, 41]), 41));
     }
 
     #[test]
@@ -228,13 +240,13 @@ mod tests {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,100}", more in "[0-9:,.-]{0,30}", cut in 0..RECORDED.len()) {
             for text in [&text, &more] {
-                let _ = (look(text, ""), tasks(text), errors(text), submitted(text));
+                let _ = (look(text, "", &BTreeSet::new()), tasks(text), errors(text), submitted(text));
                 let row = format!("<a><job_list><state>{more}</state><tasks>{more}</tasks><slots>{text}</slots></job_list></a>");
-                let _ = look(&row, "");
+                let _ = look(&row, "", &BTreeSet::new());
                 let _ = errors(&format!("job_number: {more}\nerror reason {more}: {text}"));
             }
             if RECORDED.is_char_boundary(cut) {
-                prop_assert!(look(&RECORDED[..cut], "ig-").is_err() || RECORDED[cut..].trim().is_empty());
+                prop_assert!(look(&RECORDED[..cut], "ig-", &BTreeSet::new()).is_err() || RECORDED[cut..].trim().is_empty());
             }
         }
 
@@ -243,7 +255,7 @@ mod tests {
             prop_assume!(!name.trim_start().starts_with("ig-"));
             let name = name.replace('&', "&amp;").replace('>', "&gt;").replace('<', "%lt;");
             let text = RECORDED.replace("<JB_name>other</JB_name>", &format!("<JB_name>{name}</JB_name>"));
-            prop_assert_eq!(12, look(&text, "ig-").unwrap().entries.len());
+            prop_assert_eq!(12, look(&text, "ig-", &BTreeSet::new()).unwrap().entries.len());
         }
     }
 }

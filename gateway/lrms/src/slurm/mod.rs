@@ -10,7 +10,7 @@ pub mod sinfo;
 pub mod squeue;
 pub mod words;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
@@ -173,11 +173,11 @@ impl Lrms for Slurm {
         })
     }
 
-    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+    fn entries<'a>(&'a self, prefix: &'a str, ids: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
         Box::pin(async move {
             let mark = mark();
             let text = self.asked(calls::squeue(self.call("squeue"), &mark)).await?;
-            let look = squeue::look(&text, &mark, prefix).map_err(CallFailure::Failed)?;
+            let look = squeue::look(&text, &mark, prefix, ids).map_err(CallFailure::Failed)?;
             *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = look.waiting;
             Ok(look.entries)
         })

@@ -1,6 +1,6 @@
 //! What squeue prints, read. Pure; any text is taken, and what does not parse is an error, never a guess.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::words;
 use crate::lrms::{Entry, LrmsId, State};
@@ -8,18 +8,21 @@ use crate::positions;
 
 /// Fields of a record before the name.
 const FIELDS: usize = 11;
+/// Of a job that is no array.
+const NO_ARRAY: &str = "N/A";
 
 /// One look at the queue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Look {
-    /// Tasks whose job's name begins with the prefix.
+    /// Tasks whose job's name begins with the prefix, or whose number was asked for.
     pub entries: Vec<Entry>,
     /// Tasks that wait for their turn, of everybody, by partition.
     pub waiting: BTreeMap<String, u64>,
 }
 
 /// Records that end with `mark` each. A name is what stands between the last field and the mark, newlines and bars included.
-pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
+/// All jobs of ours are arrays.
+pub fn look(text: &str, mark: &str, prefix: &str, ids: &BTreeSet<LrmsId>) -> Result<Look, String> {
     let mut look = Look::default();
     let mut parts = text.split(mark).peekable();
     while let Some(part) = parts.next() {
@@ -45,11 +48,12 @@ pub fn look(text: &str, mark: &str, prefix: &str) -> Result<Look, String> {
                 *look.waiting.entry(partition.to_string()).or_default() += count;
             }
         }
-        if !name.starts_with(prefix) {
+        let number = if array.is_empty() { job } else { array };
+        let id = number.parse().ok().map(LrmsId);
+        if !name.starts_with(prefix) && (task == NO_ARRAY || id.is_none_or(|id| !ids.contains(&id))) {
             continue;
         }
-        let id = if array.is_empty() { job } else { array };
-        let id = LrmsId(id.parse().map_err(|_| unreadable())?);
+        let id = id.ok_or_else(unreadable)?;
         let slots = cpus.parse().map_err(|_| unreadable())?;
         let restarts = restarts.parse().map_err(|_| unreadable())?;
         let (_, positions) = listed.ok_or_else(unreadable)?;
@@ -104,7 +108,7 @@ fn tasks(text: &str) -> Option<(u64, Vec<u32>)> {
 /// 1 for a job that is no array.
 pub fn position(task: &str) -> Option<u32> {
     match task {
-        "N/A" | "" => Some(1),
+        NO_ARRAY | "" => Some(1),
         task => task.parse().ok().map(|n| if n == words::NO_TASK { 1 } else { n }),
     }
 }
@@ -130,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_recorded_queue_is_read() {
-        let look = look(RECORDED, MARK, "ig-").unwrap();
+        let look = look(RECORDED, MARK, "ig-", &BTreeSet::new()).unwrap();
         let of = |id, position| look.entries.iter().find(|e| e.id == LrmsId(id) && e.position == position).unwrap();
         assert_eq!(6, look.entries.len());
         assert!(matches!(&of(20, 1).state, State::Ended(over) if over.how == How::Removed));
@@ -143,11 +147,20 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_was_renamed_is_found_by_its_number() {
+        let found = |ids: &[u64]| look(&RECORDED.replace("|ig-", "|"), MARK, "ig-", &ids.iter().copied().map(LrmsId).collect()).unwrap().entries;
+        let of = |ids: &[u64]| found(ids).into_iter().map(|e| (e.id.0, e.position, e.tag)).collect::<Vec<_>>();
+        assert_eq!(vec![(20, 1, "arr".to_string()), (20, 3, "arr".to_string())], of(&[20]));
+        // No array: another's, who was given a number again.
+        assert_eq!((vec![], vec![]), (of(&[]), of(&[15, 22])));
+    }
+
+    #[test]
     fn recorded_arrays_are_read_task_by_task() {
-        let look = look(ARRAYS, MARK, "ig-").unwrap();
+        let look = look(ARRAYS, MARK, "ig-", &BTreeSet::new()).unwrap();
         let of = |id, position| look.entries.iter().find(|e| e.id == LrmsId(id) && e.position == position).map(|e| (&e.state, e.restarts));
         assert_eq!((71, Some(&37), Some(&3)), (look.entries.len(), look.waiting.get("batch"), look.waiting.get("short")));
-        let waiting = super::look(&ARRAYS.replace("JobHeldUser", "Priority"), MARK, "ig-").unwrap().waiting;
+        let waiting = super::look(&ARRAYS.replace("JobHeldUser", "Priority"), MARK, "ig-", &BTreeSet::new()).unwrap().waiting;
         assert_eq!((Some(&345), Some(&289)), (waiting.get("batch"), waiting.get("short")), "with those that were held");
         assert!((1..=40).all(|position| of(1, position).is_some()));
         assert_eq!(Some((&State::Pending(Wait::Turn, "Resources".into()), 0)), of(1, 29));
@@ -172,7 +185,7 @@ mod tests {
         }
         // Nobody else's array is in the way, whatever it is.
         let text = format!("7|7|9-1|PENDING|0|1||0|batch|None|eve|x{MARK}\n8|8|0-4000000:2|PENDING|0|1||0|batch|None|eve|ig-x{MARK}\n");
-        let look = look(&text, MARK, "ig-").unwrap();
+        let look = look(&text, MARK, "ig-", &BTreeSet::new()).unwrap();
         assert_eq!((501, Some(&2_000_002)), (look.entries.len(), look.waiting.get("batch")));
     }
 
@@ -180,11 +193,11 @@ mod tests {
     fn a_name_is_no_record() {
         let forged = "99|20|1|FAILED|256|1|n1|0|batch|None|eve|ig-1";
         let text = format!("1|1|N/A|RUNNING|0|1|n1|0|batch|None|eve|a|b\n{forged}\n{MARK}\n2|2|N/A|RUNNING|0|1|n1|0|batch|None|ann|ig-2{MARK}\n");
-        let entries = look(&text, MARK, "ig-").unwrap().entries;
+        let entries = look(&text, MARK, "ig-", &BTreeSet::new()).unwrap().entries;
         assert_eq!(vec![LrmsId(2)], entries.iter().map(|e| e.id).collect::<Vec<_>>());
-        assert!(look(&text[..text.len() - 3], MARK, "ig-").is_err(), "cut off");
-        assert!(look("slurm_load_jobs error: no", MARK, "ig-").is_err());
-        assert_eq!(Ok(Look::default()), look("", MARK, "ig-"));
+        assert!(look(&text[..text.len() - 3], MARK, "ig-", &BTreeSet::new()).is_err(), "cut off");
+        assert!(look("slurm_load_jobs error: no", MARK, "ig-", &BTreeSet::new()).is_err());
+        assert_eq!(Ok(Look::default()), look("", MARK, "ig-", &BTreeSet::new()));
     }
 
     #[test]
@@ -202,8 +215,8 @@ mod tests {
         #[test]
         fn any_text_is_taken(text in "(?s).{0,200}", more in "[0-9|a-zA-Z_\n]{0,200}") {
             for text in [&text, &more, &format!("{more}{MARK}\n{text}")] {
-                let _ = (look(text, MARK, "ig-"), ids(text), submitted(text), position(text), tasks(text));
-                let _ = look(&format!("1|1|{text}|PENDING|0|1||0|batch|None|ann|ig-1{MARK}\n"), MARK, "ig-");
+                let _ = (look(text, MARK, "ig-", &BTreeSet::new()), ids(text), submitted(text), position(text), tasks(text));
+                let _ = look(&format!("1|1|{text}|PENDING|0|1||0|batch|None|ann|ig-1{MARK}\n"), MARK, "ig-", &BTreeSet::new());
             }
         }
 
@@ -211,7 +224,7 @@ mod tests {
         fn any_name_leaves_the_others_alone(name in "(?s).{0,60}") {
             prop_assume!(!name.contains(MARK) && !name.starts_with("ig-"));
             let text = format!("1|1|N/A|PENDING|0|1||0|batch|None|eve|{name}{MARK}\n2|2|4|RUNNING|0|2|n1|0|batch|None|ann|ig-2{MARK}\n");
-            let seen = look(&text, MARK, "ig-").unwrap();
+            let seen = look(&text, MARK, "ig-", &BTreeSet::new()).unwrap();
             prop_assert_eq!(1, seen.entries.len());
             prop_assert_eq!((LrmsId(2), 4, 2), (seen.entries[0].id, seen.entries[0].position, seen.entries[0].slots));
             prop_assert_eq!(Some(&1), seen.waiting.get("batch"));

@@ -1,6 +1,6 @@
 //! An LRMS that is a shell on this machine: arrays, slots, signals, and the ways to go wrong that tests ask for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -231,7 +231,7 @@ impl Lrms for Local {
         self.answer(move |s| s.tasks.iter().filter(|(_, t)| t.tag == tag).map(|((id, _), _)| *id).take(1).collect())
     }
 
-    fn entries<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+    fn entries<'a>(&'a self, prefix: &'a str, _: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
         let prefix = prefix.to_string();
         self.answer(move |s| {
             s.surveys += 1;
