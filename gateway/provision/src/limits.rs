@@ -36,6 +36,8 @@ pub const STRANGER_LOOKS: u32 = 2;
 pub const LOOK_MS: u64 = 30_000;
 /// A terminate call is repeated after so long.
 pub const TERMINATE_AGAIN_MS: u64 = 15_000;
+/// The free slots of a machine whose agent had come and is away are still reckoned with for so long: most are back by then, also after a restart of ours.
+pub const AWAY_SUPPLY_MS: u64 = 10_000;
 /// Rounds in which a booting machine must be of no use before it is given up.
 pub const SURPLUS_ROUNDS: u32 = 5;
 /// Machines' numbers of a new ledger begin behind one of so many multiples ...

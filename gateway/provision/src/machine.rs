@@ -5,6 +5,7 @@ use std::fmt;
 use intergrid_proto::share::Shape;
 
 use crate::budget::Charge;
+use crate::limits::AWAY_SUPPLY_MS;
 use crate::market::{Billing, MachineType, OfferKey, Price};
 use crate::money::{Money, Rate};
 
@@ -175,6 +176,11 @@ impl Machine {
         let stays = self.may_exist() && self.ending.is_none() && self.draining.is_none_or(|why| why == Why::Idle);
         let may_take = stays && !self.drained && !self.closed;
         if may_take { u64::from(self.kind.slots).saturating_sub(self.busy) } else { 0 }
+    }
+
+    /// Are its free slots there for what waits, or will they be? Nobody knows it of one whose agent had come, and stays away.
+    pub(crate) fn is_supply(&self, now_ms: u64) -> bool {
+        self.attached || self.awaited || now_ms < self.away_ms + AWAY_SUPPLY_MS
     }
 
     /// Why, for people: of one that leaves in its own words.

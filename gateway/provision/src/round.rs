@@ -74,14 +74,18 @@ impl Provisioner {
         self.latest = round;
     }
 
-    /// What works or boots takes what it can; of what is idle, what goes last, last.
+    /// What works or boots takes what it can; of what is idle, what goes last, last. What is away takes nothing, so that another is rented; it may be
+    /// back before that has come, and is kept for what it would take.
     fn use_what_is_there(&mut self, demand: &mut [Demand]) {
         let mut machines: Vec<_> = self.state.machines.values().filter(|m| m.free() > 0).collect();
         machines.sort_by_key(|m| (m.draining.is_some(), !m.attached, m.busy == 0, m.number));
         let supply =
             |m: &&Machine| Supply { machine: m.number, kind: m.kind.clone(), free: m.free(), rate: m.price.ceiling, time_max_ms: m.time_max_ms };
-        let supply: Vec<Supply> = machines.iter().map(supply).collect();
-        let used = into_supply(demand, &supply);
+        let all: Vec<Supply> = machines.iter().map(supply).collect();
+        let mut used = into_supply(&mut demand.to_vec(), &all);
+        machines.retain(|m| m.is_supply(self.now));
+        let there: Vec<Supply> = machines.iter().map(supply).collect();
+        used.extend(into_supply(demand, &there));
         for m in self.state.machines.values_mut() {
             m.wanted = used.contains(&m.number);
             m.useless = if m.wanted { 0 } else { m.useless.saturating_add(1) };

@@ -204,7 +204,7 @@ impl World {
 
     /// Tasks that find no room on what is there or on its way.
     fn unmet(&self, wanted: &Demand) -> u64 {
-        let room = self.p.machines().filter_map(|m| Some(m.free() / m.kind.cost(&wanted.shape)?)).sum();
+        let room = self.p.machines().filter(|m| m.is_supply(self.now)).filter_map(|m| Some(m.free() / m.kind.cost(&wanted.shape)?)).sum();
         wanted.tasks.saturating_sub(room)
     }
 

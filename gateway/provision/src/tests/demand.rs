@@ -172,6 +172,40 @@ fn what_has_come_least_far_goes_first() {
     assert_eq!(vec![1], drains(&mut p), "for a while");
 }
 
+/// Nor does it after a restart.
+#[test]
+fn what_is_free_where_the_agent_is_away_holds_up_no_work_for_long() {
+    let terms = || (Settings { slots_max: 8, ..settings() }, catalogue(&[("m", 4)], vec![offer("m", "0.10", SECOND)]));
+    let wanted = |p: &mut Provisioner, tasks: u64, now: u64| {
+        p.step(Input::Demand(demand(1, tasks)), now);
+        (p.latest().rented.clone(), p.latest().unmet.first().map(|u| u.why.limit.clone()))
+    };
+    let (s, c) = terms();
+    let mut p = Provisioner::new(s, c, per_hour("10"));
+    p.step(Input::Demand(demand(1, 1)), TEN);
+    assert_eq!(vec![1], launch(&mut p, TEN));
+    p.step(Input::Busy(1, 1), TEN);
+    p.step(Input::Detached(1), TEN + MINUTE);
+    let (s, c) = terms();
+    let again = Provisioner::resume(s, c, per_hour("10"), p.checkpoint(), TEN + MINUTE);
+    for mut p in [p, again] {
+        let late = TEN + MINUTE + limits::AWAY_SUPPLY_MS;
+        assert_eq!((vec![], None), wanted(&mut p, 3, late - 1), "it may be back at once");
+        assert_eq!((vec![2], None), wanted(&mut p, 3, late));
+        p.step(Input::Busy(1, 0), late);
+        let rounds = u64::from(limits::SURPLUS_ROUNDS);
+        (1..=rounds).for_each(|round| assert_eq!((vec![], None), wanted(&mut p, 3, late + round * 1_000), "what boots is for it"));
+        assert_eq!((vec![], Some("slots".to_string())), wanted(&mut p, 5, late + 10_000), "it is there, and costs");
+        assert_eq!(vec![1, 2], there(&p), "it may be back before the other comes");
+        let mut back = p.clone();
+        back.step(Input::Attached(1), late + 11_000);
+        assert_eq!((vec![], None), wanted(&mut back, 8, late + 11_000));
+        assert_eq!(vec![2], launch(&mut p, late + 11_000));
+        (1..=rounds).for_each(|round| _ = wanted(&mut p, 3, late + 11_000 + round * 1_000));
+        assert_eq!(vec![2], there(&p), "then nobody needs it");
+    }
+}
+
 /// Nor is it after a restart.
 #[test]
 fn a_machine_whose_agent_is_away_is_none_that_is_on_its_way() {
