@@ -1,4 +1,4 @@
-//! The provisioner's state, what it is told, and what it wants done. Time is ms since 1970, and never goes back here: a clock that does is waited for.
+//! The provisioner's state, what it is told, and what it wants done. Time is ms since 1970, and never goes back here; that it goes on is for [`crate::Clock`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -18,6 +18,7 @@
 
 mod ask;
 mod budget;
+mod clock;
 mod core;
 mod left_alone;
 pub mod limits;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use ask::{Ask, Curb, ask};
 pub use budget::{Budget, Caps, Charge, Ledger, Node, Over};
+pub use clock::Clock;
 pub use core::{Action, Input, Outcome, Provisioner, Refused, Seen, SeenState, Settings};
 pub use machine::{Machine, Need, Stage, Why};
 pub use market::{Billing, Catalogue, MachineType, Offer, OfferKey, Price};

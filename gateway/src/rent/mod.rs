@@ -6,6 +6,7 @@
 //! [`intergrid_provision`] does.
 
 mod book;
+mod clock;
 mod cloud;
 mod process;
 mod show;
@@ -13,7 +14,7 @@ mod show;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -34,6 +35,7 @@ use crate::core::orders::Order;
 use crate::core::rent::{Agent, ForRent, MachinePrice, Rentable, Renting, Waiting};
 use crate::engine::{Engine, lock};
 use book::Book;
+use clock::{Time, wall_ms};
 
 /// How often agents are looked at.
 const LOOK_MS: u64 = 250;
@@ -149,6 +151,7 @@ impl Provider for Rented {
             endpoint,
             stop: self.stop.subscribe(),
             seen: self.seen.clone(),
+            time: Time::begin(),
             agents: BTreeMap::new(),
             drains: BTreeMap::new(),
         };
@@ -184,15 +187,11 @@ fn number(gateway: &str, label: &str) -> Option<u64> {
     label.strip_prefix(gateway)?.strip_prefix("-m")?.parse().ok()
 }
 
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
-
 /// As it was left. Error: these terms can't be held against what was charged.
 fn provisioner(terms: &Terms, engine: &Engine) -> Result<(Book, Provisioner), Refusal> {
     let Terms { settings, catalogue, budget } = terms.clone();
     let (new, (book, records)) = (catalogue.currency.clone(), Book::load(&*engine.reader())?);
-    let mut p = Provisioner::resume(settings, catalogue, budget, records, now_ms());
+    let mut p = Provisioner::resume(settings, catalogue, budget, records, wall_ms());
     p.begin_at(RandomState::new().build_hasher().finish());
     if let Some(old) = p.other_currency() {
         let message = format!("[cloud] currency = {new:?}: what this gateway has been charged so far, and what its machines cost, is in {old}");
@@ -209,6 +208,7 @@ struct Shell {
     endpoint: String,
     stop: watch::Receiver<Stop>,
     seen: Arc<Mutex<Shown>>,
+    time: Time,
     /// As they were told to the provisioner.
     agents: BTreeMap<u64, Agent>,
     /// Machines that shall take no new work, and why.
@@ -237,10 +237,10 @@ impl Shell {
                     if let Some((machine, why)) = refused(&self.config.gateway, &input) {
                         tracing::warn!(%machine, %why, "its launch is refused");
                     }
-                    p.step(input, now_ms());
+                    p.step(input, self.time.now_ms());
                 }
                 terms = others(&mut new_terms) => {
-                    p.step(Input::Terms(Box::new(terms)), now_ms());
+                    p.step(Input::Terms(Box::new(terms)), self.time.now_ms());
                     prices.reset_immediately();
                     look.reset_immediately();
                 }
@@ -258,9 +258,9 @@ impl Shell {
                     self.tell_agents(&mut p, &renting.agents);
                     if Instant::now() >= round {
                         round = Instant::now() + Duration::from_millis(ROUND_MS);
-                        p.step(Input::Demand(demand(&renting)), now_ms());
+                        p.step(Input::Demand(demand(&renting)), self.time.now_ms());
                     } else {
-                        p.step(Input::Tick, now_ms());
+                        p.step(Input::Tick, self.time.now_ms());
                     }
                     let gone = self.order(&p, &renting.agents).await;
                     self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, gone))).await?;
@@ -270,7 +270,7 @@ impl Shell {
             if is_over {
                 // Written down before they go: who finds them gone later would take them for failed ones.
                 let with_us = stop.borrow().iter().flatten().filter_map(|label| number(&self.config.gateway, label)).collect::<Vec<u64>>();
-                with_us.into_iter().for_each(|number| p.step(Input::EndsWithUs(number), now_ms()));
+                with_us.into_iter().for_each(|number| p.step(Input::EndsWithUs(number), self.time.now_ms()));
             }
             let (records, actions) = p.take();
             if !records.is_empty() {
@@ -279,7 +279,7 @@ impl Shell {
                 let mut told: Option<Instant> = None;
                 let end_unpaid = || {
                     let again = told.is_none_or(|at| at.elapsed() >= Duration::from_millis(TERMINATE_AGAIN_MS));
-                    let unpaid = if again { p.unpaid(now_ms()) } else { Vec::new() };
+                    let unpaid = if again { p.unpaid(self.time.now_ms()) } else { Vec::new() };
                     for id in unpaid {
                         told = Some(Instant::now());
                         tracing::warn!(%id, "a machine is ended: its lease is over, and no other can be written down");
@@ -304,7 +304,7 @@ impl Shell {
 
     /// What has changed of its agents.
     fn tell_agents(&mut self, p: &mut Provisioner, agents: &[Agent]) {
-        let now = now_ms();
+        let now = self.time.now_ms();
         for agent in agents {
             let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
             let before = self.agents.insert(number, agent.clone()).unwrap_or_default();
@@ -371,7 +371,7 @@ impl Shell {
                 answer(answers, self.cloud.terminate(id), |_| Input::Tick);
             }
             Action::Look => {
-                let began = now_ms();
+                let began = self.time.now_ms();
                 answer(answers, self.cloud.list(), move |seen| Input::Listed(began, seen.flatten()));
             }
             Action::Drain(number, why) => {
@@ -382,10 +382,10 @@ impl Shell {
         }
     }
 
-    fn show(&self, p: &Provisioner) {
+    fn show(&mut self, p: &Provisioner) {
         let machines = p.machines().filter(|m| m.may_exist()).map(|m| (label(&self.config.gateway, m.number), m.state())).collect();
         let ending = p.machines().filter(|m| m.may_exist() && m.ending.is_some()).map(|m| label(&self.config.gateway, m.number)).collect();
-        let account = show::account(&self.config.gateway, p, now_ms());
+        let account = show::account(&self.config.gateway, p, self.time.now_ms());
         *lock(&self.seen) = Shown { known: true, machines, ending, account };
     }
 }

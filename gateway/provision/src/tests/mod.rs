@@ -1,5 +1,6 @@
 //! The provisioner on a simulated clock: first as its users were promised, then against a cloud that lies.
 
+mod clock;
 mod cloud;
 mod demand;
 mod failed;
