@@ -206,6 +206,7 @@ impl Provisioner {
         if !currency.is_empty() && currency != p.state.currency && p.other_currency().is_none() {
             p.record(Record::Currency { name: currency });
         }
+        p.note_listed();
         p
     }
 
@@ -299,6 +300,11 @@ impl Provisioner {
     /// Types, offers and prices as they are now.
     pub fn catalogue(&self) -> &Catalogue {
         &self.catalogue
+    }
+
+    /// Limits as they are now.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// What the latest round came to.

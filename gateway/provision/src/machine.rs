@@ -31,7 +31,7 @@ pub enum Why {
     Away,
     /// The provider takes it back. Machines say so themselves since (see `Leaving`); stored rows may have it.
     Interrupted,
-    /// What it was rented for has gone elsewhere before it was there.
+    /// Its agent is not there, and it is no longer wanted.
     Surplus,
     /// Somebody said so.
     Ordered,
@@ -46,7 +46,7 @@ impl fmt::Display for Why {
             Why::Budget => "the budget does not pay for more of its time",
             Why::Away => "its agent is away",
             Why::Interrupted => "the provider takes it back",
-            Why::Surplus => "it was not there yet when its work was done elsewhere",
+            Why::Surplus => "it was not there yet, and is no longer wanted",
             Why::Ordered => "an administrator ended it",
             Why::Leaving => "it takes no new work any more",
         })
@@ -117,6 +117,8 @@ pub struct Machine {
     pub(crate) drained: bool,
     /// An administrator keeps new work from it.
     pub(crate) closed: bool,
+    /// Its offer is no longer in the catalogue.
+    pub(crate) unlisted: bool,
     /// The latest round had work for it.
     pub(crate) wanted: bool,
     /// Rounds that had none.
@@ -185,7 +187,12 @@ impl Machine {
 
     /// Why, for people: of one that leaves in its own words.
     pub fn why(&self, why: Why) -> String {
-        if why == Why::Leaving && !self.word.is_empty() { self.word.clone() } else { why.to_string() }
+        match why {
+            Why::Leaving if !self.word.is_empty() => self.word.clone(),
+            Why::Surplus if !self.awaited && !self.attached => "it has nothing to do, and its agent is away".into(),
+            Why::Surplus if self.unlisted => "it was not there yet, and its type is no longer rented".into(),
+            why => why.to_string(),
+        }
     }
 
     /// Nobody knows whether it exists: for people, with what the provider said last; also while it is asked again. None, too, where it has said nothing yet.

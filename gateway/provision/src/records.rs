@@ -342,6 +342,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         word: String::new(),
         drained: false,
         closed: false,
+        unlisted: false,
         wanted: true,
         useless: 0,
         missed: 0,

@@ -69,6 +69,13 @@ impl Provisioner {
         // What was decided and not asked for yet is decided again.
         let decided = self.machines().filter(|m| m.stage == Stage::Asked && !m.called).map(|m| m.number).collect::<Vec<_>>();
         decided.into_iter().for_each(|number| self.gone(number, true));
+        self.note_listed();
+    }
+
+    /// Which machines are of an offer that is no longer in the catalogue.
+    pub(crate) fn note_listed(&mut self) {
+        let offers = &self.catalogue.offers;
+        self.state.machines.values_mut().for_each(|m| m.unlisted = !offers.iter().any(|o| o.key == m.offer));
     }
 
     /// Owners and caps from now on. Who stands below whom is written down, so that what was charged until now is never charged anew by it.

@@ -2,7 +2,7 @@
 //!
 //! Not durable: the provisioner says it again after a start. It decides about machines, this core about tasks; what each must know of the other is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_proto::link::Kind;
 use intergrid_proto::money::human_micro;
@@ -27,6 +27,10 @@ pub struct ForRent {
     pub prices: BTreeMap<String, MachinePrice>,
     /// The longest that a task can take on a new machine: milliseconds; 0: not limited.
     pub time_max_ms: u64,
+    /// Agents whose machines may exist.
+    pub machines: BTreeSet<String>,
+    /// A machine whose agent is away for so long is ended: milliseconds. None: none is rented here.
+    pub away_ms: Option<u64>,
 }
 
 /// Of a rented machine.
@@ -106,6 +110,16 @@ pub struct Agent {
     pub drained_by: String,
     /// Why it takes no new work of its own accord: its time is nearly over, its disk is full; empty: it does.
     pub leaving: String,
+}
+
+/// A machine's name, which is its agent's: `burst-m17`.
+pub fn label(gateway: &str, number: u64) -> String {
+    format!("{gateway}-m{number}")
+}
+
+/// The number in a label.
+pub fn number(gateway: &str, label: &str) -> Option<u64> {
+    label.strip_prefix(gateway)?.strip_prefix("-m")?.parse().ok()
 }
 
 /// A type that costs money, as a part of its share's name: `small-rented`. Types of which this is the same would be one share.
@@ -214,6 +228,12 @@ impl Core {
         let gone = |id: &SiteId| self.state.placed_on.get(id).is_none_or(BTreeMap::is_empty);
         self.children.retain(|id, c| c.hop.name != name || c.attached || c.hop.kind != Kind::Agent || !gone(id));
         self.state.ended_on.retain(|id, _| self.children.contains_key(id));
+    }
+
+    /// This agent's machine is ended when it is away for so long: milliseconds; 0: it has been ended. None: it is no rented one.
+    pub(super) fn rented_away_max(&self, agent: &str) -> Option<u64> {
+        let away_ms = self.for_rent.away_ms.filter(|_| number(&self.me.name, agent).is_some())?;
+        Some(if self.for_rent.machines.contains(agent) { away_ms.max(1) } else { 0 })
     }
 
     /// What could be rented, as shares of this site.

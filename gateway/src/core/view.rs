@@ -99,7 +99,7 @@ impl Core {
     fn why_silent(&self, j: &Job, child: SiteId) -> Option<Reason> {
         let away = self.away(child, Some(j.no))?;
         let text = format!("{}: {}; {}; the phase is the last known", away.name, away.why, away.next());
-        Some(Reason::new(ReasonKind::ContactLost, text).aged(away.for_ms))
+        Some(Reason::new(ReasonKind::ContactLost, text).aged(away.for_ms.unwrap_or(0)))
     }
 
     /// One job in memory; None: there is none.

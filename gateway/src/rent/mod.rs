@@ -32,7 +32,7 @@ use crate::backend::Account;
 use crate::backends::agents::Provider;
 use crate::core;
 use crate::core::orders::Order;
-use crate::core::rent::{Agent, ForRent, MachinePrice, Rentable, Renting, Waiting};
+use crate::core::rent::{Agent, ForRent, MachinePrice, Rentable, Renting, Waiting, label, number};
 use crate::engine::{Engine, lock};
 use book::Book;
 use clock::{Time, wall_ms};
@@ -177,16 +177,6 @@ impl Provider for Rented {
     }
 }
 
-/// `burst-m17`.
-fn label(gateway: &str, number: u64) -> String {
-    format!("{gateway}-m{number}")
-}
-
-/// The number in a label.
-fn number(gateway: &str, label: &str) -> Option<u64> {
-    label.strip_prefix(gateway)?.strip_prefix("-m")?.parse().ok()
-}
-
 /// As it was left. Error: these terms can't be held against what was charged.
 fn provisioner(terms: &Terms, engine: &Engine) -> Result<(Book, Provisioner), Refusal> {
     let Terms { settings, catalogue, budget } = terms.clone();
@@ -274,7 +264,7 @@ impl Shell {
             }
             let (records, actions) = p.take();
             if !records.is_empty() {
-                records.iter().for_each(|r| show::log(&self.config.gateway, r));
+                records.iter().for_each(|r| show::log(&self.config.gateway, r, &p));
                 let rows = book.rows(&records, || p.checkpoint());
                 let mut told: Option<Instant> = None;
                 let end_unpaid = || {
@@ -502,7 +492,15 @@ fn for_rent(p: &Provisioner, config: &RentConfig, gone: Vec<String>) -> ForRent 
         currency: currency.clone(),
     };
     let prices = p.machines().filter(|_| !currency.is_empty()).map(|m| (label(gateway, m.number), price(m))).collect();
-    ForRent { types: types.collect(), unmet: unmet.collect(), gone, prices, time_max_ms: config.time_max_ms }
+    ForRent {
+        types: types.collect(),
+        unmet: unmet.collect(),
+        gone,
+        prices,
+        time_max_ms: config.time_max_ms,
+        machines: p.machines().filter(|m| m.may_exist()).map(|m| label(gateway, m.number)).collect(),
+        away_ms: Some(p.settings().away_ms),
+    }
 }
 
 /// The machine whose launch the provider refuses, and in its words why.

@@ -18,9 +18,10 @@ use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::ChildStdin;
 
-use super::{Cloud, Launch, number};
+use super::{Cloud, Launch};
 use crate::backends::agents::left::end_tasks;
 use crate::backends::agents::process::{self, CONFIG_FILE, Plan, Process, ProcessConfig};
+use crate::core::rent::number;
 use crate::durable::blocking;
 use crate::engine::lock;
 

@@ -3,8 +3,9 @@
 use intergrid_proto::pb;
 use intergrid_provision::{Budget, Machine, Need, Node, Provisioner, Record};
 
-use super::{is_unknown, label};
+use super::is_unknown;
 use crate::backend::Account;
+use crate::core::rent::label;
 
 const DAY_MS: u64 = 86_400_000;
 
@@ -78,13 +79,16 @@ fn spending(n: &Node, above: String, of: &[&Machine], now_ms: u64) -> pb::Spendi
 }
 
 /// The main steps of each machine.
-pub fn log(gateway: &str, record: &Record) {
+pub fn log(gateway: &str, record: &Record, p: &Provisioner) {
     match record {
         Record::Intended { number, offer, owner, price, .. } => {
             tracing::info!(machine = %label(gateway, *number), %offer, %owner, per_hour = %price.ceiling, "a machine is rented");
         }
         Record::Named { number, id } => tracing::info!(machine = %label(gateway, *number), %id, "the provider has launched it"),
-        Record::Ending { number, why } => tracing::info!(machine = %label(gateway, *number), %why, "a machine is ended"),
+        Record::Ending { number, why } => {
+            let why = p.machines().find(|m| m.number == *number).map_or_else(|| why.to_string(), |m| m.why(*why));
+            tracing::info!(machine = %label(gateway, *number), %why, "a machine is ended");
+        }
         Record::Gone { number, never, .. } => {
             tracing::info!(machine = %label(gateway, *number), "{}", if *never { "it never was" } else { "its end is certain" });
         }

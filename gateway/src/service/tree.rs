@@ -154,6 +154,8 @@ impl Service {
     /// The site that has an output is away.
     async fn output_away(&self, child: SiteId, task: u32) -> Option<Refusal> {
         let away = self.engine.read(move |core| core.away(child, None)).await.ok()??;
+        // An ended machine is not back again.
+        away.for_ms?;
         let (name, causes) = (away.name.clone(), self.causes());
         // What becomes of tasks that have not ended is of no use to who wants the output of one that has.
         let away = Away { go: (0, 0), stay: 0, ..away };

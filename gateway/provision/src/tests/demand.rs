@@ -143,6 +143,38 @@ fn what_is_launched_after_it_was_given_up_is_ended() {
 }
 
 #[test]
+fn what_is_no_longer_wanted_ends_for_a_reason_that_is_true_of_it() {
+    type Does = fn(&mut Provisioner);
+    let idle: Does = |p| {
+        p.step(Input::Attached(1), TEN);
+        p.step(Input::Busy(1, 2), TEN);
+        p.step(Input::Busy(1, 0), TEN);
+        p.step(Input::Detached(1), TEN);
+    };
+    let other: Does = |p| {
+        let catalogue = catalogue(&[("n", 2)], vec![offer("n", "0.10", SECOND)]);
+        p.step(Input::Terms(Box::new(Terms { settings: settings(), catalogue, budget: per_hour("10") })), TEN);
+    };
+    let words = [
+        (None, "it was not there yet, and is no longer wanted"),
+        (Some(idle), "it has nothing to do, and its agent is away"),
+        (Some(other), "it was not there yet, and its type is no longer rented"),
+    ];
+    for (does, words) in words {
+        let mut p = provisioner(2, "0.10");
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+        does.into_iter().for_each(|does| does(&mut p));
+        (1..=u64::from(limits::SURPLUS_ROUNDS)).for_each(|round| p.step(Input::Demand(vec![]), TEN + round * 1_000));
+        let m = p.machines().next().unwrap();
+        assert_eq!((Some(Why::Surplus), format!("ending: {words}")), (m.ending, m.state()));
+        // The next start says the same.
+        let again = Provisioner::resume(settings(), p.catalogue().clone(), per_hour("10"), p.checkpoint(), TEN + MINUTE);
+        assert_eq!(format!("ending: {words}"), again.machines().next().unwrap().state());
+    }
+}
+
+#[test]
 fn what_has_come_least_far_goes_first() {
     let mut p = provisioner(2, "0.01");
     p.step(Input::Demand(demand(2, 1)), TEN);

@@ -3,12 +3,15 @@
 use intergrid_proto::limits::REDIAL_MAX_MS;
 use intergrid_proto::link::{Attempts, Down, Hello, Hop, Kind, Up};
 use intergrid_proto::spec::OnLost;
-use intergrid_proto::{Phase, ReasonKind, SiteId, TaskSet, pb};
+use intergrid_proto::{JobSpec, Phase, ReasonKind, SiteId, TaskSet, pb};
 
+use super::orders::order;
 use super::world::open;
 use super::{Message, World, sleep};
 use crate::backends::child_end::{ChildEnd, site_of};
 use crate::core::Input;
+use crate::core::orders::Order;
+use crate::core::rent::ForRent;
 
 /// A gateway with an agent of two slots; two tasks run that go elsewhere after a second, and one waits.
 fn site() -> (World, SiteId, SiteId, u64) {
@@ -56,6 +59,44 @@ fn an_agent_that_does_not_come_back_is_given_up() {
     w.pass(200);
     assert!(w.sites[&g].core.state().jobs[&job].downs.values().any(|d| !d.fenced.is_empty()));
     assert_eq!("for 3 s: not back since this site started", w.sites[&g].core.away(a, Some(job)).unwrap().text());
+}
+
+/// It is given up long before the job's time is over, and its tasks with it.
+#[test]
+fn of_a_rented_machine_that_is_away_it_is_told_when_it_is_ended_and_then_that_it_is() {
+    let mut w = World::new();
+    let g = w.site("g");
+    let rents = |machines: &[&str], gone: &[&str]| {
+        let (machines, gone) = (machines.iter().map(|m| m.to_string()).collect(), gone.iter().map(|m| m.to_string()).collect());
+        Input::ForRent(ForRent { machines, away_ms: Some(8_000), gone, ..ForRent::default() })
+    };
+    w.input(g, rents(&["g-m1"], &[]));
+    let a = w.agent("g-m1", 4, g);
+    w.pass(200);
+    let wait = || JobSpec { on_lost: OnLost::Wait, ..sleep(60_000) };
+    let (done, _) = w.submit(g, "done", JobSpec::new(["false"]), 1).unwrap();
+    w.pass(2_000);
+    let (again, _) = w.submit(g, "again", sleep(60_000), 2).unwrap();
+    let (fails, _) = w.submit(g, "fails", wait(), 2).unwrap();
+    w.pass(500);
+    let own = w.agent("own", 1, g);
+    let (stays, _) = w.submit(g, "stays", wait(), 1).unwrap();
+    w.pass(500);
+    w.cut(a, g);
+    w.cut(own, g);
+    w.pass(2_000);
+    let text = |w: &World, child, job| w.sites[&g].core.away(child, Some(job)).unwrap().text();
+    assert_eq!("for 2 s: cut; 2 tasks there go elsewhere in 6 s unless it comes back", text(&w, a, again));
+    assert_eq!("for 2 s: cut; 2 tasks there fail in 6 s unless it comes back", text(&w, a, fails));
+    assert_eq!("for 2 s: cut; 1 task there stays unknown until it is back", text(&w, own, stays), "it is no rented one");
+    order(&mut w, g, Order::Gone { site: "g-m1".into(), by: "provisioner".into() }).unwrap();
+    assert_eq!(2, w.count(g, fails, Phase::Failed));
+    w.input(g, rents(&[], &["g-m1"]));
+    assert_eq!("its machine has been ended", text(&w, a, done), "it came and went while this site ran");
+    restart_alone(&mut w, g, a);
+    w.input(g, rents(&[], &[]));
+    assert_eq!("its machine has been ended", text(&w, a, done));
+    assert_eq!("for 0 s: not back since this site started; 1 task there stays unknown until it is back", text(&w, own, stays));
 }
 
 #[test]
