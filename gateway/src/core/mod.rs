@@ -47,7 +47,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Hello, Hop, ShapeDemand, Up, WantValue};
-use intergrid_proto::{BlobHash, Phase, Refusal, Share, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, Refusal, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
 use crate::store::{Batch, Store, StoreError};
@@ -506,14 +506,8 @@ impl Core {
             let (tasks, exit, attempts) = (tasks.to_runs(), part.exit, part.attempts);
             self.record(What::Ended(change::TasksEnded { job, number, tasks, phase, exit, attempts, at_ms, child: of, spent_micro }));
         }
-        if let Some(j) = self.state.jobs.get_mut(&job).filter(|_| ended.phase == Phase::Failed)
-            && let Some(reason) = &ended.reason
-        {
-            let known = j.failures.iter().position(|(r, _)| (r.kind, &r.text) == (reason.kind, &reason.text));
-            match known.or((j.failures.len() == FAILURES_MAX).then_some(FAILURES_MAX - 1)) {
-                Some(k) => j.failures[k].1 += whole.len(),
-                None => j.failures.push((reason.clone(), whole.len())),
-            }
+        if let Some(j) = self.state.jobs.get_mut(&job) {
+            view::note_failed(j, whole, ended);
         }
         self.note_end(job);
         self.changed.insert(job);

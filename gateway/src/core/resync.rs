@@ -12,6 +12,7 @@ use super::limits::*;
 use super::planted::{Plant, planted};
 use super::rows::pieces;
 use super::state::Job;
+use super::view::{of_exit, one_exit};
 use super::{Action, Core};
 
 impl Core {
@@ -88,9 +89,11 @@ impl Core {
 
     /// How tasks ended, as far as the state knows.
     pub(super) fn told_again(&self, j: &Job, tasks: &TaskSet, phase: Phase) -> Ended {
-        let exit = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
+        let exit: Vec<u32> = tasks.iter().map(|t| u32::from(j.cell(t).exit)).collect();
         let reason = (phase != Phase::Done).then(|| {
-            let known = j.failures.first().filter(|_| phase == Phase::Failed).map(|(r, _)| r.clone());
+            let known = j.failures.first().map(|(r, _)| r.clone());
+            // An exit of 0 says nothing of a failure.
+            let known = known.or_else(|| one_exit(&exit).filter(|exit| *exit > 0).map(of_exit)).filter(|_| phase == Phase::Failed);
             known.unwrap_or_else(|| Reason::new(ReasonKind::ExitUnknown, "told again from the state"))
         });
         let attempts = tasks.first().map_or(0, |t| u32::from(j.cell(t).attempts));

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_proto::convert::tasks_out;
 use intergrid_proto::limits::SHOW_RANGES_MAX;
-use intergrid_proto::link::{Hop, Kind};
+use intergrid_proto::link::{Ended, Hop, Kind};
 use intergrid_proto::share::totals;
 use intergrid_proto::{Exit, JobNo, Phase, Reason, ReasonKind, SiteId, TaskSet, pb};
 
 use super::Core;
+use super::limits::FAILURES_MAX;
 use super::state::{Cell, Job};
 
 impl Core {
@@ -268,15 +269,46 @@ pub fn failures(j: &Job) -> Vec<(Reason, u64)> {
     let total = j.count(Phase::Failed);
     let rest = total.saturating_sub(known.iter().map(|(_, n)| n).sum());
     if rest > 0 && known.is_empty() {
-        let failed = j.select(&j.all(), |c| c.phase() == Some(Phase::Failed));
-        let mut by_exit: BTreeMap<u16, u64> = Default::default();
-        failed.iter().for_each(|t| *by_exit.entry(j.cell(t).exit).or_default() += 1);
-        known = by_exit.into_iter().map(|(exit, n)| (of_exit(exit), n)).collect();
-        known.truncate(super::limits::FAILURES_MAX);
+        known = by_exit(j, &j.select(&j.all(), |c| c.phase() == Some(Phase::Failed)));
     } else if rest > 0 {
         known.push((Reason::new(ReasonKind::ExitUnknown, "failed earlier").remedy("see `grid history`"), rest));
     }
     known
+}
+
+/// Tasks that failed, known by their exits alone.
+fn by_exit(j: &Job, failed: &TaskSet) -> Vec<(Reason, u64)> {
+    let mut counts: BTreeMap<u16, u64> = Default::default();
+    failed.iter().for_each(|t| *counts.entry(j.cell(t).exit).or_default() += 1);
+    counts.into_iter().map(|(exit, n)| (of_exit(exit), n)).take(FAILURES_MAX).collect()
+}
+
+/// These tasks have ended just now: count why they failed, beside those that failed before the job was loaded.
+pub(super) fn note_failed(j: &mut Job, tasks: &TaskSet, ended: &Ended) {
+    let Some(reason) = ended.reason.as_ref().filter(|_| ended.phase == Phase::Failed) else { return };
+    if j.failures.is_empty() && j.count(Phase::Failed) > tasks.len() {
+        let earlier = j.select(&j.all(), |c| c.phase() == Some(Phase::Failed)).subtract(tasks);
+        j.failures = by_exit(j, &earlier);
+    }
+    // Who is known by such an exit alone has failed for the same reason, which now has its words.
+    let alone = one_exit(&ended.exit).map(of_exit).filter(|r| r.kind == reason.kind);
+    let is_same = |r: &Reason| (r.kind, &r.text) == (reason.kind, &reason.text) || alone.as_ref() == Some(r);
+    let known = j.failures.iter().position(|(r, _)| is_same(r));
+    match known.or((j.failures.len() == FAILURES_MAX).then_some(FAILURES_MAX - 1)) {
+        Some(k) => {
+            j.failures[k].1 += tasks.len();
+            if known.is_some() && j.failures[k].0.text != reason.text {
+                j.failures[k].0 = reason.clone();
+            }
+        }
+        None => j.failures.push((reason.clone(), tasks.len())),
+    }
+}
+
+/// The exit that all of them have.
+pub(super) fn one_exit(exits: &[u32]) -> Option<u16> {
+    let first = exits.first().filter(|first| exits.iter().all(|e| e == *first))?;
+    u16::try_from(*first).ok()
 }
 
 /// Why tasks of a job failed, the most frequent first.
@@ -293,7 +325,8 @@ fn why_failed(j: &Job) -> Option<Reason> {
     }
 }
 
-fn of_exit(exit: u16) -> Reason {
+/// Why, as far as an exit says so.
+pub(super) fn of_exit(exit: u16) -> Reason {
     let exit = Exit::from_number(exit.into());
     let kind = match exit {
         Exit::Code(_) => ReasonKind::ExitNonZero,

@@ -127,6 +127,35 @@ fn failures_of_several_kinds_are_told_apart_and_known_by_their_exits_after_a_res
     assert_eq!("exit 1", why(&w, one).1);
 }
 
+#[test]
+fn what_failed_before_a_restart_and_after_it_for_one_reason_is_told_as_one() {
+    let told = |argv: &[&str]| {
+        let mut w = World::new();
+        let g = w.site("g");
+        let a = w.agent("a", 2, g);
+        w.agents.get_mut(&a).unwrap().acting.delay_ms = 300;
+        w.pass(200);
+        let (job, _) = w.submit(g, "k", JobSpec::new(argv.iter().copied()), 6).unwrap();
+        let failed = |w: &World| w.count(g, job, Phase::Failed);
+        for _ in 0..100 {
+            if failed(&w) < 2 {
+                w.pass(50);
+            }
+        }
+        let before = failed(&w);
+        w.restart(g);
+        w.pass(10_000);
+        assert!((2..failed(&w)).contains(&before), "{before} of {}", failed(&w));
+        let view = w.sites[&g].core.job_view(job, true).unwrap();
+        let reason = view.counts.into_iter().find(|c| c.phase == Phase::Failed as i32).and_then(|c| c.reason).unwrap();
+        (ReasonKind::from_number(reason.kind), reason.because.into_iter().map(|b| b.text).collect::<Vec<_>>())
+    };
+    assert_eq!((ReasonKind::ExitNonZero, Vec::<String>::new()), told(&["false"]));
+    let (kind, because) = told(&["sh", "-c", "exit {i}"]);
+    assert_eq!((ReasonKind::ExitNonZero, 5), (kind, because.len()));
+    assert!(because.iter().all(|b| b.starts_with("1 of 5: exit ")), "{because:?}");
+}
+
 /// A placement of that parent's job 1.
 fn placement(number: u64, tasks: TaskSet, want: Want) -> Box<Place> {
     let spec = sleep(3_600_000).encode();
