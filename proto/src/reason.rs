@@ -148,6 +148,13 @@ impl Reason {
         self
     }
 
+    /// So much later, with all that it rests on.
+    pub fn later(mut self, ms: u64) -> Self {
+        self.age_ms = self.age_ms.saturating_add(ms);
+        self.because = self.because.into_iter().map(|b| b.later(ms)).collect();
+        self
+    }
+
     /// With what it rests on.
     pub fn because(mut self, because: Vec<Reason>) -> Self {
         self.because = because;
@@ -225,6 +232,12 @@ mod tests {
         assert!(size(&cut) <= crate::limits::REASON_TREE_BYTES_MAX + NODE_BYTES && cut.because.len() > 10, "{}", size(&cut));
         let small = Reason::new(ReasonKind::NoFit, "top").because(vec![leaf()]);
         assert_eq!(small.clone().bounded(), small);
+    }
+
+    #[test]
+    fn time_passes_for_all_that_a_reason_rests_on() {
+        let of = |age, below| Reason::new(ReasonKind::OverCredit, "").aged(age).because(vec![Reason::new(ReasonKind::NotRented, "").aged(below)]);
+        assert_eq!(of(57_000, 59_000), of(0, 2_000).later(57_000));
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Inner {
             Ok(Token::New(token)) => (token, false),
             Ok(Token::Again(token)) => (token, true),
             Ok(Token::Spent) => return Outcome::Refused(Refused::TokenSpent, "its machine has ended".into()),
-            Err(why) => return Outcome::Refused(Refused::Provider, why.to_string()),
+            Err(why) => return Outcome::Refused(Refused::by_us(&why), why.to_string()),
         };
         if before {
             match self.find(&what).await {

@@ -132,7 +132,7 @@ impl Inner {
         let (directory, what) = match prepared.await {
             Ok(Some(Ok((Some(directory), what)))) => (directory, what),
             Ok(Some(Ok((None, _)))) => return Outcome::Refused(Refused::TokenSpent, "its job has started, and is over".into()),
-            Ok(Some(Err(why))) => return Outcome::Refused(Refused::Provider, why.to_string()),
+            Ok(Some(Err(why))) => return Outcome::Refused(Refused::by_us(&why), why.to_string()),
             Ok(None) | Err(_) => return Outcome::Unknown("the shared file system does not answer".into()),
         };
         let head = format!("grid_dir='{}' grid_program='{}'", directory.display(), self.program.display());

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use intergrid_proto::{Refusal, RefusalKind};
+
 use crate::budget::{Budget, Charge};
 use crate::left_alone::back_off;
 use crate::limits::*;
@@ -50,10 +52,19 @@ pub enum Refused {
     Limit,
     /// Nothing can be launched: credentials, a bad image, the configuration.
     Provider,
+    /// There is no room on a disk of ours for what it writes: nothing is wrong with the provider.
+    NoRoom,
     /// Asked too often: nothing is wrong with it.
     Throttled,
     /// What the token launched is gone already.
     TokenSpent,
+}
+
+impl Refused {
+    /// It failed on our side, before the provider was asked.
+    pub fn by_us(why: &Refusal) -> Refused {
+        if why.kind == RefusalKind::OverLimit { Refused::NoRoom } else { Refused::Provider }
+    }
 }
 
 /// A machine that bears our tag, as the provider lists it.

@@ -17,6 +17,7 @@ impl Provisioner {
                 self.leave_alone(&of_type, format!("the account may have no more of this type: {text}"));
             }
             Refused::Provider => self.blocked = Some((self.now + BLOCKED_MS, text)),
+            Refused::NoRoom => self.blocked = Some((self.now + NO_ROOM_MS, text)),
             Refused::Throttled | Refused::TokenSpent => {}
         }
     }

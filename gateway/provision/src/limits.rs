@@ -26,6 +26,8 @@ pub const BACK_OFF_MIN_MS: u64 = 60_000;
 pub const BACK_OFF_MAX_MS: u64 = 30 * 60_000;
 /// A provider that refuses for a reason that concerns all offers (credentials, a bad image) is left alone for so long.
 pub const BLOCKED_MS: u64 = 5 * 60_000;
+/// Without room on a disk of ours for what a launch writes, none is tried for so long.
+pub const NO_ROOM_MS: u64 = 5_000;
 /// Looks that must all miss a machine before its absence is believed ...
 pub const ABSENT_LOOKS: u32 = 5;
 /// ... over at least so long, after the last word of it: listings lag behind.

@@ -95,7 +95,7 @@ impl Provisioner {
     fn why_no_more(&self, of: &Promise, left: &Left) -> Option<UnmetWhy> {
         let why = |limit: &str, evidence: String| Some(UnmetWhy::new(limit, evidence));
         let (price, settings, currency) = (of.price?, &self.settings, &self.catalogue.currency);
-        if let Some(text) = self.blocked_by() {
+        if let Some((_, text)) = self.blocked_by() {
             return why("provider", text.into());
         }
         if let Some(text) = self.type_left_alone(&of.name) {

@@ -125,8 +125,8 @@ impl Provisioner {
             let evidence = format!("{} of {} {} per hour are used", Rate(hard.used), Rate(hard.max), self.catalogue.currency);
             return UnmetWhy { own: !whose.is_empty(), ..UnmetWhy::new(&hard.name, evidence) };
         }
-        if let Some(text) = self.blocked_by() {
-            return UnmetWhy::new("provider", text);
+        if let Some((until, text)) = self.blocked_by() {
+            return UnmetWhy::new("provider", format!("{text}; asked again at {}", clock(until)));
         }
         let mut left = asked.amount;
         while left > 0 {
@@ -188,7 +188,7 @@ impl Provisioner {
             return why("price", format!("{}: its price is not known", offer.key));
         };
         if let Some((until, because)) = self.left_alone(&offer.key) {
-            return why("capacity", format!("{}: {because}; asked again in {} s", offer.key, (until - self.now).div_ceil(1_000)));
+            return why("capacity", format!("{}: {because}; asked again at {}", offer.key, clock(until)));
         }
         let exist = self.state.machines.values().filter(|m| m.may_exist());
         let of_type = exist.filter(|m| m.offer.machine == offer.key.machine).count();
@@ -217,9 +217,9 @@ impl Provisioner {
         }
     }
 
-    /// Nothing can be launched for now: what the provider said.
-    pub(crate) fn blocked_by(&self) -> Option<&str> {
-        self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(_, text)| text.as_str())
+    /// Nothing can be launched for now: until when, and what the provider said.
+    pub(crate) fn blocked_by(&self) -> Option<(u64, &str)> {
+        self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(until, text)| (*until, text.as_str()))
     }
 
     fn never(&self, demand: &Demand) -> Option<UnmetWhy> {
@@ -228,4 +228,10 @@ impl Provisioner {
             offers.filter_map(|o| self.catalogue.types.get(&o.key.machine).map(|k| (&o.key, k, o.price.map(|p| p.ceiling)))).collect();
         never_fits(demand, &offers, &self.catalogue.currency).map(|evidence| UnmetWhy::new("no fit", evidence))
     }
+}
+
+/// A time of the day: what goes back up with it is told there for a while, where seconds that are left would be wrong the next moment.
+fn clock(at_ms: u64) -> String {
+    let s = at_ms.div_ceil(1_000);
+    format!("{:02}:{:02}:{:02} UTC", s / 3_600 % 24, s / 60 % 60, s % 60)
 }

@@ -232,9 +232,10 @@ impl Core {
             let of = |q| p.get(&(key.clone(), q)).filter(|(until, ..)| *until > self.now.mono_ms);
             of(queue.anybody()).or_else(|| of(queue.clone()))
         });
-        if let Some((until, _, reason)) = pause {
+        if let Some((until, pause, reason)) = pause {
             let text = format!("{key} gave work back, it is left alone for {} ms more", until - self.now.mono_ms);
-            return Err(Reason::new(ReasonKind::BackOff, text).because(vec![reason.clone()]));
+            let since = self.now.mono_ms.saturating_sub(until.saturating_sub(*pause));
+            return Err(Reason::new(ReasonKind::BackOff, text).because(vec![reason.clone().later(since)]));
         }
         Ok(())
     }

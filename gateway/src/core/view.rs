@@ -169,7 +169,8 @@ impl Core {
             && j.open() > 0
         {
             let text = format!("tasks came back here last with: {r}");
-            reasons.push(Reason::new(r.kind, text).aged(self.now.mono_ms.saturating_sub(*at)).because(r.because.clone()));
+            let ms = self.now.mono_ms.saturating_sub(*at);
+            reasons.push(Reason::new(r.kind, text).aged(ms).because(r.clone().later(ms).because));
         }
         let below = j.downs.values().filter(|d| d.open > 0).map(|d| d.child);
         let failed_at = j.ended_at.iter().filter(|(_, n)| **n > 0 && j.count(Phase::Failed) > 0).map(|(s, _)| *s);

@@ -246,7 +246,8 @@ impl Shell {
                 _ = look.tick() => {
                     let renting = self.engine.look(core::Core::renting).await?;
                     self.tell_agents(&mut p, &renting.agents);
-                    if Instant::now() >= round {
+                    // What waits is not heard of any more while the store has no room: nothing is rented for it.
+                    if Instant::now() >= round && self.engine.stuck().is_none() {
                         round = Instant::now() + Duration::from_millis(ROUND_MS);
                         p.step(Input::Demand(demand(&renting)), self.time.now_ms());
                     } else {
@@ -568,7 +569,7 @@ mod tests {
     #[test]
     fn of_a_launch_that_is_refused_the_provider_s_words_are_told() {
         let told = |outcome: Outcome| refused("g", &Input::Answered(7, outcome)).map(|(machine, why)| (machine, why.to_string()));
-        let all = [Refused::Capacity, Refused::Offer, Refused::Limit, Refused::Provider, Refused::Throttled, Refused::TokenSpent];
+        let all = [Refused::Capacity, Refused::Offer, Refused::Limit, Refused::Provider, Refused::NoRoom, Refused::Throttled, Refused::TokenSpent];
         for why in all {
             assert_eq!(Some(("g-m7".into(), "no".into())), told(Outcome::Refused(why, "no".into())), "{why:?}");
         }

@@ -87,7 +87,7 @@ impl Inner {
             Ok(Process::Adopted(_)) => Outcome::Launched(what.label),
             Err(why) => {
                 _ = fs::remove_dir_all(config.dir(&what.label));
-                Outcome::Refused(Refused::Provider, why.to_string())
+                Outcome::Refused(Refused::by_us(&why), why.to_string())
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -202,7 +202,7 @@ fn absent(dir: &Path, files: &[&str]) -> Result<()> {
 }
 
 fn make(dir: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| Refusal::invalid(format!("{}: {e}", dir.display())))
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| not_made(dir, &e))
 }
 
 fn write(dir: &Path, file: &str, text: &str, mode: u32) -> Result<()> {
@@ -211,5 +211,11 @@ fn write(dir: &Path, file: &str, text: &str, mode: u32) -> Result<()> {
         f.write_all(text.as_bytes())?;
         f.sync_all()
     });
-    written.map_err(|e| Refusal::invalid(format!("{}: {e}", path.display())))
+    written.map_err(|e| not_made(&path, &e))
+}
+
+/// A full disk is a limit.
+fn not_made(path: &Path, e: &io::Error) -> Refusal {
+    let is_full = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    Refusal::new(if is_full { RefusalKind::OverLimit } else { RefusalKind::Invalid }, format!("{}: {e}", path.display()))
 }

@@ -38,10 +38,10 @@ fn is_left_alone(p: &Provisioner) -> bool {
 #[test]
 fn a_machine_that_takes_no_work_is_not_replaced_at_once_and_its_word_is_told() {
     let (mut p, mut now, full) = (provisioner(), TEN, "/state has 7 bytes free");
-    for left_s in [60, 120, 240] {
+    for (left_s, again) in [(60, "10:01:00"), (120, "10:03:00"), (240, "10:07:00")] {
         let number = comes(&mut p, now);
         p.step(Input::Leaving(number, full.into()), now);
-        let why = Some(format!("m: the last one did no work: {full}; asked again in {left_s} s"));
+        let why = Some(format!("m: the last one did no work: {full}; asked again at {again} UTC"));
         assert_eq!(why, why_not(&mut p, now));
         p.step(Input::Drained(number), now);
         ends(&mut p, number, now);
@@ -63,12 +63,12 @@ fn a_type_whose_machines_come_and_die_is_left_alone_for_longer_each_time() {
     let old = comes(&mut p, now);
     p.step(Input::Busy(old, 2), now);
     p.step(Input::Worked(old), now);
-    for left_s in [60, 120, 240] {
+    for (left_s, again) in [(60, "10:01:00"), (120, "10:03:00"), (240, "10:07:00")] {
         let number = comes(&mut p, now);
         p.step(Input::Busy(number, 2), now);
         ends(&mut p, number, now);
         p.step(Input::Worked(old), now);
-        let why = format!("m: the last one ended before a task had ended there; asked again in {left_s} s");
+        let why = format!("m: the last one ended before a task had ended there; asked again at {again} UTC");
         assert_eq!(Some(why), why_not(&mut p, now), "whatever an old one does");
         now += left_s * 1_000;
     }

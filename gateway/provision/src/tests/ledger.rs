@@ -332,14 +332,14 @@ fn what_is_left_alone_stays_so_over_a_restart() {
         p.step(Input::Demand(demand(2, 18)), now);
         (p.latest().rented.len(), p.latest().unmet[0].why.evidence.clone())
     };
-    let failed = "m: the last one ended before its agent came; asked again in";
+    let failed = "m: the last one ended before its agent came; asked again at";
     for records in [records.clone(), p.checkpoint()] {
         let mut p = again(per_hour("10"), records, TEN + 20_000);
-        assert_eq!((0, format!("{failed} 40 s")), why(&mut p, TEN + 20_000));
-        assert_eq!((6, format!("{failed} 120 s")), rent_in_vain(&mut p, &demand(2, 18), TEN + MINUTE), "how often is known, too");
+        assert_eq!((0, format!("{failed} 10:01:00 UTC")), why(&mut p, TEN + 20_000));
+        assert_eq!((6, format!("{failed} 10:03:00 UTC")), rent_in_vain(&mut p, &demand(2, 18), TEN + MINUTE), "how often is known, too");
     }
     let before = again(per_hour("10"), records.clone(), TEN - 24 * 60 * MINUTE);
-    assert_eq!((0, format!("{failed} 1800 s")), why(&mut before.clone(), TEN - 24 * 60 * MINUTE), "the clock was wrong");
+    assert_eq!((0, format!("{failed} 10:30:00 UTC")), why(&mut before.clone(), TEN - 24 * 60 * MINUTE), "the clock was wrong");
     p.step(Input::Demand(demand(2, 1)), TEN + MINUTE);
     let number = p.latest().rented[0];
     p.step(Input::Answered(number, Outcome::Launched("i-7".into())), TEN + MINUTE);

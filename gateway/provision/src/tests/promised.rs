@@ -1,5 +1,7 @@
 //! What users were promised, in numbers.
 
+use intergrid_proto::{Refusal, RefusalKind};
+
 use super::*;
 
 const HOUR: Billing = Billing::Hour;
@@ -165,9 +167,25 @@ fn no_capacity_sends_it_elsewhere() {
     assert_eq!("dear", p.machines().next().unwrap().offer.machine);
     p.step(Input::Answered(2, Outcome::Refused(Refused::Provider, "AuthFailure".into())), TEN + 2_000);
     p.step(Input::Demand(demand(2, 1)), TEN + 3_000);
-    assert_eq!(("provider", "AuthFailure"), (p.latest().unmet[0].why.limit.as_str(), p.latest().unmet[0].why.evidence.as_str()));
+    assert_eq!(
+        ("provider", "AuthFailure; asked again at 10:05:02 UTC"),
+        (p.latest().unmet[0].why.limit.as_str(), p.latest().unmet[0].why.evidence.as_str())
+    );
     p.step(Input::Demand(demand(2, 1)), TEN + 30 * MINUTE);
     assert_eq!("cheap", p.machines().next().unwrap().offer.machine);
+}
+
+#[test]
+fn a_launch_for_which_we_have_no_room_is_tried_again_soon() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    let why = Refusal::new(RefusalKind::OverLimit, "key.pem: no space left");
+    p.step(Input::Answered(1, Outcome::Refused(Refused::by_us(&why), why.to_string())), TEN);
+    p.step(Input::Demand(demand(2, 1)), TEN + 1_000);
+    assert!(p.latest().rented.is_empty() && p.state.back_off.is_empty());
+    assert_eq!("key.pem: no space left; asked again at 10:00:05 UTC", p.latest().unmet[0].why.evidence);
+    p.step(Input::Demand(demand(2, 1)), TEN + 5_000);
+    assert_eq!(vec![2], p.latest().rented);
 }
 
 #[test]
@@ -367,9 +385,9 @@ pub(super) fn rent_in_vain(p: &mut Provisioner, wanted: &[Demand], now: u64) -> 
 fn machines_that_fail_together_count_once() {
     let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.10", SECOND)]), per_hour("10"));
     let mut now = TEN;
-    for left_s in [60, 120, 240] {
+    for (left_s, again) in [(60, "10:01:00"), (120, "10:03:00"), (240, "10:07:00")] {
         let (rented, why) = rent_in_vain(&mut p, &demand(2, 18), now);
-        assert!(rented == 6 && why.ends_with(&format!("asked again in {left_s} s")), "{rented}: {why}");
+        assert!(rented == 6 && why.ends_with(&format!("asked again at {again} UTC")), "{rented}: {why}");
         now += left_s * 1_000;
     }
 }

@@ -178,7 +178,7 @@ fn what_an_owner_s_own_cap_forbids_goes_back_up_and_leaves_the_room_to_others() 
     panic!("{:?}", w.explanation(root, his));
 }
 
-/// What is said of demand counts seconds down; above, nobody hears of that.
+/// What is said of demand may change every second; above, nobody hears of that.
 #[test]
 fn numbers_that_change_are_no_advertisements() {
     let adverts = |changes: bool| {
