@@ -382,6 +382,20 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_that_is_warned_again_is_told_once_and_waited_for() {
+        let words = "trap 'echo told; sleep 0.3; kill -USR2 0; sleep 0.3; kill -USR2 0; sleep 0.3; echo clean; exit 5' TERM; \
+                     kill -USR2 0; sleep 5 & wait; exit 6";
+        let env = [("SGE_TASK_ID", "1"), ("PERL5LIB", "/nowhere")];
+        // With perl, and without.
+        for env in [&env[..1], &env[..]] {
+            let (_dir, base) = base();
+            assert_eq!(vec![5], run_with(&base, &JobSpec::new(["/bin/sh", "-c", words]), &[0], 1, env), "{env:?}");
+            assert_eq!("told\nclean\n", std::fs::read_to_string(base.join("t/1/stdout")).unwrap(), "{env:?}");
+            assert!(record(&base, 1).was_asked, "{env:?}");
+        }
+    }
+
+    #[test]
     fn a_record_is_whole_or_none() {
         let (_dir, base) = base();
         // As on a full disk.

@@ -56,11 +56,14 @@ word() {
     *\\*) line=$(printf '%bx' "$line") && line=${line%x} ;;
   esac
 }
+# Signals that came: each interrupts a wait, and Grid Engine says more than once that it will kill.
 term=0
 child=
+told=
 on_term() {
-  term=1
-  [ -n "$child" ] && kill -TERM "$child" 2>/dev/null
+  term=$((term + 1))
+  # Once: a second TERM would break into what a payload does at the first.
+  [ -n "$child" ] && [ -z "$told" ] && told=1 && kill -TERM "$child" 2>/dev/null
 }
 trap on_term TERM INT XCPU USR1 USR2 2>/dev/null
 # Grid Engine says USR1 to all processes of a job that it will stop, and USR2 before it kills them. A payload hears of its end by TERM, as everywhere.
@@ -139,7 +142,7 @@ payload() {
   [ -z "$perl" ] || set -- "$perl" -e "$see" ../how "$@"
   # Last: this shell has its own by it, too.
   export "$lang"
-  unset line piece pieces block first program rest t0 term child run own words pos node index perl env nice end tools lang see less
+  unset line piece pieces block first program rest t0 term told child run own words pos node index perl env nice end tools lang see less
   unset grid_base grid_tag grid_dirs grid_runs grid_slots grid_memory grid_gpus grid_nodes
   exec "$@"
 }
@@ -167,7 +170,7 @@ how=
 # What is not whole is none: its last line is looked for. Where there is no room for it, the LRMS's own books tell the end; they also do where a machine
 # loses what it had not yet on its disk.
 {
-  printf 'v2\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$term" "$t0" "$t1" "$fault" &&
+  printf 'v2\ncode %s\nterm %s\nfrom %s\nto %s\nfault %s\n' "$code" "$((term > 0))" "$t0" "$t1" "$fault" &&
     times &&
     printf 'how %s\nend\n' "$how"
 } >"../$run.x" || rm -f "../$run.x"
