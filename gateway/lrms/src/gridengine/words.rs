@@ -88,8 +88,15 @@ const COMPLAINTS: &[(&str, Refused)] = &[
     ("Job was rejected", Refused::Never),
 ];
 
-/// A master that was not heard to its end: it may have taken the job.
-const UNHEARD: [&str; 4] = ["gdi request", "commlib error", "send message to qmaster", "timeout"];
+/// A master that was not heard to its end: it may have taken the job. Each is qsub's own, as a verifier's words are in the same place.
+const UNHEARD: [&str; 6] = [
+    "gdi request",
+    "commlib error: ",
+    "unable to send message to qmaster",
+    "unable to contact qmaster",
+    "got select timeout",
+    "expired while waiting on socket",
+];
 
 /// qsub says no to what it was asked, in words of its own or of the site's: a verifier's (JSV) may be any.
 fn says_no(output: &Output) -> bool {
@@ -185,13 +192,17 @@ mod tests {
         }
         // Words that nobody foresaw, of several lines: nothing was submitted, most likely.
         let rule = "Please name a project with -P:\nsee https://intranet/hpc";
-        for (code, text) in [(1, failed(rule)), (2, "qsub: command required for a binary job\n".to_string())] {
+        let timeout = "Jobs need a project with -P: see https://intranet/hpc, and a timeout";
+        for (code, text) in [(1, failed(rule)), (1, failed(timeout)), (2, "qsub: command required for a binary job\n".to_string())] {
             let SubmitFailure::Doubtful(Refused::Never, why) = said(Some(code), &text) else { panic!("{text}: {:?}", said(Some(code), &text)) };
             assert!(why.contains("with -P: see https") || why.contains("binary job"), "{why}");
         }
         assert!(matches!(said(Some(1), "sudo: a password is required\n"), SubmitFailure::Refused(Refused::NotAuthorised, _)));
         for (code, text) in [
-            (Some(1), "failed receiving gdi request response"),
+            (Some(1), "failed receiving gdi request response for mid=1 (got syncron message receive timeout error)."),
+            (Some(1), "unable to send message to qmaster using port 6444 on host \"m1\": got send timeout"),
+            (Some(1), "unable to contact qmaster using port 6444 on host \"m1\""),
+            (Some(1), "error: commlib error: got select timeout"),
             (Some(0), "no suitable queues"),
             (None, "no suitable queues"),
             (None, rule),
