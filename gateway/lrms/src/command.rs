@@ -147,17 +147,8 @@ pub struct Hands;
 impl Hands {
     /// Run a command to its end.
     pub async fn run(&self, account: &Account, call: Call) -> Result<Output, CallFailure> {
-        let call = match account {
-            Account::Own => call,
-            Account::Named(name) => {
-                let Call { program, args, env, .. } = call;
-                let words = ["-n", "-u", name, "--", "env"].map(OsString::from).into_iter();
-                let env: Vec<OsString> = env.into_iter().map(|(n, v)| pair(&n, &v)).collect();
-                let args = words.chain(env).chain([program]).chain(args).collect();
-                Call { program: "sudo".into(), args, env: Vec::new(), ..call }
-            }
-        };
-        run(call).await
+        let (name, call) = by(account, call);
+        run(&name, call).await
     }
 
     /// What a command prints that changes nothing, as our own account.
@@ -183,6 +174,21 @@ pub async fn own_home() -> Result<PathBuf, CallFailure> {
     home.ok_or_else(|| CallFailure::Failed("getent: it names no home directory".to_string()))
 }
 
+/// What is run where an account asks for this, and what that is called.
+fn by(account: &Account, call: Call) -> (String, Call) {
+    let asked = call.program.to_string_lossy().into_owned();
+    match account {
+        Account::Own => (asked, call),
+        Account::Named(name) => {
+            let Call { program, args, env, .. } = call;
+            let words = ["-n", "-u", name, "--", "env"].map(OsString::from).into_iter();
+            let env: Vec<OsString> = env.into_iter().map(|(n, v)| pair(&n, &v)).collect();
+            let args = words.chain(env).chain([program]).chain(args).collect();
+            (format!("{asked} as {name}"), Call { program: "sudo".into(), args, env: Vec::new(), ..call })
+        }
+    }
+}
+
 fn pair(name: &str, value: &OsString) -> OsString {
     let mut pair = OsString::from(name);
     pair.push("=");
@@ -190,12 +196,11 @@ fn pair(name: &str, value: &OsString) -> OsString {
     pair
 }
 
-async fn run(call: Call) -> Result<Output, CallFailure> {
-    let name = call.program.to_string_lossy().into_owned();
+async fn run(name: &str, call: Call) -> Result<Output, CallFailure> {
     let mut command = Command::new(&call.program);
     command.args(&call.args).env_clear().env("PATH", PATH).env("LC_ALL", "C").envs(call.env.iter().map(|(n, v)| (n, v)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    let mut child = command.spawn().map_err(|e| CallFailure::NotRun(format!("{name} can't be run: {e}")))?;
+    let mut child = command.spawn().map_err(|e| CallFailure::NotRun(format!("{} can't be run: {e}", call.program.display())))?;
     let group = child.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let write = async {
@@ -271,6 +276,16 @@ mod tests {
         assert!(began.elapsed() < Duration::from_millis(900));
         tokio::time::sleep(Duration::from_millis(1_300)).await;
         assert!(!file.exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_named_whoever_runs_it_for_us() {
+        let (name, call) = by(&Account::Named("ann".into()), Call::new("qsub").arg("-terse"));
+        assert_eq!(("qsub as ann", Some("sudo")), (name.as_str(), call.program.to_str()));
+        let mut call = sh("sleep 1");
+        call.timeout_ms = 50;
+        let failed = run(&name, call).await.unwrap_err();
+        assert_eq!("qsub as ann did not end within 50 ms, and was killed", failed.to_string());
     }
 
     #[tokio::test]
