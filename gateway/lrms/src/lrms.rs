@@ -180,6 +180,8 @@ pub enum How {
     Limit,
     /// Its machine failed.
     MachineLost,
+    /// Somebody removed it by force: how it ended, and whether it has, nobody knows.
+    Forced,
     /// Somebody removed it: started or not, see [`Record::started`].
     Removed,
     /// It had to make way.

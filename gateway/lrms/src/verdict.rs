@@ -56,9 +56,10 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         Some(How::Preempted) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} took its machine for another")),
         Some(How::Requeued) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} requeued it while it ran, and it starts there only once")),
         Some(How::MachineLost) if asked => by(ReasonKind::ExitUnknown, &format!("{lrms} lost the machine that it ran on")),
+        Some(How::Forced) if asked => by(ReasonKind::ExitUnknown, &format!("somebody removed it from {lrms} by force")),
         Some(How::NotStarted) if record.is_none() => by(ReasonKind::ExitUnknown, &format!("{lrms} says that it did not start, and it had begun")),
         Some(How::Broken) if record.is_none() => by(ReasonKind::StartFailed, &format!("it began, and left no record; {lrms} has it in error since")),
-        Some(How::Removed | How::Preempted | How::Requeued | How::MachineLost | How::NotStarted | How::Broken | How::Exited) => None,
+        Some(How::Removed | How::Preempted | How::Requeued | How::MachineLost | How::Forced | How::NotStarted | How::Broken | How::Exited) => None,
         None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
         None => None,
     };
@@ -115,6 +116,10 @@ mod tests {
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Removed, None))));
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, Some((How::MachineLost, Some(Exit::Code(0))))));
         assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::MachineLost, None))));
+        assert_eq!((Exit::Code(0), None), of(Some(record(0, false)), Some((How::Forced, None))));
+        let forced = Over::new(How::Forced, None);
+        let Verdict::Exited(r) = verdict(None, Some((&forced, "W")), "gridengine") else { panic!("it has started") };
+        assert_eq!((Exit::Unknown, Some((K::ExitUnknown, "somebody removed it from gridengine by force (W)".to_string()))), (r.exit, r.ended_by));
         assert_eq!((Exit::Unknown, Some(K::ExitUnknown)), of(None, None));
         assert_eq!((Exit::Signal(9), None), of(None, Some((How::Exited, Some(Exit::Signal(9))))));
         // Slurm ends what runs in a partition that is removed, and says that its machine is lost.

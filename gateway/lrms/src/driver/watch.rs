@@ -317,7 +317,7 @@ impl Driver {
             let reason = |text: String| Reason::new(ReasonKind::StartFailed, text);
             Back::Unstarted(match said.get(place).map(|(over, _)| (over.how, over.exit)) {
                 // That it is gone is all that some systems say of it: they are not told apart, and what has not started may start elsewhere.
-                Some((How::Removed, _)) => reason(format!("somebody removed it from {name} before it started")).remedy(STAYS_AWAY),
+                Some((How::Removed | How::Forced, _)) => reason(format!("somebody removed it from {name} before it started")).remedy(STAYS_AWAY),
                 Some((How::NotStarted, _)) => reason(format!("{name} could not start it on the machine that it chose {words}"))
                     .remedy("the site's administrator looks whether `directory` is there on all machines"),
                 Some((_, Some(NOT_HERE))) => {

@@ -111,7 +111,7 @@ pub fn record(line: &str, queues: &BTreeMap<String, Configured>) -> Option<Recor
     // What runs has pages and uses time. A task that was removed by force has a record all the same, of the master's own making: exit status 0, and nothing used.
     let unseen = over.how == How::Exited && fields[USAGE].iter().all(|f| f.bytes().all(|b| b"0.".contains(&b)));
     if unseen {
-        over = Over::new(How::MachineLost, None);
+        over = Over::new(How::Forced, None);
     }
     // Kilobytes, with a fraction of zeros.
     let peak = fields.get(16)?.split('.').next()?.parse::<u64>().ok().filter(|kib| *kib > 0).map(|kib| kib.saturating_mul(1_024));
@@ -146,7 +146,7 @@ pub fn record(line: &str, queues: &BTreeMap<String, Configured>) -> Option<Recor
         over,
         machine,
         words: match unseen {
-            true => "removed by force, and nobody saw its end".to_string(),
+            true => "nobody saw its end".to_string(),
             false => format!("failed {failed}: {}, exit status {status}", words::failure(failed)),
         },
     })
@@ -215,8 +215,7 @@ mod tests {
         };
         assert_eq!((Some(How::Memory), Some(How::Removed)), (how("67108865.000000"), how("67108864.000000")));
         // Its record says exit status 0, and nobody saw how it ended.
-        assert_eq!((How::MachineLost, None, Some(true)), end("ig-forced", 1));
-        assert!(of("ig-forced", 1).words.contains("by force"));
+        assert_eq!((How::Forced, None, Some(true)), end("ig-forced", 1));
     }
 
     /// A task that asked for nothing and was killed after five seconds, which Grid Engine calls beyond a limit whichever it was.

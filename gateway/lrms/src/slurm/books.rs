@@ -99,7 +99,7 @@ fn began(how: How, machine: &str) -> Option<bool> {
         _ if machine.is_empty() => Some(false),
         How::NotStarted => Some(false),
         How::Exited | How::TimeLimit | How::Memory | How::Limit | How::Broken => Some(true),
-        How::MachineLost | How::Removed | How::Preempted | How::Requeued => None,
+        How::MachineLost | How::Forced | How::Removed | How::Preempted | How::Requeued => None,
     }
 }
 
