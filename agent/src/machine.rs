@@ -38,6 +38,8 @@ pub struct Offer {
     pub room: u64,
     /// Slots that may wait there beyond the room.
     pub ahead: u64,
+    /// And more of them where tasks end fast: at most.
+    pub ahead_short: u64,
     /// Most free slots on one machine.
     pub largest_free: u32,
     /// Never more than this, whatever hides a turnaround.
@@ -48,7 +50,7 @@ pub struct Offer {
     pub task_slots_max: u64,
     /// Tasks of others that wait there.
     pub waiting: u64,
-    /// From the end of a task to the start of the next, about: hidden by placing ahead.
+    /// From the end of a task to the start of the next, about: hidden by placing ahead, within the bounds of that.
     pub turnaround_ms: u64,
     /// Takes no new work: why.
     pub closed: Option<String>,

@@ -12,8 +12,11 @@ use toml::Spanned;
 
 use super::Source;
 
-/// Tasks that may wait in a queue of the LRMS beyond what is free, unless the site says otherwise.
-const WAITING_MAX_DEFAULT: u64 = 4;
+/// Slots that may wait in a queue of the LRMS beyond what is free, unless the site says otherwise.
+const WAITING_DEFAULT: u64 = 4;
+/// Where tasks are short, one in so many of the queue's slots may: those of 2 s then find no slot idle for the second or so that passes from an end to the
+/// next submission, and those that are shorter mostly wait for the LRMS itself, which starts no more than some tens a second.
+const WAITING_SHORT_PART: u64 = 2;
 
 /// Which one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,14 +127,19 @@ pub struct LrmsLimits {
     pub wait_max_ms: Option<u64>,
     /// Of a queue's slots, at most so many per cent.
     pub ceiling_percent: u8,
-    /// Tasks that may wait in each queue beyond what is free there.
-    pub waiting_max: u64,
+    /// Slots that may wait in each queue beyond what is free there; absent: see [`waiting`](Self::waiting).
+    pub waiting_max: Option<u64>,
 }
 
 impl LrmsLimits {
     /// Of so many slots of a queue, those that may be used.
     pub fn ceiling(&self, slots: u64) -> u64 {
         slots.saturating_mul(u64::from(self.ceiling_percent)) / 100
+    }
+
+    /// Slots that may wait in a queue of so many beyond what is free there: always, and as many more where tasks are short.
+    pub fn waiting(&self, slots: u64) -> (u64, u64) {
+        self.waiting_max.map_or((WAITING_DEFAULT, (slots / WAITING_SHORT_PART).saturating_sub(WAITING_DEFAULT)), |max| (max, 0))
     }
 }
 
@@ -145,7 +153,7 @@ impl Default for LrmsLimits {
             time_max_ms: None,
             wait_max_ms: None,
             ceiling_percent: 100,
-            waiting_max: WAITING_MAX_DEFAULT,
+            waiting_max: None,
         }
     }
 }

@@ -56,7 +56,7 @@ fn config(cluster: &GridEngine, shared: &Path) -> LrmsConfig {
         memory: None,
         gpu_complex: None,
         accounts: AccountsConfig::Own,
-        limits: LrmsLimits { waiting_max: 16, ..LrmsLimits::default() },
+        limits: LrmsLimits { waiting_max: Some(16), ..LrmsLimits::default() },
     }
 }
 

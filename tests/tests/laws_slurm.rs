@@ -68,7 +68,7 @@ fn config(cluster: &Slurm, shared: &Path) -> LrmsConfig {
         memory: None,
         gpu_complex: None,
         accounts: AccountsConfig::Own,
-        limits: LrmsLimits { waiting_max: 16, ..LrmsLimits::default() },
+        limits: LrmsLimits { waiting_max: Some(16), ..LrmsLimits::default() },
     }
 }
 

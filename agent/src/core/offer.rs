@@ -19,13 +19,15 @@ impl Core {
         let paces_ms = if self.link.rate < PACED_RATE_MIN { 0 } else { 2 * PACE_MS + self.told_pace_ms() };
         let syncs_ms = 4.0 * self.commit_ms + paces_ms as f64;
         let round_trip_s = (self.link.round_trip_ms + syncs_ms) / 1_000.0;
-        let (slots, round_trip_s) = match &self.offer {
-            None => (u64::from(self.capacity.slots), round_trip_s),
+        let hidden = |turnaround_ms: u64| lookahead(self.link.rate, round_trip_s + turnaround_ms as f64 / 1_000.0);
+        let (slots, hidden) = match &self.offer {
+            None => (u64::from(self.capacity.slots), hidden(0)),
             Some(o) if o.closed.is_some() => return 0,
-            Some(o) => (o.room + o.ahead, round_trip_s + o.turnaround_ms as f64 / 1_000.0),
+            // What waits in a queue of somebody else's can't go elsewhere any more: however fast tasks end, he says how much may.
+            Some(o) => (o.room + o.ahead, hidden(o.turnaround_ms).min(o.ahead_short)),
         };
         let slots = slots.saturating_sub(self.orphaned().1);
-        let window = slots + lookahead(self.link.rate, round_trip_s) + self.uploading.min(LOOKAHEAD_SLOTS_MAX);
+        let window = slots + hidden + self.uploading.min(LOOKAHEAD_SLOTS_MAX);
         self.offer.as_ref().map_or(window, |o| window.min(o.window_max)) + self.on_hold()
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Upward {
     pub share: Share,
     /// Slots that can still be placed below.
     pub room: u64,
+    /// It is of a cluster's queue.
+    pub is_queue: bool,
 }
 
 /// `x86_64-4c-16g`, `x86_64-4c-3.75g-1gpu`: machines of one kind, which are told of as one share with the least memory of them.
@@ -76,6 +78,7 @@ impl Core {
                 let room = if share.draining { 0 } else { s.window.saturating_sub(used) };
                 share.path.push(self.me.site);
                 share.age_ms += self.now.mono_ms.saturating_sub(c.heard_ms);
+                let is_queue = c.hop.kind == Kind::Agent && !s.is_machine();
                 if c.hop.kind == Kind::Agent {
                     // An agent is a machine, one of a kind; a queue of many machines has a name, and says itself what is free.
                     let is_machine = s.is_machine();
@@ -92,7 +95,7 @@ impl Core {
                     (share.slots_free, share.largest_free) = (0, 0);
                 }
                 match out.get_mut(&share.key) {
-                    None => _ = out.insert(share.key.clone(), Upward { share, room }),
+                    None => _ = out.insert(share.key.clone(), Upward { share, room, is_queue }),
                     Some(e) if c.hop.kind == Kind::Agent && e.share.origin == self.me.site => e.add(share, room),
                     Some(e) if e.share.origin == share.origin => {
                         e.room += room;
@@ -138,6 +141,8 @@ impl Core {
         for (key, u) in &upward {
             let seeing: Vec<SiteId> = receivers.iter().copied().filter(|r| u.share.visible_to(*r)).collect();
             let ahead = lookahead(self.ended_rate, (round_trip + 5.0) / 1000.0) * u.share.slots_total / total.max(1);
+            // What may wait in a queue is in its window, and what would wait here for that could be elsewhere.
+            let ahead = if u.is_queue { 0 } else { ahead };
             let free = (u.room + ahead).saturating_sub(queued.get(key).copied().unwrap_or(0));
             let parts: Vec<(u64, u64, u64)> = seeing
                 .iter()

@@ -280,7 +280,7 @@ impl Core {
         }
         share.slots_free = room.saturating_sub(placed.get(&share.key).copied().unwrap_or(0));
         share.largest_free = u32::try_from(share.slots_free).unwrap_or(u32::MAX).min(t.machine.slots);
-        Upward { share, room }
+        Upward { share, room, is_queue: false }
     }
 
     /// Is there so long on a new machine?

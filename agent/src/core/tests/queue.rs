@@ -56,6 +56,27 @@ fn several_machines_are_one_share_and_what_is_accepted_is_handed_on() {
     assert_eq!((6, 60_000), (a.core.share().window, a.core.share().time_max_ms));
 }
 
+/// Their ends come in bunches, as its records are looked at now and then.
+#[test]
+fn short_tasks_wait_there_within_its_bounds() {
+    let mut a = queue(20);
+    a.down(place(1, 0..22));
+    for task in 0..22 {
+        a.input(Input::Started((1, task), 0));
+        a.input(Input::Exited((1, task), Report { exit: Exit::Code(0), ..Report::unseen() }));
+    }
+    a.pass(50);
+    assert!(a.core.link.rate > 100.0, "{}", a.core.link.rate);
+    let mut window = |rate, ahead_short| {
+        a.core.link.rate = rate;
+        a.input(Input::Offer(Offer { ahead_short, turnaround_ms: 2_000, ..offer(20) }));
+        a.core.share().window
+    };
+    assert_eq!([22, 22], [0.0, 5_000.0].map(|rate| window(rate, 0)));
+    assert_eq!([22, 30], [0.0, 5_000.0].map(|rate| window(rate, 8)));
+    assert!((23..30).contains(&window(1.0, 8)), "no more than their rate makes of it");
+}
+
 /// A gateway of a cluster starts again: what is there is known before its queues are.
 #[test]
 fn gpus_count_for_nothing_in_a_queue_whenever_it_is_told_of() {

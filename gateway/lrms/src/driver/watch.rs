@@ -486,14 +486,17 @@ fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gate
         _ => String::new(),
     };
     let room = (ours + queue.slots_free).min(most);
+    let slots_total = queue.slots_total.min(most);
+    let (ahead, ahead_short) = limits.waiting(slots_total);
     Offer {
         key: queue.name.clone(),
-        slots_total: queue.slots_total.min(most),
+        slots_total,
         machines: queue.machines,
         gpus_total: queue.gpus_total,
         nodes_max: queue.nodes_max,
         room,
-        ahead: limits.waiting_max,
+        ahead,
+        ahead_short,
         largest_free: queue.largest_free,
         // Beyond a ceiling nothing may even wait: it would be started.
         window_max: if bounded { most } else { u64::MAX },
@@ -525,6 +528,13 @@ mod tests {
         let mut limits = intergrid_gateway::config::LrmsLimits::default();
         let all = offer(&queue, 15, None, &limits);
         assert_eq!((75, 4, u64::MAX, 100), (all.room, all.ahead, all.window_max, all.slots_total));
+        // Half of the queue's slots where tasks are short, unless the site says how many.
+        let ahead = |slots_total, waiting_max| {
+            let few = Queue { slots_total, ..queue.clone() };
+            let offer = offer(&few, 0, None, &intergrid_gateway::config::LrmsLimits { waiting_max, ..limits });
+            (offer.ahead, offer.ahead_short)
+        };
+        assert_eq!([(4, 46), (4, 0), (40, 0), (0, 0)], [ahead(100, None), ahead(6, None), ahead(12, Some(40)), ahead(100, Some(0))]);
         limits.ceiling_percent = 20;
         let part = offer(&queue, 15, None, &limits);
         assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));

@@ -3,6 +3,7 @@
 
 mod local;
 mod pilots;
+mod short;
 mod told;
 
 use std::path::Path;
@@ -118,7 +119,7 @@ fn phases(p: &Parent, n: u64) -> Vec<(String, Phase, Option<ReasonKind>)> {
 async fn obeys_the_laws() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(8);
-    let pool = pool(dir.path(), &local, |c| c.limits.waiting_max = 64);
+    let pool = pool(dir.path(), &local, |c| c.limits.waiting_max = Some(64));
     let laws = Laws::of(pool, me()).with(|o| (o.array_tasks, o.patience, o.quiet) = (200, PATIENCE, Duration::from_millis(1_500)));
     laws.run().await.unwrap_or_else(|why| panic!("{why}"));
 }
@@ -191,7 +192,7 @@ async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(16);
     local.wrong(|w| w.slow_ms = 3_000);
-    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = Some(64))).await;
     // Each of another kind: none waits for another.
     let mut kinds = (1..).map(|minutes| {
         let mut spec = counting(dir.path(), "exit 0");
@@ -236,7 +237,7 @@ async fn separate_jobs_that_wait_at_the_same_time_go_down_together() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(32);
     local.wrong(|w| (w.slow_ms, w.lose_answers, w.twice, w.hold) = (3_000, 2, true, true));
-    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = Some(64))).await;
     let place = |p: &mut Parent, n: u32| place_separate(p, child, dir.path(), &format!("$((10 * {n} + {{i}}))"), 2);
     let mut all = vec![place(&mut p, 0)];
     eventually(&mut p, || local.submissions() == 1).await;
@@ -263,7 +264,7 @@ async fn separate_jobs_that_wait_at_the_same_time_go_down_together() {
 async fn what_has_become_too_many_at_once_goes_in_fewer() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(16);
-    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 64)).await;
+    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = Some(64))).await;
     local.wrong(|w| w.tasks_max = 2);
     let job = p.job(counting(dir.path(), "exit 0"), 5);
     let n = p.place(child, "batch", job, TaskSet::range(0..5));
@@ -541,7 +542,7 @@ fn a_restart_finds_what_runs_what_waits_and_what_ended_meanwhile() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let first = runtime();
     first.block_on(async {
-        let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 8)).await;
+        let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = Some(8))).await;
         let job = p.job(counting(dir.path(), "sleep 2"), 9);
         // Of several placements, which go down together.
         let placed = [0..3, 3..6, 6..9].map(|tasks| p.place(child, "batch", job, TaskSet::range(tasks)));
@@ -551,7 +552,7 @@ fn a_restart_finds_what_runs_what_waits_and_what_ended_meanwhile() {
     let pending = local.pending();
     assert!(pending >= 5, "{pending}");
     runtime().block_on(async {
-        let (mut p, _) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = 8)).await;
+        let (mut p, _) = attached(pool(dir.path(), &local, |c| c.limits.waiting_max = Some(8))).await;
         p.settle(Duration::from_secs(1)).await.unwrap();
         let deadline = std::time::Instant::now() + PATIENCE;
         while local.pending() > 0 && std::time::Instant::now() < deadline {

@@ -325,23 +325,38 @@ fn what_a_parent_has_here_is_the_same_after_a_restart() {
     assert_eq!(((1, 1), 1), (held(&w, gem), slots(&w)));
 }
 
-/// A queue of 16 slots which others have, but for `free`; 4 tasks may wait there.
+/// A gateway over a queue of 16 slots which others have, but for `free`; 4 tasks may wait there.
+fn queue(free: u64) -> (World, SiteId) {
+    let mut w = World::new();
+    let g = w.site("g");
+    let hop = Hop { site: site_of("batch"), name: "batch".into(), kind: Kind::Agent };
+    let child = hop.site;
+    let mut end = ChildEnd::new(hop, 3, 16, 8 << 30);
+    let Some(Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
+    w.input(g, Input::ChildUp { child, hello: hello.clone() });
+    for mut message in end.down(Down::Hello(Hello { peer_incarnation: 3, ..hello }), 1) {
+        if let Up::Advert(a) = &mut message {
+            a.shares = vec![Share { key: "batch".into(), slots_free: free, window: free + 4, ..a.shares[0].clone() }];
+        }
+        w.input(g, Input::ChildSays { child, message });
+    }
+    (w, g)
+}
+
+/// The window of the queue has what may wait in it.
+#[test]
+fn however_fast_tasks_end_no_more_are_asked_for_than_a_queue_takes() {
+    let (mut w, g) = queue(3);
+    w.sites.get_mut(&g).unwrap().core.ended_rate = 1e6;
+    let above = parent(&mut w, g, "above");
+    ticks(&mut w, g, 200);
+    assert_eq!(Some(7), told(&mut w, above).map(|a| window(&a)));
+}
+
 #[test]
 fn what_may_wait_in_a_queue_is_not_shown_as_free() {
     for free in [0, 3] {
-        let mut w = World::new();
-        let g = w.site("g");
-        let hop = Hop { site: site_of("batch"), name: "batch".into(), kind: Kind::Agent };
-        let child = hop.site;
-        let mut end = ChildEnd::new(hop, 3, 16, 8 << 30);
-        let Some(Up::Hello(hello)) = end.attach().pop() else { panic!("a hello") };
-        w.input(g, Input::ChildUp { child, hello: hello.clone() });
-        for mut message in end.down(Down::Hello(Hello { peer_incarnation: 3, ..hello }), 1) {
-            if let Up::Advert(a) = &mut message {
-                a.shares = vec![Share { key: "batch".into(), slots_free: free, window: free + 4, ..a.shares[0].clone() }];
-            }
-            w.input(g, Input::ChildSays { child, message });
-        }
+        let (w, g) = queue(free);
         let core = &w.sites[&g].core;
         let (me, children) = core.host();
         assert_eq!((16, free, free), (me.slots_total, me.slots_free, children[0].1.slots_free));
