@@ -8,7 +8,7 @@ use super::*;
 async fn why_a_suspended_queue_keeps_what_it_has_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(2);
-    let pool = pool(dir.path(), &local, |c| c.limits.waiting_max = 8);
+    let pool = pool(dir.path(), &local, |c| c.limits.waiting_max = Some(8));
     let (mut p, child) = attached(pool.clone()).await;
     let go = dir.path().canonicalize().unwrap().join("go");
     let job = p.job(counting(dir.path(), &format!("while [ ! -e {} ]; do sleep 0.1; done", go.display())), 3);
