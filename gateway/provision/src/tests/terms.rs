@@ -140,28 +140,28 @@ fn a_raised_cap_lets_waiting_work_start() {
 }
 
 #[test]
-fn an_owner_who_gets_caps_of_his_own_is_charged_from_then_on() {
+fn an_owner_who_gets_caps_of_his_own_is_charged_for_what_runs_too() {
     let offers = || vec![offer("m", "0.10", SECOND)];
     let mut p = begun(&terms(offers(), "1"));
     working(&mut p, 2, TEN);
     let caps = |hour: &str| Caps { hour: Some(hour.parse().unwrap()), ..Caps::default() };
-    let budget = || Budget::new(caps("1"), &[("alice".into(), None, caps("0.10"))]).unwrap();
+    let budget = || Budget::new(caps("1"), &[("alice".into(), None, caps("0.30"))]).unwrap();
     p.step(Input::Terms(Box::new(Terms { budget: budget(), ..*terms(offers(), "1") })), TEN + MINUTE);
     let rates = |p: &Provisioner| p.budget().nodes().iter().map(|n| n.rate().to_string()).collect::<Vec<_>>();
-    assert_eq!(vec!["0.20", "0.00"], rates(&p), "what runs is charged where it was");
+    assert_eq!(vec!["0.20", "0.20"], rates(&p), "what runs counts where its owner stands now");
     working(&mut p, 1, TEN + MINUTE);
-    assert_eq!(vec!["0.30", "0.10"], rates(&p));
+    assert_eq!(vec!["0.30", "0.30"], rates(&p));
     let why = |p: &mut Provisioner, owner: &str, now| {
         p.step(Input::Demand(vec![Demand { owner: owner.into(), ..demand(1, 99)[0].clone() }]), now);
         let why = p.latest().unmet[0].why.clone();
         (why.limit, why.evidence, why.own)
     };
-    let used = "0.10 of 0.10 USD per hour are used".to_string();
+    let used = "0.30 of 0.30 USD per hour are used".to_string();
     assert_eq!(("budget rate of alice".into(), used, true), why(&mut p, "alice", TEN + MINUTE));
     p.step(Input::End(1), TEN + 2 * MINUTE);
     assert_eq!(vec![1], ends(&mut p));
     p.step(Input::Terminated(1, Some(SeenState::Ended)), TEN + 2 * MINUTE);
-    assert_eq!(vec!["0.20", "0.10"], rates(&p), "and given back there");
+    assert_eq!(vec!["0.20", "0.20"], rates(&p), "and given back there");
 }
 
 #[test]
