@@ -199,7 +199,8 @@ impl GridEngine {
     }
 
     fn verify_all(&self, answer: &str) {
-        let file = self.dir().join("verifier.sh");
+        // What runs goes on as it was read, until another file is named.
+        let file = (0..).map(|n| self.dir().join(format!("verifier{n}.sh"))).find(|f| !f.exists()).expect("a name");
         let answers = format!("START) echo STARTED ;; BEGIN) {answer} ;; QUIT) exit ;;");
         let script = format!("#!/bin/sh\nwhile read -r word rest; do case \"$word\" in {answers} esac; done\n");
         fs::write(&file, script).expect("a script");
