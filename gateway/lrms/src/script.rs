@@ -396,6 +396,21 @@ mod tests {
     }
 
     #[test]
+    fn a_payload_is_told_from_its_first_instruction_on() {
+        let spec = JobSpec::new(["/bin/sh", "-c", "trap 'exit 5' TERM; kill -USR2 0; sleep 5 & wait; exit 6"]);
+        // Side by side: what sees to the end may not have had its turn yet.
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let (_dir, base) = base();
+                    let indices: Vec<u32> = (0..8).collect();
+                    assert_eq!(vec![5; 8], run_with(&base, &spec, &indices, 1, &[("SGE_TASK_ID", "1")]));
+                });
+            }
+        });
+    }
+
+    #[test]
     fn a_record_is_whole_or_none() {
         let (_dir, base) = base();
         // As on a full disk.

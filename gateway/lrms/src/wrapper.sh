@@ -62,6 +62,9 @@ child=
 told=
 on_term() {
   term=$((term + 1))
+  tell
+}
+tell() {
   # Once: a second TERM would break into what a payload does at the first.
   [ -n "$child" ] && [ -z "$told" ] && told=1 && kill -TERM "$child" 2>/dev/null
 }
@@ -82,9 +85,11 @@ perl=${perl#"$end"}
 [ -z "$PERL5OPT$PERL5LIB$PERL_UNICODE" ] || perl=
 # The number of getrusage goes by the architecture, which the head of a program names: 64 bits, and x86-64 or AArch64.
 # shellcheck disable=SC2016
-see='$f = shift; defined($p = fork) or exit 126;
-unless ($p) { exec {$ARGV[0]} @ARGV; print STDERR "$ARGV[0]: $!\n"; exit($! == 2 ? 127 : 126) }
-$SIG{$_} = sub { kill $_[0], $p } for qw(TERM INT XCPU USR1 USR2);
+see='$f = shift; @s = grep { ($SIG{$_} || "") ne "IGNORE" } qw(TERM INT XCPU USR1 USR2);
+$SIG{$_} = sub { $p ? kill $_[0], $p : ($q = $_[0]) } for @s;
+defined($p = fork) or exit 126;
+unless ($p) { $SIG{$_} = "DEFAULT" for @s; kill $q, $$ if $q; exec {$ARGV[0]} @ARGV; print STDERR "$ARGV[0]: $!\n"; exit($! == 2 ? 127 : 126) }
+kill $q, $p if $q;
 1 until waitpid($p, 0) == $p; ($s, $c, $m) = ($? & 127, $? >> 8, 0);
 eval { open E, "<", $^X and read E, $h, 20 and ($b, $a) = unpack("x4 C x13 v", $h) and $u = "\0" x 288; %n = (62 => 98, 183 => 165);
 $b == 2 and $n{$a} and syscall($n{$a}, -1, $u) == 0 and $m = (unpack "l!5", $u)[4] };
@@ -100,6 +105,8 @@ payload() {
   [ -z "$less" ] || { echo "less-$less" >fault; exit 126; }
   trap - TERM INT XCPU USR1 USR2 2>/dev/null
   [ -n "$SGE_TASK_ID" ] && trap '' USR1 USR2
+  # Its end came before its beginning.
+  [ "$term" = 0 ] || exit 143
   cd w || exit 126
   if [ -d ../../in ]; then
     cp -R -p ../../in/. . || { echo stage-in >../fault; exit 126; }
@@ -149,6 +156,8 @@ payload() {
 
 payload </dev/null >stdout 2>stderr &
 child=$!
+# What came while it began.
+[ "$term" = 0 ] || tell
 while :; do
   before=$term
   wait "$child"
