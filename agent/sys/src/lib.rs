@@ -149,12 +149,16 @@ pub struct Spawner {
 }
 
 impl Spawner {
-    /// Blocks all signals in this thread, for good: a handler of ours must not run in a child that still shares our memory.
+    /// Blocks all signals in this thread, for good: a handler of ours must not run in a child that still shares our memory. But for SIGCHLD where nothing
+    /// handles it: of a thread that blocks it the kernel keeps it, and wakes another thread for each child that ends.
     pub fn new() -> io::Result<Self> {
         let mut all = MaybeUninit::uninit();
-        // SAFETY: sigfillset writes the whole set, pthread_sigmask reads it.
+        // SAFETY: sigfillset writes the whole set, sigdelset changes it, pthread_sigmask reads it.
         check(unsafe {
             libc::sigfillset(all.as_mut_ptr());
+            if is_default(libc::SIGCHLD) {
+                libc::sigdelset(all.as_mut_ptr(), libc::SIGCHLD);
+            }
             libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), std::ptr::null_mut())
         })?;
         // What is not default now, and what programs like ours may set later. (exec resets handlers, but what is ignored stays so.)
