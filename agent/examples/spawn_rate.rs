@@ -4,7 +4,7 @@
 #[path = "../tests/pool/mod.rs"]
 mod pool;
 
-use std::ffi::CString;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,9 @@ fn each(from: [u64; 2], to: [u64; 2], tasks: u32) -> String {
 
 fn plain(tasks: usize, threads: usize) -> f64 {
     let dir = tempfile::tempdir().unwrap();
-    let cwd = CString::new(dir.path().to_str().unwrap()).unwrap();
+    let open = |path: &std::path::Path, write: bool| std::fs::File::options().read(!write).write(write).open(path).unwrap();
+    let null = std::path::Path::new("/dev/null");
+    let (cwd, stdin, out) = (open(dir.path(), false), open(null, false), open(null, true));
     let began = Instant::now();
     std::thread::scope(|s| {
         for _ in 0..threads {
@@ -41,8 +43,8 @@ fn plain(tasks: usize, threads: usize) -> f64 {
                 argv.push(&[b"true"]).unwrap();
                 let (env, mut spawner) = (CStrings::default(), Spawner::new().unwrap());
                 for _ in 0..tasks / threads {
-                    let null = c"/dev/null";
-                    let command = Command { program: c"/bin/true", argv: &argv, env: &env, cwd: &cwd, stdout: null, stderr: null };
+                    let (cwd, stdin, stdout, stderr) = (cwd.as_fd(), stdin.as_fd(), out.as_fd(), out.as_fd());
+                    let command = Command { program: c"/bin/true", argv: &argv, env: &env, cwd, stdin, stdout, stderr };
                     let pid = spawner.spawn(&command).unwrap();
                     waitpid(Pid::from_raw(pid), WaitOptions::empty()).unwrap();
                 }

@@ -3,7 +3,8 @@
 //!
 //! The files that stdout and stderr go to are kept and used again as long as nothing is written to them, and so are directories that were left empty: to
 //! create and delete inodes costs more than all else that is done for a short task (ext4 without a journal looks at every one deleted in the last
-//! seconds). A stream with something in it moves into its task's directory.
+//! seconds). A stream with something in it moves into its task's directory. Some of these files stay open, too: to find, open and empty three for each
+//! task costs as much as to start it.
 
 use std::fs;
 use std::io;
@@ -11,17 +12,24 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use intergrid_proto::BlobHash;
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, fstat, openat, renameat, statat};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, fcntl_getfl, fstat, ftruncate, openat, renameat, statat};
 
 use crate::core::Key;
-use crate::limits::LINK_BYTES_MIN;
+use crate::limits::{LINK_BYTES_MIN, OPEN_STREAMS_MAX};
 use crate::plan::Plan;
+
+/// The files that a task's stdout and stderr go to.
+pub const STREAMS: [&str; 2] = ["stdout", "stderr"];
+/// The same, open.
+pub type Streams = Arc<[OwnedFd; 2]>;
 
 /// Of a task's directory.
 const DIRECTORY_MODE: u32 = 0o755;
+const STREAM: OFlags = OFlags::WRONLY.union(OFlags::APPEND).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const NEW: OFlags = OFlags::CREATE.union(OFlags::TRUNC);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -34,6 +42,8 @@ pub struct Dirs {
     /// Kept open, so that a rename or a look need not walk the whole path.
     tasks_fd: Arc<OwnedFd>,
     streams_fd: Arc<OwnedFd>,
+    /// By their pair's number.
+    open: Arc<Mutex<Vec<Option<Streams>>>>,
 }
 
 impl Dirs {
@@ -50,7 +60,7 @@ impl Dirs {
         fs::create_dir_all(&blobs)?;
         let open = |dir: &Path| fs::File::open(dir).map(|f| Arc::new(OwnedFd::from(f)));
         let (tasks_fd, streams_fd) = (open(&tasks)?, open(&streams)?);
-        Ok(Dirs { tasks, streams, blobs, gpus: state.join("gpus"), tasks_fd, streams_fd })
+        Ok(Dirs { tasks, streams, blobs, gpus: state.join("gpus"), tasks_fd, streams_fd, open: Arc::default() })
     }
 
     /// A task's own directory.
@@ -72,11 +82,56 @@ impl Dirs {
         format!("{pair}.{name}")
     }
 
-    /// Move a stream into its task's directory where it has something in it. True: it has.
-    pub fn keep_stream(&self, pair: u32, key: Key, name: &str) -> bool {
-        if !statat(&*self.streams_fd, Self::stream_name(pair, name), AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|s| s.st_size > 0) {
-            return false;
+    fn open(&self) -> MutexGuard<'_, Vec<Option<Streams>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files of a pair, empty. Whoever has the pair is alone with them, but for what an earlier task has left running outside of its group.
+    pub fn streams(&self, pair: u32) -> io::Result<Streams> {
+        let known = self.open().get(pair as usize).cloned().flatten();
+        if let Some(streams) = known {
+            for fd in streams.iter() {
+                if fstat(fd)?.st_size > 0 {
+                    ftruncate(fd, 0)?;
+                }
+            }
+            return Ok(streams);
         }
+        let one = |name: &str| openat(&*self.streams_fd, Self::stream_name(pair, name), STREAM | NEW, Mode::from_raw_mode(0o644));
+        let streams: Streams = Arc::new([one(STREAMS[0])?, one(STREAMS[1])?]);
+        if pair < OPEN_STREAMS_MAX {
+            let mut open = self.open();
+            if open.len() <= pair as usize {
+                open.resize(pair as usize + 1, None);
+            }
+            open[pair as usize] = Some(streams.clone());
+        }
+        Ok(streams)
+    }
+
+    /// Move streams into their task's directory where they have something in them: which ones have.
+    pub fn keep_streams(&self, pair: u32, key: Key) -> Vec<String> {
+        let open = self.open().get_mut(pair as usize).and_then(Option::take);
+        let (mut kept, mut as_opened) = (Vec::new(), true);
+        for (i, name) in STREAMS.into_iter().enumerate() {
+            let stat = match &open {
+                Some(open) => fstat(&open[i]),
+                None => statat(&*self.streams_fd, Self::stream_name(pair, name), AtFlags::SYMLINK_NOFOLLOW),
+            };
+            let (size, links) = stat.map_or((0, 0), |s| (s.st_size, s.st_nlink));
+            // The flags are one for all who have it open.
+            as_opened &= size == 0 && links == 1 && open.as_ref().is_some_and(|open| fcntl_getfl(&open[i]).is_ok_and(|f| f.contains(OFlags::APPEND)));
+            if size > 0 && self.keep_stream(pair, key, name) {
+                kept.push(name.to_string());
+            }
+        }
+        if as_opened && let Some(place) = self.open().get_mut(pair as usize) {
+            *place = open;
+        }
+        kept
+    }
+
+    fn keep_stream(&self, pair: u32, key: Key, name: &str) -> bool {
         let (from, to) = (self.stream(pair, name), self.file(key, name));
         if to.is_dir() {
             let _ = fs::remove_dir_all(&to);
@@ -120,31 +175,41 @@ impl Dirs {
 
     /// Keep the directory of a task that has ended, for another one. False: it is not as it was made.
     pub fn keep(&self, key: Key, n: u32) -> bool {
-        self.hand_on(&Self::name(key), &Self::spare(n))
+        self.hand_on(&Self::name(key), &Self::spare(n)).is_some()
     }
 
-    /// Give the directory of a task that has ended to a task that is about to start. False: it is not as it was made.
-    pub fn give(&self, from: Key, to: Key) -> bool {
+    /// Give the directory of a task that has ended to a task that is about to start: it is open. None: it is not as it was made.
+    pub fn give(&self, from: Key, to: Key) -> Option<OwnedFd> {
         self.hand_on(&Self::name(from), &Self::name(to))
     }
 
-    fn hand_on(&self, from: &str, to: &str) -> bool {
-        self.is_as_made(from) && renameat(&*self.tasks_fd, from, &*self.tasks_fd, to).is_ok()
+    fn hand_on(&self, from: &str, to: &str) -> Option<OwnedFd> {
+        let dir = self.open_dir(from).ok()?;
+        let moved = Self::is_as_made(&dir) && renameat(&*self.tasks_fd, from, &*self.tasks_fd, to).is_ok();
+        moved.then_some(dir)
     }
 
-    /// A directory, its mode, and nothing in it.
-    fn is_as_made(&self, name: &str) -> bool {
+    /// A task's directory.
+    pub fn open_task(&self, key: Key) -> io::Result<OwnedFd> {
+        self.open_dir(&Self::name(key))
+    }
+
+    fn open_dir(&self, name: &str) -> io::Result<OwnedFd> {
         // To note when it was read would be a write.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOATIME;
-        let Ok(dir) = openat(&*self.tasks_fd, name, flags, Mode::empty()) else { return false };
+        Ok(openat(&*self.tasks_fd, name, flags, Mode::empty())?)
+    }
+
+    /// Its mode, and nothing in it.
+    fn is_as_made(dir: &OwnedFd) -> bool {
         let mut buffer = [MaybeUninit::uninit(); 512];
-        let mut entries = RawDir::new(&dir, &mut buffer);
+        let mut entries = RawDir::new(dir, &mut buffer);
         while let Some(entry) = entries.next() {
             if !entry.is_ok_and(|e| matches!(e.file_name().to_bytes(), b"." | b"..")) {
                 return false;
             }
         }
-        fstat(&dir).is_ok_and(|s| s.st_mode & 0o7777 == DIRECTORY_MODE)
+        fstat(dir).is_ok_and(|s| s.st_mode & 0o7777 == DIRECTORY_MODE)
     }
 
     fn create(path: &Path) -> io::Result<()> {
@@ -234,6 +299,8 @@ impl Dirs {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
     use intergrid_proto::JobSpec;
     use intergrid_proto::spec::File;
@@ -266,9 +333,9 @@ mod tests {
         assert!(!dirs.keep((1, 2), 0));
         fs::set_permissions(&dir, fs::Permissions::from_mode(DIRECTORY_MODE)).unwrap();
         fs::create_dir(dir.join("x")).unwrap();
-        assert!(!dirs.give((1, 2), (1, 9)));
+        assert!(dirs.give((1, 2), (1, 9)).is_none());
         fs::remove_dir(dir.join("x")).unwrap();
-        assert!(dirs.give((1, 2), (1, 9)) && dirs.give((1, 9), (1, 2)) && !dirs.give((1, 9), (1, 2)));
+        assert!(dirs.give((1, 2), (1, 9)).is_some() && dirs.give((1, 9), (1, 2)).is_some() && dirs.give((1, 9), (1, 2)).is_none());
         assert!(dirs.keep((1, 2), 0) && !dir.exists());
         assert!(dirs.make((1, 5), &bare, Some(0)).unwrap().exists());
         dirs.remove((1, 5));
@@ -277,12 +344,41 @@ mod tests {
         fs::write(dirs.incoming(input), "da").unwrap();
         dirs.sweep(|k| k == (1, 4));
         assert_eq!((false, true, false), (dirs.task((1, 3)).exists(), dirs.task((1, 4)).exists(), dirs.incoming(input).exists()));
-        fs::write(dirs.stream(0, "stdout"), "").unwrap();
-        fs::write(dirs.stream(0, "stderr"), "oh").unwrap();
-        assert_eq!((false, true), (dirs.keep_stream(0, (1, 4), "stdout"), dirs.keep_stream(0, (1, 4), "stderr")));
-        assert_eq!((true, false), (dirs.stream(0, "stdout").exists(), dirs.stream(0, "stderr").exists()));
-        assert_eq!("oh", fs::read_to_string(dirs.file((1, 4), "stderr")).unwrap());
         dirs.shrink(5, |h| h == program.to_string());
         assert_eq!((true, false), (dirs.blob(program, true).exists(), dirs.blob(input, false).exists()));
+    }
+
+    #[test]
+    fn streams_are_used_again_until_something_is_in_them() {
+        let state = tempfile::tempdir().unwrap();
+        let dirs = Dirs::new(state.path()).unwrap();
+        let bare = Plan::new(&JobSpec::new(["x"]).encode()).unwrap();
+        // One that is kept open, and one that is not.
+        for pair in [0, OPEN_STREAMS_MAX] {
+            let key = (1, pair);
+            dirs.make(key, &bare, None).unwrap();
+            let kept = |key| dirs.keep_streams(pair, key);
+            let number = || dirs.streams(pair).unwrap()[1].as_raw_fd();
+            let (first, again) = (number(), number());
+            assert!((pair > 0 || first == again) && kept(key).is_empty() && (pair > 0 || number() == first));
+            let write = |name: &str| fs::write(dirs.stream(pair, name), "oh").unwrap();
+            // By something that an earlier task has left running.
+            write("stdout");
+            dirs.streams(pair).unwrap();
+            assert!(kept(key).is_empty());
+            write("stderr");
+            assert_eq!(vec!["stderr"], kept(key));
+            assert_eq!((true, false), (dirs.stream(pair, "stdout").exists(), dirs.stream(pair, "stderr").exists()));
+            assert_eq!("oh", fs::read_to_string(dirs.file(key, "stderr")).unwrap());
+            // Whole and empty again, as files that are linked and appended to.
+            let streams = dirs.streams(pair).unwrap();
+            rustix::fs::fcntl_setfl(&streams[0], OFlags::empty()).unwrap();
+            assert!(dirs.stream(pair, "stderr").exists() && kept(key).is_empty());
+            assert!(fcntl_getfl(&dirs.streams(pair).unwrap()[0]).unwrap().contains(OFlags::APPEND));
+            fs::remove_file(dirs.stream(pair, "stdout")).unwrap();
+            assert!(pair > 0 || kept(key).is_empty());
+            dirs.streams(pair).unwrap();
+            assert!(dirs.stream(pair, "stdout").exists());
+        }
     }
 }

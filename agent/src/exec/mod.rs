@@ -288,8 +288,7 @@ fn report(dirs: &Dirs, cgroup: Option<&Cgroup>, key: Key, plan: Option<&Plan>, p
         report.wall_ms = Some(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX));
     }
     if let Some(pair) = pair {
-        let kept = ["stdout", "stderr"].into_iter().filter(|name| dirs.keep_stream(pair, key, name));
-        report.files.extend(kept.map(String::from));
+        report.files = dirs.keep_streams(pair, key);
     }
     for name in plan.into_iter().flat_map(|p| &p.spec.outputs).map(|o| substitute(o, key.1)) {
         // A link could lead anywhere: only what the task itself made is sent.

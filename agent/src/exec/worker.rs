@@ -4,9 +4,10 @@
 //! started by the thread that has just seen one end, and no other thread has to wake for it. The core, which allows no more than its slots, bounds them.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ struct Shared {
     more: Condvar,
     dirs: Dirs,
     cgroup: Option<Cgroup>,
+    /// What tasks read.
+    null: OwnedFd,
     door: Door,
 }
 
@@ -40,7 +43,8 @@ pub struct Workers(Arc<Shared>);
 impl Workers {
     /// Start the first of them.
     pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, door: Door) -> io::Result<Self> {
-        let workers = Workers(Arc::new(Shared { queue: Mutex::new(Queue::with(gpus)), more: Condvar::new(), dirs, cgroup, door }));
+        let null = File::open("/dev/null")?.into();
+        let workers = Workers(Arc::new(Shared { queue: Mutex::new(Queue::with(gpus)), more: Condvar::new(), dirs, cgroup, null, door }));
         workers.one_more(&mut workers.0.lock())?;
         Ok(workers)
     }
@@ -248,27 +252,28 @@ impl Shared {
     }
 
     /// The directory a task starts in.
-    fn directory(&self, start: &Start) -> io::Result<std::path::PathBuf> {
+    fn directory(&self, start: &Start) -> io::Result<(PathBuf, OwnedFd)> {
         let key = (start.task.number, start.task.index);
         if let Some(left) = start.left {
-            if self.dirs.give(left, key) {
-                return Ok(self.dirs.task(key));
+            if let Some(open) = self.dirs.give(left, key) {
+                return Ok((self.dirs.task(key), open));
             }
             self.lock().soiled.push(left);
         }
-        match self.dirs.make(key, &start.plan, start.spare) {
+        let path = match self.dirs.make(key, &start.plan, start.spare) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 self.dirs.remove(key);
                 self.dirs.make(key, &start.plan, None)
             }
             made => made,
-        }
+        }?;
+        Ok((path, self.dirs.open_task(key)?))
     }
 
     fn start(&self, start: &Start, tools: &mut Tools) -> Result<i32, Fault> {
         let (task, plan) = (&start.task, &start.plan);
         let key = (task.number, task.index);
-        let dir = self.directory(start).map_err(|e| Fault {
+        let (dir, cwd) = self.directory(start).map_err(|e| Fault {
             kind: if plan.is_bare() { ReasonKind::StartFailed } else { ReasonKind::StageInFailed },
             text: format!("the task's directory can't be made: {e}"),
             exit: Exit::NotStarted,
@@ -287,10 +292,14 @@ impl Shared {
         plan.argv(task.index, argv).map_err(unusual)?;
         plan.env(task, &dir.to_string_lossy(), start.gpus.as_deref(), env).map_err(unusual)?;
         let program = program(plan, task.index)?;
-        let cwd = c_path(&dir).map_err(unusual)?;
-        let stream = |name| c_path(&self.dirs.stream(start.pair, name)).map_err(unusual);
-        let (stdout, stderr) = (stream("stdout")?, stream("stderr")?);
-        let command = Command { program: &program, argv, env, cwd: &cwd, stdout: &stdout, stderr: &stderr };
+        let streams = self.dirs.streams(start.pair).map_err(|e| Fault {
+            kind: ReasonKind::StartFailed,
+            text: format!("the files for its output can't be made: {e}"),
+            exit: Exit::NotStarted,
+            elsewhere: is_full(&e),
+        })?;
+        let (cwd, stdin, [stdout, stderr]) = (cwd.as_fd(), self.null.as_fd(), streams.each_ref().map(OwnedFd::as_fd));
+        let command = Command { program: &program, argv, env, cwd, stdin, stdout, stderr };
         let mut start = || {
             let mut tries = 0;
             loop {
@@ -343,10 +352,6 @@ impl Tools {
     fn new() -> io::Result<Self> {
         Ok(Tools { spawner: Spawner::new()?, argv: CStrings::default(), env: CStrings::default() })
     }
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 fn program(plan: &Plan, index: u32) -> Result<CString, Fault> {

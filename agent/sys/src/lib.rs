@@ -14,8 +14,9 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use libc::{c_char, c_int, c_uint, c_void, pid_t};
+use libc::{c_char, c_int, c_void, pid_t};
 
 /// NUL-terminated strings in one buffer, to be reused from spawn to spawn.
 #[derive(Default, Clone, Debug)]
@@ -63,12 +64,14 @@ pub struct Command<'a> {
     pub argv: &'a CStrings,
     /// The whole environment, `NAME=value`.
     pub env: &'a CStrings,
-    /// Where it starts.
-    pub cwd: &'a CStr,
-    /// Created or emptied, and appended to. Relative to `cwd`.
-    pub stdout: &'a CStr,
+    /// The directory that it starts in. None of these may be one of the first three.
+    pub cwd: BorrowedFd<'a>,
+    /// What it reads.
+    pub stdin: BorrowedFd<'a>,
+    /// What it writes.
+    pub stdout: BorrowedFd<'a>,
     /// As `stdout`.
-    pub stderr: &'a CStr,
+    pub stderr: BorrowedFd<'a>,
 }
 
 /// How a child ended, and what it used.
@@ -85,9 +88,9 @@ struct Orders<'a> {
     program: *const c_char,
     argv: *const *mut c_char,
     env: *const *mut c_char,
-    cwd: *const c_char,
-    stdout: *const c_char,
-    stderr: *const c_char,
+    cwd: c_int,
+    /// Its first three.
+    streams: [c_int; 3],
     reset: &'a [c_int],
     /// The first step that failed; 0: none.
     errno: c_int,
@@ -117,13 +120,11 @@ unsafe fn follow(orders: &Orders<'_>) -> io::Error {
         for signal in orders.reset {
             libc::sigaction(*signal, default.as_ptr(), std::ptr::null_mut());
         }
-        if libc::chdir(orders.cwd) != 0 {
+        if libc::fchdir(orders.cwd) != 0 {
             return failed();
         }
-        let out = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND;
-        for (to, path, flags) in [(0, c"/dev/null".as_ptr(), libc::O_RDONLY), (1, orders.stdout, out), (2, orders.stderr, out)] {
-            let fd = libc::open(path, flags, 0o644 as c_uint);
-            if fd < 0 || fd != to && (libc::dup2(fd, to) < 0 || libc::close(fd) != 0) {
+        for (to, from) in (0..).zip(orders.streams) {
+            if libc::dup2(from, to) < 0 {
                 return failed();
             }
         }
@@ -167,17 +168,20 @@ impl Spawner {
         Ok(Spawner { stack: Box::new_uninit_slice(SPAWN_STACK_BYTES / size_of::<u128>()), reset, _here: PhantomData })
     }
 
-    /// Start it, with /dev/null as its stdin. Returns its pid, which is its process group too. An error is that of the first step that failed, exec among
-    /// them: `NotFound` where the program (or its interpreter) does not exist.
+    /// Start it. Returns its pid, which is its process group too. An error is that of the first step that failed, exec among them: `NotFound` where the
+    /// program (or its interpreter) does not exist.
     pub fn spawn(&mut self, command: &Command<'_>) -> io::Result<i32> {
+        let streams = [command.stdin, command.stdout, command.stderr].map(|fd| fd.as_raw_fd());
+        if streams.into_iter().any(|fd| fd < 3) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a stream for a child is one of our own"));
+        }
         let (argv, env) = (command.argv.pointers(), command.env.pointers());
         let mut orders = Orders {
             program: command.program.as_ptr(),
             argv: argv.as_ptr(),
             env: env.as_ptr(),
-            cwd: command.cwd.as_ptr(),
-            stdout: command.stdout.as_ptr(),
-            stderr: command.stderr.as_ptr(),
+            cwd: command.cwd.as_raw_fd(),
+            streams,
             reset: &self.reset,
             errno: 0,
         };
@@ -319,6 +323,7 @@ fn check(errno: c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::time::{Duration, Instant};
 
     fn run(argv: &[&str], env: &[&str], dir: &std::path::Path) -> io::Result<Ended> {
@@ -328,9 +333,11 @@ mod tests {
             s
         };
         let program = search(argv[0], "/usr/bin:/bin")?;
-        let cwd = CString::new(dir.to_str().unwrap()).unwrap();
         let (argv, env) = (list(argv), list(env));
-        let pid = Spawner::new()?.spawn(&Command { program: &program, argv: &argv, env: &env, cwd: &cwd, stdout: c"stdout", stderr: c"stderr" })?;
+        let write = |name: &str| std::fs::File::create(dir.join(name));
+        let (cwd, stdin, stdout, stderr) = (std::fs::File::open(dir)?, std::fs::File::open("/dev/null")?, write("stdout")?, write("stderr")?);
+        let (cwd, stdin, stdout, stderr) = (cwd.as_fd(), stdin.as_fd(), stdout.as_fd(), stderr.as_fd());
+        let pid = Spawner::new()?.spawn(&Command { program: &program, argv: &argv, env: &env, cwd, stdin, stdout, stderr })?;
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             await_end(pid)?;
