@@ -1,10 +1,11 @@
 //! A site's freed memory goes back to the system. The C library keeps what lies between things that are still in use: a gateway whose 100,000 jobs were over
-//! would keep the memory of them all for good. Looked at from a thread of its own, seldom; nothing waits for it.
+//! would keep the memory of them all for good. So does the part of the program that only a start, or the work that is over, has needed: most of what an idle
+//! site has in memory. Looked at from a thread of its own, seldom; nothing waits for it.
 
 use std::thread::{Builder, sleep};
 use std::time::Duration;
 
-use intergrid_agent_sys::memory::{free_bytes, give_back};
+use intergrid_agent_sys::memory::{forget_programs, free_bytes, give_back};
 
 /// What is free is looked at this often.
 const LOOK_INTERVAL_MS: u64 = 1_000;
@@ -49,12 +50,17 @@ impl Given {
 /// From now on.
 pub fn keep_small() {
     let look = || {
-        let mut given = Given::default();
+        let (mut given, mut is_new) = (Given::default(), true);
         loop {
             sleep(Duration::from_millis(LOOK_INTERVAL_MS));
-            if given.falls_short_of(Memory::now()) {
+            let falls_short = given.falls_short_of(Memory::now());
+            if falls_short {
                 give_back();
                 given = Given(Memory::now());
+            }
+            if falls_short || is_new {
+                forget_programs();
+                is_new = false;
             }
         }
     };

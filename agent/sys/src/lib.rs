@@ -373,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn what_starts_processes_is_woken_by_no_signal() {
+        let blocked = || {
+            let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = text.lines().find_map(|l| l.strip_prefix("SigBlk:")).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let bit = |signal: c_int| 1 << (signal - 1);
+        let _here = Spawner::new().unwrap();
+        let usual = bit(libc::SIGTERM) | bit(libc::SIGINT) | bit(libc::SIGHUP) | bit(libc::SIGUSR1);
+        assert_eq!((usual, 0), (blocked() & usual, blocked() & bit(libc::SIGCHLD)));
+    }
+
+    #[test]
     fn leads_its_own_group() {
         let d = dir("group");
         run(&["sh", "-c", "test $(cut -d' ' -f5 /proc/$$/stat) = $$"], &["PATH=/usr/bin:/bin"], &d).map(|e| assert_eq!(Ok(0), e.exit)).unwrap();

@@ -1,5 +1,7 @@
-//! What the C library keeps of memory that was freed. glibc gives back what is free at the end of a heap by itself; what lies between things that are still
-//! in use, only when it is told to. With another C library these do nothing.
+//! What the C library keeps of memory that was freed, and what the system keeps of programs for us. glibc gives back what is free at the end of a heap by
+//! itself; what lies between things that are still in use, only when it is told to. With another C library that does nothing.
+
+use std::ops::Range;
 
 /// Bytes that are free and kept, among them those whose pages were given back already; modulo 4 GiB, as old systems have no `mallinfo2` to link with
 /// (glibc 2.33).
@@ -20,9 +22,73 @@ pub fn give_back() {
     }
 }
 
+/// Take no more part in the pages of program files that this process has looked at: what is needed still comes back from the system's cache, and what only
+/// a start needed, most of a program, does not. Files that are not there any more, and those of which a page is our own, stay as they are.
+pub fn forget_programs() {
+    for range in std::fs::read_to_string("/proc/self/smaps").map(|text| programs(&text)).unwrap_or_default() {
+        // SAFETY: a whole mapping of this process, of a file, which nobody can write to by it and nobody has changed in it: the same bytes are there at the
+        // next look.
+        unsafe {
+            libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// The mappings of files that can be executed, and of which no page is our own, as the system says it of a process.
+fn programs(smaps: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words[..] {
+            // Its head: range, rights, offset, device, inode, path.
+            [range, rights, _, _, inode, ref path @ ..] if range.contains('-') => {
+                let ends = range.split_once('-').map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
+                let is_program = rights == "r-xp" && inode != "0" && path.len() == 1;
+                found.push(match ends {
+                    Some((Ok(from), Ok(to))) if is_program => from..to,
+                    _ => 0..0,
+                });
+            }
+            ["Anonymous:", kib, "kB"] if kib != "0" => {
+                found.pop();
+                found.push(0..0);
+            }
+            _ => {}
+        }
+    }
+    found.retain(|range| !range.is_empty());
+    found
+}
+
 #[cfg(all(test, target_env = "gnu"))]
 mod tests {
     use super::*;
+
+    const SMAPS: &str = "\
+55d0c0000000-55d0c0002000 r--p 00000000 fe:00 77 /usr/bin/grid
+Anonymous:             0 kB
+55d0c0002000-55d0c0009000 r-xp 00002000 fe:00 77 /usr/bin/grid
+Rss:                  28 kB
+Private_Dirty:         8 kB
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+55d0c0010000-55d0c0019000 r-xp 00002000 fe:00 78 /usr/lib/patched.so
+Private_Dirty:         4 kB
+Anonymous:             4 kB
+55d0c0020000-55d0c0029000 r-xp 00002000 fe:00 79 /usr/bin/grid (deleted)
+55d0c0030000-55d0c0039000 rwxp 00002000 fe:00 80 /usr/lib/odd.so
+7ffc58ffc000-7ffc58ffe000 r-xp 00000000 00:00 0 [vdso]
+";
+
+    #[test]
+    fn of_a_program_only_what_nobody_has_changed_is_forgotten() {
+        assert_eq!(vec![0x55d0_c000_2000..0x55d0_c000_9000], programs(SMAPS));
+        let own = programs(&std::fs::read_to_string("/proc/self/smaps").unwrap());
+        let here = of_a_program_only_what_nobody_has_changed_is_forgotten as fn() as usize;
+        assert!(own.iter().any(|range| range.contains(&here)), "{own:?}");
+        forget_programs();
+        assert_eq!(own, programs(&std::fs::read_to_string("/proc/self/smaps").unwrap()));
+    }
 
     fn resident_bytes() -> usize {
         let text = std::fs::read_to_string("/proc/self/statm").unwrap();
