@@ -1,4 +1,12 @@
 //! What could be rented now, by type of machine: it is offered upward before it is there, so that work can come for which it is then rented.
+//!
+//! The limits are of all types together, and nobody knows what work will come. So of each type one machine is promised as if nothing else were: what fits only
+//! there can come as long as there is room for that one. What is left beside all of these is promised once, as machines of the cheapest (by slot). So of
+//! each type at most one machine is promised too much.
+//!
+//! It keeps no room: what comes first may fill a limit, as at this gateway itself, and a type's own `machines_max` leaves room for the others. Nor is
+//! it relied on: each launch is held against all limits and budgets. Work for which there is no room by then waits for that reason, goes back to where it
+//! came from (`GIVE_BACK_AFTER_MS`), and comes again when a machine for it is promised, which is when one could be rented.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +33,26 @@ pub struct Promise {
 }
 
 /// What is left of the limits on all types together.
+#[derive(Clone, Copy)]
 struct Left {
     slots: u64,
     machines: u64,
     rate: u64,
 }
 
+impl Left {
+    /// Beside so many of a type.
+    fn beside(self, n: u64, of: &Promise) -> Left {
+        Left {
+            slots: self.slots.saturating_sub(n.saturating_mul(u64::from(of.kind.slots))),
+            machines: self.machines.saturating_sub(n),
+            rate: self.rate.saturating_sub(n.saturating_mul(of.price.map_or(0, |price| price.ceiling.0))),
+        }
+    }
+}
+
 impl Provisioner {
-    /// One entry for each type on offer, in their order; with 0 machines where none is left. The limits are shared: of every type but the cheapest (by slot)
-    /// one machine is promised, so that work that only fits there can come; all the rest is of the cheapest that is not left alone.
+    /// One entry for each type on offer, in their order; with 0 machines where none is left. See above; the cheapest is one that is not left alone.
     pub fn promises(&self) -> Vec<Promise> {
         let mut cheapest: BTreeMap<&str, (bool, Price)> = BTreeMap::new();
         for offer in &self.catalogue.offers {
@@ -55,15 +74,20 @@ impl Provisioner {
         let by_slot = |p: &Promise| p.price.map_or(u64::MAX, |price| price.ceiling.0 / u64::from(p.kind.slots.max(1)));
         let mut order: Vec<usize> = (0..promises.len()).collect();
         order.sort_by_key(|i| (self.type_left_alone(&promises[*i].name).is_some(), by_slot(&promises[*i])));
-        let mut left = self.left();
+        let all = self.left();
+        let mut rest = all;
         for i in order.iter().skip(1).copied() {
-            promises[i].machines += self.some_of(&promises[i], &mut left, 1);
+            let n = self.some_of(&promises[i], all, 1);
+            rest = rest.beside(n, &promises[i]);
+            promises[i].machines += n;
         }
-        if let Some(first) = order.first().copied() {
-            promises[first].machines += self.some_of(&promises[first], &mut left, u64::MAX);
+        if let Some(cheapest) = order.first().copied() {
+            let n = self.some_of(&promises[cheapest], all, 1).max(self.some_of(&promises[cheapest], rest, u64::MAX));
+            rest = rest.beside(n, &promises[cheapest]);
+            promises[cheapest].machines += n;
         }
         for i in order {
-            promises[i].no_more = self.why_no_more(&promises[i], &left);
+            promises[i].no_more = self.why_no_more(&promises[i], rest);
         }
         promises
     }
@@ -92,7 +116,7 @@ impl Provisioner {
 
     /// Why no more of a type is promised, when so much is left beside all promises. Numbers that change with every machine are left out: it is told to all
     /// sites above, and again whenever it changes.
-    fn why_no_more(&self, of: &Promise, left: &Left) -> Option<UnmetWhy> {
+    fn why_no_more(&self, of: &Promise, left: Left) -> Option<UnmetWhy> {
         let why = |limit: &str, evidence: String| Some(UnmetWhy::new(limit, evidence));
         let (price, settings, currency) = (of.price?, &self.settings, &self.catalogue.currency);
         if let Some((_, text)) = self.blocked_by() {
@@ -120,7 +144,7 @@ impl Provisioner {
     }
 
     /// So many of a type, at most, and of what is left.
-    fn some_of(&self, of: &Promise, left: &mut Left, most: u64) -> u64 {
+    fn some_of(&self, of: &Promise, left: Left, most: u64) -> u64 {
         let Some(price) = of.price else { return 0 };
         if self.blocked_by().is_some() || self.type_left_alone(&of.name).is_some() || self.pays_first_lease(price).is_err() {
             return 0;
@@ -128,10 +152,6 @@ impl Provisioner {
         let there = self.machines().filter(|m| m.offer.machine == of.name && m.stage != Stage::Ended).count() as u64;
         let of_type = of.kind.machines_max.map_or(u64::MAX, |max| u64::from(max).saturating_sub(there));
         let by_rate = left.rate.checked_div(price.ceiling.0).unwrap_or(u64::MAX);
-        let n = most.min(of_type).min(left.machines).min(left.slots / u64::from(of.kind.slots.max(1))).min(by_rate);
-        left.slots -= n * u64::from(of.kind.slots);
-        left.machines -= n;
-        left.rate = left.rate.saturating_sub(n.saturating_mul(price.ceiling.0));
-        n
+        most.min(of_type).min(left.machines).min(left.slots / u64::from(of.kind.slots.max(1))).min(by_rate)
     }
 }

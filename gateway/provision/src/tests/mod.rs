@@ -5,6 +5,7 @@ mod cloud;
 mod demand;
 mod failed;
 mod ledger;
+mod offered;
 mod promised;
 mod terms;
 
