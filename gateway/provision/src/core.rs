@@ -349,8 +349,11 @@ impl Provisioner {
     }
 
     fn end(&mut self, number: u64, why: Why) {
-        if self.state.machines.get(&number).is_some_and(|m| m.may_exist() && m.ending.is_none()) {
-            self.record(Record::Ending { number, why });
+        let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist() && m.ending.is_none()) else { return };
+        let is_there = m.stage == Stage::Named;
+        self.record(Record::Ending { number, why });
+        if is_there {
+            self.note_failure(number);
         }
     }
 
@@ -401,6 +404,7 @@ impl Provisioner {
     fn named(&mut self, number: u64, id: String) {
         let Some(m) = self.state.machines.get(&number) else { return };
         if m.id.is_empty() {
+            self.note_failure(number);
             self.record(Record::Named { number, id });
             self.with(number, |m, now| m.away_ms = now);
         } else if m.id != id {

@@ -44,6 +44,14 @@ impl Provisioner {
         offers.iter().for_each(|o| self.record(Record::LeftAlone { offer: o.clone(), until_ms, times, why: why.clone() }));
     }
 
+    /// One that is there and is to be ended: where it has failed its offer is left alone from now on, as its provider may take long to end it.
+    pub(crate) fn note_failure(&mut self, number: u64) {
+        let Some(m) = self.state.machines.get(&number).filter(|m| m.ending.is_some()) else { return };
+        if let (Some(why), offer) = (m.failure(self.now), m.offer.clone()) {
+            self.leave_alone(&[offer], why);
+        }
+    }
+
     /// A task has ended there. With its first one its offer is as good as any; what an old machine does says nothing of those that come now.
     pub(crate) fn worked(&mut self, number: u64) {
         let Some(m) = self.state.machines.get_mut(&number) else { return };
@@ -77,20 +85,25 @@ impl Machine {
         self.unproven_ms.is_some_and(|came_ms| now_ms < came_ms + BACK_OFF_MAX_MS)
     }
 
-    /// Why another would go the same way as this one, which is gone. None: by our wish, or for want of work, or a task has ended there.
-    pub(crate) fn failed(&self, now_ms: u64) -> Option<String> {
+    /// Why another would go the same way as this one. None: by our wish, or for want of work, or a task has ended there.
+    fn failure(&self, now_ms: u64) -> Option<String> {
         let by_itself = matches!(self.ending, None | Some(Why::Away));
         // One that said that its end is near, and went with its work, was taken back; one that was drained then has done none of it.
         let had_use = match self.draining {
             Some(Why::Leaving) => self.ending == Some(Why::Leaving),
             _ => by_itself && (self.busy > 0 || self.wanted),
         };
-        match self.stage {
-            Stage::Named if self.awaited && by_itself => Some("the last one ended before its agent came".into()),
-            Stage::Named if had_use && self.is_unproven(now_ms) && !self.word.is_empty() => Some(did_no_work(&self.word)),
-            Stage::Named if had_use && self.is_unproven(now_ms) => Some("the last one ended before a task had ended there".into()),
-            _ => None,
+        match had_use && self.is_unproven(now_ms) {
+            _ if self.awaited && by_itself => Some("the last one ended before its agent came".into()),
+            true if !self.word.is_empty() => Some(did_no_work(&self.word)),
+            true => Some("the last one ended before a task had ended there".into()),
+            false => None,
         }
+    }
+
+    /// The same of one that is gone; of one that was to be ended it is known since then.
+    pub(crate) fn failed(&self, now_ms: u64) -> Option<String> {
+        if self.stage == Stage::Named && self.ending.is_none() { self.failure(now_ms) } else { None }
     }
 }
 

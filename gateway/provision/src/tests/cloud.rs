@@ -195,9 +195,10 @@ impl World {
         self.p = Provisioner::resume(settings, catalogue, budget, Vec::new(), self.now);
     }
 
-    /// For the end of a machine its offer is left alone: none that had come.
+    /// For the end of a machine, or when that is decided, its offer is left alone: none that had come.
     fn is_failed(&self, two: &[Record]) {
-        if let [Record::Gone { number, never: false, .. }, Record::LeftAlone { why, .. }] = two {
+        use Record::{Ending, Gone, LeftAlone};
+        if let [Gone { number, never: false, .. } | Ending { number, .. }, LeftAlone { why, .. }] = two {
             assert!(!why.contains("before its agent came") || !self.came.contains(number), "{number} had come, and yet: {why}");
         }
     }

@@ -74,6 +74,46 @@ fn a_type_whose_machines_come_and_die_is_left_alone_for_longer_each_time() {
     }
 }
 
+/// However long its provider takes to end it.
+#[test]
+fn a_type_is_left_alone_from_when_its_machine_is_given_up() {
+    type Does = fn(&mut Provisioner);
+    let never_came: Does = |p| p.step(Input::Answered(1, Outcome::Launched("i-1".into())), TEN);
+    let stays_away: Does = |p| {
+        launch(p, TEN);
+        p.step(Input::Busy(1, 2), TEN);
+        p.step(Input::Detached(1), TEN);
+    };
+    let away = TEN + settings().away_ms;
+    for (does, word) in [(never_came, "its agent came"), (stays_away, "a task had ended there")] {
+        let mut p = provisioner();
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        does(&mut p);
+        assert!(!is_left_alone(&p));
+        p.step(Input::Tick, away);
+        assert_eq!(vec![Some(Why::Away)], p.machines().map(|m| m.ending).collect::<Vec<_>>());
+        let why = Some(format!("m: the last one ended before {word}; asked again at 10:11:00 UTC"));
+        for second in 0..60 {
+            assert_eq!(why, why_not(&mut p, away + second * 1_000), "after {second} s");
+        }
+        let mut late = p.clone();
+        p.step(Input::Terminated(1, Some(SeenState::Ending)), away + 59_000);
+        assert_eq!(why, why_not(&mut p, away + 59_000), "its end is no second failure");
+        // Nor where that comes when the type is no longer left alone.
+        late.step(Input::Terminated(1, Some(SeenState::Ending)), away + MINUTE);
+        assert_eq!(None, why_not(&mut late, away + MINUTE));
+    }
+    // One that nobody knew of, and that is found when it was given up.
+    let mut p = provisioner();
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    p.step(Input::Answered(1, Outcome::Unknown("no answer".into())), TEN);
+    p.step(Input::Tick, away);
+    assert!(!is_left_alone(&p), "there may be none");
+    let seen = Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Exists };
+    p.step(Input::Listed(away, Some(vec![seen])), away);
+    assert!(is_left_alone(&p));
+}
+
 #[test]
 fn only_what_had_work_or_would_have_had_some_and_did_none_has_failed() {
     type Does = fn(&mut Provisioner, u64);
