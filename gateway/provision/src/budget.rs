@@ -91,12 +91,25 @@ impl Charge {
 pub struct Over {
     /// Which: `budget rate`, `budget of the day`, ...; with the node's name where it is not the root.
     pub limit: String,
-    /// In the catalogue's currency, as people write it: what would be charged, and the cap.
-    pub evidence: String,
-    /// The cap alone; empty: there is none.
+    /// What would be charged, in the catalogue's currency.
+    pub would: String,
+    /// The cap; empty: there is none.
     pub cap: String,
+    /// Of both: ` per hour`, or nothing.
+    pub per: &'static str,
     /// It is an owner's, and not that of all.
     pub own: bool,
+}
+
+impl Over {
+    /// For people.
+    pub fn evidence(&self, currency: &str) -> String {
+        let Over { would, cap, per, .. } = self;
+        if cap.is_empty() {
+            return "no cap is set, so nothing is rented".into();
+        }
+        format!("{would} {currency}{per} would be charged, the cap is {cap} {currency}{per}")
+    }
 }
 
 /// What has been charged to a node.
@@ -238,7 +251,7 @@ impl Budget {
     /// May this be charged to a node? Without a cap on the way to the root, nothing may.
     pub fn allows(&self, node: usize, charge: &Charge) -> Result<(), Over> {
         if !self.path(node).any(|n| self.nodes[n].caps.any()) {
-            return Err(Over { limit: "no budget".into(), evidence: "no cap is set, so nothing is rented".into(), cap: String::new(), own: false });
+            return Err(Over { limit: "no budget".into(), would: String::new(), cap: String::new(), per: "", own: false });
         }
         for at in self.path(node) {
             self.nodes[at].allows(charge)?;
@@ -343,10 +356,11 @@ impl Node {
 
     fn allows(&self, charge: &Charge) -> Result<(), Over> {
         let over = |what: &str, would: String, cap: String| {
-            Err(Over { limit: self.named(what), evidence: format!("{would} would be charged, the cap is {cap}"), cap, own: self.above.is_some() })
+            let per = if what == RATE { " per hour" } else { "" };
+            Err(Over { limit: self.named(what), would, cap, per, own: self.above.is_some() })
         };
         if let Some(cap) = self.caps.hour.filter(|cap| charge.rate.0 > 0 && self.rate.plus(charge.rate) > *cap) {
-            return over(RATE, format!("{} per hour", self.rate.plus(charge.rate)), format!("{cap} per hour"));
+            return over(RATE, self.rate.plus(charge.rate).to_string(), cap.to_string());
         }
         let mut by_month: BTreeMap<(i32, u8), (u64, Money)> = BTreeMap::new();
         let mut by_day: BTreeMap<u64, Money> = BTreeMap::new();
@@ -394,7 +408,9 @@ mod tests {
         budget.charge(alice, &charge);
         assert_eq!("budget rate of lab", budget.allows(alice, &charge).unwrap_err().limit);
         let cheap = Charge { rate: Rate(1), days: vec![(3, Money(21))] };
-        assert_eq!("budget of the day", budget.allows(alice, &cheap).unwrap_err().limit);
+        let over = budget.allows(alice, &cheap).unwrap_err();
+        assert_eq!("budget of the day", over.limit);
+        assert_eq!("0.000061 EUR would be charged, the cap is 0.00006 EUR", over.evidence("EUR"));
         assert_eq!(Ok(()), budget.allows(alice, &Charge { days: vec![(4, Money(21))], ..cheap }));
         budget.refund(alice, &charge);
         assert!(budget.nodes().iter().all(|n| n.total() == Money(0) && n.rate() == Rate(0)));

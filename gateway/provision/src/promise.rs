@@ -136,7 +136,7 @@ impl Provisioner {
             return why("machines", format!("no more than {}", settings.machines_max));
         }
         if let Err(over) = self.pays_first_lease(price) {
-            let cap = if over.cap.is_empty() { over.evidence } else { format!("no more than {} {currency}", over.cap) };
+            let cap = if over.cap.is_empty() { over.evidence(currency) } else { format!("no more than {} {currency}{}", over.cap, over.per) };
             return why(&over.limit, cap);
         }
         let cap = self.budget().nodes().first().and_then(|root| root.caps.hour).filter(|_| left.rate < price.ceiling.0)?;

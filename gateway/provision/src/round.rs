@@ -211,7 +211,7 @@ impl Provisioner {
         match self.state.budget.allows(node, &Charge { rate: price.ceiling, days }) {
             Ok(()) => Ok(price),
             Err(over) => {
-                let evidence = format!("{}: {} {}", offer.key, over.evidence, self.catalogue.currency);
+                let evidence = format!("{}: {}", offer.key, over.evidence(&self.catalogue.currency));
                 Err(UnmetWhy { own: over.own, ..UnmetWhy::new(over.limit, evidence) })
             }
         }

@@ -35,7 +35,7 @@ fn ten_an_hour_buys_fourteen_machines() {
     p.step(Input::Demand(demand(8, 200)), TEN);
     assert_eq!(14, p.latest().rented.len());
     assert_eq!("budget rate", p.latest().unmet[0].why.limit);
-    assert_eq!("c1.xlarge: 10.20 per hour would be charged, the cap is 10.00 per hour USD", p.latest().unmet[0].why.evidence);
+    assert_eq!("c1.xlarge: 10.20 USD per hour would be charged, the cap is 10.00 USD per hour", p.latest().unmet[0].why.evidence);
     p.step(Input::Demand(demand(8, 200)), TEN + MINUTE);
     assert_eq!((0, 186), (p.latest().rented.len(), p.latest().unmet[0].demand.tasks), "those that boot are counted");
     assert_eq!(14, launch(&mut p, TEN + MINUTE).len());
@@ -154,6 +154,7 @@ fn an_unknown_price_is_not_paid() {
     let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "1", SECOND)]), Budget::new(Caps::default(), &[]).unwrap());
     p.step(Input::Demand(demand(1, 1)), TEN);
     assert_eq!((0, "no budget"), (p.latest().rented.len(), p.latest().unmet[0].why.limit.as_str()));
+    assert_eq!("m: no cap is set, so nothing is rented", p.latest().unmet[0].why.evidence);
 }
 
 #[test]
