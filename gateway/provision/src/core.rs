@@ -116,7 +116,7 @@ pub enum Input {
     Drained(u64),
     /// It takes no new work of its own accord, in its own words: its time is nearly over, its provider takes it back, its disk is full.
     Leaving(u64, String),
-    /// An administrator keeps new work from it, or no longer does.
+    /// An administrator keeps new work from it, or from the whole gateway, or no longer does.
     Closed(u64, bool),
     /// An administrator wants it ended.
     End(u64),
@@ -510,7 +510,8 @@ impl Provisioner {
         }
         if m.ending.is_none() {
             let is_idle = m.attached && m.busy == 0 && !m.wanted && now >= m.idle_ms + idle_ms;
-            let hourly = m.price.billing == Billing::Hour;
+            // Nothing can come for the rest of its hour.
+            let hourly = m.price.billing == Billing::Hour && !m.closed;
             m.marked = is_idle && hourly;
             if m.attached && m.drained {
                 let why = m.draining.unwrap_or(Why::Idle);

@@ -115,7 +115,7 @@ pub struct Machine {
     /// Why it takes no new work of its own accord; empty: it has not said so.
     pub(crate) word: String,
     pub(crate) drained: bool,
-    /// An administrator keeps new work from it.
+    /// An administrator keeps new work from it, or from the whole gateway.
     pub(crate) closed: bool,
     /// Its offer is no longer in the catalogue.
     pub(crate) unlisted: bool,

@@ -108,6 +108,8 @@ pub struct Agent {
     pub open: u64,
     /// Who ordered that it takes no new work; empty: nobody.
     pub drained_by: String,
+    /// The same was ordered of the whole gateway.
+    pub drained_with_us: bool,
     /// Why it takes no new work of its own accord: its time is nearly over, its disk is full; empty: it does.
     pub leaving: String,
 }
@@ -212,6 +214,7 @@ impl Core {
             let word = self.children.get(&id).filter(|c| c.attached).and_then(|c| self.own_word(c));
             agent.leaving = word.map(|r| r.text).unwrap_or_default();
             agent.drained_by = self.state.drains.get(&id).map(|d| d.by.clone()).unwrap_or_default();
+            agent.drained_with_us = self.state.drains.contains_key(&self.me.site);
         }
         let one = |((shape, principal, task_rate_max, time_limit_ms), tasks)| Waiting { shape, principal, tasks, task_rate_max, time_limit_ms };
         Renting { waiting: waiting.into_iter().map(one).collect(), agents: agents.into_values().collect() }

@@ -432,7 +432,7 @@ fn answer<T: Send + 'static>(to: &mpsc::Sender<Input>, call: BoxFuture<'static, 
 
 /// What is different of an agent.
 fn news(number: u64, before: &Agent, agent: &Agent) -> Vec<Input> {
-    let by_others = |a: &Agent| !a.drained_by.is_empty() && a.drained_by != BY;
+    let by_others = |a: &Agent| a.drained_with_us || (!a.drained_by.is_empty() && a.drained_by != BY);
     let attached = if agent.attached { Input::Attached(number) } else { Input::Detached(number) };
     // Of one that is away, or has just come, it is not known; what was known holds.
     let has_time = agent.time_max_ms > 0 && agent.time_max_ms != before.time_max_ms;
@@ -557,6 +557,8 @@ mod tests {
         assert_eq!(vec![Input::Detached(7), Input::Busy(7, 2)], news(7, &there, &away), "the time that it had left it still has");
         let leaving = Agent { leaving: "its time is over".into(), drained_by: BY.into(), ..there.clone() };
         assert_eq!(vec![Input::Leaving(7, "its time is over".into())], news(7, &there, &leaving), "our own drains are no news");
+        let with_us = Agent { drained_with_us: true, ..leaving.clone() };
+        assert_eq!(vec![Input::Closed(7, true)], news(7, &leaving, &with_us), "those of the gateway are");
         let worked = Agent { ended: 1, ..there.clone() };
         assert_eq!((vec![Input::Worked(7)], vec![]), (news(7, &there, &worked), news(7, &worked, &worked)));
         let lost = Agent { ended: 1, ..away.clone() };

@@ -73,6 +73,25 @@ fn a_machine_that_an_administrator_drains_is_replaced_and_goes() {
     assert!(p.latest().rented.is_empty() && p.latest().unmet.is_empty());
 }
 
+/// Nothing can come for the rest of its hour.
+#[test]
+fn an_hourly_machine_that_an_administrator_drains_goes_when_it_has_no_work() {
+    let after = |closed: bool| {
+        let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", Billing::Hour)]), per_hour("10"));
+        p.step(Input::Demand(demand(2, 1)), TEN);
+        launch(&mut p, TEN);
+        p.step(Input::Busy(1, 2), TEN);
+        p.step(Input::Demand(vec![]), TEN);
+        p.step(Input::Closed(1, closed), TEN);
+        p.step(Input::Tick, TEN + 10 * MINUTE);
+        assert!(drains(&mut p).is_empty(), "what it has it ends");
+        p.step(Input::Busy(1, 0), TEN + 10 * MINUTE);
+        p.step(Input::Tick, TEN + 15 * MINUTE);
+        drains(&mut p)
+    };
+    assert_eq!((vec![1], vec![]), (after(true), after(false)));
+}
+
 #[test]
 fn an_offer_that_is_refused_stands_in_no_other_s_way_and_is_named_with_its_remedy() {
     let offers = vec![offer("arm", "0.10", SECOND), offer("x86", "0.20", SECOND)];

@@ -444,11 +444,13 @@ fn where_nothing_is_placed_nothing_is_rented_and_it_is_said_why() {
         close(&mut w, g);
         w.pass(500);
         assert_eq!((0, vec![(0, 0, true)]), (waiting(&w), offered(&w)), "{why}");
-        // With a machine there that is too small, it is the same.
+        // With a machine there that is too small, it is the same; by order it is kept for nothing.
         for small in [false, true] {
             if small {
                 w.agent("g-m1", 1, g);
                 w.pass(500);
+                let agents: Vec<_> = w.sites[&g].core.renting().agents.iter().map(|a| (a.drained_with_us, a.drained_by.clone())).collect();
+                assert_eq!(vec![(why == "maint", String::new())], agents);
             }
             let said = w.explanation(g, own).0.reasons[0].clone();
             assert!(said.kind == ReasonKind::Draining.number() && said.text.contains(why), "{said:?}");
