@@ -262,12 +262,14 @@ pub(super) fn read(section: &Spanned<Section>, source: &Source) -> Result<CloudC
         let counts: Vec<usize> = (1..=owners.len()).collect();
         of_owner(counts.partition_point(|n| Budget::new(root, &owners[..*n]).is_ok()), &what)
     })?;
+    let alone_ms = s.alone.unwrap_or(ALONE_MS_DEFAULT);
     let settings = Settings {
         slots_max: s.slots_max,
         machines_max: s.machines_max.unwrap_or(MACHINES_MAX_DEFAULT),
         booting_max: s.booting_max.unwrap_or(BOOTING_MAX_DEFAULT),
         idle_ms: s.idle.unwrap_or(IDLE_MS_DEFAULT),
         away_ms: s.away.unwrap_or(AWAY_MS_DEFAULT),
+        alone_ms: Some(alone_ms),
     };
-    Ok(CloudConfig { provider, settings, catalogue, budget, alone_ms: s.alone.unwrap_or(ALONE_MS_DEFAULT) })
+    Ok(CloudConfig { provider, settings, catalogue, budget, alone_ms })
 }

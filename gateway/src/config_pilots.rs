@@ -102,17 +102,18 @@ pub(super) fn read(section: &Spanned<Section>, lrms: Option<&LrmsConfig>, source
     }
     let nothing = Caps { total: Some(Money(0)), ..Caps::default() };
     let budget = Budget::new(nothing, &[]).map_err(|what| source.refuse(section.span(), &format!("[pilots] {what}")))?;
+    let alone_ms = s.alone.unwrap_or(ALONE_MS_DEFAULT);
     let settings = Settings {
         slots_max: u64::from(s.pilots_max) * u64::from(s.slots),
         machines_max: s.pilots_max,
         booting_max: s.waiting_max.unwrap_or(BOOTING_MAX_DEFAULT),
         idle_ms: s.idle.unwrap_or(IDLE_MS_DEFAULT),
         away_ms: s.away.unwrap_or(AWAY_MS_DEFAULT),
+        alone_ms: Some(alone_ms),
     };
     let program = s.program.clone().map(|mut p| {
         source.resolve(&mut p);
         p
     });
-    let alone_ms = s.alone.unwrap_or(ALONE_MS_DEFAULT);
     Ok(PilotsConfig { settings, catalogue, budget, time_ms, task_time_ms, alone_ms, gateway: s.gateway.clone(), program })
 }

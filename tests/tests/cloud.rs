@@ -294,6 +294,9 @@ fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
     assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
     assert_eq!(Some(0), tree.terminate("burst"));
     assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
+    let log = tree.log("burst");
+    let said = ["the provider has launched it", "its end is certain"].map(|what| log.matches(what).count());
+    assert_eq!(said[0], said[1], "and that is written down: {log}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use aws_sdk_ec2::types::{
     ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tag, TagSpecification,
 };
 use aws_smithy_types::base64;
+use aws_smithy_types::date_time::{DateTime, Format};
 use aws_smithy_types::retry::RetryConfig;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -350,7 +351,15 @@ fn seen(instance: &Instance) -> Option<Seen> {
     let number = instance.tags().iter().find(|tag| tag.key() == Some(TAG_NUMBER)).and_then(|tag| tag.value()?.parse().ok());
     let state = state_of(instance.state().and_then(|s| s.name())).unwrap_or(SeenState::Exists);
     let machine = instance.instance_type().map(|kind| kind.as_str().to_string());
-    Some(Seen { id: instance.instance_id()?.to_string(), number, machine, state })
+    let ended_ms = instance.state_transition_reason().filter(|_| state == SeenState::Ended).and_then(ended_ms);
+    Some(Seen { id: instance.instance_id()?.to_string(), number, machine, state, ended_ms })
+}
+
+/// When it ended, of EC2's words that say it, as `User initiated (2026-11-23 09:36:58 GMT)`: ms since 1970, to the end of that second.
+fn ended_ms(reason: &str) -> Option<u64> {
+    let (_, at) = reason.strip_suffix(" GMT)").or(reason.strip_suffix(" UTC)"))?.rsplit_once('(')?;
+    let at = DateTime::from_str(&format!("{}Z", at.replacen(' ', "T", 1)), Format::DateTime).ok()?;
+    Some(u64::try_from(at.to_millis().ok()?).ok()? + 1_000)
 }
 
 fn unknown(why: &str) -> Outcome {
@@ -389,14 +398,23 @@ impl Cloud for Ec2 {
     }
 
     /// They go on, or end by themselves.
-    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, ()> {
-        async {}.boxed()
+    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, BTreeSet<String>> {
+        async { BTreeSet::new() }.boxed()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn when_an_instance_ended_is_read_where_it_is_said() {
+        for zone in ["GMT", "UTC"] {
+            assert_eq!(Some(1_795_426_619_000), ended_ms(&format!("User initiated (2026-11-23 09:36:58 {zone})")));
+        }
+        let unsaid = ["", "Server.SpotInstanceTermination", "User initiated", "User initiated (GMT)", "(1960-01-01 00:00:00 GMT)", "(soon GMT)"];
+        assert_eq!([None; 6], unsaid.map(ended_ms));
+    }
 
     #[test]
     fn an_idempotency_token_fits() {

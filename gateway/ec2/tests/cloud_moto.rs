@@ -141,7 +141,9 @@ async fn moto_keeps_the_laws_of_a_provider() {
     let w = World { site: w.site, dir: w.dir, config: w.config, proxy: w.proxy, moto: other.moto };
     assert!(w.has_token(1));
     assert!(cloud.terminate(one.clone()).await.is_some());
-    assert!(cloud.list().await.unwrap().iter().any(|s| s.id == one && s.state == SeenState::Ended));
+    let ended = cloud.list().await.unwrap().into_iter().find(|s| s.id == one && s.state == SeenState::Ended).expect("it is listed");
+    let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    assert!(ended.ended_ms.is_some_and(|at_ms| at_ms.abs_diff(now_ms) < 60_000), "EC2 says when: {ended:?}, {now_ms}");
     assert!(!w.has_token(1) && w.has_token(2), "its end is certain");
     // What its number launched is gone, also where EC2 has forgotten it; and EC2 says so where we have.
     assert!(matches!(cloud.launch(machine(1)).await, Outcome::Refused(Refused::TokenSpent, _)));

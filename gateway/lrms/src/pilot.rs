@@ -217,7 +217,13 @@ impl Inner {
         let number = |tag: &str| tag.strip_prefix(&self.prefix).and_then(|n| n.parse().ok());
         let seen = by_tag.iter().map(|(tag, jobs)| {
             let exists = jobs.iter().any(|(_, lives)| *lives);
-            Seen { id: tag.clone(), number: number(tag), machine: None, state: if exists { SeenState::Exists } else { SeenState::Ended } }
+            Seen {
+                id: tag.clone(),
+                number: number(tag),
+                machine: None,
+                state: if exists { SeenState::Exists } else { SeenState::Ended },
+                ended_ms: None,
+            }
         });
         let mut seen: Vec<Seen> = seen.collect();
         let me = self.clone();
@@ -233,7 +239,7 @@ impl Inner {
         let ids: Vec<LrmsId> = unlisted.values().copied().collect();
         let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
         for (tag, _) in unlisted.into_iter().filter(|(tag, id)| records.iter().any(|r| r.id == *id && r.tag == *tag)) {
-            seen.push(Seen { number: number(&tag), id: tag.clone(), machine: None, state: SeenState::Ended });
+            seen.push(Seen { number: number(&tag), id: tag.clone(), machine: None, state: SeenState::Ended, ended_ms: None });
             lock(&self.told).insert(tag);
         }
         Some(seen)
@@ -306,7 +312,7 @@ impl Cloud for Pilots {
     }
 
     /// They go on, and the next start finds them; without one they end by themselves.
-    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, ()> {
-        std::future::ready(()).boxed()
+    fn stop(&self, _: BTreeSet<String>) -> BoxFuture<'static, BTreeSet<String>> {
+        std::future::ready(BTreeSet::new()).boxed()
     }
 }

@@ -28,6 +28,8 @@ pub struct Settings {
     pub idle_ms: u64,
     /// A machine whose agent does not come, or stays away, for so long is ended.
     pub away_ms: u64,
+    /// A machine that is without us and without work for so long ends by itself; None: none does, or not in a time that is known.
+    pub alone_ms: Option<u64>,
 }
 
 /// What came of a call that launches.
@@ -78,6 +80,8 @@ pub struct Seen {
     pub machine: Option<String>,
     /// How it is.
     pub state: SeenState,
+    /// When it ended, by the provider's word: ms since 1970. None: it has not, or that is not said.
+    pub ended_ms: Option<u64>,
 }
 
 /// How a provider sees a machine.
@@ -108,6 +112,8 @@ pub enum Input {
     Detached(u64),
     /// Slots with work.
     Busy(u64, u64),
+    /// Tasks are placed there that have not ended, or may run on.
+    Open(u64),
     /// A task has ended there.
     Worked(u64),
     /// The longest that a task can take there now: milliseconds; 0: not limited.
@@ -206,6 +212,8 @@ impl Provisioner {
             (m.call_ms, m.away_ms, m.word_ms, m.idle_ms) = (now, now, now, now);
             // What it cost meanwhile is not known.
             m.rate_max = m.price.ceiling;
+            // What went meanwhile is looked for first: what it is told says nothing of when.
+            (m.unheard, m.terminate_ms) = (m.may_exist(), now + TERMINATE_AGAIN_MS);
         }
         p.budget_is(budget);
         // The clock may have been wrong, and offers may have gone.
@@ -245,10 +253,13 @@ impl Provisioner {
             Input::Answered(number, outcome) => self.answered(number, outcome),
             // Without a word it may be gone, and be missed by the looks.
             Input::Terminated(_, None) => {}
-            Input::Terminated(number, Some(state)) => self.seen_as(number, state),
+            Input::Terminated(number, Some(state)) => self.seen_as(number, state, None),
             Input::Listed(began_ms, seen) => self.listed(began_ms, seen),
             Input::Attached(number) => {
-                self.with(number, |m, now| (m.attached, m.idle_ms, m.missed, m.word_ms) = (true, now, 0, now));
+                self.with(number, |m, now| {
+                    (m.attached, m.idle_ms) = (true, now);
+                    m.heard(now);
+                });
                 if self.state.machines.get(&number).is_some_and(|m| m.awaited) {
                     self.record(Record::Came { number });
                     self.with(number, |m, now| m.unproven_ms = Some(now));
@@ -260,8 +271,10 @@ impl Provisioner {
                     m.idle_ms = now;
                 }
                 m.busy = slots;
+                m.had_work |= slots > 0;
                 m.marked &= slots == 0;
             }),
+            Input::Open(number) => self.with(number, |m, _| m.had_work = true),
             Input::Worked(number) => self.worked(number),
             Input::Time(number, max_ms) => self.with(number, |m, _| m.time_max_ms = max_ms),
             Input::Drained(number) => self.with(number, |m, _| m.drained = m.draining.is_some()),
@@ -269,8 +282,8 @@ impl Provisioner {
             Input::Closed(number, closed) => self.with(number, |m, _| m.closed = closed),
             Input::End(number) => self.end(number, Why::Ordered),
             Input::EndsWithUs(number) => {
-                // Only of these would its absence say something else later.
-                if self.state.machines.get(&number).is_some_and(|m| m.awaited && m.stage == Stage::Named) {
+                // Else its absence would say something else later.
+                if self.state.machines.get(&number).is_some_and(|m| m.stage == Stage::Named) {
                     self.end(number, Why::Idle);
                 }
             }
@@ -297,9 +310,10 @@ impl Provisioner {
     }
 
     /// Machines that cost money and whose lease is over, by the provider's names: there are none as long as somebody can write down what is decided. To end them
-    /// needs no record: the next look finds that they are gone.
+    /// needs no record: the next look finds that they are gone. Those that are not heard of yet have a lease's time for that first.
     pub fn unpaid(&self, now_ms: u64) -> Vec<String> {
-        let costs = |m: &&Machine| m.stage == Stage::Named && m.price.ceiling > Rate(0) && now_ms >= m.paid_ms;
+        let until_ms = |m: &Machine| if m.unheard { m.paid_ms.max(m.word_ms + LEASE_MS) } else { m.paid_ms };
+        let costs = |m: &&Machine| m.stage == Stage::Named && m.price.ceiling > Rate(0) && now_ms >= until_ms(m);
         self.machines().filter(costs).map(|m| m.id.clone()).collect()
     }
 
@@ -357,14 +371,15 @@ impl Provisioner {
         }
     }
 
-    pub(crate) fn gone(&mut self, number: u64, never: bool) {
+    /// It is no more, or `never` was; it ended at `said_ms`, if its provider says so.
+    pub(crate) fn gone(&mut self, number: u64, never: bool, said_ms: Option<u64>) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
-        let failed = m.failed(self.now);
-        let offer = m.offer.clone();
+        let (failed, offer) = (m.failed(self.now), m.offer.clone());
+        let at_ms = if never { self.now } else { self.ended_ms(m, said_ms) };
         if !never {
-            self.settle(number);
+            self.pay_to_end(number, at_ms);
         }
-        self.record(Record::Gone { number, at_ms: self.now, never });
+        self.record(Record::Gone { number, at_ms, never });
         if let Some(why) = failed {
             self.leave_alone(&[offer], why);
         }
@@ -387,14 +402,14 @@ impl Provisioner {
             Outcome::Unknown(why) | Outcome::Refused(Refused::Throttled, why) => {
                 (m.call_ms, m.doubt) = (now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls), why);
             }
-            Outcome::Refused(Refused::TokenSpent, _) => self.gone(number, false),
+            Outcome::Refused(Refused::TokenSpent, _) => self.gone(number, false, None),
             Outcome::Refused(refused, text) => {
                 if m.calls > 1 || m.stage == Stage::Named {
                     m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls);
                     m.doubt.clone_from(&text);
                     self.end(number, Why::Surplus);
                 } else {
-                    self.gone(number, true);
+                    self.gone(number, true, None);
                 }
                 self.refused(&offer, refused, text);
             }
@@ -406,18 +421,21 @@ impl Provisioner {
         if m.id.is_empty() {
             self.note_failure(number);
             self.record(Record::Named { number, id });
-            self.with(number, |m, now| m.away_ms = now);
+            self.with(number, |m, now| {
+                m.away_ms = now;
+                m.heard(now);
+            });
         } else if m.id != id {
             self.actions.push(Action::TerminateStranger(id));
         }
     }
 
-    /// The provider says how a machine is.
-    fn seen_as(&mut self, number: u64, state: SeenState) {
+    /// The provider says how a machine is, and maybe when it ended.
+    fn seen_as(&mut self, number: u64, state: SeenState, ended_ms: Option<u64>) {
         match state {
-            SeenState::Exists => self.with(number, |m, now| (m.missed, m.word_ms) = (0, now)),
+            SeenState::Exists => self.with(number, Machine::heard),
             // It costs no more; that its tasks have stopped is for the provider's end to say, and for the pool to wait for.
-            SeenState::Ending | SeenState::Ended => self.gone(number, false),
+            SeenState::Ending | SeenState::Ended => self.gone(number, false, ended_ms),
         }
     }
 
@@ -435,11 +453,11 @@ impl Provisioner {
                     let number = m.number;
                     met.insert(number);
                     self.named(number, s.id);
-                    self.seen_as(number, s.state);
+                    self.seen_as(number, s.state, None);
                 }
                 Some(m) if m.id == s.id => {
                     met.insert(m.number);
-                    self.seen_as(m.number, s.state);
+                    self.seen_as(m.number, s.state, s.ended_ms);
                 }
                 _ if s.state == SeenState::Exists => {
                     let looks = self.strangers.get(&s.id).copied().unwrap_or(0) + 1;
@@ -462,7 +480,7 @@ impl Provisioner {
                 absent.push(m.number);
             }
         }
-        absent.into_iter().for_each(|number| self.gone(number, false));
+        absent.into_iter().for_each(|number| self.gone(number, false, None));
     }
 
     /// All that time makes due.
@@ -474,7 +492,7 @@ impl Provisioner {
             let now = self.now;
             let Some(m) = self.state.machines.get_mut(&number).filter(|m| m.may_exist()) else { continue };
             match m.stage {
-                Stage::Asked if m.ending.is_some() && !m.called => self.gone(number, true),
+                Stage::Asked if m.ending.is_some() && !m.called => self.gone(number, true, None),
                 Stage::Asked if m.ending.is_none() && !m.in_flight && now >= m.call_ms && calls < CALLS_MAX => {
                     (m.called, m.in_flight, m.calls) = (true, true, m.calls + 1);
                     let (offer, price) = (m.offer.clone(), m.price);
@@ -527,9 +545,9 @@ impl Provisioner {
         self.lease(number);
     }
 
-    /// Pay for more of a machine's time, or let it go.
+    /// Pay for more of a machine's time, or let it go; after a start not before it is known to be there.
     fn lease(&mut self, number: u64) {
-        let Some(m) = self.state.machines.get(&number) else { return };
+        let Some(m) = self.state.machines.get(&number).filter(|m| !m.unheard) else { return };
         let (now, paid_ms) = (self.now, m.paid_ms);
         let by_hour = m.price.billing == Billing::Hour;
         // Hours are billed from the launch on, also those in which nobody was here to pay for them.

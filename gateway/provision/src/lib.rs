@@ -6,7 +6,7 @@
 //! Invariants, each a property test (`tests`):
 //! - a machine is charged to its budget, at the most it can cost, before the call that may launch it, and until its end is certain;
 //! - what is charged to a budget is never above its cap, for every node of the tree, every day and every month, except for what a machine costs that does
-//!   not end although it was told to (then nothing new is rented);
+//!   not end although it was told to, and what ran while nobody was here (then nothing new is rented);
 //! - where a cap is lowered under what is charged, nothing is rented, and nothing more is charged, until it is below the cap again;
 //! - no machine is rented that demand does not ask for, those that boot counted;
 //! - a machine that exists and that no intent knows is ended.
@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+mod absence;
 mod ask;
 mod budget;
 mod clock;

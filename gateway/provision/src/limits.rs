@@ -40,6 +40,10 @@ pub const LOOK_MS: u64 = 30_000;
 pub const TERMINATE_AGAIN_MS: u64 = 15_000;
 /// The free slots of a machine whose agent had come and is away are still reckoned with for so long: most are back by then, also after a restart of ours.
 pub const AWAY_SUPPLY_MS: u64 = 10_000;
+/// A machine that is without us and without work may end so much later than it should: it has to miss us first, and its provider to stop it ...
+pub const ALONE_LATE_MS: u64 = 2 * 60_000;
+/// ... and so much later still, where its agent had not come yet: it had to boot, and to fetch that.
+pub const BOOT_LATE_MS: u64 = 30 * 60_000;
 /// Rounds in which a booting machine must be of no use before it is given up.
 pub const SURPLUS_ROUNDS: u32 = 5;
 /// Machines' numbers of a new ledger begin behind one of so many multiples ...

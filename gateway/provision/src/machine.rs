@@ -94,6 +94,10 @@ pub struct Machine {
     /// ... until then.
     pub paid_ms: u64,
 
+    /// This process found it in the records, and neither its provider nor its agent has said that it is there.
+    pub(crate) unheard: bool,
+    /// Something was placed there when this process began, or since.
+    pub(crate) had_work: bool,
     /// Was a call made, in this process or before it?
     pub(crate) called: bool,
     pub(crate) in_flight: bool,

@@ -326,6 +326,8 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         since_ms: at_ms,
         settled_ms: at_ms,
         paid_ms,
+        unheard: false,
+        had_work: false,
         called: false,
         in_flight: false,
         calls: 0,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::absence::UNCLEAR;
 use crate::ask::{Ask, Curb, ask};
 use crate::budget::{Charge, RATE};
 use crate::core::Provisioner;
-use crate::limits::{ROUND_MACHINES_MAX, UNMET_MAX};
+use crate::limits::{ABSENT_MS, ROUND_MACHINES_MAX, UNMET_MAX};
 use crate::machine::{Machine, Need, Why};
 use crate::market::{MachineType, Offer, Price};
 use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
@@ -219,7 +220,8 @@ impl Provisioner {
 
     /// Nothing can be launched for now: until when, and what the provider said.
     pub(crate) fn blocked_by(&self) -> Option<(u64, &str)> {
-        self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(until, text)| (*until, text.as_str()))
+        let unclear = self.machines().find(|m| m.is_unclear(self.now)).map(|m| (self.now.max(m.word_ms + ABSENT_MS), UNCLEAR));
+        unclear.or(self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(until, text)| (*until, text.as_str())))
     }
 
     fn never(&self, demand: &Demand) -> Option<UnmetWhy> {

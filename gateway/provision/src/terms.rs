@@ -68,7 +68,7 @@ impl Provisioner {
         self.budget_is(terms.budget);
         // What was decided and not asked for yet is decided again.
         let decided = self.machines().filter(|m| m.stage == Stage::Asked && !m.called).map(|m| m.number).collect::<Vec<_>>();
-        decided.into_iter().for_each(|number| self.gone(number, true));
+        decided.into_iter().for_each(|number| self.gone(number, true, None));
         self.note_listed();
     }
 
@@ -84,17 +84,17 @@ impl Provisioner {
         if !self.state.has_tree || self.state.budget.tree() != nodes {
             // What they cost less than was charged is given back to who paid for it.
             let named: Vec<u64> = self.machines().filter(|m| m.stage == Stage::Named).map(|m| m.number).collect();
-            named.into_iter().for_each(|number| self.settle(number));
+            named.into_iter().for_each(|number| self.settle(number, self.now));
             self.record(Record::Tree { nodes, at_ms: Some(self.now) });
         }
         self.state.budget = self.state.budget.recapped(budget);
     }
 
-    /// On the spot market its last lease cost less than the bid until now.
-    pub(crate) fn settle(&mut self, number: u64) {
+    /// On the spot market its last lease cost less than the bid until then.
+    pub(crate) fn settle(&mut self, number: u64, at_ms: u64) {
         let Some(m) = self.state.machines.get(&number).filter(|m| m.rate_max < m.price.ceiling) else { return };
         let (rate_max, paid_ms) = (m.rate_max, m.paid_ms);
-        self.record(Record::Leased { number, at_ms: self.now.min(paid_ms), rate_max, paid_ms });
+        self.record(Record::Leased { number, at_ms: at_ms.min(paid_ms), rate_max, paid_ms });
     }
 
     /// Prices of the spot market now, by type.

@@ -51,6 +51,6 @@ pub trait Cloud: Send + Sync + 'static {
         BTreeSet::new()
     }
 
-    /// The gateway ends, in order. Machines of `busy` agents run something.
-    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()>;
+    /// The gateway ends, in order. Machines of `busy` agents run something. Returns the labels of those that have ended by it, for certain.
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, BTreeSet<String>>;
 }

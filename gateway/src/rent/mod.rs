@@ -10,6 +10,7 @@ mod clock;
 mod cloud;
 mod process;
 mod show;
+mod stop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -36,6 +37,7 @@ use crate::core::rent::{Agent, ForRent, MachinePrice, Rentable, Renting, Waiting
 use crate::engine::{Engine, lock};
 use book::Book;
 use clock::{Time, wall_ms};
+use stop::Left;
 
 /// How often agents are looked at.
 const LOOK_MS: u64 = 250;
@@ -77,7 +79,7 @@ pub struct Rented {
     cloud: Arc<dyn Cloud>,
     engine: Arc<OnceCell<Engine>>,
     stop: watch::Sender<Stop>,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Mutex<Option<JoinHandle<Option<Left>>>>,
     seen: Arc<Mutex<Shown>>,
 }
 
@@ -156,9 +158,8 @@ impl Provider for Rented {
             drains: BTreeMap::new(),
         };
         *lock(&self.task) = Some(tokio::spawn(async move {
-            if let Err(e) = shell.run().await {
-                tracing::error!("nothing is rented, and no machine is ended: {e}");
-            }
+            let failed = |e: Refusal| tracing::error!("nothing is rented, and no machine is ended: {e}");
+            shell.run().await.map_err(failed).ok().flatten()
         }));
     }
 
@@ -166,12 +167,11 @@ impl Provider for Rented {
         self.stop.send_replace(Some(self.cloud.ends_at_stop(&busy)));
         let (task, cloud) = (lock(&self.task).take(), self.cloud.clone());
         async move {
-            if let Some(mut task) = task
-                && timeout(Duration::from_millis(2 * COMMIT_AGAIN_MS), &mut task).await.is_err()
-            {
-                task.abort();
+            let left = stop::left(task).await;
+            let ended = cloud.stop(busy).await;
+            if let Some(left) = left {
+                left.ended(ended).await;
             }
-            cloud.stop(busy).await;
         }
         .boxed()
     }
@@ -206,7 +206,8 @@ struct Shell {
 }
 
 impl Shell {
-    async fn run(mut self) -> Result<(), Refusal> {
+    /// Until it is stopped; None: before all was written down.
+    async fn run(mut self) -> Result<Option<Left>, Refusal> {
         let (mut book, mut p) = provisioner(&self.config.terms, &self.engine)?;
         // Before any of them is let in: what has a price is not taken for free.
         self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, Vec::new()))).await?;
@@ -282,11 +283,11 @@ impl Shell {
                     async move { engine.put(rows).await }
                 };
                 if !committed(put, end_unpaid, &mut stop).await {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
             if is_over {
-                return Ok(());
+                return Ok(Some(Left { shell: self, book, p }));
             }
             self.show(&p);
             actions.into_iter().for_each(|a| self.perform(a, &p, &answers));
@@ -439,9 +440,11 @@ fn news(number: u64, before: &Agent, agent: &Agent) -> Vec<Input> {
     let leaves = agent.attached && !agent.leaving.is_empty() && before.leaving.is_empty();
     // What ends while it is away was lost.
     let worked = agent.attached && agent.ended > before.ended;
+    let has_open = agent.open > 0 && before.open == 0;
     let all = [
         (agent.attached != before.attached).then_some(attached),
         (agent.busy != before.busy || agent.attached != before.attached).then_some(Input::Busy(number, agent.busy)),
+        has_open.then_some(Input::Open(number)),
         worked.then_some(Input::Worked(number)),
         has_time.then_some(Input::Time(number, agent.time_max_ms)),
         leaves.then(|| Input::Leaving(number, agent.leaving.clone())),
@@ -565,6 +568,8 @@ mod tests {
         assert_eq!(Vec::<Input>::new(), news(7, &away, &lost), "what ends while it is away did not end there");
         let closed = Agent { drained_by: "ann".into(), ..there.clone() };
         assert_eq!(vec![Input::Closed(7, true)], news(7, &there, &closed));
+        let open = Agent { open: 1, ..new.clone() };
+        assert_eq!((vec![Input::Open(7)], vec![]), (news(7, &new, &open), news(7, &open, &open)), "before it has come, too");
         assert_eq!((vec![Input::Closed(7, false)], vec![]), (news(7, &closed, &there), news(7, &there, &there)));
     }
 

@@ -166,6 +166,7 @@ impl Inner {
                 id,
                 machine: None,
                 state: if ended { SeenState::Ended } else { SeenState::Exists },
+                ended_ms: None,
             });
         }
         Some(seen)
@@ -206,11 +207,12 @@ impl Cloud for ProcessCloud {
     }
 
     /// Idle ones end: there is nobody who could end them later but the next start of this gateway.
-    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, ()> {
+    fn stop(&self, busy: BTreeSet<String>) -> BoxFuture<'static, BTreeSet<String>> {
         let inner = self.0.clone();
         async move {
             let idle = inner.idle(&busy);
-            join_all(idle.iter().map(|name| inner.end(name))).await;
+            let ended = join_all(idle.iter().map(|name| inner.end(name))).await;
+            idle.into_iter().zip(ended).filter_map(|(name, ended)| ended.then_some(name)).collect()
         }
         .boxed()
     }

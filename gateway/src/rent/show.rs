@@ -109,7 +109,7 @@ mod tests {
     const MINUTE: u64 = 60_000;
 
     fn settings() -> Settings {
-        Settings { slots_max: 10, machines_max: 10, booting_max: 10, idle_ms: MINUTE, away_ms: 10 * MINUTE }
+        Settings { slots_max: 10, machines_max: 10, booting_max: 10, idle_ms: MINUTE, away_ms: 10 * MINUTE, alone_ms: None }
     }
 
     fn provisioner(billing: Billing) -> Provisioner {

@@ -10,7 +10,7 @@ use crate::pilot::Pilots;
 
 fn pilots() -> PilotsConfig {
     PilotsConfig {
-        settings: Settings { slots_max: 1, machines_max: 1, booting_max: 1, idle_ms: 60_000, away_ms: 60_000 },
+        settings: Settings { slots_max: 1, machines_max: 1, booting_max: 1, idle_ms: 60_000, away_ms: 60_000, alone_ms: None },
         catalogue: Catalogue::default(),
         budget: Budget::default(),
         time_ms: 1_800_000,

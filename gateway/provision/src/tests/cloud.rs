@@ -142,6 +142,7 @@ impl World {
         self.overrun |= records.iter().any(|r| self.is_overrun(r));
         for record in &records {
             if let Record::Intended { owner, .. } = record {
+                assert!(!self.p.machines().any(|m| m.is_unclear(self.now)), "rented before it is known what is left");
                 self.is_below(owner);
             }
         }
@@ -209,9 +210,10 @@ impl World {
         wanted.tasks.saturating_sub(room)
     }
 
-    /// A lease of a machine that was told to end.
+    /// A lease of a machine that was told to end, or has ended.
     fn is_overrun(&self, record: &Record) -> bool {
-        matches!(record, Record::Leased { number, .. } if self.p.machines().any(|m| m.number == *number && m.ending.is_some()))
+        let stays = |number: u64| self.p.machines().any(|m| m.number == number && m.may_exist() && m.ending.is_none());
+        matches!(record, Record::Leased { number, .. } if !stays(*number))
     }
 
     fn restart(&mut self) {
@@ -327,7 +329,9 @@ impl World {
 
     fn seen(&self, id: &str, m: &Virtual) -> Seen {
         let state = if m.until_ms.is_some() { SeenState::Ended } else { SeenState::Exists };
-        Seen { id: id.to_string(), number: Some(m.number), machine: None, state }
+        // Some say when it ended.
+        let ended_ms = m.until_ms.filter(|_| m.number.is_multiple_of(2));
+        Seen { id: id.to_string(), number: Some(m.number), machine: None, state, ended_ms }
     }
 
     fn terminate(&mut self, id: &str) {
@@ -439,7 +443,9 @@ impl World {
             assert!(self.p.machines().any(|k| k.number == m.number && k.may_exist()), "{id} exists and is not charged");
         }
         // Spent by what is somebody's, as the cloud bills it.
-        let mine = self.machines.values().filter(|m| !m.is_extra);
+        // Of what is not known yet after a start nothing is charged, and nothing is rented until it is.
+        let unclear: BTreeSet<u64> = self.p.machines().filter(|m| m.is_unclear(self.now)).map(|m| m.number).collect();
+        let mine = self.machines.values().filter(|m| !m.is_extra && !unclear.contains(&m.number));
         let spent: u128 = mine.map(|m| u128::from(self.bill(m).0)).sum();
         assert!(spent <= u128::from(self.p.budget().nodes()[0].total().0), "spent {spent} of {}", self.p.budget().nodes()[0].total());
     }

@@ -87,7 +87,7 @@ fn numbers_of_a_new_ledger_are_not_those_of_one_that_was_lost() {
 fn what_a_number_has_launched_of_another_type_is_a_stranger() {
     let mut p = again(per_hour("10"), Vec::new(), TEN);
     p.step(Input::Demand(demand(2, 1)), TEN);
-    let seen = |kind: &str| Seen { id: "i-7".into(), number: Some(1), machine: Some(kind.into()), state: SeenState::Exists };
+    let seen = |kind: &str| Seen { id: "i-7".into(), number: Some(1), machine: Some(kind.into()), state: SeenState::Exists, ended_ms: None };
     for look in 1..=u64::from(limits::STRANGER_LOOKS) {
         p.step(Input::Listed(TEN + look, Some(vec![seen("large")])), TEN + look);
     }
@@ -313,7 +313,7 @@ fn what_nobody_pays_for_any_more_is_named_and_its_end_is_found() {
     assert_eq!((vec![], vec!["i-1".to_string()]), (p.unpaid(paid - 1), p.unpaid(paid)));
     // Nothing was written down for a while, and it was ended meanwhile.
     let back = paid + 20 * MINUTE;
-    p.step(Input::Listed(back, Some(vec![Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Ended }])), back);
+    p.step(Input::Listed(back, Some(vec![Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Ended, ended_ms: None }])), back);
     assert_eq!((vec!["0.00".to_string()], Vec::<String>::new()), (rates(&p).into_iter().map(|r| r.1).collect(), p.unpaid(back)));
     // A pilot costs nothing, however long it runs.
     let free = catalogue(&[("m", 2)], vec![offer("m", "0", SECOND)]);
@@ -362,7 +362,7 @@ fn a_machine_that_had_come_is_no_failed_offer_whoever_finds_that_it_is_gone() {
     let failed = |records: Vec<Record>| {
         let later = TEN + 2 * MINUTE;
         let mut p = again(per_hour("10"), again(per_hour("10"), records, TEN + MINUTE).checkpoint(), later);
-        let seen = Seen { id: "i-1".into(), number: Some(number), machine: None, state: SeenState::Ended };
+        let seen = Seen { id: "i-1".into(), number: Some(number), machine: None, state: SeenState::Ended, ended_ms: None };
         p.step(Input::Listed(later, Some(vec![seen])), later);
         p.step(Input::Demand(demand(2, 1)), later);
         assert_eq!(p.state.back_off.is_empty(), p.latest().rented == [number + 1], "another is rented at once, unless it failed");

@@ -1,5 +1,6 @@
 //! The provisioner on a simulated clock: first as its users were promised, then against a cloud that lies.
 
+mod absence;
 mod clock;
 mod cloud;
 mod demand;
@@ -20,7 +21,7 @@ const TEN: u64 = 1_768_471_200_000;
 const MINUTE: u64 = 60_000;
 
 fn settings() -> Settings {
-    Settings { slots_max: 10_000, machines_max: 1_000, booting_max: 1_000, idle_ms: 5 * MINUTE, away_ms: 10 * MINUTE }
+    Settings { slots_max: 10_000, machines_max: 1_000, booting_max: 1_000, idle_ms: 5 * MINUTE, away_ms: 10 * MINUTE, alone_ms: None }
 }
 
 fn offer(machine: &str, rate: &str, billing: Billing) -> Offer {

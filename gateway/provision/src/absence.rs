@@ -1,0 +1,53 @@
+//! What machines cost while nobody was here to pay for it, and when one that is gone has ended.
+//!
+//! After a start no lease is paid for a machine before its provider or its agent has said that it is there: then all that it ran is charged at once. One that
+//! is gone is charged to its end where that is known, else to the latest that it can have run. Until then nothing is rented: what is left is not known.
+
+use crate::core::Provisioner;
+use crate::limits::*;
+use crate::machine::Machine;
+use crate::market::Billing;
+use crate::money::Rate;
+use crate::records::Record;
+
+/// Why nothing is rented meanwhile.
+pub(crate) const UNCLEAR: &str = "what machines have cost while this gateway was away is not known yet";
+
+impl Machine {
+    /// It is there, as its provider or its agent says: it is paid for again, and ended if it is to be.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        (self.missed, self.word_ms) = (0, now_ms);
+        if std::mem::take(&mut self.unheard) {
+            self.terminate_ms = 0;
+        }
+    }
+
+    /// Nobody has said since a start whether it was there after its lease.
+    pub(crate) fn is_unclear(&self, now_ms: u64) -> bool {
+        self.unheard && self.may_exist() && self.price.ceiling > Rate(0) && now_ms >= self.paid_ms
+    }
+}
+
+impl Provisioner {
+    /// When one that is gone has ended, or the latest that it can have: by its provider; or by itself, as nobody was here and it had nothing to do; else now.
+    pub(crate) fn ended_ms(&self, m: &Machine, said_ms: Option<u64>) -> u64 {
+        // Of what was heard of later the clocks differ.
+        let said_ms = said_ms.filter(|at_ms| m.unheard || *at_ms >= m.word_ms);
+        let alone_ms = self.settings.alone_ms.filter(|_| m.unheard && !m.had_work);
+        // Who was here and had heard of it would have paid for more: nobody was, after its lease.
+        let boot_ms = if m.awaited { BOOT_LATE_MS } else { 0 };
+        let by_itself_ms = alone_ms.map(|alone_ms| m.paid_ms.saturating_add(alone_ms).saturating_add(boot_ms + ALONE_LATE_MS));
+        said_ms.or(by_itself_ms).unwrap_or(self.now).max(m.since_ms).min(self.now)
+    }
+
+    /// All that it ran is charged.
+    pub(crate) fn pay_to_end(&mut self, number: u64, at_ms: u64) {
+        let Some(m) = self.state.machines.get(&number) else { return };
+        if at_ms <= m.paid_ms {
+            return self.settle(number, at_ms);
+        }
+        let step_ms = if m.price.billing == Billing::Hour { m.price.billing.next_ms() } else { 1 };
+        let (rate_max, paid_ms) = (m.rate_max, m.paid_ms + (at_ms - m.paid_ms).div_ceil(step_ms) * step_ms);
+        self.record(Record::Leased { number, at_ms, rate_max, paid_ms });
+    }
+}

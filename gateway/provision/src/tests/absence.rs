@@ -1,0 +1,107 @@
+//! What is charged for the time in which the gateway was away.
+
+use super::promised::launch;
+use super::*;
+
+const SECOND: Billing = Billing::Second { min_s: 60 };
+const ALONE: Option<u64> = Some(15 * MINUTE);
+const DAY: u64 = 24 * 60 * MINUTE;
+
+fn begun(alone_ms: Option<u64>, billing: Billing, records: Vec<Record>, now: u64) -> Provisioner {
+    let catalogue = catalogue(&[("m", 2)], vec![offer("m", "0.60", billing)]);
+    Provisioner::resume(Settings { alone_ms, ..settings() }, catalogue, per_hour("10"), records, now)
+}
+
+/// One machine that has come, without work. It costs 0.01 a minute.
+fn one(billing: Billing, now: u64) -> Provisioner {
+    let mut p = begun(None, billing, Vec::new(), now);
+    p.step(Input::Demand(demand(2, 1)), now);
+    assert_eq!(vec![1], launch(&mut p, now));
+    p
+}
+
+fn listed(state: SeenState, ended_ms: Option<u64>, now: u64) -> Input {
+    Input::Listed(now, Some(vec![Seen { id: "i-1".into(), number: Some(1), machine: None, state, ended_ms }]))
+}
+
+fn total(p: &Provisioner) -> u64 {
+    p.budget().nodes()[0].total().0
+}
+
+fn rate(p: &Provisioner) -> u64 {
+    p.budget().nodes()[0].rate().0
+}
+
+#[test]
+fn what_is_found_after_an_absence_is_charged_to_its_end_and_nothing_before_it_is_found() {
+    let back = TEN + DAY;
+    let found = |alone_ms: Option<u64>, billing: Billing, before: &[Input], found: Input| {
+        let left = one(billing, TEN);
+        let (mut p, charged) = (begun(alone_ms, billing, left.checkpoint(), back), total(&left));
+        before.iter().for_each(|input| p.step(input.clone(), back));
+        p.step(Input::Demand(demand(2, 3)), back);
+        let why = p.latest().unmet[0].why.evidence.clone();
+        assert!(why.contains("is not known yet; asked again at 10:05:00 UTC") && p.promises()[0].machines == 0, "{why}");
+        assert_eq!((charged, rate(&left)), (total(&p), rate(&p)), "it may be there, and is not paid for");
+        let again = begun(alone_ms, billing, [left.checkpoint(), p.take().0].concat(), back);
+        p.step(found, back);
+        let spent = total(&p);
+        let mut same = again;
+        before.iter().for_each(|input| same.step(input.clone(), back));
+        same.step(listed(SeenState::Exists, None, back), back);
+        assert!(total(&same) >= spent, "no more than where it is there");
+        assert_eq!(p.machines().filter(|m| m.may_exist()).count() as u64 * 600_000, rate(&p), "what is gone holds nothing");
+        p.step(Input::Demand(demand(2, 3)), back);
+        assert_eq!(1, p.latest().rented.len(), "another is rented");
+        spent
+    };
+    let ended = |said_ms| listed(SeenState::Ended, said_ms, back);
+    // As the provider says; never before it began, nor later than now.
+    assert_eq!(40_001, found(None, SECOND, &[], ended(Some(TEN + 4 * MINUTE))));
+    assert_eq!(40_001, found(ALONE, SECOND, &[Input::Busy(1, 2)], ended(Some(TEN + 4 * MINUTE))));
+    assert_eq!(600_000, found(None, SECOND, &[], ended(Some(TEN + 60 * MINUTE))));
+    assert_eq!([10_001, 14_400_000], [TEN - MINUTE, back + MINUTE].map(|said| found(None, SECOND, &[], ended(Some(said)))));
+    assert_eq!(1_800_000, found(None, Billing::Hour, &[], ended(Some(TEN + 130 * MINUTE))), "hours that have begun");
+    // Nobody says it: what had nothing to do was alone after its lease at the latest. Of what had work it is not known.
+    assert_eq!(270_000, found(ALONE, SECOND, &[], ended(None)));
+    assert_eq!([14_400_000; 2], [Input::Busy(1, 2), Input::Open(1)].map(|input| found(ALONE, SECOND, &[input], ended(None))));
+    assert_eq!(14_400_000, found(None, SECOND, &[], ended(None)), "it does not end by itself");
+    // It is there: all of it, and its next lease.
+    assert_eq!([14_500_000; 2], [listed(SeenState::Exists, None, back), Input::Attached(1)].map(|input| found(ALONE, SECOND, &[], input)));
+}
+
+#[test]
+fn what_ended_with_the_gateway_costs_nothing_in_its_absence() {
+    let mut p = one(SECOND, TEN);
+    p.step(Input::EndsWithUs(1), TEN + 5 * MINUTE);
+    p.step(Input::Terminated(1, Some(SeenState::Ended)), TEN + 5 * MINUTE);
+    let mut p = begun(None, SECOND, p.checkpoint(), TEN + DAY);
+    p.step(Input::Tick, TEN + DAY);
+    assert_eq!((0, 0, 50_001), (p.machines().count(), rate(&p), total(&p)));
+}
+
+#[test]
+fn the_end_that_a_provider_tells_counts_unless_the_machine_was_heard_of_later() {
+    let charged = |said_ms| {
+        let mut p = one(SECOND, TEN);
+        p.step(listed(SeenState::Exists, None, TEN + 4 * MINUTE), TEN + 4 * MINUTE);
+        p.step(listed(SeenState::Ended, Some(said_ms), TEN + 6 * MINUTE), TEN + 6 * MINUTE);
+        total(&p)
+    };
+    assert_eq!([50_001, 60_001], [TEN + 5 * MINUTE, TEN + 3 * MINUTE].map(charged));
+}
+
+#[test]
+fn a_cap_that_an_absence_exceeds_is_told_and_ends_what_is_there() {
+    let (left, back) = (one(SECOND, TEN), TEN + 3 * 60 * MINUTE);
+    let caps = Caps { day: Some("1".parse().unwrap()), ..Caps::default() };
+    let catalogue = catalogue(&[("m", 2)], vec![offer("m", "0.60", SECOND)]);
+    let mut p = Provisioner::resume(settings(), catalogue, Budget::new(caps, &[]).unwrap(), left.checkpoint(), back);
+    p.step(Input::Tick, back);
+    assert_eq!(None, p.machines().next().and_then(|m| m.ending), "it may have gone long ago");
+    p.step(Input::Attached(1), back);
+    assert_eq!(Some(Why::Budget), p.machines().next().and_then(|m| m.ending));
+    assert_eq!(1_810_000, total(&p), "three hours, and the minute in which it goes");
+    p.step(Input::Demand(demand(2, 3)), back);
+    assert_eq!("budget of the day", p.latest().unmet[0].why.limit);
+}
