@@ -26,9 +26,22 @@ impl Machine {
     pub(crate) fn is_unclear(&self, now_ms: u64) -> bool {
         self.unheard && self.may_exist() && self.price.ceiling > Rate(0) && now_ms >= self.paid_ms
     }
+
+    /// Were its times written by a clock that was ahead of now? An hour, and what is billed at least, may be settled to its end.
+    fn is_ahead(&self, now_ms: u64) -> bool {
+        let is_settled_ahead = self.settled_ms > now_ms.max(self.unused_ms(now_ms));
+        self.since_ms > now_ms || is_settled_ahead || self.paid_ms > now_ms + self.price.billing.first_ms() + LEASE_LEAD_MS
+    }
 }
 
 impl Provisioner {
+    /// The clock was ahead, and no longer is: machines' times go on from now.
+    pub(crate) fn set_back(&mut self) {
+        let at_ms = self.now;
+        let ahead: Vec<u64> = self.machines().filter(|m| m.is_ahead(at_ms)).map(|m| m.number).collect();
+        ahead.into_iter().for_each(|number| self.record(Record::SetBack { number, at_ms }));
+    }
+
     /// When one that is gone has ended, or the latest that it can have: by its provider; or by itself, as nobody was here and it had nothing to do; else now.
     pub(crate) fn ended_ms(&self, m: &Machine, said_ms: Option<u64>) -> u64 {
         // Of what was heard of later the clocks differ.

@@ -215,6 +215,7 @@ impl Provisioner {
             // What went meanwhile is looked for first: what it is told says nothing of when.
             (m.unheard, m.terminate_ms) = (m.may_exist(), now + TERMINATE_AGAIN_MS);
         }
+        p.set_back();
         p.budget_is(budget);
         // The clock may have been wrong, and offers may have gone.
         p.state.back_off.retain(|key, (until, ..)| {

@@ -169,7 +169,7 @@ impl Machine {
 
     /// Slots with work.
     pub fn busy(&self) -> u64 {
-        self.busy
+        if self.may_exist() { self.busy } else { 0 }
     }
 
     /// Is it on its way? One whose agent has come, and is away, no longer is.

@@ -61,6 +61,13 @@ pub enum Record {
         /// Charged until then.
         paid_ms: u64,
     },
+    /// It was charged by a clock that was ahead: all that was counts as used, and its time goes on from now.
+    SetBack {
+        /// Which.
+        number: u64,
+        /// Now.
+        at_ms: u64,
+    },
     /// Its end is certain.
     Gone {
         /// Which.
@@ -174,6 +181,11 @@ pub(crate) fn apply(state: &mut State, record: &Record) {
             refund(budget, m, Charge { rate: Rate(0), days: unspent(m, *rate_max, *at_ms) });
             charge(budget, m, Charge { rate: Rate(0), days: m.charge(m.paid_ms, *paid_ms) });
             (m.settled_ms, m.paid_ms) = (m.settled_ms.max(*at_ms), *paid_ms);
+        }
+        Record::SetBack { number, at_ms } => {
+            if let Some(m) = machines.get_mut(number) {
+                (m.since_ms, m.settled_ms, m.paid_ms) = (m.since_ms.min(*at_ms), *at_ms, *at_ms);
+            }
         }
         Record::Gone { number, at_ms, never } => {
             let Some(m) = machines.get_mut(number) else { return };

@@ -111,6 +111,9 @@ struct Row {
     /// Who stands below whom: name, name above, name, ... An older program reads the number of a next machine, likewise.
     #[prost(string, repeated, tag = "18")]
     tree: Vec<String>,
+    /// A machine's times are set back. An older program reads the number of a next machine, likewise.
+    #[prost(bool, tag = "19")]
+    set_back: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -214,6 +217,7 @@ fn row(record: &Record) -> Row {
         Record::Leased { number, at_ms, rate_max, paid_ms } => {
             Row { what: LEASED, number: *number, at_ms: *at_ms, rate: rate_max.0, paid_ms: *paid_ms, ..Row::default() }
         }
+        Record::SetBack { number, at_ms } => Row { what: NEXT, number: *number, at_ms: *at_ms, set_back: true, ..Row::default() },
         Record::Gone { number, at_ms, never } => Row { what: GONE, number: *number, at_ms: *at_ms, never: *never, ..Row::default() },
         Record::Forgotten { number } => Row { what: FORGOTTEN, number: *number, ..Row::default() },
         Record::Kept { machine: m } => Row {
@@ -280,6 +284,7 @@ fn record(row: Row) -> Option<Record> {
             }
         }
         NEXT if row.came => Record::Came { number },
+        NEXT if row.set_back => Record::SetBack { number, at_ms: row.at_ms },
         NEXT if !row.tree.is_empty() => {
             let nodes = row.tree.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
             Record::Tree { nodes, at_ms: (row.at_ms > 0).then_some(row.at_ms) }
@@ -358,6 +363,7 @@ mod tests {
         all.extend([booting, Record::Kept { machine }, Record::Came { number: 12 }]);
         let nodes = [("budget", ""), ("lab", "budget")].map(|(name, above)| (name.to_string(), above.to_string())).to_vec();
         all.extend([None, Some(1_000)].map(|at_ms| Record::Tree { nodes: nodes.clone(), at_ms }));
+        all.push(Record::SetBack { number: 12, at_ms: 7 });
         all
     }
 

@@ -105,3 +105,38 @@ fn a_cap_that_an_absence_exceeds_is_told_and_ends_what_is_there() {
     p.step(Input::Demand(demand(2, 3)), back);
     assert_eq!("budget of the day", p.latest().unmet[0].why.limit);
 }
+
+#[test]
+fn times_of_a_clock_that_was_ahead_are_set_back_at_the_next_start() {
+    let (ahead, now) = (TEN + 120 * MINUTE, TEN + 7 * MINUTE);
+    for billing in [SECOND, Billing::Hour] {
+        let left = one(billing, ahead);
+        let mut p = begun(None, billing, left.checkpoint(), now);
+        let of = |p: &Provisioner| p.machines().next().map(|m| (m.since_ms - TEN, m.settled_ms - TEN, m.paid_ms - TEN));
+        assert_eq!(Some((7 * MINUTE, 7 * MINUTE, 7 * MINUTE)), of(&p), "what it was charged is taken for used");
+        p.step(Input::Attached(1), now);
+        p.step(Input::Busy(1, 2), now);
+        let mut records = [left.checkpoint(), p.take().0].concat();
+        for mut p in [begun(None, billing, records.clone(), now), begun(None, billing, p.checkpoint(), now), p.clone()] {
+            assert_eq!(2 * total(&left), total(&p), "its next lease, once");
+            assert_eq!(Some(now - TEN + billing.next_ms()), of(&p).map(|m| m.2));
+            p.step(Input::Attached(1), now);
+            p.step(Input::End(1), now + 3 * MINUTE);
+            p.step(Input::Terminated(1, Some(SeenState::Ended)), now + 3 * MINUTE);
+            p.step(Input::Tick, now + 60 * MINUTE);
+            assert_eq!((0, 0), (p.machines().count(), rate(&p)), "it holds nothing when it is gone");
+            assert!(total(&p) >= 100_000, "ten minutes");
+        }
+        // A clock that is right sets nothing back.
+        records.extend(begun(None, billing, records.clone(), now + MINUTE).take().0);
+        assert_eq!(1, records.iter().filter(|r| matches!(r, Record::SetBack { .. })).count());
+    }
+}
+
+#[test]
+fn one_that_is_gone_and_still_billed_has_no_work() {
+    let mut p = one(Billing::Hour, TEN);
+    p.step(Input::Busy(1, 2), TEN + MINUTE);
+    p.step(listed(SeenState::Ended, None, TEN + 2 * MINUTE), TEN + 2 * MINUTE);
+    assert_eq!(vec![(false, 0)], p.machines().map(|m| (m.may_exist(), m.busy())).collect::<Vec<_>>());
+}
