@@ -88,6 +88,8 @@ pub struct Sub {
     pub sent_ms: u64,
     /// It is this process's own: how long its tasks wait is known.
     pub fresh: bool,
+    /// Its directory was made: where it is not there, its files are away.
+    pub begun: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
     /// What somebody else has called these since.
@@ -177,7 +179,7 @@ impl Books {
         let fresh = step == Step::Sending;
         self.subs.insert(
             tag.clone(),
-            Sub { intent, step, sent_ms: now, fresh, ids: Vec::new(), renamed: BTreeMap::new(), doubt: None, tasks: BTreeMap::new() },
+            Sub { intent, step, sent_ms: now, fresh, begun: !fresh, ids: Vec::new(), renamed: BTreeMap::new(), doubt: None, tasks: BTreeMap::new() },
         );
         self.join(&tag, keys);
     }

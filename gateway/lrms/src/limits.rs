@@ -50,6 +50,8 @@ pub const QUEUES_OLD_MS: u64 = 30_000;
 pub const RECORD_GRACE_MS: u64 = 3_000;
 /// A payload that somebody else may have ended: so long the LRMS's word on why is waited for.
 pub const VERDICT_WAIT_MS: u64 = 15_000;
+/// A script that the books say ended by itself after so long has run its payload: what can't begin says so at once.
+pub const RAN_MS: u64 = 5_000;
 /// A task that was started, is not in the queue, and of which neither its own record nor the books say anything: after so long, during which the LRMS
 /// answered, it is over and its exit unknown.
 pub const MISSING_MS: u64 = 120_000;

@@ -3,6 +3,7 @@
 use intergrid_agent::core::{Fault, Report};
 use intergrid_proto::{Exit, ReasonKind};
 
+use crate::limits::RAN_MS;
 use crate::lrms::{How, Over, Used};
 use crate::script::{ExitRecord, SIGNAL_BASE};
 
@@ -21,6 +22,12 @@ pub enum Verdict {
     Exited(Report),
     /// It was claimed, and could not be run.
     NotStarted(Fault),
+}
+
+/// Do the books say that its payload ran, whether or not its claim is there? A script that can't claim says so at once, by codes of its own.
+pub fn ran(over: &Over) -> bool {
+    let is_payloads = |exit: Exit| ![CLAIMED, NOT_HERE, Exit::NotStarted, Exit::Unknown].contains(&exit);
+    over.how == How::Exited && over.exit.is_some_and(is_payloads) && over.used.wall_ms.is_some_and(|ms| ms >= RAN_MS)
 }
 
 /// From the exit record, and what the LRMS says, with its words.
@@ -98,6 +105,15 @@ mod tests {
             Verdict::Exited(r) => (r.exit, r.ended_by.map(|(kind, _)| kind)),
             Verdict::NotStarted(f) => (f.exit, Some(f.kind)),
         }
+    }
+
+    #[test]
+    fn books_that_say_that_it_ran_a_while_are_believed() {
+        let of = |how, exit, wall_ms| ran(&Over { used: Used { wall_ms: Some(wall_ms), ..Used::default() }, ..Over::new(how, Some(exit)) });
+        assert!(of(How::Exited, Exit::Code(0), 9_000) && of(How::Exited, Exit::Signal(9), RAN_MS));
+        assert!(!of(How::Exited, CLAIMED, 9_000) && !of(How::Exited, NOT_HERE, 9_000) && !of(How::Exited, Exit::Code(1), 1_000));
+        // The machine's files may have hung before its claim.
+        assert!(!of(How::TimeLimit, Exit::Signal(9), 9_000) && !ran(&Over::new(How::Exited, Some(Exit::Code(0)))));
     }
 
     #[test]

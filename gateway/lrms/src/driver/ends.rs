@@ -189,6 +189,7 @@ impl Driver {
             for intent in &gone {
                 inner.plans.remove(&intent.tag);
                 inner.batches.leave(&intent.tag);
+                inner.away.remove(&intent.tag);
             }
             (places, gone, accounts)
         };

@@ -111,6 +111,8 @@ struct Inner {
     batches: Batches,
     queues: Vec<Queue>,
     bound: Bound,
+    /// Submissions of which it was told that their files are away.
+    away: BTreeSet<String>,
     /// Why the books of the LRMS could not be read when they were asked last.
     unread: Option<String>,
 }
@@ -136,6 +138,7 @@ impl Driver {
             batches: Batches::default(),
             queues: Vec::new(),
             bound: Bound::default(),
+            away: BTreeSet::new(),
             unread: None,
         };
         let prefix = format!("ig{}-", &site.to_string()[..8]);
@@ -242,6 +245,13 @@ impl Driver {
         let inner = self.lock();
         let sub = inner.books.sub(tag)?;
         Some((account(&sub.intent), sub.ids.clone()))
+    }
+
+    /// Say once of a submission that nothing is known of its tasks.
+    fn tell_away(&self, tag: &str, why: &str) {
+        if self.lock().away.insert(tag.to_string()) {
+            tracing::warn!(%tag, "the files of a submission are away, and nothing is known of its tasks until they are back: {why}; trying on");
+        }
     }
 
     /// Tell a task's core.

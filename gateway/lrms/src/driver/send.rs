@@ -1,6 +1,6 @@
 //! Giving tasks to the LRMS, and taking them back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::{Arc, PoisonError};
 
@@ -12,7 +12,7 @@ use intergrid_proto::{Reason, ReasonKind};
 
 use super::{Driver, Inner, account, pause};
 use crate::batches::{Batch, Part, Request};
-use crate::books::{Intent, Place, Step};
+use crate::books::{Intent, Place, Step, Sub};
 use crate::command::Account;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
@@ -214,8 +214,10 @@ impl Driver {
         }
     }
 
-    /// The intent on disk, the directories and files there: then it may be given to the LRMS.
+    /// Its directory there, the intent on disk, what is in it there: then it may be given to the LRMS. In this order: where an intent has no directory,
+    /// its files are away.
     async fn prepare(self: &Arc<Self>, hand: &Arc<Hand>, intent: &Intent, parts: &[Part]) -> Result<(), String> {
+        self.make(hand, &intent.tag).await?;
         let (driver, begun) = (self.clone(), intent.clone());
         let write = move || driver.log.lock().unwrap_or_else(PoisonError::into_inner).begin(begun);
         let written = tokio::task::spawn_blocking(write).await.map_err(|e| e.to_string())?;
@@ -255,6 +257,19 @@ impl Driver {
                 offset += n;
             }
         }
+        Ok(())
+    }
+
+    /// Make a submission's directory, once.
+    async fn make(&self, hand: &Hand, tag: &str) -> Result<(), String> {
+        let others: Vec<String> = {
+            let inner = self.lock();
+            let Some(sub) = inner.books.sub(tag).filter(|s| !s.begun) else { return Ok(()) };
+            let is_other = |s: &&Sub| s.begun && s.intent.account == sub.intent.account;
+            inner.books.subs().filter(is_other).map(|s| s.intent.tag.clone()).collect()
+        };
+        hand.ask(Ask::Begin(tag.to_string(), others), Vec::new()).await?;
+        self.lock().books.sub_mut(tag).into_iter().for_each(|s| s.begun = true);
         Ok(())
     }
 
@@ -302,32 +317,53 @@ impl Driver {
         }
     }
 
-    async fn take(self: Arc<Self>, account: &Account, tasks: Vec<(Place, Back)>) {
+    async fn take(self: Arc<Self>, account: &Account, mut tasks: Vec<(Place, Back)>) {
         let hand = self.hand(account);
-        let places: Vec<Place> = tasks.iter().map(|(place, _)| place.clone()).collect();
-        let won = loop {
-            match hand.ask(Ask::Claim(places.clone()), Vec::new()).await {
-                Ok((Answer::Won(won), _)) => break won,
-                Ok(_) => break Vec::new(),
-                Err(why) => {
-                    tracing::warn!("tasks can't be taken back: {why}; trying on");
-                    pause(FIND_INTERVAL_MS).await;
+        loop {
+            // What waits for its turn to be submitted has none yet.
+            let tags: BTreeSet<String> = tasks.iter().map(|(place, _)| place.0.clone()).collect();
+            for tag in tags {
+                if let Err(why) = self.make(&hand, &tag).await {
+                    self.tell_away(&tag, &why);
                 }
             }
-        };
-        let mut taken = Vec::new();
-        for (n, (place, back)) in tasks.into_iter().enumerate() {
-            if !won.get(n).is_some_and(|won| *won) {
-                self.lock().books.kept(&place);
-                continue;
+            let places = tasks.iter().map(|(place, _)| place.clone()).collect();
+            let won = match hand.ask(Ask::Claim(places), Vec::new()).await {
+                Ok((Answer::Won(won), _)) => won,
+                Ok(_) => vec![Some(false); tasks.len()],
+                Err(why) => {
+                    tracing::warn!("tasks can't be taken back: {why}; trying on");
+                    Vec::new()
+                }
+            };
+            let (mut taken, mut unknown) = (Vec::new(), Vec::new());
+            for (n, (place, back)) in tasks.into_iter().enumerate() {
+                match (won.get(n), back) {
+                    (Some(Some(true)), Back::Unstarted(reason)) => self.end(&place, |key| Input::NeverStarted(key, reason)),
+                    (Some(Some(true)), Back::Failed(fault)) => self.end(&place, |key| Input::NotStarted(key, fault)),
+                    (Some(Some(false)), _) => {
+                        self.lock().books.kept(&place);
+                        continue;
+                    }
+                    (Some(None) | None, back) => {
+                        if won.get(n).is_some() {
+                            self.tell_away(&place.0, "its directory is not there");
+                        }
+                        unknown.push((place, back));
+                        continue;
+                    }
+                }
+                taken.push(place);
             }
-            match back {
-                Back::Unstarted(reason) => self.end(&place, |key| Input::NeverStarted(key, reason)),
-                Back::Failed(fault) => self.end(&place, |key| Input::NotStarted(key, fault)),
+            self.cancel(taken, false).await;
+            // What has ended meanwhile needs no claim, and may be removed with its directory.
+            unknown.retain(|(place, _)| self.lock().books.watch(place).is_some());
+            tasks = unknown;
+            if tasks.is_empty() {
+                return;
             }
-            taken.push(place);
+            pause(FIND_INTERVAL_MS).await;
         }
-        self.cancel(taken, false).await;
     }
 
     /// Stop tasks that run.

@@ -21,7 +21,7 @@ use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::lrms::{How, LrmsId, Over, Queue, Record, State, Wait};
 use crate::script::ExitRecord;
-use crate::verdict::{CLAIMED, NOT_HERE, Verdict, verdict};
+use crate::verdict::{CLAIMED, NOT_HERE, Verdict, ran, verdict};
 
 /// Who removes a task that waits in the LRMS, and wants it to stay away.
 const STAYS_AWAY: &str =
@@ -167,9 +167,13 @@ impl Driver {
             Ok((Answer::Made(files, missing), _)) => (report.files, report.missing) = (files, missing),
             Ok(_) => {}
             Err(why) => {
-                tracing::warn!("what {}.{} has made can't be looked at: {why}; trying on", place.0, place.1);
+                self.tell_away(&place.0, &why);
                 return self.free(place);
             }
+        }
+        if record.is_none() && over.is_none() {
+            // Nobody knows of it. Should it run all the same, then not beside the next.
+            self.cancel(vec![place.clone()], true).await;
         }
         self.end(place, |key| Input::Exited(key, report));
     }
@@ -277,6 +281,9 @@ impl Driver {
             if let Some(r) = record {
                 watch.verdict = Some((r.over.clone(), r.words.clone()));
             }
+            // Files that are missing don't overrule that.
+            let has_run = !watch.started && record.is_some_and(|r| ran(&r.over));
+            watch.started |= has_run;
             // Who is to be started over may run on where his machine is cut off.
             let is_told = watch.verdict.as_ref().is_some_and(|(over, _)| over.how != How::Requeued);
             match (watch.started, watch.record_ms.is_some()) {
@@ -289,16 +296,16 @@ impl Driver {
                 (true, false) => {}
                 (false, false) => unstarted.push(place.clone()),
             }
+            drop(inner);
+            if has_run {
+                self.began(&place);
+            }
         }
         for ended in ended.into_values() {
             // What they have made is looked at: one account's files may be away.
             let driver = self.clone();
             tokio::spawn(async move {
                 for (place, said) in ended {
-                    if said.is_none() {
-                        // Nobody knows of it. Should it run all the same, then not beside the next.
-                        driver.cancel(vec![place.clone()], true).await;
-                    }
                     driver.ended(&place, None, said).await;
                 }
             });

@@ -33,6 +33,8 @@ pub type Place = (String, u32);
 pub enum Ask {
     /// Make the account's directory, where it is not there, and look whether it is good.
     Open,
+    /// Make a submission's own directory, the account's first; not where of these others, which are open, none is there: the account's files are away.
+    Begin(String, Vec<String>),
     /// Make a submission's directories, the account's first, and small files in it: names, and how many bytes of what is beside it each has, in order.
     Prepare(String, u32, Vec<(String, u64)>),
     /// Write a part of a file of a submission: its name, mode, and offset.
@@ -64,8 +66,8 @@ pub enum Answer {
     Names(Vec<String>),
     /// One for each asked for; None: not there.
     Texts(Vec<Option<String>>),
-    /// For each: was it ours to take?
-    Won(Vec<bool>),
+    /// For each: was it ours to take? None: its submission's directory is not there, so that nothing is known.
+    Won(Vec<Option<bool>>),
     /// There, and not there.
     Made(Vec<String>, Vec<String>),
     /// So many bytes of stdout are beside it, then those of stderr.
@@ -119,6 +121,16 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
     let done = Ok((Answer::Done, Vec::new()));
     match ask {
         Ask::Open => open(base).and(done),
+        Ask::Begin(tag, others) => {
+            let is_there = |tag: &String| within(base, tag).is_ok_and(|dir| dir.is_dir());
+            // What is made in a mount point without its file system is found by no machine.
+            if let Some(other) = others.first().filter(|_| !others.iter().any(is_there)) {
+                return Err(bad(format!("the directory of submission {other}, which is open, is not there: its files are away")));
+            }
+            open(base)?;
+            directory(&within(base, &tag)?)?;
+            File::open(base)?.sync_all().and(done)
+        }
         Ask::Prepare(tag, positions, files) => {
             open(base)?;
             let dir = within(base, &tag)?;
@@ -160,22 +172,29 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             Ok((Answer::Texts(names.iter().map(text).collect::<io::Result<_>>()?), Vec::new()))
         }
         Ask::Claim(places) => {
-            let take = |place: &Place| -> io::Result<bool> {
+            let take = |place: &Place| -> io::Result<Option<bool>> {
                 let say = |file: &mut File| file.write_all(WITHDRAWN.as_bytes()).and_then(|()| file.sync_all());
-                match create_whole(&in_run(base, place, "c")?, say) {
-                    Ok(()) => Ok(true),
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                        // Ours from before a restart: still nobody has started it.
-                        Ok(fs::read_to_string(in_run(base, place, "c")?)? == WITHDRAWN)
-                    }
+                // As its script does, by way of the submission's directory: a `run` that was made anew while the files are away has no claims.
+                let path = within(base, &place.0)?.join(format!("../run/{}.{}.c", place.0, place.1));
+                match create_whole(&path, say) {
+                    Ok(()) => Ok(Some(true)),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                    // Ours from before a restart: still nobody has started it.
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Some(fs::read_to_string(path)? == WITHDRAWN)),
                     Err(e) => Err(e),
                 }
             };
-            let won = places.iter().map(take).collect::<io::Result<_>>()?;
-            File::open(base.join("run"))?.sync_all()?;
+            let won: Vec<Option<bool>> = places.iter().map(take).collect::<io::Result<_>>()?;
+            if won.contains(&Some(true)) {
+                File::open(base.join("run"))?.sync_all()?;
+            }
             Ok((Answer::Won(won), Vec::new()))
         }
         Ask::Made(place, wanted) => {
+            // What is away is not what was never made.
+            if !within(base, &place.0)?.is_dir() && !in_run(base, &place, "x")?.exists() {
+                return Err(bad(format!("the directory of submission {} is not there: its files are away", place.0)));
+            }
             let (mut there, mut missing) = (Vec::new(), Vec::new());
             for name in ["stdout", "stderr"] {
                 let path = made(base, &place, name)?;
@@ -299,15 +318,43 @@ mod tests {
     fn a_claim_that_can_t_be_written_can_be_taken_later() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("a");
-        serve(&base, Ask::Open, b"").unwrap();
+        serve(&base, Ask::Begin("t-1".into(), vec![]), b"").unwrap();
         let place = ("t-1".to_string(), 1);
         let path = in_run(&base, &place, "c").unwrap();
         let full = create_whole(&path, |file| file.write_all(b"with").and(Err(io::ErrorKind::StorageFull.into())));
         assert_eq!((io::ErrorKind::StorageFull, false), (full.unwrap_err().kind(), path.exists()));
-        assert_eq!(Answer::Won(vec![true]), serve(&base, Ask::Claim(vec![place]), b"").unwrap().0);
+        assert_eq!(Answer::Won(vec![Some(true)]), serve(&base, Ask::Claim(vec![place]), b"").unwrap().0);
         // What is there is not touched.
         assert_eq!(io::ErrorKind::AlreadyExists, create_whole(&path, |_| Err(io::ErrorKind::StorageFull.into())).unwrap_err().kind());
         assert_eq!(WITHDRAWN, fs::read_to_string(&path).unwrap());
+    }
+
+    #[test]
+    fn while_files_are_away_nothing_is_taken_told_or_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, away) = (dir.path().join("a"), dir.path().join("away"));
+        let ask = |ask| serve(&base, ask, b"");
+        ask(Ask::Prepare("t-1".into(), 1, vec![])).unwrap();
+        fs::rename(&base, &away).unwrap();
+        // Whatever else is in their place.
+        ask(Ask::Prepare("t-2".into(), 1, vec![])).unwrap();
+        let both = || vec![("t-1".to_string(), 1), ("t-2".to_string(), 1)];
+        assert_eq!(Answer::Won(vec![None, Some(true)]), ask(Ask::Claim(both())).unwrap().0);
+        assert!(!base.join("run/t-1.1.c").exists());
+        let made = || ask(Ask::Made(both()[0].clone(), vec![]));
+        assert!(made().unwrap_err().to_string().contains("away"));
+        let begin = |others: &[&str]| ask(Ask::Begin("t-3".into(), others.iter().map(|t| t.to_string()).collect()));
+        assert!(begin(&["t-1", "t-0"]).unwrap_err().to_string().contains("t-1") && !base.join("t-3").exists());
+        assert!(begin(&["t-1", "t-2"]).is_ok() && base.join("t-3").is_dir());
+        fs::remove_dir_all(&base).unwrap();
+        assert!(begin(&["t-1"]).is_err() && !base.exists());
+        fs::rename(&away, &base).unwrap();
+        assert!(made().is_ok());
+        assert_eq!(Answer::Won(vec![Some(true)]), ask(Ask::Claim(vec![both()[0].clone()])).unwrap().0);
+        // With its record it is over: what somebody has removed is missing.
+        fs::remove_dir_all(base.join("t-1")).unwrap();
+        fs::write(base.join("run/t-1.1.x"), "v2").unwrap();
+        assert!(made().is_ok());
     }
 
     #[test]
@@ -322,7 +369,7 @@ mod tests {
         fs::write(base.join("run/t-1.2.c"), "77 n1 5\n").unwrap();
         let both = || vec![("t-1".to_string(), 1), ("t-1".to_string(), 2)];
         for _ in 0..2 {
-            assert_eq!(Answer::Won(vec![true, false]), ask(Ask::Claim(both()), b"").unwrap().0);
+            assert_eq!(Answer::Won(vec![Some(true), Some(false)]), ask(Ask::Claim(both()), b"").unwrap().0);
         }
         ask(Ask::Put("t-1".into(), "w.2".into(), 0o600, 0), b"x").unwrap();
         for (tag, name) in [("../t", "a"), ("run", "a"), ("t-1", "../a"), ("t-1", "in/../a"), ("t-1", "in/.."), ("t-1", ".a")] {

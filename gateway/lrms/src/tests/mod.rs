@@ -1,6 +1,7 @@
 //! The whole backend over an LRMS that is a shell on this machine, for the parts that are common: the laws, and what goes wrong. It says nothing of Slurm or
 //! Grid Engine; those are installed and driven in `tests/`.
 
+mod away;
 mod local;
 mod pilots;
 mod short;
