@@ -49,6 +49,8 @@ pub enum Step {
 pub struct Watch {
     /// Its claim was seen, and is its own.
     pub started: bool,
+    /// The number of the job that has claimed it, and when, in seconds since 1970.
+    pub claim: Option<(LrmsId, u64)>,
     /// As the last look at the LRMS showed it.
     pub entry: Option<State>,
     /// The machine that it has there; empty: none.
@@ -310,10 +312,10 @@ impl Books {
                 continue;
             };
             let Some(sub) = self.subs.get_mut(tag).filter(|s| s.intent.account.as_deref() == account) else { continue };
-            let Some(watch) = sub.tasks.get_mut(&position).filter(|w| !w.over && !w.busy) else { continue };
+            let Some(watch) = sub.tasks.get_mut(&position).filter(|w| !w.over) else { continue };
             match kind {
-                "c" if !watch.started => found.push(Found::Claim((tag.to_string(), position))),
-                "x" if !watch.unreadable => {
+                "c" if watch.claim.is_none() => found.push(Found::Claim((tag.to_string(), position))),
+                "x" if !watch.busy && !watch.unreadable => {
                     // Listed before its claim, or without it: it has started all the same.
                     if !std::mem::replace(&mut watch.started, true) {
                         found.push(Found::Started((tag.to_string(), position)));
@@ -583,5 +585,6 @@ fn is_his(sub: &Sub, own: &str, e: &Entry) -> bool {
     e.owner.is_empty() || account.is_empty() || account == e.owner
 }
 
+mod claims;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,8 @@ pub const DOCTOR_TASK_MS: u64 = 120_000;
 pub const DOCTOR_LOOK_MS: u64 = 300;
 /// Clocks may differ by so much; a file may take so long to be seen on another machine.
 pub const DOCTOR_CLOCK_MS_MAX: u64 = 10_000;
+/// Between the clocks of an LRMS and of the file system: what ran under a number longer before or after a claim was written is another's.
+pub const CLOCKS_DIFFER_MS_MAX: u64 = 10_000;
 /// What a hand is asked has an answer by then, or the shared file system is away.
 pub const HAND_TIMEOUT_MS: u64 = 30_000;
 /// A question to a hand, or its answer.

@@ -12,6 +12,7 @@ use intergrid_gateway::config::LrmsLimits;
 use intergrid_proto::{Exit, Shape};
 
 use crate::command::{Account, CallFailure};
+use crate::limits::CLOCKS_DIFFER_MS_MAX;
 
 /// A job of the LRMS; the whole array where it is one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -207,10 +208,20 @@ pub struct Record {
     pub over: Over,
     /// Did its script ever begin? None: the books do not say.
     pub started: Option<bool>,
+    /// From when to when it ran, in seconds since 1970; None: not known.
+    pub ran_s: Option<(u64, u64)>,
     /// The machine; empty: not known.
     pub machine: String,
     /// In the LRMS's own words, for people: state, reason.
     pub words: String,
+}
+
+impl Record {
+    /// Did it run at that time, by clocks that may differ? An LRMS that has lost its state gives numbers twice, and at other times.
+    pub fn ran_at(&self, at_s: u64) -> bool {
+        let slack = CLOCKS_DIFFER_MS_MAX / 1_000;
+        self.ran_s.is_some_and(|(from, to)| (from.saturating_sub(slack)..=to.saturating_add(slack)).contains(&at_s))
+    }
 }
 
 /// A partition or queue.

@@ -1,7 +1,7 @@
 //! The books, driven without a cluster.
 
 use super::*;
-use crate::lrms::How;
+use crate::lrms::{How, Record};
 
 fn books() -> Books {
     let mut b = Books::default();
@@ -31,8 +31,12 @@ fn claims_and_records_are_found_once_and_foreign_names_are_nothing() {
     let mut b = books();
     let list = names(&["a.1.x", "a.1.c", "a.2.c", "a.3.c", "a.0.c", "a.-1.c", "c.1.c", "a", ".", "a.1.n", "a.99999999999.c"]);
     let found = b.looked(None, &list, 200);
-    assert_eq!(vec![Found::Started(place("a", 1)), Found::Claim(place("a", 2)), Found::Record(place("a", 1))], found);
+    let claims = [1, 2].map(|position| Found::Claim(place("a", position)));
+    assert_eq!([&[Found::Started(place("a", 1))][..], &claims, &[Found::Record(place("a", 1))]].concat(), found);
+    assert_eq!(None, b.claimed(&place("a", 1), "1 n1 4\n"));
+    b.claimed_by(&place("a", 1), "1 n1 4\n", 5);
     assert_eq!((Some(Claimed::Started), None), (b.claimed(&place("a", 2), "7 n1 5\n"), b.claimed(&place("a", 2), "7 n1 5\n")));
+    b.claimed_by(&place("a", 2), "", 5);
     assert!(b.looked(None, &list, 300).is_empty(), "somebody is at it");
     assert!(b.looked(Some("alice"), &names(&["b.1.c"]), 300).is_empty(), "of another account");
     assert_eq!((Some((2, 7)), Some(&place("b", 1))), (b.key(&place("b", 2)), b.place("q", (2, 4))));
@@ -233,6 +237,35 @@ fn a_job_that_somebody_has_renamed_is_known_by_its_number() {
     // What is over keeps no number.
     [1, 2].iter().for_each(|position| _ = b.over(&place("a", *position)));
     assert!(!b.known().contains_key(&LrmsId(1)));
+}
+
+/// A process that has come after it was renamed, or after it ended, has never seen it listed.
+#[test]
+fn a_job_that_was_renamed_behind_our_back_is_known_by_the_number_in_its_task_s_claim() {
+    let mut b = books();
+    let record = |id, position, ran_s| Record {
+        id: LrmsId(id),
+        position,
+        tag: "site".into(),
+        over: Over::new(How::Removed, None),
+        started: Some(true),
+        ran_s,
+        machine: String::new(),
+        words: String::new(),
+    };
+    let is_end = |b: &Books, id, position, ran_s| b.sub("a").is_some_and(|s| s.is_end(&record(id, position, ran_s)));
+    let ran = Some((9_000, 9_500));
+    b.claimed_by(&place("a", 1), "1 n1 5\n", 9_001);
+    assert!(!is_end(&b, 1, 1, ran), "it has not started");
+    b.claimed(&place("a", 1), "1 n1 5\n");
+    b.claimed_by(&place("a", 1), "1 n1 5\n", 9_001);
+    assert!(is_end(&b, 1, 1, ran) && !is_end(&b, 1, 2, ran) && !is_end(&b, 2, 1, ran));
+    // The number was given twice.
+    assert!(!is_end(&b, 1, 1, Some((9_100, 9_500))) && !is_end(&b, 1, 1, Some((8_000, 8_900))) && !is_end(&b, 1, 1, None));
+    // A claim of a job that is none of its.
+    b.claimed(&place("a", 2), "7 n1 5\n");
+    b.claimed_by(&place("a", 2), "7 n1 5\n", 9_001);
+    assert!(!is_end(&b, 7, 2, ran));
 }
 
 #[test]

@@ -94,7 +94,7 @@ impl Driver {
     pub(super) async fn complaint(&self, (tag, position): &Place) -> Option<How> {
         let (whose, _) = self.whose(tag)?;
         match self.hand(&whose).ask(Ask::Read(vec![format!("{tag}.{position}.e")]), Vec::new()).await {
-            Ok((Answer::Texts(texts), _)) => texts.into_iter().flatten().find_map(|text| self.lrms.complaint(&text)),
+            Ok((Answer::Texts(texts), _)) => texts.into_iter().flatten().find_map(|(text, _)| self.lrms.complaint(&text)),
             _ => None,
         }
     }

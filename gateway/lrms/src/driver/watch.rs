@@ -83,7 +83,7 @@ impl Driver {
             }
         };
         for (place, text) in records.into_iter().zip(texts) {
-            let Some(record) = text.as_deref().and_then(ExitRecord::parse) else {
+            let Some(record) = text.and_then(|(text, _)| ExitRecord::parse(&text)) else {
                 if self.lock().books.unreadable(&place, self.clock.now()) {
                     tracing::warn!("the exit record of {}.{} can't be read, and counts as none: {} decides", place.0, place.1, self.lrms.name());
                 }
@@ -108,7 +108,13 @@ impl Driver {
         let (Answer::Texts(texts), _) = hand.ask(Ask::Read(files), Vec::new()).await? else { return Ok(()) };
         let mut ours = Vec::new();
         for (place, text) in claims.iter().zip(texts) {
-            let whose = text.and_then(|text| self.lock().books.claimed(place, &text));
+            let Some((text, at_s)) = text else { continue };
+            let whose = {
+                let mut inner = self.lock();
+                let whose = inner.books.claimed(place, &text);
+                inner.books.claimed_by(place, &text, at_s);
+                whose
+            };
             match whose {
                 Some(Claimed::Started) => self.began(place),
                 Some(Claimed::Withdrawn) => {
@@ -265,7 +271,7 @@ impl Driver {
         }
         let mut by_place: BTreeMap<Place, Record> = BTreeMap::new();
         for r in records {
-            let tag = self.lock().books.subs().find(|s| s.has(r.id, &r.tag)).map(|s| s.intent.tag.clone());
+            let tag = self.lock().books.subs().find(|s| s.is_end(&r)).map(|s| s.intent.tag.clone());
             if let Some(tag) = tag {
                 by_place.insert((tag, r.position), r);
             }

@@ -100,7 +100,7 @@ pub fn record(line: &str, queues: &BTreeMap<String, Configured>) -> Option<Recor
     let machine = fields.get(1)?.to_string();
     let tag = fields.get(4)?.to_string();
     let number = |n: usize| fields.get(n)?.parse::<u64>().ok();
-    let (id, start, failed, status, task) = (number(5)?, number(9)?, number(11)?, number(12)?, number(35)?);
+    let (id, start, end, failed, status, task) = (number(5)?, number(9)?, number(10)?, number(11)?, number(12)?, number(35)?);
     let last: Vec<&str> = fields.get(36)?.rsplitn(5, ':').collect();
     // `pe_taskid`: what a task has started on other machines has records of its own.
     if last.get(3).is_some_and(|part| *part != "NONE") {
@@ -143,6 +143,7 @@ pub fn record(line: &str, queues: &BTreeMap<String, Configured>) -> Option<Recor
         tag,
         // Of a task that is removed when it has just begun, Grid Engine may not know when that was.
         started: if began && start == 0 { None } else { Some(began) },
+        ran_s: (began && start > 0).then_some((start, end)),
         over,
         machine,
         words: match unseen {
@@ -203,7 +204,10 @@ mod tests {
         let ended = of("ig-ends", 1);
         assert!(ended.machine == "localhost" && ended.over.used.peak > Some((1 << 20, "")), "{ended:?}");
         assert_eq!((Some(5_000), Some(14_819)), (of("ig-rt", 1).over.used.wall_ms, of("ig-rt", 1).over.used.cpu_us));
-        assert_eq!(Used::default(), of("ig-bad", 1).over.used);
+        assert_eq!((Used::default(), None), (of("ig-bad", 1).over.used, of("ig-bad", 1).ran_s));
+        let ran = of("ig-sig", 1);
+        let at = [1_795_283_272, 1_795_283_273, 1_795_283_293, 1_795_283_294].map(|at_s| ran.ran_at(at_s));
+        assert_eq!((Some((1_795_283_283, 1_795_283_283)), [false, true, true, false]), (ran.ran_s, at));
         assert!(of("ig-bad", 1).words.contains("changing into the working directory"));
         let line = RECORDED.lines().find(|l| l.contains(":ig-sig:")).unwrap();
         assert_eq!(None, record(&line.replacen(":1795283283:1795283283:100:", ":0:1795283283:100:", 1), &none()).unwrap().started);

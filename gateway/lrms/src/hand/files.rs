@@ -64,8 +64,8 @@ pub enum Answer {
     Done,
     /// Names.
     Names(Vec<String>),
-    /// One for each asked for; None: not there.
-    Texts(Vec<Option<String>>),
+    /// One for each asked for, and when it was written, in seconds since 1970; None: not there.
+    Texts(Vec<Option<(String, u64)>>),
     /// For each: was it ours to take? None: its submission's directory is not there, so that nothing is known.
     Won(Vec<Option<bool>>),
     /// There, and not there.
@@ -155,7 +155,7 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             Ok((Answer::Names(names.collect::<io::Result<_>>()?), Vec::new()))
         }
         Ask::Read(names) => {
-            let text = |name: &String| -> io::Result<Option<String>> {
+            let text = |name: &String| -> io::Result<Option<(String, u64)>> {
                 if name.contains('/') || name.starts_with('.') {
                     return Err(bad(format!("{name:?} is neither a claim nor a record")));
                 }
@@ -163,9 +163,9 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(e),
                     Ok(file) => {
-                        let mut bytes = Vec::new();
+                        let (mut bytes, at_s) = (Vec::new(), file.metadata()?.mtime());
                         file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)?;
-                        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+                        Ok(Some((String::from_utf8_lossy(&bytes).into_owned(), u64::try_from(at_s).unwrap_or(0))))
                     }
                 }
             };

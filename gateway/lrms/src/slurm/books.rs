@@ -78,16 +78,15 @@ pub fn record(line: &str) -> Option<Record> {
     }
     let machine = if machines == "-" { "" } else { machines };
     let mut over = words::over(state, "", words::exit(exit))?;
-    if !machine.is_empty() {
-        let seconds = end.parse::<u64>().ok().zip(start.parse::<u64>().ok()).and_then(|(end, start)| end.checked_sub(start));
-        over.used.wall_ms = seconds.and_then(|s| s.checked_mul(1_000));
-    }
+    let ran_s = start.parse::<u64>().ok().zip(end.parse::<u64>().ok()).filter(|_| !machine.is_empty());
+    over.used.wall_ms = ran_s.and_then(|(start, end)| end.checked_sub(start)?.checked_mul(1_000));
     Some(Record {
         id: LrmsId(if array == 0 { job } else { array }),
         position: if array == 0 { 1 } else { task },
         tag: if name == "-" { String::new() } else { name.to_string() },
         started: began(over.how, machine),
         over,
+        ran_s,
         machine: machine.to_string(),
         words: state.to_string(),
     })
@@ -144,6 +143,7 @@ pub fn sacct(text: &str, mark: &str) -> Result<Vec<Record>, String> {
             position: key.1,
             tag: tag.to_string(),
             started: began(over.how, machine),
+            ran_s: start.parse::<u64>().ok().zip(elapsed.parse::<u64>().ok()).map(|(start, ran)| (start, start.saturating_add(ran))),
             over,
             machine: machine.to_string(),
             words: state.to_string(),
@@ -198,6 +198,7 @@ mod tests {
         let of = |id| records.iter().find(|r| r.id == LrmsId(id)).unwrap();
         assert_eq!((1, How::Removed, None, "ig-arr"), (of(20).position, of(20).over.how, of(20).started, of(20).tag.as_str()));
         assert_eq!((Some(Exit::Code(0)), "n1", ""), (of(26).over.exit, of(26).machine.as_str(), of(26).tag.as_str()));
+        assert_eq!(Some((1_795_255_229, 1_795_255_259)), of(26).ran_s);
         assert_eq!((Some(30_000), None), (of(26).over.used.wall_ms, of(26).over.used.cpu_us));
         assert_eq!((Some(Exit::Code(7)), How::Exited), (of(27).over.exit, of(27).over.how));
         assert_eq!((How::NotStarted, Some(false), Some(Exit::NotStarted)), (of(14).over.how, of(14).started, of(14).over.exit));
@@ -264,6 +265,8 @@ mod tests {
             let used = records[1].over.used;
             (used.wall_ms, used.cpu_us, used.peak)
         });
+        let text = named("7|COMPLETED|0:0|1795255229|n1||30|00:00:00", "ig");
+        assert_eq!((Some((1_795_255_229, 1_795_255_259)), None), (sacct(&text, MARK).unwrap()[0].ran_s, records[1].ran_s));
         assert!(sacct(&named("7|COMPLETED|0:0|x|n1|", "ig"), MARK).is_err(), "a line of another format");
         assert!(sacct(&named("7|COMPLETED|0:0|x|n1||1|0", "ig").replace(&format!("{MARK}\n"), ""), MARK).is_err(), "cut off");
         assert_eq!((Some(3_723_000_000), Some(4_000), None), (cpu_us("01:02:03"), cpu_us("00:00.004"), cpu_us("x")));

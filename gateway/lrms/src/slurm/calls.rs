@@ -90,7 +90,9 @@ pub fn scancel(call: Call, tasks: &[(LrmsId, Vec<u32>)], kill: bool) -> Call {
 
 /// Steps too: peak memory is theirs. Each field ends with `mark`, which is new with each look: a name may have a newline and whatever looks like a record.
 /// sacct takes it in no other way than as an argument.
-pub fn sacct(call: Call, ids: &[LrmsId], mark: &str) -> Call {
+pub fn sacct(mut call: Call, ids: &[LrmsId], mark: &str) -> Call {
+    // Seconds since 1970.
+    call.env.push(("SLURM_TIME_FORMAT".to_string(), "%s".into()));
     let ids: Vec<String> = ids.iter().map(LrmsId::to_string).collect();
     let format = "--format=JobID,State,ExitCode,Start,NodeList,MaxRSS,ElapsedRaw,TotalCPU,JobName";
     call.args(["--noheader", "--parsable", "--allusers", "--starttime=1970-01-02", format])

@@ -286,6 +286,7 @@ impl Lrms for Local {
                     tag: if s.wrong.renumbered { "another".into() } else { t.tag.clone() },
                     over: t.over.clone()?,
                     started: Some(t.began),
+                    ran_s: None,
                     machine: String::new(),
                     words: String::new(),
                 })
