@@ -103,5 +103,7 @@ pub const PILOT_OWN_BYTES: u64 = 64 << 20;
 pub const PILOT_OWN_MS: u64 = 30_000;
 /// A pilot's agent has joined so long after its start: a task that asks for all the time that a new pilot has then finds it.
 pub const PILOT_JOIN_MS: u64 = 30_000;
+/// Pilots' numbers in their directories are waited for so long; then the ones that were found last do.
+pub const PILOT_LOOK_MS: u64 = 5_000;
 /// Directories of pilots that are over are kept for so long, with their agents' logs.
 pub const PILOT_DIRS_KEPT_MS: u64 = 30 * 86_400_000;

@@ -1,8 +1,9 @@
 //! Pilots: agents as jobs of the LRMS, and tasks under them, so that 10,000 short tasks cost it a handful of jobs (as BigJob and glideinWMS did).
 //!
 //! To the provisioner it is a cloud without money: a launch is a submission, a machine is a job. Invariant: one agent a number, whatever the LRMS does: our
-//! job of that name is looked for before anything is submitted, and its script claims the pilot's directory, which is not made anew for a month, before it
-//! starts an agent. Whoever removes a job claims it, too. So all laws of a cloud are kept; that a number is spent, for as long as the directory is there.
+//! job of that name, or number, is looked for before anything is submitted, and its script claims the pilot's directory, which is not made anew for a
+//! month, before it starts an agent. Whoever removes a job claims it, too. So all laws of a cloud are kept; that a number is spent, for as long as the
+//! directory is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +11,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -23,10 +24,11 @@ use intergrid_proto::{Refusal, Shape, SiteId};
 use intergrid_provision::{Outcome, Refused, Seen, SeenState};
 use serde::Serialize;
 use tokio::sync::{Mutex, OnceCell};
+use tokio::time::timeout;
 
 use crate::command::{Account, own_account};
 use crate::hand::files::{self, Ask};
-use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_JOIN_MS, PILOT_OWN_BYTES, PILOT_OWN_MS, PILOT_TOKEN_MS};
+use crate::limits::{PILOT_DIRS_KEPT_MS, PILOT_JOIN_MS, PILOT_LOOK_MS, PILOT_OWN_BYTES, PILOT_OWN_MS, PILOT_TOKEN_MS};
 use crate::lrms::{self, LrmsId, State, Submission, SubmitFailure};
 use crate::script::check_base;
 use crate::{Lrms, driver};
@@ -36,6 +38,8 @@ const SCRIPT: &str = include_str!("pilot.sh");
 /// The agent's binary, beside ours.
 const AGENT_PROGRAM: &str = "grid-agent";
 const CLAIM: &str = "claim";
+/// In a pilot's directory: the number that the LRMS gave it.
+const JOB: &str = "job";
 
 /// A local resource manager as a provider of machines.
 pub struct Pilots(Arc<Inner>);
@@ -49,6 +53,8 @@ struct Inner {
     base: PathBuf,
     /// Their jobs are called so, and their number.
     prefix: String,
+    /// Jobs that are tasks are called so.
+    tasks: String,
     /// The gateway's identity, with its CA's key.
     identity: PathBuf,
     program: PathBuf,
@@ -58,6 +64,10 @@ struct Inner {
     own: OnceCell<String>,
     /// Works on the shared file system, which may hang: never two threads of it.
     files: std::sync::Mutex<()>,
+    /// The same for a look at their numbers, which nothing waits for.
+    looks: std::sync::Mutex<()>,
+    /// As that look found them last: jobs that may be there, whatever they are called by now.
+    known: std::sync::Mutex<BTreeMap<LrmsId, String>>,
     /// Whose end was told.
     told: std::sync::Mutex<BTreeSet<String>>,
 }
@@ -92,18 +102,21 @@ impl Pilots {
             let remedy = "name the agent's binary as `program`, where machines of the cluster see it";
             return Err(bad(format!("{} is not there", program.display())).remedy(remedy));
         }
-        let prefix = format!("igp{}-", &site.to_string()[..12]);
+        let (prefix, tasks) = (format!("igp{}-", &site.to_string()[..12]), driver::prefix(site));
         Ok(Arc::new(Pilots(Arc::new(Inner {
             lrms,
             config: pilots,
             home,
             base,
             prefix,
+            tasks,
             identity,
             program,
             one: Mutex::default(),
             own: OnceCell::new(),
             files: std::sync::Mutex::default(),
+            looks: std::sync::Mutex::default(),
+            known: std::sync::Mutex::default(),
             told: std::sync::Mutex::default(),
         }))))
     }
@@ -148,7 +161,19 @@ impl Inner {
             script: format!("#!/bin/sh\n{head}\n{SCRIPT}"),
         };
         match self.lrms.submit(&submission).await {
-            Ok(_) => Outcome::Launched(tag),
+            Ok(id) => {
+                // Somebody may rename it before it begins, and leaves its claim.
+                lock(&self.known).insert(id, tag.clone());
+                let (me, file) = (self.clone(), submission.directory.join(JOB));
+                let write = tokio::task::spawn_blocking(move || {
+                    let _alone = lock(&me.files);
+                    replace(&file, format!("{id}\n").as_bytes(), 0o600)
+                });
+                if !matches!(timeout(Duration::from_millis(PILOT_LOOK_MS), write).await, Ok(Ok(Ok(())))) {
+                    tracing::debug!(%tag, "the number of a pilot can't be written down: until it begins, it is known by its name");
+                }
+                Outcome::Launched(tag)
+            }
             Err(SubmitFailure::Refused(kind, why)) => Outcome::Refused(
                 match kind {
                     lrms::Refused::Later => Refused::Capacity,
@@ -198,18 +223,41 @@ impl Inner {
     }
 
     /// Error: why they can't be looked at, which the log has, too.
-    async fn entries(&self) -> Result<BTreeMap<String, Vec<(LrmsId, bool)>>, String> {
+    async fn entries(self: &Arc<Self>) -> Result<BTreeMap<String, Vec<(LrmsId, bool)>>, String> {
         let mut by_tag: BTreeMap<String, Vec<(LrmsId, bool)>> = BTreeMap::new();
         let told = |why: String| {
             tracing::warn!("{why}");
             why
         };
         let own = self.own.get_or_try_init(own_account).await.map_err(|why| told(format!("our own account's name is not known: {why}")))?;
-        let entries = self.lrms.entries(&self.prefix, &BTreeSet::new()).await.map_err(|why| told(format!("pilots can't be looked at: {why}")))?;
+        let known = self.numbers().await;
+        let ids = known.keys().copied().collect();
+        let entries = self.lrms.entries(&self.prefix, &ids).await.map_err(|why| told(format!("pilots can't be looked at: {why}")))?;
         // Anybody can give his job the name of one of ours.
-        let ours = entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own);
-        ours.for_each(|e| by_tag.entry(e.tag).or_default().push((e.id, !matches!(e.state, State::Ended(_)))));
+        for e in entries.into_iter().filter(|e| e.owner.is_empty() || e.owner == *own) {
+            // A number that was given twice may be a task's of ours.
+            let renamed = known.get(&e.id).filter(|_| !e.tag.starts_with(&self.tasks));
+            let tag = if e.tag.starts_with(&self.prefix) { Some(&e.tag) } else { renamed };
+            if let Some(tag) = tag {
+                by_tag.entry(tag.clone()).or_default().push((e.id, !matches!(e.state, State::Ended(_))));
+            }
+        }
         Ok(by_tag)
+    }
+
+    /// Jobs that may be there, by number.
+    async fn numbers(self: &Arc<Self>) -> BTreeMap<LrmsId, String> {
+        let me = self.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let _alone = me.looks.try_lock().ok()?;
+            Some(numbers(&me.base, &me.prefix, me.config.time_ms, SystemTime::now()))
+        });
+        let found = timeout(Duration::from_millis(PILOT_LOOK_MS), look).await;
+        let mut known = lock(&self.known);
+        if let Ok(Ok(Some(found))) = found {
+            *known = found;
+        }
+        known.clone()
     }
 
     async fn list(self: Arc<Self>) -> Option<Vec<Seen>> {
@@ -236,9 +284,10 @@ impl Inner {
         let mut unlisted = unlisted.await.ok().flatten().unwrap_or_default();
         // Other gateways of this account have theirs beside ours.
         unlisted.retain(|tag, _| number(tag).is_some() && !lock(&self.told).contains(tag));
-        let ids: Vec<LrmsId> = unlisted.values().copied().collect();
+        let ids: Vec<LrmsId> = unlisted.values().map(|(id, _)| *id).collect();
         let records = if ids.is_empty() { Vec::new() } else { self.lrms.records(&ids).await.unwrap_or_default() };
-        for (tag, _) in unlisted.into_iter().filter(|(tag, id)| records.iter().any(|r| r.id == *id && r.tag == *tag)) {
+        let is_over = |tag: &str, id, at_s| records.iter().any(|r| r.id == id && (r.tag == tag || r.ran_at(at_s)));
+        for (tag, _) in unlisted.into_iter().filter(|(tag, (id, at_s))| is_over(tag, *id, *at_s)) {
             seen.push(Seen { number: number(&tag), id: tag.clone(), machine: None, state: SeenState::Ended, ended_ms: None });
             lock(&self.told).insert(tag);
         }
@@ -272,8 +321,32 @@ pub fn time_max_ms(pilots: &PilotsConfig) -> u64 {
     pilots.time_ms.saturating_sub(PILOT_OWN_MS + PILOT_JOIN_MS + CREDIT_MS).max(1)
 }
 
-/// Jobs, by their names, that have begun and are not listed. Directories of theirs are removed a good while after they were last written to.
-fn sweep(base: &Path, listed: &BTreeSet<String>, now: SystemTime) -> BTreeMap<String, LrmsId> {
+/// Jobs that may be there, by their numbers: those that have begun for twice their time, the others for as long as they can join. A number that is given
+/// again after that is another's.
+pub(crate) fn numbers(base: &Path, prefix: &str, time_ms: u64, now: SystemTime) -> BTreeMap<LrmsId, String> {
+    let now_ms = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()).saturating_mul(1_000);
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let Some(tag) = entry.file_name().to_str().filter(|name| name.starts_with(prefix)).map(str::to_string) else { continue };
+        let read = |name: &str, most_ms: u64| Some((number(&entry.path().join(name))?, most_ms));
+        let Some(((id, at_s), most_ms)) = read(CLAIM, time_ms.saturating_mul(2)).or_else(|| read(JOB, PILOT_TOKEN_MS)) else { continue };
+        if now_ms <= at_s.saturating_mul(1_000).saturating_add(most_ms) && found.get(&id).is_none_or(|(_, other_s)| *other_s < at_s) {
+            found.insert(id, (tag, at_s));
+        }
+    }
+    found.into_iter().map(|(id, (tag, _))| (id, tag)).collect()
+}
+
+/// The number that a file begins with, and when that was written, in seconds since 1970.
+fn number(path: &Path) -> Option<(LrmsId, u64)> {
+    let id = fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()?;
+    let at = fs::metadata(path).and_then(|m| m.modified()).ok()?;
+    Some((LrmsId(id), at.duration_since(UNIX_EPOCH).ok()?.as_secs()))
+}
+
+/// Jobs, by their names, that have begun and are not listed: their numbers, and when they began. Directories of theirs are removed a good while after they
+/// were last written to.
+fn sweep(base: &Path, listed: &BTreeSet<String>, now: SystemTime) -> BTreeMap<String, (LrmsId, u64)> {
     let mut unlisted = BTreeMap::new();
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let Some(tag) = entry.file_name().to_str().filter(|name| !listed.contains(*name)).map(str::to_string) else { continue };
@@ -282,9 +355,8 @@ fn sweep(base: &Path, listed: &BTreeSet<String>, now: SystemTime) -> BTreeMap<St
             _ = fs::remove_dir_all(entry.path());
             continue;
         }
-        let claim = fs::read_to_string(entry.path().join(CLAIM)).unwrap_or_default();
-        if let Some(id) = claim.split(' ').next().and_then(|id| id.parse().ok()) {
-            unlisted.insert(tag, LrmsId(id));
+        if let Some(begun) = number(&entry.path().join(CLAIM)) {
+            unlisted.insert(tag, begun);
         }
     }
     unlisted

@@ -72,13 +72,13 @@ impl Away {
         let go = match self.go {
             (0, _) => None,
             (n, 0) => Some(tasks(n, "goes", "go") + " elsewhere now"),
-            (n, ms) => Some(tasks(n, "goes", "go") + &format!(" elsewhere in {} unless it comes back", yet(ms))),
+            (n, ms) => Some(tasks(n, "goes", "go") + &format!(" elsewhere within {} unless it comes back", yet(ms))),
         };
         let stay = match (self.stay, self.end_ms) {
             (0, _) => None,
             (n, None) => Some(tasks(n, "stays", "stay") + " unknown until it is back"),
             (n, Some(0)) => Some(tasks(n, "fails", "fail") + " now"),
-            (n, Some(ms)) => Some(tasks(n, "fails", "fail") + &format!(" in {} unless it comes back", yet(ms))),
+            (n, Some(ms)) => Some(tasks(n, "fails", "fail") + &format!(" within {} unless it comes back", yet(ms))),
         };
         go.into_iter().chain(stay).collect::<Vec<_>>().join(", ")
     }
@@ -122,9 +122,9 @@ mod tests {
         let of = |go, stay, end_ms| Away { name: "campus".into(), for_ms: Some(12_345), why: "connection refused".into(), go, stay, end_ms };
         let away = |go, stay| of(go, stay, None).text();
         assert_eq!("for 12 s: connection refused", away((0, u64::MAX), 0));
-        assert_eq!("for 12 s: connection refused; 3 tasks there go elsewhere in 25 s unless it comes back", away((3, 24_100), 0));
+        assert_eq!("for 12 s: connection refused; 3 tasks there go elsewhere within 25 s unless it comes back", away((3, 24_100), 0));
         assert_eq!("for 12 s: connection refused; 1 task there goes elsewhere now, 2 tasks there stay unknown until it is back", away((1, 0), 2));
-        assert_eq!("1 task there fails in 8 s unless it comes back", of((0, 0), 1, Some(7_500)).next());
+        assert_eq!("1 task there fails within 8 s unless it comes back", of((0, 0), 1, Some(7_500)).next());
         let ended = Away { for_ms: None, why: "its machine has been ended".into(), ..of((1, 0), 2, Some(0)) };
         assert_eq!("its machine has been ended; 1 task there goes elsewhere now, 2 tasks there fail now", ended.text());
         assert_eq!(["119 s", "2 min", "2 h", "3 d"], [119_000, 120_000, 7_200_000, 270_000_000].map(ago));

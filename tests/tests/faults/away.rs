@@ -117,7 +117,7 @@ fn it_is_said_who_is_away_since_when_why_and_what_next() {
         text
     };
     let has = |text: &str, words: &[&str]| words.iter().all(|w| text.contains(w));
-    let north = ["north", "connection refused", "1 task there goes elsewhere in 5 min unless it comes back"];
+    let north = ["north", "connection refused", "1 task there goes elsewhere within 5 min unless it comes back"];
     let tree_of = until("the tree says so", PATIENCE, || {
         let text = said(&["hosts", "--tree"]);
         let line = text.lines().find(|l| l.contains("north")).unwrap_or_default().to_string();

@@ -141,7 +141,7 @@ impl Driver {
             away: BTreeSet::new(),
             unread: None,
         };
-        let prefix = format!("ig{}-", &site.to_string()[..8]);
+        let prefix = prefix(site);
         inner.books.prefix.clone_from(&prefix);
         let clock = Clock::new();
         for (intent, ids) in open {
@@ -269,6 +269,11 @@ impl Driver {
             let _ = say.send(Say::Input(input));
         }
     }
+}
+
+/// The names of all tasks' jobs of a site begin so.
+pub(crate) fn prefix(site: SiteId) -> String {
+    format!("ig{}-", &site.to_string()[..8])
 }
 
 /// An account's directory.

@@ -41,6 +41,8 @@ pub struct Wrong {
     pub forgetful: bool,
     /// Its books have another's job under each number.
     pub renumbered: bool,
+    /// Its site gives all jobs one name.
+    pub renamed: bool,
     /// Its queue is suspended, says that it is, and lets what runs run on.
     pub suspended: bool,
     /// Its queue refuses our account.
@@ -231,14 +233,15 @@ impl Lrms for Local {
         self.answer(move |s| s.tasks.iter().filter(|(_, t)| t.tag == tag).map(|((id, _), _)| *id).take(1).collect())
     }
 
-    fn entries<'a>(&'a self, prefix: &'a str, _: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
-        let prefix = prefix.to_string();
+    fn entries<'a>(&'a self, prefix: &'a str, ids: &'a BTreeSet<LrmsId>) -> BoxFuture<'a, Result<Vec<Entry>, CallFailure>> {
+        let (prefix, ids) = (prefix.to_string(), ids.clone());
         self.answer(move |s| {
             s.surveys += 1;
+            let name = |t: &Task| if s.wrong.renamed { "sitename".to_string() } else { t.tag.clone() };
             let entry = |((id, position), t): (&(LrmsId, u32), &Task)| Entry {
                 id: *id,
                 position: *position,
-                tag: t.tag.clone(),
+                tag: name(t),
                 owner: String::new(),
                 state: match t.began {
                     true if s.wrong.suspended => State::Suspended,
@@ -249,7 +252,8 @@ impl Lrms for Local {
                 machine: String::new(),
                 restarts: 0,
             };
-            s.tasks.iter().filter(|(_, t)| t.over.is_none() && t.tag.starts_with(&prefix)).map(entry).collect()
+            let is_asked = |id: &LrmsId, t: &Task| t.over.is_none() && (name(t).starts_with(&prefix) || ids.contains(id));
+            s.tasks.iter().filter(|((id, _), t)| is_asked(id, t)).map(entry).collect()
         })
     }
 

@@ -3,10 +3,11 @@
 use intergrid_gateway::config::PilotsConfig;
 use intergrid_gateway::rent::{Cloud, Launch};
 use intergrid_proto::net::issue::new_site;
-use intergrid_provision::{Billing, Budget, Catalogue, MachineType, OfferKey, Outcome, Price, Rate, Refused, Settings};
+use intergrid_provision::{Billing, Budget, Catalogue, MachineType, OfferKey, Outcome, Price, Rate, Refused, SeenState, Settings};
 
 use super::*;
-use crate::pilot::Pilots;
+use crate::limits::PILOT_TOKEN_MS;
+use crate::pilot::{Pilots, numbers};
 
 fn pilots() -> PilotsConfig {
     PilotsConfig {
@@ -55,6 +56,45 @@ async fn the_number_of_a_pilot_that_is_removed_before_it_begins_is_spent() {
     assert_eq!((1, 0), (local.submissions(), local.pending()));
     // Another one is another.
     assert!(matches!(open().launch(launch(2)).await, Outcome::Launched(_)));
+}
+
+#[tokio::test]
+async fn a_pilot_that_is_renamed_is_known_by_its_number_and_can_be_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (local, identity) = (Local::new(1), dir.path().join("id"));
+    new_site(&identity, "campus", &[]).unwrap();
+    let open = || Pilots::new(Arc::new(local.clone()), &config(dir.path()), pilots(), me().site, identity.clone()).unwrap();
+    local.wrong(|w| (w.hold, w.renamed) = (true, true));
+    let Outcome::Launched(tag) = open().launch(launch(1)).await else { panic!("it is not submitted") };
+    // By another process, which has not submitted it.
+    let cloud = open();
+    assert!(matches!(cloud.launch(launch(1)).await, Outcome::Launched(_)));
+    let seen = cloud.list().await.unwrap();
+    assert_eq!(vec![(tag.as_str(), Some(1), SeenState::Exists)], seen.iter().map(|s| (s.id.as_str(), s.number, s.state)).collect::<Vec<_>>());
+    assert_eq!((1, 1), (local.submissions(), local.pending()));
+    assert_eq!(Some(SeenState::Exists), cloud.terminate(tag).await);
+    assert_eq!(0, local.pending());
+}
+
+#[test]
+fn numbers_of_pilots_are_known_for_as_long_as_they_may_be_theirs() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |tag: &str, name: &str, text: &str| {
+        std::fs::create_dir_all(dir.path().join(tag)).unwrap();
+        std::fs::write(dir.path().join(tag).join(name), text).unwrap();
+    };
+    write("igp-1", "claim", "7 n1 5\n");
+    write("igp-2", "job", "8\n");
+    // One that was removed before it began, and one of another gateway.
+    write("igp-3", "claim", "");
+    write("igp-3", "job", "9\n");
+    write("other-4", "claim", "10 n1 5\n");
+    let of = |later_ms| {
+        let found = numbers(dir.path(), "igp-", 60_000, std::time::SystemTime::now() + Duration::from_millis(later_ms));
+        found.into_iter().map(|(id, tag)| (id.0, tag)).collect::<Vec<_>>()
+    };
+    let all = [(7, "igp-1"), (8, "igp-2"), (9, "igp-3")].map(|(id, tag)| (id, tag.to_string()));
+    assert_eq!((all.to_vec(), all[1..].to_vec(), vec![]), (of(0), of(130_000), of(PILOT_TOKEN_MS + 10_000)));
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ fn a_type_is_left_alone_from_when_its_machine_is_given_up() {
     p.step(Input::Answered(1, Outcome::Unknown("no answer".into())), TEN);
     p.step(Input::Tick, away);
     assert!(!is_left_alone(&p), "there may be none");
-    let seen = Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Exists };
+    let seen = Seen { id: "i-1".into(), number: Some(1), machine: None, state: SeenState::Exists, ended_ms: None };
     p.step(Input::Listed(away, Some(vec![seen])), away);
     assert!(is_left_alone(&p));
 }

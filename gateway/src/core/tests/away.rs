@@ -54,7 +54,7 @@ fn an_agent_that_does_not_come_back_is_given_up() {
     restart_alone(&mut w, g, a);
     w.pass(REDIAL_MAX_MS + 900);
     let away = w.sites[&g].core.away(a, Some(job)).unwrap();
-    assert_eq!("for 2 s: not back since this site started; 2 tasks there go elsewhere in 1 s unless it comes back", away.text());
+    assert_eq!("for 2 s: not back since this site started; 2 tasks there go elsewhere within 1 s unless it comes back", away.text());
     assert!(w.sites[&g].core.state().jobs[&job].downs.values().all(|d| d.fenced.is_empty()));
     w.pass(200);
     assert!(w.sites[&g].core.state().jobs[&job].downs.values().any(|d| !d.fenced.is_empty()));
@@ -86,8 +86,8 @@ fn of_a_rented_machine_that_is_away_it_is_told_when_it_is_ended_and_then_that_it
     w.cut(own, g);
     w.pass(2_000);
     let text = |w: &World, child, job| w.sites[&g].core.away(child, Some(job)).unwrap().text();
-    assert_eq!("for 2 s: cut; 2 tasks there go elsewhere in 6 s unless it comes back", text(&w, a, again));
-    assert_eq!("for 2 s: cut; 2 tasks there fail in 6 s unless it comes back", text(&w, a, fails));
+    assert_eq!("for 2 s: cut; 2 tasks there go elsewhere within 6 s unless it comes back", text(&w, a, again));
+    assert_eq!("for 2 s: cut; 2 tasks there fail within 6 s unless it comes back", text(&w, a, fails));
     assert_eq!("for 2 s: cut; 1 task there stays unknown until it is back", text(&w, own, stays), "it is no rented one");
     order(&mut w, g, Order::Gone { site: "g-m1".into(), by: "provisioner".into() }).unwrap();
     assert_eq!(2, w.count(g, fails, Phase::Failed));
@@ -116,12 +116,12 @@ fn a_person_is_told_what_becomes_of_tasks_that_are_out_of_sight() {
     w.cut(g, root);
     w.pass(4_000);
     let text = |job| w.sites[&root].core.away(g, job).unwrap().text();
-    assert_eq!("for 4 s: cut; 3 tasks there go elsewhere in 26 s unless it comes back", text(Some(again)));
+    assert_eq!("for 4 s: cut; 3 tasks there go elsewhere within 26 s unless it comes back", text(Some(again)));
     assert_eq!("for 4 s: cut; 1 task there stays unknown until it is back", text(Some(wait)));
     assert!(text(None).ends_with("unless it comes back, 1 task there stays unknown until it is back"));
     let (explained, _) = w.explanation(root, again);
     let said = &explained.reasons.last().unwrap().text;
-    assert_eq!("g: cut; 3 tasks there go elsewhere in 26 s unless it comes back; the phase is the last known", said);
+    assert_eq!("g: cut; 3 tasks there go elsewhere within 26 s unless it comes back; the phase is the last known", said);
     let (_, children) = w.sites[&root].core.host();
     assert!(children[0].1.unreachable.starts_with("for 4 s: cut; "), "{children:?}");
 }
