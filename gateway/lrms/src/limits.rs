@@ -57,6 +57,13 @@ pub const RAN_MS: u64 = 5_000;
 /// A task that was started, is not in the queue, and of which neither its own record nor the books say anything: after so long, during which the LRMS
 /// answered, it is over and its exit unknown.
 pub const MISSING_MS: u64 = 120_000;
+/// A payload that the LRMS has given up, and not seen end, may live for as long as it lets one live that it kills, and so long more: that is on its way to the
+/// machine, and clocks are coarse there.
+pub const KILL_MARGIN_MS: u64 = 10_000;
+/// How long the LRMS lets one live, where that is not known: Grid Engine's own minute, and twice Slurm's `KillWait`.
+pub const KILL_WAIT_UNKNOWN_MS: u64 = 60_000;
+/// No more is believed of that, whatever a queue says.
+pub const KILL_WAIT_MAX_MS: u64 = 24 * 3_600_000;
 /// A submission whose answer was lost is looked for by its tag this often.
 pub const FIND_INTERVAL_MS: u64 = 2_000;
 /// When the LRMS has answered so long after it that there is none, it is taken back.

@@ -261,6 +261,8 @@ pub struct Queue {
     pub denied: BTreeMap<Account, String>,
     /// Machines that the LRMS does not hear of: what it says of tasks there is old.
     pub unheard: Vec<String>,
+    /// From the word to a payload that it is to end, to its kill; None: not known.
+    pub kill_wait_ms: Option<u64>,
 }
 
 impl Queue {

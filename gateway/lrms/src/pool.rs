@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use intergrid_gateway::backend::{Backend, Configured, Content, Peek, Sink};
 use intergrid_gateway::outputs::OutputStore;
 use intergrid_proto::link::{Down, Hop, Kind};
+use intergrid_proto::units::format_duration;
 use intergrid_proto::{BlobHash, Reason, ReasonKind, Refusal, RefusalKind, SiteId, TaskSet, pb};
 use tokio::sync::{mpsc, oneshot};
 
@@ -152,8 +153,16 @@ impl Backend for LrmsPool {
                     .remedy("the site's administrator lets the gateway's account read them (grid doctor)")
                     .into()
             };
+            let given_up = |(n, ms): (u64, u64)| {
+                let text = format!(
+                    "{n} of its tasks may still run: {} has given them up without having seen their end, and their own records are waited for, up to {}",
+                    driver.name(),
+                    format_duration(ms)
+                );
+                Reason::new(ReasonKind::ContactLost, text).into()
+            };
             let waits = driver.waits(&queue, asked).into_iter().map(reason);
-            let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold));
+            let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold)).chain(driver.given_up(&queue, asked).map(given_up));
             let stopped = Some(driver.suspended(&queue, asked)).filter(|n| *n > 0).map(stopped);
             let reasons: Vec<pb::Reason> = waits.chain(stopped).chain(lost).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };

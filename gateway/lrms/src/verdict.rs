@@ -3,7 +3,7 @@
 use intergrid_agent::core::{Fault, Report};
 use intergrid_proto::{Exit, ReasonKind};
 
-use crate::limits::RAN_MS;
+use crate::limits::{KILL_MARGIN_MS, MISSING_MS, RAN_MS};
 use crate::lrms::{How, Over, Used};
 use crate::script::{ExitRecord, SIGNAL_BASE};
 
@@ -28,6 +28,23 @@ pub enum Verdict {
 pub fn ran(over: &Over) -> bool {
     let is_payloads = |exit: Exit| ![CLAIMED, NOT_HERE, Exit::NotStarted, Exit::Unknown].contains(&exit);
     over.how == How::Exited && over.exit.is_some_and(is_payloads) && over.used.wall_ms.is_some_and(|ms| ms >= RAN_MS)
+}
+
+/// Does this word of the LRMS leave open whether a payload that began still runs? It gave it up without having seen its end, or tells of a second copy.
+pub fn may_live(over: &Over) -> bool {
+    matches!(over.how, How::MachineLost | How::Forced) || over.exit == Some(CLAIMED)
+}
+
+/// So long after a task was gone its own record is waited for, if it began, before the word of the LRMS counts, which lets what it kills live for
+/// `kill_wait_ms`: a machine that it has given up may be well, and the payload be heeding the word that it is to end. Nothing starts beside it.
+pub fn patience_ms(said: Option<&Over>, kill_wait_ms: u64) -> u64 {
+    let killed_ms = kill_wait_ms.saturating_add(KILL_MARGIN_MS);
+    match said {
+        // Who is to be started over may run on where his machine is cut off.
+        None | Some(Over { how: How::Requeued, .. }) => killed_ms.max(MISSING_MS),
+        Some(over) if may_live(over) => killed_ms,
+        Some(_) => 0,
+    }
 }
 
 /// From the exit record, and what the LRMS says, with its words.
@@ -114,6 +131,16 @@ mod tests {
         assert!(!of(How::Exited, CLAIMED, 9_000) && !of(How::Exited, NOT_HERE, 9_000) && !of(How::Exited, Exit::Code(1), 1_000));
         // The machine's files may have hung before its claim.
         assert!(!of(How::TimeLimit, Exit::Signal(9), 9_000) && !ran(&Over::new(How::Exited, Some(Exit::Code(0)))));
+    }
+
+    #[test]
+    fn what_may_live_is_waited_for_until_it_would_have_been_killed() {
+        let of = |how, exit| patience_ms(Some(&Over::new(how, exit)), 60_000);
+        let killed = 60_000 + KILL_MARGIN_MS;
+        assert_eq!([killed; 3], [of(How::Forced, None), of(How::MachineLost, None), of(How::Exited, Some(CLAIMED))]);
+        assert_eq!([0; 3], [of(How::Exited, Some(Exit::Code(0))), of(How::Removed, None), of(How::TimeLimit, None)]);
+        assert_eq!([MISSING_MS; 2], [of(How::Requeued, None), patience_ms(None, 60_000)]);
+        assert_eq!((600_000 + KILL_MARGIN_MS, u64::MAX), (patience_ms(None, 600_000), patience_ms(None, u64::MAX)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! It decides nothing that the books or a core can decide. Nothing is told to a core before there is evidence for it, and no lock is held while it waits.
 
 mod ends;
+mod given_up;
 mod recall;
 pub mod send;
 mod watch;

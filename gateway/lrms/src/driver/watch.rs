@@ -21,7 +21,7 @@ use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
 use crate::lrms::{How, LrmsId, Over, Queue, Record, State, Wait};
 use crate::script::ExitRecord;
-use crate::verdict::{CLAIMED, NOT_HERE, Verdict, ran, verdict};
+use crate::verdict::{CLAIMED, NOT_HERE, Verdict, patience_ms, ran, verdict};
 
 /// Who removes a task that waits in the LRMS, and wants it to stay away.
 const STAYS_AWAY: &str =
@@ -282,7 +282,8 @@ impl Driver {
         for place in due {
             let record = by_place.get(&place);
             let mut inner = self.lock();
-            let Some(whose) = inner.books.sub(&place.0).map(|s| account(&s.intent)) else { continue };
+            let Some((whose, queue)) = inner.books.sub(&place.0).map(|s| (account(&s.intent), s.intent.queue.clone())) else { continue };
+            let kill_wait_ms = inner.kill_wait_ms(&queue);
             let Some(watch) = inner.books.watch(&place) else { continue };
             if let Some(r) = record {
                 watch.verdict = Some((r.over.clone(), r.words.clone()));
@@ -290,12 +291,11 @@ impl Driver {
             // Files that are missing don't overrule that.
             let has_run = !watch.started && record.is_some_and(|r| ran(&r.over));
             watch.started |= has_run;
-            // Who is to be started over may run on where his machine is cut off.
-            let is_told = watch.verdict.as_ref().is_some_and(|(over, _)| over.how != How::Requeued);
+            let patience_ms = patience_ms(watch.verdict.as_ref().map(|(over, _)| over), kill_wait_ms);
             match (watch.started, watch.record_ms.is_some()) {
                 // Its own record is read by the next look.
                 (_, true) => {}
-                (true, false) if is_told || watch.gone_ms.is_some_and(|t| now >= t + MISSING_MS) => {
+                (true, false) if watch.gone_ms.is_some_and(|t| now >= t.saturating_add(patience_ms)) => {
                     watch.busy = true;
                     ended.entry(whose).or_default().push((place.clone(), watch.verdict.clone()));
                 }

@@ -16,6 +16,8 @@ pub struct Configured {
     pub environments: Vec<String>,
     /// What ends a task in it.
     pub ends: Ends,
+    /// The longest of all machines from the word that a task is to end, to its kill (`notify`); u64::MAX: for ever. None: not said.
+    pub notify_ms: Option<u64>,
     /// Who may use it.
     pub access: Access,
 }
@@ -129,6 +131,7 @@ pub fn queues(
     for queue in queues.values_mut() {
         let conf = configured.get(&queue.name);
         queue.time_max_ms = conf.and_then(|c| c.time_max_ms);
+        queue.kill_wait_ms = conf.and_then(|c| c.notify_ms);
         queue.waiting = waiting.get(&queue.name).copied().unwrap_or(0).saturating_add(waiting.get("").copied().unwrap_or(0));
         let several = environment.is_some_and(|e| conf.is_none_or(|c| c.environments.iter().any(|there| there == e)));
         if !several {
@@ -211,6 +214,10 @@ pub fn configured(text: &str) -> BTreeMap<String, Configured> {
                 let most = each_of(value).map(bytes).collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().max());
                 queue.ends.memory_bytes = queue.ends.memory_bytes.into_iter().chain(most).min();
             }
+            "notify" => {
+                let time = |text: &str| if text.eq_ignore_ascii_case("INFINITY") { Some(u64::MAX) } else { any_time_ms(text) };
+                queue.notify_ms = each_of(value).filter_map(time).max();
+            }
             "user_lists" => queue.access.only = access::names(value),
             "xuser_lists" => queue.access.never = access::names(value),
             "pe_list" => queue.environments = value.split([' ', ',', '[', ']', '=']).filter(|e| !e.is_empty()).map(String::from).collect(),
@@ -227,11 +234,16 @@ fn each_of(value: &str) -> impl Iterator<Item = &str> {
 
 /// `00:10:00`, or seconds; None: not limited.
 pub(super) fn time_ms(text: &str) -> Option<u64> {
+    any_time_ms(text).filter(|ms| *ms > 0)
+}
+
+/// The same, where 0 is a time.
+fn any_time_ms(text: &str) -> Option<u64> {
     let mut seconds = 0u64;
     for part in text.trim().split(':') {
         seconds = seconds.checked_mul(60)?.checked_add(if part.is_empty() { 0 } else { part.parse().ok()? })?;
     }
-    seconds.checked_mul(1_000).filter(|ms| *ms > 0)
+    seconds.checked_mul(1_000)
 }
 
 /// One value of `qconf -sconf`, `-ssconf` or `-sp`.
@@ -264,6 +276,7 @@ mod tests {
         assert_eq!((8, 1, 8, 7, "x86_64", None), {
             (batch.slots_total, batch.machines, batch.machine_slots, batch.waiting, batch.architecture.as_str(), batch.time_max_ms)
         });
+        assert_eq!([Some(2_000), Some(2_000)], [batch.kill_wait_ms, short.kill_wait_ms]);
         assert!(batch.machine_memory_bytes > 20 << 30 && batch.slots_free < 8 && batch.closed.is_none(), "{batch:?}");
         assert_eq!((0, 0, 4, Some(600_000)), (short.slots_total, short.machines, short.machine_slots, short.time_max_ms));
         assert_eq!(Some("disabled"), short.closed.as_deref());
@@ -311,6 +324,9 @@ mod tests {
         let own = ends("h_rt 600,[m1=90]\ns_rt INFINITY\nh_cpu 0:1:0\nh_vmem 2G,[m1=4G]\ns_vmem 8g\n");
         assert_eq!(Ends { time_ms: Some(90_000), cpu_ms: Some(60_000), memory_bytes: Some(4 << 30) }, own);
         assert_eq!(None, ends("h_vmem 2G,[m1=INFINITY]\ns_vmem INFINITY\n").memory_bytes, "some machine has no limit");
+        let notify = |value: &str| configured(&format!("qname x\nnotify {value}\n"))["x"].notify_ms;
+        assert_eq!([Some(60_000), Some(0), Some(300_000)], ["00:01:00", "00:00:00", "00:01:00,[m1=00:05:00],[m2=2]"].map(notify));
+        assert_eq!([Some(u64::MAX), None], ["60,[m1=INFINITY]", "x"].map(notify));
         assert!(["mpi", "smp", "wide"].iter().all(|e| folded["x"].environments.iter().any(|there| there == e)));
     }
 

@@ -66,13 +66,15 @@ pub struct Slurm {
     hands: Hands,
     /// Tasks that wait, by partition, as the last look showed it.
     waiting: Mutex<BTreeMap<String, u64>>,
+    /// `KillWait`, as the configuration said it last.
+    kill_wait_ms: Mutex<Option<u64>>,
     files: Arc<Mutex<Files>>,
 }
 
 impl Slurm {
     /// Nothing is run yet.
     pub fn new(config: SlurmConfig) -> Self {
-        Slurm { config, hands: Hands, waiting: Mutex::default(), files: Arc::default() }
+        Slurm { config, hands: Hands, waiting: Mutex::default(), kill_wait_ms: Mutex::default(), files: Arc::default() }
     }
 
     /// One of its commands.
@@ -90,7 +92,11 @@ impl Slurm {
 
     /// `scontrol show config`.
     pub async fn controller(&self) -> Result<sinfo::Controller, CallFailure> {
-        Ok(sinfo::Controller::parse(&self.asked(calls::show_config(self.call("scontrol"))).await?))
+        let controller = sinfo::Controller::parse(&self.asked(calls::show_config(self.call("scontrol"))).await?);
+        if let Some(ms) = controller.kill_wait_ms() {
+            *self.kill_wait_ms.lock().unwrap_or_else(PoisonError::into_inner) = Some(ms);
+        }
+        Ok(controller)
     }
 
     async fn asked(&self, call: Call) -> Result<String, CallFailure> {
@@ -187,7 +193,9 @@ impl Lrms for Slurm {
         Box::pin(async {
             let text = self.asked(calls::sinfo(self.call("sinfo"))).await?;
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            sinfo::queues(&text, &waiting).map_err(CallFailure::Failed)
+            let kill_wait_ms = *self.kill_wait_ms.lock().unwrap_or_else(PoisonError::into_inner);
+            let queues = sinfo::queues(&text, &waiting).map_err(CallFailure::Failed)?;
+            Ok(queues.into_iter().map(|q| Queue { kill_wait_ms, ..q }).collect())
         })
     }
 

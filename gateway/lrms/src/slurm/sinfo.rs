@@ -121,6 +121,11 @@ impl Controller {
         self.get(key)?.split_whitespace().next()?.parse().ok()
     }
 
+    /// From SIGTERM to SIGKILL.
+    pub fn kill_wait_ms(&self) -> Option<u64> {
+        self.number("KillWait")?.checked_mul(1_000)
+    }
+
     /// Positions of one array: 1 to this.
     pub fn array_tasks_max(&self) -> Option<u32> {
         let size = self.number("MaxArraySize")?.checked_sub(1)?;
@@ -176,7 +181,7 @@ mod tests {
     fn a_recorded_configuration_is_read() {
         let config = Controller::parse(CONFIG);
         assert_eq!((Some(1_000), Some("22.05.8"), Some(60)), (config.array_tasks_max(), config.get("SLURM_VERSION"), config.number("MinJobAge")));
-        assert_eq!(None, config.get("AccountingStorageBackupHost"));
+        assert_eq!((None, Some(30_000)), (config.get("AccountingStorageBackupHost"), config.kill_wait_ms()));
     }
 
     #[test]

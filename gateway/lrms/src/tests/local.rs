@@ -130,6 +130,11 @@ impl Local {
         }
     }
 
+    /// As where a machine that lives is given up: what runs there runs on.
+    pub fn give_up_all(&self, how: How) {
+        self.lock().tasks.values_mut().filter(|t| t.over.is_none()).for_each(|t| t.over = Some(Over::new(how, None)));
+    }
+
     fn take(&self, s: &Submission) -> Result<LrmsId, SubmitFailure> {
         let mut state = self.lock();
         let take = |n: &mut u32| std::mem::replace(n, n.saturating_sub(1)) > 0;
@@ -270,6 +275,7 @@ impl Lrms for Local {
                 machines: 1,
                 machine_slots: slots,
                 machine_memory_bytes: 8 << 30,
+                kill_wait_ms: Some(0),
                 closed: s.wrong.suspended.then(|| "suspended".into()),
                 denied: s.wrong.denies.then(|| (Account::Own, "me is in none of its user_lists: physics".into())).into_iter().collect(),
                 ..Queue::default()

@@ -2,6 +2,7 @@
 //! Grid Engine; those are installed and driven in `tests/`.
 
 mod away;
+mod given_up;
 mod local;
 mod pilots;
 mod short;
