@@ -42,6 +42,8 @@ pub struct Offer {
     pub ahead_short: u64,
     /// Most free slots on one machine.
     pub largest_free: u32,
+    /// Slots of tasks that are handed on at a time and have not ended; what is accepted beyond waits here. None: not limited.
+    pub handed_max: Option<u64>,
     /// Never more than this, whatever hides a turnaround.
     pub window_max: u64,
     /// Which limit of the site makes it so little, in words; empty: none.

@@ -114,8 +114,8 @@ impl Core {
 
     /// Start what may start, and claim what comes next.
     pub(super) fn schedule(&mut self) {
-        // What goes to a queue waits there.
-        let slots = if self.offer.is_some() { u64::MAX } else { u64::from(self.capacity.slots) };
+        // What goes to a queue waits there, as far as it may.
+        let slots = self.offer.as_ref().map_or(u64::from(self.capacity.slots), |o| o.handed_max.unwrap_or(u64::MAX));
         while let Some(key) = self.ready.front().copied() {
             let Some(live) = self.lives.get(&key).filter(|l| l.stage == Stage::Ready) else {
                 self.ready.pop_front();
@@ -124,7 +124,7 @@ impl Core {
             debug_assert!(live.stop.is_none());
             let Some(cost) = self.opens.get(&key.0).map(|o| o.cost) else { break };
             // A task that is dearer than a machine that has shrunk runs alone.
-            if self.used > 0 && self.used.saturating_add(cost) > slots {
+            if (self.used > 0 || self.offer.is_some()) && self.used.saturating_add(cost) > slots {
                 break;
             }
             self.ready.pop_front();

@@ -31,14 +31,14 @@ fn an_array_of_a_thousand_waits_within_bounds_and_runs_through_a_broker() {
         assert_eq!((0, 2 * WAITING), site.ours());
     }
     blockers.iter().for_each(|id| _ = site.cluster.run("qdel", &[id]));
-    // Not to the task: one that has ended for us has its slot in Grid Engine for a moment yet, and others come while outputs are brought in.
+    // Slots that have just come free are filled at Grid Engine's pace.
     let mut most = 0;
     until("all have ended", Duration::from_secs(200), || {
         most = most.max(waiting());
         let done = ann.in_phase(&job, "done");
         if done == 1_000 { Ok(()) } else { Err(format!("{done} are done: {}", ann.run(&["show", &job]).out)) }
     });
-    assert!(most <= 2 * (2 * WAITING + SLOTS), "{most} waited at a time");
+    assert!(most <= 2 * WAITING + SLOTS, "{most} waited at a time");
     site.starts.assert_each_once(1_000);
     assert_eq!("1998\n", ann.run(&["logs", &format!("{job}[999]")]).well());
     site.until_gone();

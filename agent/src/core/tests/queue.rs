@@ -77,6 +77,26 @@ fn short_tasks_wait_there_within_its_bounds() {
     assert!((23..30).contains(&window(1.0, 8)), "no more than their rate makes of it");
 }
 
+/// Their slots come free there later than they end for us: each end is told together with that.
+#[test]
+fn no_more_are_handed_on_than_may_be() {
+    let mut a = queue(20);
+    let handed = |a: &mut Agent, most| a.input(Input::Offer(Offer { handed_max: Some(most), ..offer(20) }));
+    handed(&mut a, 3);
+    a.down(place(1, 0..6));
+    assert_eq!(3, a.queued.len());
+    handed(&mut a, 2);
+    a.input(Input::Started((1, 0), 0));
+    a.input(Input::Exited((1, 0), Report { exit: Exit::Code(0), ..Report::unseen() }));
+    a.pass(50);
+    assert_eq!((3, 1), (a.queued.len(), a.ends().len()));
+    handed(&mut a, 4);
+    assert_eq!(5, a.queued.len());
+    // What waits here can go elsewhere at once.
+    a.down(want(1, 1, WantValue::Return, 5..6));
+    assert_eq!((vec![], 1), (withdrawn(&mut a), a.returns().len()));
+}
+
 /// A gateway of a cluster starts again: what is there is known before its queues are.
 #[test]
 fn gpus_count_for_nothing_in_a_queue_whenever_it_is_told_of() {

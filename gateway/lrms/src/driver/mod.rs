@@ -4,6 +4,7 @@
 
 mod ends;
 mod given_up;
+mod handed;
 mod recall;
 pub mod send;
 mod watch;
@@ -114,6 +115,7 @@ struct Inner {
     bound: Bound,
     /// Submissions of which it was told that their files are away.
     away: BTreeSet<String>,
+    handed: handed::Handed,
     /// Why the books of the LRMS could not be read when they were asked last.
     unread: Option<String>,
 }
@@ -140,6 +142,7 @@ impl Driver {
             queues: Vec::new(),
             bound: Bound::default(),
             away: BTreeSet::new(),
+            handed: handed::Handed::default(),
             unread: None,
         };
         let prefix = prefix(site);

@@ -13,6 +13,7 @@ use intergrid_proto::{Reason, ReasonKind};
 use super::{Driver, Inner, account, pause};
 use crate::batches::{Batch, Part, Request};
 use crate::books::{Intent, Place, Step, Sub};
+use crate::child::Say;
 use crate::command::Account;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
@@ -282,7 +283,18 @@ impl Driver {
 
     /// Tell a task's core how it is over, once.
     pub(super) fn end(&self, place: &Place, input: impl FnOnce(Key) -> Input) {
-        let first = self.lock().books.over(place);
+        let first = {
+            let mut guard = self.lock();
+            let inner = &mut *guard;
+            let first = inner.books.over(place);
+            let sub = inner.books.sub(&place.0).filter(|_| first && self.config.limits.waiting_max.is_some());
+            if let Some(queue) = sub.map(|s| s.intent.queue.clone()) {
+                // Told first: nothing takes the place of what the LRMS still has.
+                inner.handed.ended(&inner.books, place, self.clock.now());
+                inner.offer_again(&queue);
+            }
+            first
+        };
         if first {
             self.tell(place, input);
         }
@@ -444,6 +456,14 @@ fn refused(lrms: &str, kind: Refused, why: &str) -> Reason {
 }
 
 impl Inner {
+    /// Offer a queue anew, by what may still be there. Under its lock: the last word is the newest.
+    pub(super) fn offer_again(&self, queue: &str) {
+        if let (Some(offer), Some((_, say))) = (self.handed.again(queue), self.children.get(queue)) {
+            // A child that is gone has gone with this process.
+            let _ = say.send(Say::Input(Input::Offer(offer)));
+        }
+    }
+
     fn account(&mut self, principal: &str) -> Result<Account, Box<Reason>> {
         let books = &self.books;
         let in_use = |p: &str| books.is_here(p);

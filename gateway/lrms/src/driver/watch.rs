@@ -210,7 +210,13 @@ impl Driver {
             match self.lrms.entries(&self.prefix, &ids).await {
                 Ok(entries) => {
                     silent = false;
-                    let seen = self.lock().books.surveyed(asked, entries, self.clock.now());
+                    let seen = {
+                        let mut inner = self.lock();
+                        if inner.handed.surveyed(asked, &entries) {
+                            self.config.queues.iter().for_each(|name| inner.offer_again(name));
+                        }
+                        inner.books.surveyed(asked, entries, self.clock.now())
+                    };
                     self.act_on(seen);
                     self.remove_strays();
                     self.recall().await;
@@ -392,6 +398,7 @@ impl Driver {
                 Err(why) if self.clock.now() >= heard + QUEUES_OLD_MS => {
                     let closed = format!("{} does not answer: {why}", self.lrms.name());
                     for name in &self.config.queues {
+                        self.lock().handed.close(name);
                         self.tell_queue(name, Input::Offer(Offer { key: name.clone(), closed: Some(closed.clone()), ..Offer::default() }));
                     }
                 }
@@ -413,9 +420,17 @@ impl Driver {
                 let (slots, memory_bytes, gpus) = (queue.machine_slots, queue.machine_memory_bytes, queue.machine_gpus);
                 let capacity = Capacity { slots, memory_bytes, gpus, architecture };
                 self.tell_queue(name, Input::Capacity(capacity));
-                self.tell_queue(name, Input::Offer(offer(&queue, ours, wait_ms, &self.config.limits)));
+                let offer = offer(&queue, ours, wait_ms, &self.config.limits);
+                if self.config.limits.waiting_max.is_none() {
+                    return self.tell_queue(name, Input::Offer(offer));
+                }
+                let mut guard = self.lock();
+                let inner = &mut *guard;
+                inner.handed.offer(&inner.books, &queue, offer);
+                inner.offer_again(name);
             }
             None => {
+                self.lock().handed.close(name);
                 let closed = Some(format!("{} has no queue {name:?}", self.lrms.name()));
                 self.tell_queue(name, Input::Offer(Offer { key: name.to_string(), closed, ..Offer::default() }));
             }
@@ -510,6 +525,7 @@ fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gate
         room,
         ahead,
         ahead_short,
+        handed_max: None,
         largest_free: queue.largest_free,
         // Beyond a ceiling nothing may even wait: it would be started.
         window_max: if bounded { most } else { u64::MAX },
