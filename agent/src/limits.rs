@@ -78,7 +78,7 @@ pub const TASK_THREAD_STACK_BYTES: usize = 256 << 10;
 pub const LINGER_MS: u64 = 32;
 /// Directories of ended tasks that may wait for a task that starts in one of them; beyond, they are cleared away at once.
 pub const LEFT_DIRECTORIES_MAX: usize = 64;
-/// Pairs of streams that stay open from task to task; more are opened for each task. A process may have 1,024 files open, as systems are usually set up.
+/// Pairs of streams that stay open from task to task; more are opened for each task. A process may often have no more than 4,096 files open.
 pub const OPEN_STREAMS_MAX: u32 = 64;
 /// Inputs of the shell that may wait.
 pub const INPUT_QUEUE_MAX: usize = 4_096;

@@ -56,12 +56,11 @@ fn look(desk: &SharedDesk, dirs: &Dirs, me: SiteId, q: &pb::PeekQuestion) -> pb:
     let read = |name: &str, from: u64| -> Option<Vec<u8>> {
         for _ in 0..LOOKS_MAX {
             let at = place(&desk.lock(), dirs, q.number, q.task, name)?;
-            let file = File::open(&at.1).ok();
-            // The file may have become another task's between these two.
+            let mut bytes = vec![0; STREAM_BYTES_MAX.saturating_sub(from).min(LIVE_BYTES_MAX as u64) as usize];
+            let read = File::open(&at.1).and_then(|file| file.read_at(&mut bytes, from));
+            // The file may have become another task's meanwhile.
             if place(&desk.lock(), dirs, q.number, q.task, name)? == at {
-                let mut bytes = vec![0; STREAM_BYTES_MAX.saturating_sub(from).min(LIVE_BYTES_MAX as u64) as usize];
-                let n = file?.read_at(&mut bytes, from).ok()?;
-                bytes.truncate(n);
+                bytes.truncate(read.ok()?);
                 return Some(bytes);
             }
         }

@@ -23,12 +23,20 @@ use crate::plan::Plan;
 
 /// The files that a task's stdout and stderr go to.
 pub const STREAMS: [&str; 2] = ["stdout", "stderr"];
+
 /// The same, open.
-pub type Streams = Arc<[OwnedFd; 2]>;
+#[derive(Debug)]
+pub struct Streams {
+    /// Of stdout and stderr.
+    pub files: [OwnedFd; 2],
+    inodes: [u64; 2],
+    flags: [OFlags; 2],
+}
 
 /// Of a task's directory.
 const DIRECTORY_MODE: u32 = 0o755;
 const STREAM: OFlags = OFlags::WRONLY.union(OFlags::APPEND).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const NEW: OFlags = OFlags::CREATE.union(OFlags::TRUNC);
 
 /// Where things are.
@@ -43,7 +51,7 @@ pub struct Dirs {
     tasks_fd: Arc<OwnedFd>,
     streams_fd: Arc<OwnedFd>,
     /// By their pair's number.
-    open: Arc<Mutex<Vec<Option<Streams>>>>,
+    open: Arc<Mutex<Vec<Option<Arc<Streams>>>>>,
 }
 
 impl Dirs {
@@ -82,23 +90,22 @@ impl Dirs {
         format!("{pair}.{name}")
     }
 
-    fn open(&self) -> MutexGuard<'_, Vec<Option<Streams>>> {
+    fn open(&self) -> MutexGuard<'_, Vec<Option<Arc<Streams>>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files of a pair, empty. Whoever has the pair is alone with them, but for what an earlier task has left running outside of its group.
-    pub fn streams(&self, pair: u32) -> io::Result<Streams> {
+    pub fn streams(&self, pair: u32) -> io::Result<Arc<Streams>> {
         let known = self.open().get(pair as usize).cloned().flatten();
-        if let Some(streams) = known {
-            for fd in streams.iter() {
-                if fstat(fd)?.st_size > 0 {
-                    ftruncate(fd, 0)?;
-                }
-            }
+        if let Some(streams) = known.filter(|streams| self.are_in_place(pair, streams)) {
             return Ok(streams);
         }
         let one = |name: &str| openat(&*self.streams_fd, Self::stream_name(pair, name), STREAM | NEW, Mode::from_raw_mode(0o644));
-        let streams: Streams = Arc::new([one(STREAMS[0])?, one(STREAMS[1])?]);
+        let files = [one(STREAMS[0])?, one(STREAMS[1])?];
+        let inode = |i: usize| fstat(&files[i]).map(|s| s.st_ino);
+        let flags = |i: usize| fcntl_getfl(&files[i]);
+        let (inodes, flags) = ([inode(0)?, inode(1)?], [flags(0)?, flags(1)?]);
+        let streams = Arc::new(Streams { files, inodes, flags });
         if pair < OPEN_STREAMS_MAX {
             let mut open = self.open();
             if open.len() <= pair as usize {
@@ -109,18 +116,27 @@ impl Dirs {
         Ok(streams)
     }
 
+    /// Are these still the files of a pair? Now they are empty.
+    fn are_in_place(&self, pair: u32, streams: &Streams) -> bool {
+        let is = |(i, name): (usize, &str)| {
+            let stat = statat(&*self.streams_fd, Self::stream_name(pair, name), AtFlags::SYMLINK_NOFOLLOW);
+            stat.is_ok_and(|s| s.st_ino == streams.inodes[i] && (s.st_size == 0 || ftruncate(&streams.files[i], 0).is_ok()))
+        };
+        STREAMS.into_iter().enumerate().all(is)
+    }
+
     /// Move streams into their task's directory where they have something in them: which ones have.
     pub fn keep_streams(&self, pair: u32, key: Key) -> Vec<String> {
         let open = self.open().get_mut(pair as usize).and_then(Option::take);
-        let (mut kept, mut as_opened) = (Vec::new(), true);
+        let (mut kept, mut as_opened) = (Vec::new(), open.is_some());
         for (i, name) in STREAMS.into_iter().enumerate() {
-            let stat = match &open {
-                Some(open) => fstat(&open[i]),
+            let size = match &open {
+                Some(open) => fstat(&open.files[i]),
                 None => statat(&*self.streams_fd, Self::stream_name(pair, name), AtFlags::SYMLINK_NOFOLLOW),
             };
-            let (size, links) = stat.map_or((0, 0), |s| (s.st_size, s.st_nlink));
+            let size = size.map_or(0, |s| s.st_size);
             // The flags are one for all who have it open.
-            as_opened &= size == 0 && links == 1 && open.as_ref().is_some_and(|open| fcntl_getfl(&open[i]).is_ok_and(|f| f.contains(OFlags::APPEND)));
+            as_opened &= size == 0 && open.as_ref().is_some_and(|open| fcntl_getfl(&open.files[i]).is_ok_and(|now| now == open.flags[i]));
             if size > 0 && self.keep_stream(pair, key, name) {
                 kept.push(name.to_string());
             }
@@ -184,20 +200,15 @@ impl Dirs {
     }
 
     fn hand_on(&self, from: &str, to: &str) -> Option<OwnedFd> {
-        let dir = self.open_dir(from).ok()?;
+        // To note when it was read would be a write.
+        let dir = openat(&*self.tasks_fd, from, DIRECTORY | OFlags::RDONLY | OFlags::NOATIME, Mode::empty()).ok()?;
         let moved = Self::is_as_made(&dir) && renameat(&*self.tasks_fd, from, &*self.tasks_fd, to).is_ok();
         moved.then_some(dir)
     }
 
-    /// A task's directory.
+    /// A task's directory, to start in.
     pub fn open_task(&self, key: Key) -> io::Result<OwnedFd> {
-        self.open_dir(&Self::name(key))
-    }
-
-    fn open_dir(&self, name: &str) -> io::Result<OwnedFd> {
-        // To note when it was read would be a write.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOATIME;
-        Ok(openat(&*self.tasks_fd, name, flags, Mode::empty())?)
+        Ok(openat(&*self.tasks_fd, Self::name(key), DIRECTORY | OFlags::PATH, Mode::empty())?)
     }
 
     /// Its mode, and nothing in it.
@@ -358,7 +369,7 @@ mod tests {
             let key = (1, pair);
             dirs.make(key, &bare, None).unwrap();
             let kept = |key| dirs.keep_streams(pair, key);
-            let number = || dirs.streams(pair).unwrap()[1].as_raw_fd();
+            let number = || dirs.streams(pair).unwrap().files[1].as_raw_fd();
             let (first, again) = (number(), number());
             assert!((pair > 0 || first == again) && kept(key).is_empty() && (pair > 0 || number() == first));
             let write = |name: &str| fs::write(dirs.stream(pair, name), "oh").unwrap();
@@ -372,13 +383,14 @@ mod tests {
             assert_eq!("oh", fs::read_to_string(dirs.file(key, "stderr")).unwrap());
             // Whole and empty again, as files that are linked and appended to.
             let streams = dirs.streams(pair).unwrap();
-            rustix::fs::fcntl_setfl(&streams[0], OFlags::empty()).unwrap();
+            rustix::fs::fcntl_setfl(&streams.files[0], OFlags::APPEND | OFlags::NONBLOCK).unwrap();
             assert!(dirs.stream(pair, "stderr").exists() && kept(key).is_empty());
-            assert!(fcntl_getfl(&dirs.streams(pair).unwrap()[0]).unwrap().contains(OFlags::APPEND));
-            fs::remove_file(dirs.stream(pair, "stdout")).unwrap();
-            assert!(pair > 0 || kept(key).is_empty());
-            dirs.streams(pair).unwrap();
-            assert!(dirs.stream(pair, "stdout").exists());
+            assert!(!fcntl_getfl(&dirs.streams(pair).unwrap().files[0]).unwrap().contains(OFlags::NONBLOCK));
+            // What somebody has taken away is no file of a pair.
+            fs::rename(dirs.stream(pair, "stdout"), dirs.stream(pair, "away")).unwrap();
+            let streams = dirs.streams(pair).unwrap();
+            rustix::io::write(&streams.files[0], b"oh").unwrap();
+            assert_eq!((vec!["stdout".to_string()], 0), (kept(key), fs::metadata(dirs.stream(pair, "away")).unwrap().len()));
         }
     }
 }

@@ -66,6 +66,9 @@ impl Executor {
         // What a task leaves behind becomes our child, so that its end can be waited for, whoever process 1 is.
         set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;
         sys::keep_ended()?;
+        if let Err(e) = sys::raise_descriptors() {
+            tracing::warn!("no more than the usual number of files may be open: {e}");
+        }
         if let Err(e) = sys::seal_inherited() {
             tracing::warn!("descriptors that this process inherited may be seen by tasks: {e}");
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use intergrid_agent_sys::{CStrings, Command, Ended, Spawner, await_end, search, wait_group};
 use intergrid_proto::net::disk::is_full;
 use intergrid_proto::{Exit, ReasonKind};
+use rustix::io::Errno;
 
 use super::cgroup::Cgroup;
 use super::dirs::Dirs;
@@ -243,12 +244,15 @@ impl Shared {
         }
         let mut found = Some(report(&self.dirs, self.cgroup.as_ref(), key, Some(&plan), Some(pair), ended.map(|e| (e, wall))));
         let mut queue = self.lock();
-        if queue.release(key, Some(pair)) {
+        if queue.release(key, None) {
             self.dirs.free_gpus(key);
         }
         queue.coming += 1;
         drop(queue);
-        self.with(|exec| found.take().into_iter().for_each(|report| exec.finished(pid, report)))
+        let heard = self.with(|exec| found.take().into_iter().for_each(|report| exec.finished(pid, report)));
+        // Until then, who looks at its streams looks here.
+        self.lock().pairs.push(pair);
+        heard
     }
 
     /// The directory a task starts in.
@@ -277,7 +281,7 @@ impl Shared {
             kind: if plan.is_bare() { ReasonKind::StartFailed } else { ReasonKind::StageInFailed },
             text: format!("the task's directory can't be made: {e}"),
             exit: Exit::NotStarted,
-            elsewhere: is_full(&e),
+            elsewhere: is_short(&e),
         })?;
         let unusual = |e: io::Error| fault_of(&e, &plan.program(task.index));
         if let Some(names) = start.gpus.as_deref().filter(|names| !names.is_empty()) {
@@ -285,7 +289,7 @@ impl Shared {
                 kind: ReasonKind::StartFailed,
                 text: format!("it can't be noted which GPUs the task has: {e}"),
                 exit: Exit::NotStarted,
-                elsewhere: is_full(&e),
+                elsewhere: is_short(&e),
             })?;
         }
         let Tools { spawner, argv, env } = tools;
@@ -296,9 +300,9 @@ impl Shared {
             kind: ReasonKind::StartFailed,
             text: format!("the files for its output can't be made: {e}"),
             exit: Exit::NotStarted,
-            elsewhere: is_full(&e),
+            elsewhere: is_short(&e),
         })?;
-        let (cwd, stdin, [stdout, stderr]) = (cwd.as_fd(), self.null.as_fd(), streams.each_ref().map(OwnedFd::as_fd));
+        let (cwd, stdin, [stdout, stderr]) = (cwd.as_fd(), self.null.as_fd(), streams.files.each_ref().map(OwnedFd::as_fd));
         let command = Command { program: &program, argv, env, cwd, stdin, stdout, stderr };
         let mut start = || {
             let mut tries = 0;
@@ -366,6 +370,11 @@ fn program(plan: &Plan, index: u32) -> Result<CString, Fault> {
     Ok(found)
 }
 
+/// Is there too little of something here, which another machine may have, or this one later: room, descriptors, processes, memory?
+fn is_short(e: &io::Error) -> bool {
+    is_full(e) || [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM].iter().any(|short| e.raw_os_error() == Some(short.raw_os_error()))
+}
+
 /// As a shell says it: 127 where there is no such program, 126 where it can't be executed.
 fn fault_of(e: &io::Error, program: &str) -> Fault {
     const ENOEXEC: i32 = 8;
@@ -383,7 +392,7 @@ fn fault_of(e: &io::Error, program: &str) -> Fault {
         }
         _ => {
             let text = format!("{program:?} can't be started: {e}");
-            Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: is_full(e) }
+            Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: is_short(e) }
         }
     }
 }

@@ -15,6 +15,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 use libc::{c_char, c_int, c_void, pid_t};
 
@@ -92,6 +93,7 @@ struct Orders<'a> {
     /// Its first three.
     streams: [c_int; 3],
     reset: &'a [c_int],
+    descriptors: Option<&'static libc::rlimit>,
     /// The first step that failed; 0: none.
     errno: c_int,
 }
@@ -127,6 +129,9 @@ unsafe fn follow(orders: &Orders<'_>) -> io::Error {
             if libc::dup2(from, to) < 0 {
                 return failed();
             }
+        }
+        if orders.descriptors.is_some_and(|limit| libc::setrlimit(libc::RLIMIT_NOFILE, limit) != 0) {
+            return failed();
         }
         let mut none = MaybeUninit::uninit();
         libc::sigemptyset(none.as_mut_ptr());
@@ -183,6 +188,7 @@ impl Spawner {
             cwd: command.cwd.as_raw_fd(),
             streams,
             reset: &self.reset,
+            descriptors: DESCRIPTORS.get(),
             errno: 0,
         };
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -296,6 +302,27 @@ pub fn seal_inherited() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// What tasks may have open, where this process may have more.
+static DESCRIPTORS: OnceLock<libc::rlimit> = OnceLock::new();
+
+/// Have as many descriptors as the system lets this process; what it starts from now on has as few as before. Some programs look at each that may be open.
+pub fn raise_descriptors() -> io::Result<()> {
+    let mut limit = MaybeUninit::<libc::rlimit>::zeroed();
+    // SAFETY: writes to an object of ours, of which zeroed is a valid value.
+    let (done, before) = unsafe {
+        let done = libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr());
+        (done, limit.assume_init())
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The first time is before any other.
+    let _ = DESCRIPTORS.set(before);
+    let more = libc::rlimit { rlim_cur: before.rlim_max, ..before };
+    // SAFETY: reads an object of ours.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &more) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The file that a name without '/' stands for in a search path; the name itself where it has one. Errors as exec's: `NotFound`, or `PermissionDenied`
 /// where there is only a file that can't be executed.
 pub fn search(name: &str, path: &str) -> io::Result<CString> {
@@ -358,6 +385,16 @@ mod tests {
     fn codes_signals_streams_and_a_clean_child() {
         let d = dir("spawn");
         seal_inherited().unwrap();
+        let own = || {
+            let text = std::fs::read_to_string("/proc/self/limits").unwrap();
+            let line = text.lines().find(|l| l.starts_with("Max open files")).unwrap().to_string();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words[3].to_string(), words[4].to_string())
+        };
+        let (before, most) = own();
+        raise_descriptors().unwrap();
+        assert_eq!((&most, &most), (&own().0, &own().1));
+        assert_eq!(Ok(0), run(&["sh", "-c", &format!("test $(ulimit -n) = {before}")], &[], &d).unwrap().exit);
         assert_eq!(Ok(7), run(&["sh", "-c", "exit 7"], &[], &d).unwrap().exit);
         assert_eq!(Err(9), run(&["sh", "-c", "kill -9 $$"], &[], &d).unwrap().exit);
         let script = "pwd; echo err >&2; ls /proc/self/fd | wc -l; env | grep -c ^A=; trap; cat; awk '/^Sig(Blk|Ign)/ {print $2}' /proc/self/status";

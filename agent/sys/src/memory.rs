@@ -23,19 +23,37 @@ pub fn give_back() {
 }
 
 /// Take no more part in the pages of program files that this process has looked at: what is needed still comes back from the system's cache, and what only
-/// a start needed, most of a program, does not. Files that are not there any more, and those of which a page is our own, stay as they are.
+/// a start needed, most of a program, does not. Files that are not there any more, those on other machines, and those of which a page is our own, stay as
+/// they are. Not to be called by a process that unloads libraries.
 pub fn forget_programs() {
-    for range in std::fs::read_to_string("/proc/self/smaps").map(|text| programs(&text)).unwrap_or_default() {
-        // SAFETY: a whole mapping of this process, of a file, which nobody can write to by it and nobody has changed in it: the same bytes are there at the
-        // next look.
+    for (range, path) in std::fs::read_to_string("/proc/self/smaps").map(|text| programs(&text)).unwrap_or_default() {
+        if !is_here(&path) {
+            continue;
+        }
+        // SAFETY: a whole mapping of this process, which unmaps none, of a file, which nobody can write to by it and nobody has changed in it: the same
+        // bytes are there at the next look.
         unsafe {
             libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED);
         }
     }
 }
 
+/// Is a file on a disk of this machine? Elsewhere it may be replaced, and then its pages can't be read again.
+fn is_here(path: &str) -> bool {
+    /// As statfs(2) has them: ext2 to ext4, XFS, Btrfs, tmpfs, overlayfs.
+    const LOCAL: [u32; 5] = [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x794C_7630];
+    let Ok(path) = std::ffi::CString::new(path) else { return false };
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: a C string and an object of ours; zeroed is a valid statfs.
+    let (done, kind) = unsafe {
+        let done = libc::statfs(path.as_ptr(), found.as_mut_ptr());
+        (done, found.assume_init().f_type)
+    };
+    done == 0 && LOCAL.contains(&(kind as u32))
+}
+
 /// The mappings of files that can be executed, and of which no page is our own, as the system says it of a process.
-fn programs(smaps: &str) -> Vec<Range<usize>> {
+fn programs(smaps: &str) -> Vec<(Range<usize>, String)> {
     let mut found = Vec::new();
     for line in smaps.lines() {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -45,18 +63,19 @@ fn programs(smaps: &str) -> Vec<Range<usize>> {
                 let ends = range.split_once('-').map(|(from, to)| (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)));
                 let is_program = rights == "r-xp" && inode != "0" && path.len() == 1;
                 found.push(match ends {
-                    Some((Ok(from), Ok(to))) if is_program => from..to,
-                    _ => 0..0,
+                    Some((Ok(from), Ok(to))) if is_program => (from..to, path.concat()),
+                    _ => (0..0, String::new()),
                 });
             }
-            ["Anonymous:", kib, "kB"] if kib != "0" => {
+            // In memory, or swapped out.
+            ["Anonymous:" | "Swap:", kib, "kB"] if kib != "0" => {
                 found.pop();
-                found.push(0..0);
+                found.push((0..0, String::new()));
             }
             _ => {}
         }
     }
-    found.retain(|range| !range.is_empty());
+    found.retain(|(range, _)| !range.is_empty());
     found
 }
 
@@ -75,6 +94,9 @@ VmFlags: rd ex mr mw me
 55d0c0010000-55d0c0019000 r-xp 00002000 fe:00 78 /usr/lib/patched.so
 Private_Dirty:         4 kB
 Anonymous:             4 kB
+55d0c001a000-55d0c001b000 r-xp 00002000 fe:00 78 /usr/lib/swapped.so
+Anonymous:             0 kB
+Swap:                  4 kB
 55d0c0020000-55d0c0029000 r-xp 00002000 fe:00 79 /usr/bin/grid (deleted)
 55d0c0030000-55d0c0039000 rwxp 00002000 fe:00 80 /usr/lib/odd.so
 7ffc58ffc000-7ffc58ffe000 r-xp 00000000 00:00 0 [vdso]
@@ -82,12 +104,14 @@ Anonymous:             4 kB
 
     #[test]
     fn of_a_program_only_what_nobody_has_changed_is_forgotten() {
-        assert_eq!(vec![0x55d0_c000_2000..0x55d0_c000_9000], programs(SMAPS));
+        assert_eq!(vec![(0x55d0_c000_2000..0x55d0_c000_9000, "/usr/bin/grid".to_string())], programs(SMAPS));
         let own = programs(&std::fs::read_to_string("/proc/self/smaps").unwrap());
         let here = of_a_program_only_what_nobody_has_changed_is_forgotten as fn() as usize;
-        assert!(own.iter().any(|range| range.contains(&here)), "{own:?}");
+        let program = std::env::current_exe().unwrap();
+        assert!(own.iter().any(|(range, path)| range.contains(&here) && program == std::path::Path::new(path)), "{own:?}");
         forget_programs();
         assert_eq!(own, programs(&std::fs::read_to_string("/proc/self/smaps").unwrap()));
+        assert!(!is_here("/proc/self/exe-that-is-not-there") && !is_here("/proc/self/status"));
     }
 
     fn resident_bytes() -> usize {
