@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use intergrid_proto::{Refusal, RefusalKind};
 
+use crate::absence::Start;
 use crate::budget::{Budget, Charge};
 use crate::left_alone::back_off;
 use crate::limits::*;
@@ -132,6 +133,8 @@ pub enum Input {
     Terms(Box<Terms>),
     /// Prices of the spot market, by type of machine.
     SpotPrices(BTreeMap<String, Rate>),
+    /// The clock was set ahead by so much: ms. To be told before anything else is by it.
+    Stepped(u64),
     /// Time has passed.
     Tick,
 }
@@ -176,6 +179,7 @@ pub struct Provisioner {
     pub(crate) now: u64,
     pub(crate) blocked: Option<(u64, String)>,
     pub(crate) latest: Round,
+    pub(crate) start: Start,
     strangers: BTreeMap<String, u32>,
     looking: bool,
     look_ms: u64,
@@ -195,6 +199,7 @@ impl Provisioner {
             now: 0,
             blocked: None,
             latest: Round::default(),
+            start: Start::default(),
             strangers: BTreeMap::new(),
             looking: false,
             look_ms: 0,
@@ -215,7 +220,7 @@ impl Provisioner {
             // What went meanwhile is looked for first: what it is told says nothing of when.
             (m.unheard, m.terminate_ms) = (m.may_exist(), now + TERMINATE_AGAIN_MS);
         }
-        p.set_back();
+        p.begin();
         p.budget_is(budget);
         // The clock may have been wrong, and offers may have gone.
         p.state.back_off.retain(|key, (until, ..)| {
@@ -290,6 +295,7 @@ impl Provisioner {
             }
             Input::Terms(terms) => self.go_by(*terms),
             Input::SpotPrices(now) => self.spot_is(now),
+            Input::Stepped(by_ms) => self.stepped(by_ms),
             Input::Tick => {}
         }
         self.due();
@@ -374,7 +380,7 @@ impl Provisioner {
 
     /// It is no more, or `never` was; it ended at `said_ms`, if its provider says so.
     pub(crate) fn gone(&mut self, number: u64, never: bool, said_ms: Option<u64>) {
-        let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist()) else { return };
+        let Some(m) = self.state.machines.get(&number).filter(|m| m.may_exist() && (never || !m.ahead)) else { return };
         let (failed, offer) = (m.failed(self.now), m.offer.clone());
         let at_ms = if never { self.now } else { self.ended_ms(m, said_ms) };
         if !never {
@@ -403,7 +409,7 @@ impl Provisioner {
             Outcome::Unknown(why) | Outcome::Refused(Refused::Throttled, why) => {
                 (m.call_ms, m.doubt) = (now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls), why);
             }
-            Outcome::Refused(Refused::TokenSpent, _) => self.gone(number, false, None),
+            Outcome::Refused(Refused::TokenSpent, _) => self.spent(number),
             Outcome::Refused(refused, text) => {
                 if m.calls > 1 || m.stage == Stage::Named {
                     m.call_ms = now + back_off(REPEAT_MIN_MS, REPEAT_MAX_MS, m.calls);
@@ -456,6 +462,7 @@ impl Provisioner {
                     self.named(number, s.id);
                     self.seen_as(number, s.state, None);
                 }
+                Some(m) if is_asked_for(m) => self.with(m.number, |m, _| m.said_ms = m.said_ms.max(s.ended_ms)),
                 Some(m) if m.id == s.id => {
                     met.insert(m.number);
                     self.seen_as(m.number, s.state, s.ended_ms);
@@ -486,6 +493,7 @@ impl Provisioner {
 
     /// All that time makes due.
     fn due(&mut self) {
+        self.set_back();
         let numbers: Vec<u64> = self.state.machines.keys().copied().collect();
         let mut calls = self.state.machines.values().filter(|m| m.in_flight).count();
         for number in numbers {
@@ -546,9 +554,9 @@ impl Provisioner {
         self.lease(number);
     }
 
-    /// Pay for more of a machine's time, or let it go; after a start not before it is known to be there.
+    /// Pay for more of a machine's time, or let it go; after a start not before it is known to be there, and since when.
     fn lease(&mut self, number: u64) {
-        let Some(m) = self.state.machines.get(&number).filter(|m| !m.unheard) else { return };
+        let Some(m) = self.state.machines.get(&number).filter(|m| !m.unheard && !m.ahead) else { return };
         let (now, paid_ms) = (self.now, m.paid_ms);
         let by_hour = m.price.billing == Billing::Hour;
         // Hours are billed from the launch on, also those in which nobody was here to pay for them.

@@ -44,6 +44,12 @@ pub const AWAY_SUPPLY_MS: u64 = 10_000;
 pub const ALONE_LATE_MS: u64 = 2 * 60_000;
 /// ... and so much later still, where its agent had not come yet: it had to boot, and to fetch that.
 pub const BOOT_LATE_MS: u64 = 30 * 60_000;
+/// Where machines' times are ahead of the clock of a start by more than this ...
+pub const AHEAD_MIN_MS: u64 = 60_000;
+/// ... they are wrong, and not the clock, when that has gone on for so long and was not set ahead: it may be behind until the network's time has come.
+pub const CLOCK_SET_MS: u64 = 10 * 60_000;
+/// A clock that goes ahead of the monotonic one by so much was set.
+pub const STEP_MIN_MS: u64 = 1_000;
 /// Rounds in which a booting machine must be of no use before it is given up.
 pub const SURPLUS_ROUNDS: u32 = 5;
 /// Machines' numbers of a new ledger begin behind one of so many multiples ...

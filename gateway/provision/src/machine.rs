@@ -96,6 +96,10 @@ pub struct Machine {
 
     /// This process found it in the records, and neither its provider nor its agent has said that it is there.
     pub(crate) unheard: bool,
+    /// Its times are ahead of the clock of this start, and nobody knows yet which of them is wrong.
+    pub(crate) ahead: bool,
+    /// It was not named yet, and has ended then, as its provider says.
+    pub(crate) said_ms: Option<u64>,
     /// Something was placed there when this process began, or since.
     pub(crate) had_work: bool,
     /// Was a call made, in this process or before it?

@@ -61,11 +61,11 @@ pub enum Record {
         /// Charged until then.
         paid_ms: u64,
     },
-    /// It was charged by a clock that was ahead: all that was counts as used, and its time goes on from now.
+    /// It was charged by a clock that was ahead: all that was counts as used, and its time goes on from the start that found it.
     SetBack {
         /// Which.
         number: u64,
-        /// Now.
+        /// That start.
         at_ms: u64,
     },
     /// Its end is certain.
@@ -339,6 +339,8 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         settled_ms: at_ms,
         paid_ms,
         unheard: false,
+        ahead: false,
+        said_ms: None,
         had_work: false,
         called: false,
         in_flight: false,

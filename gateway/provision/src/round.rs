@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::absence::UNCLEAR;
+use crate::absence::{BEHIND, UNCLEAR};
 use crate::ask::{Ask, Curb, ask};
 use crate::budget::{Charge, RATE};
 use crate::core::Provisioner;
@@ -221,7 +221,8 @@ impl Provisioner {
     /// Nothing can be launched for now: until when, and what the provider said.
     pub(crate) fn blocked_by(&self) -> Option<(u64, &str)> {
         let unclear = self.machines().find(|m| m.is_unclear(self.now)).map(|m| (self.now.max(m.word_ms + ABSENT_MS), UNCLEAR));
-        unclear.or(self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(until, text)| (*until, text.as_str())))
+        let behind = self.machines().any(|m| m.ahead).then_some((self.start.set_ms, BEHIND));
+        behind.or(unclear).or(self.blocked.as_ref().filter(|(until, _)| *until > self.now).map(|(until, text)| (*until, text.as_str())))
     }
 
     fn never(&self, demand: &Demand) -> Option<UnmetWhy> {

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use intergrid_provision::Clock;
+use intergrid_provision::{Clock, Input, Provisioner};
 
 /// From a start on: see [`Clock`].
 pub struct Time {
@@ -13,7 +13,19 @@ pub struct Time {
 impl Time {
     /// It is the wall clock's.
     pub fn begin() -> Time {
-        Time { clock: Clock::default(), began: Instant::now() }
+        let mut time = Time { clock: Clock::default(), began: Instant::now() };
+        time.now_ms();
+        time
+    }
+
+    /// Something happened now; before that, the clock may have been set.
+    pub fn step(&mut self, p: &mut Provisioner, input: Input) {
+        let now = self.now_ms();
+        if let Some(by_ms) = self.clock.stepped_ms() {
+            tracing::warn!(by_s = by_ms / 1_000, "the clock was set ahead");
+            p.step(Input::Stepped(by_ms), now);
+        }
+        p.step(input, now);
     }
 
     /// Milliseconds since 1970.

@@ -228,10 +228,10 @@ impl Shell {
                     if let Some((machine, why)) = refused(&self.config.gateway, &input) {
                         tracing::warn!(%machine, %why, "its launch is refused");
                     }
-                    p.step(input, self.time.now_ms());
+                    self.time.step(&mut p, input);
                 }
                 terms = others(&mut new_terms) => {
-                    p.step(Input::Terms(Box::new(terms)), self.time.now_ms());
+                    self.time.step(&mut p, Input::Terms(Box::new(terms)));
                     prices.reset_immediately();
                     look.reset_immediately();
                 }
@@ -250,9 +250,9 @@ impl Shell {
                     // What waits is not heard of any more while the store has no room: nothing is rented for it.
                     if Instant::now() >= round && self.engine.stuck().is_none() {
                         round = Instant::now() + Duration::from_millis(ROUND_MS);
-                        p.step(Input::Demand(demand(&renting)), self.time.now_ms());
+                        self.time.step(&mut p, Input::Demand(demand(&renting)));
                     } else {
-                        p.step(Input::Tick, self.time.now_ms());
+                        self.time.step(&mut p, Input::Tick);
                     }
                     let gone = self.order(&p, &renting.agents).await;
                     self.engine.tell(core::Input::ForRent(for_rent(&p, &self.config, gone))).await?;
@@ -262,7 +262,7 @@ impl Shell {
             if is_over {
                 // Written down before they go: who finds them gone later would take them for failed ones.
                 let with_us = stop.borrow().iter().flatten().filter_map(|label| number(&self.config.gateway, label)).collect::<Vec<u64>>();
-                with_us.into_iter().for_each(|number| p.step(Input::EndsWithUs(number), self.time.now_ms()));
+                with_us.into_iter().for_each(|number| self.time.step(&mut p, Input::EndsWithUs(number)));
             }
             let (records, actions) = p.take();
             if !records.is_empty() {
@@ -296,14 +296,13 @@ impl Shell {
 
     /// What has changed of its agents.
     fn tell_agents(&mut self, p: &mut Provisioner, agents: &[Agent]) {
-        let now = self.time.now_ms();
         for agent in agents {
             let Some(number) = number(&self.config.gateway, &agent.name) else { continue };
             let before = self.agents.insert(number, agent.clone()).unwrap_or_default();
-            news(number, &before, agent).into_iter().for_each(|input| p.step(input, now));
+            news(number, &before, agent).into_iter().for_each(|input| self.time.step(p, input));
             // Whoever said that nothing more is placed there.
             if !agent.drained_by.is_empty() && agent.open == 0 && self.drains.contains_key(&number) {
-                p.step(Input::Drained(number), now);
+                self.time.step(p, Input::Drained(number));
             }
         }
         self.agents.retain(|number, _| agents.iter().any(|a| a.name == label(&self.config.gateway, *number)));

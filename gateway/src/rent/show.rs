@@ -92,7 +92,9 @@ pub fn log(gateway: &str, record: &Record, p: &Provisioner) {
         Record::Gone { number, never, .. } => {
             tracing::info!(machine = %label(gateway, *number), "{}", if *never { "it never was" } else { "its end is certain" });
         }
-        Record::SetBack { number, .. } => tracing::warn!(machine = %label(gateway, *number), "its times are ahead of the clock: they go on from now"),
+        Record::SetBack { number, .. } => {
+            tracing::warn!(machine = %label(gateway, *number), "its times were ahead of the clock: they go on from this start")
+        }
         _ => {}
     }
 }

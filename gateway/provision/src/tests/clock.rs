@@ -12,8 +12,10 @@ fn a_clock_that_goes_back_is_not_waited_for() {
     let mut clock = Clock::default();
     let of = |clock: &mut Clock, minute: u64| clock.now_ms(wall_ms(minute * MINUTE), minute * MINUTE) - TEN;
     assert_eq!([0, 1, 22, 23, 32], [0, 1, 2, 3, 12].map(|minute| of(&mut clock, minute) / MINUTE));
+    assert_eq!([Some(20 * MINUTE), None], [clock.stepped_ms(), clock.stepped_ms()], "and a start is no step");
     // What it is ahead of that is told as well; what is not more than that is not.
     assert_eq!([45, 46], [(13, 45), (14, 30)].map(|(mono, wall)| (clock.now_ms(TEN + wall * MINUTE, mono * MINUTE) - TEN) / MINUTE));
+    assert_eq!([Some(12 * MINUTE), None], [clock.stepped_ms(), clock.stepped_ms()]);
 
     let offers = vec![offer("m", "0.60", Billing::Second { min_s: 60 })];
     let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], offers), per_hour("10"));
