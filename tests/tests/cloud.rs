@@ -292,11 +292,23 @@ fn a_machine_that_dies_is_replaced_and_its_task_runs_elsewhere() {
     let victim = *tree.below("burst").first().unwrap();
     assert!(std::process::Command::new("kill").args(["-9", &victim.to_string()]).status().unwrap().success());
     assert_eq!(0, user.wait(&job), "{:?}\n{}", user.run(&["explain", &job]), tree.log("burst"));
-    assert_eq!(Some(0), tree.terminate("burst"));
-    assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
-    let log = tree.log("burst");
-    let said = ["the provider has launched it", "its end is certain"].map(|what| log.matches(what).count());
-    assert_eq!(said[0], said[1], "and that is written down: {log}");
+    for stops in 1.. {
+        assert_eq!(Some(0), tree.terminate("burst"));
+        assert!(tree.below("burst").is_empty(), "idle machines end with their gateway");
+        let log = tree.log("burst");
+        let said = ["the provider has launched it", "its end is certain", "could not be written down in time"];
+        let [launched, ended, late] = said.map(|what| log.matches(what).count());
+        assert!(launched <= ended + 2 * late, "and that is written down, or said of the two that there can be: {log}");
+        if late < stops {
+            break;
+        }
+        // The disk was too slow for it: once more.
+        assert!(stops < 4, "it is never in time: {log}");
+        tree.start("burst");
+        let user = tree.user("burst");
+        let job = submit(&tree, &user, 1, &[], "0");
+        assert_eq!(0, user.wait(&job), "{:?}", user.run(&["explain", &job]));
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ use crate::core::rent::number;
 /// What is written down at the end has so long.
 const COMMIT_MAX: Duration = Duration::from_millis(2 * COMMIT_AGAIN_MS);
 
+const LATE: &str = "what ends with this gateway could not be written down in time: the next start finds it";
+
 /// What is left of the shell that has ended.
 pub(super) struct Left {
     pub(super) shell: Shell,
@@ -24,13 +26,12 @@ pub(super) struct Left {
 /// Of one that was told to stop. None: it could not write down all in time.
 pub(super) async fn left(task: Option<JoinHandle<Option<Left>>>) -> Option<Left> {
     let mut task = task?;
-    match timeout(COMMIT_MAX, &mut task).await {
-        Ok(shell) => shell.ok().flatten(),
-        Err(_) => {
-            task.abort();
-            None
-        }
+    let left = timeout(COMMIT_MAX, &mut task).await.ok().and_then(Result::ok).flatten();
+    if left.is_none() {
+        task.abort();
+        tracing::warn!("{LATE}");
     }
+    left
 }
 
 impl Left {
@@ -47,7 +48,9 @@ impl Left {
         if !records.is_empty() {
             records.iter().for_each(|r| show::log(&gateway, r, &self.p));
             let rows = self.book.rows(&records, || self.p.checkpoint());
-            _ = timeout(COMMIT_MAX, self.shell.engine.put(rows)).await;
+            if !matches!(timeout(COMMIT_MAX, self.shell.engine.put(rows)).await, Ok(Ok(()))) {
+                tracing::warn!("{LATE}");
+            }
         }
     }
 }
