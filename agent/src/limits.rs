@@ -46,6 +46,8 @@ pub const RATE_SAMPLE_MS: u64 = 20;
 pub const OPEN_WAIT_MS: u64 = 2_000;
 /// Tasks for which no slot came free in this time go back to the gateway, where they can still go anywhere. It does the same to its parents.
 pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
+/// The same, where a queue says how much is handed on: it knows of slots that came free only with its next look, which may be slow.
+pub const GIVE_BACK_HANDED_MS: u64 = 10_000;
 /// Ends that are remembered should the gateway lose its store, and their tasks.
 pub const ENDS_KEPT_MAX: usize = 512;
 /// See [`ENDS_KEPT_MAX`].

@@ -461,10 +461,16 @@ impl Core {
     /// What came in the expectation of short tasks, and found long ones.
     fn give_back_what_lingers(&mut self) {
         let waits = !self.ready.is_empty() || !self.runnable.is_empty();
-        if !waits || self.used == 0 || !self.is_attached() || self.link.waits_for_open(self.now) {
+        let handed_max = self.offer.as_ref().and_then(|o| o.handed_max);
+        let next = self.ready.front().map(|(number, _)| number).or(self.runnable.first());
+        let cost = next.and_then(|number| self.opens.get(number)).map_or(0, |o| o.cost);
+        // Where nothing of ours is, the next starts at once, unless a queue has no room for it.
+        let starts = self.used == 0 && handed_max.is_none_or(|most| most >= cost);
+        if !waits || starts || !self.is_attached() || self.link.waits_for_open(self.now) {
             self.moved_ms = self.now;
         }
-        if self.now < self.moved_ms + GIVE_BACK_AFTER_MS {
+        let after_ms = if handed_max.is_some() { GIVE_BACK_HANDED_MS } else { GIVE_BACK_AFTER_MS };
+        if self.now < self.moved_ms + after_ms {
             return;
         }
         self.moved_ms = self.now;
@@ -475,7 +481,7 @@ impl Core {
             waiting.insert(*number, self.opens.get(number).map_or_else(TaskSet::new, |o| o.waiting.clone()));
         }
         self.ready.iter().for_each(|(number, task)| waiting.entry(*number).or_default().insert(*task..*task + 1));
-        let text = format!("no slot came free here within {} s", GIVE_BACK_AFTER_MS / 1_000);
+        let text = format!("no slot came free here within {} s", after_ms / 1_000);
         for (number, tasks) in waiting {
             let taken = self.take_unstarted(number, &tasks, false);
             if !taken.is_empty() {

@@ -97,6 +97,31 @@ fn no_more_are_handed_on_than_may_be() {
     assert_eq!((vec![], 1), (withdrawn(&mut a), a.returns().len()));
 }
 
+/// Others have taken the slots.
+#[test]
+fn what_may_not_be_handed_on_goes_back() {
+    // With nothing of ours at work there: nothing may be handed on, or less than one task has.
+    for (most, slots) in [(0, 1), (3, 8)] {
+        let mut a = queue(20);
+        a.input(Input::Offer(Offer { handed_max: Some(most), ..offer(20) }));
+        let mut wide = spec();
+        wide.shape.slots = slots;
+        a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::range(0..2), &wide))));
+        // A slow look at the queue may show room yet.
+        a.pass(GIVE_BACK_HANDED_MS - 500);
+        assert_eq!((vec![], vec![]), (a.queued.clone(), a.returns()));
+        a.pass(1_000);
+        assert_eq!((vec![], vec![(1, TaskSet::range(0..2), ReasonKind::OverCredit)]), (a.queued.clone(), a.returns()));
+    }
+    // As when the queue closes: what is there stays there.
+    let mut a = queue(20);
+    a.input(Input::Offer(Offer { handed_max: Some(2), ..offer(20) }));
+    a.down(place(1, 0..3));
+    a.input(Input::Offer(Offer { handed_max: Some(0), closed: Some("x".into()), ..offer(20) }));
+    a.pass(GIVE_BACK_HANDED_MS + 200);
+    assert_eq!((2, vec![(1, TaskSet::one(2), ReasonKind::OverCredit)]), (a.queued.len(), a.returns()));
+}
+
 /// A gateway of a cluster starts again: what is there is known before its queues are.
 #[test]
 fn gpus_count_for_nothing_in_a_queue_whenever_it_is_told_of() {

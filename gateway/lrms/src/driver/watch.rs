@@ -10,6 +10,7 @@ use intergrid_proto::spec::substitute;
 use intergrid_proto::{Exit, Reason, ReasonKind};
 use tokio::task::JoinHandle;
 
+use super::handed::held;
 use super::send::Back;
 use super::{Driver, account, pause};
 use crate::books::{Claimed, Found, Place, Seen, Step, Watch};
@@ -200,19 +201,22 @@ impl Driver {
             let (open, again) = {
                 let mut inner = self.lock();
                 let open = inner.books.subs().any(|s| s.step != Step::Sending && s.tasks.values().any(|w| !w.over));
-                (open, inner.books.look_again())
+                (open, inner.books.look_again() || inner.handed.awaits())
             };
             if !open && !again {
                 continue;
             }
             let asked = self.clock.now();
-            let ids: BTreeSet<LrmsId> = self.lock().books.known().into_keys().collect();
+            let ids: BTreeSet<LrmsId> = {
+                let inner = self.lock();
+                inner.books.known().into_keys().chain(inner.handed.ids()).collect()
+            };
             match self.lrms.entries(&self.prefix, &ids).await {
                 Ok(entries) => {
                     silent = false;
                     let seen = {
                         let mut inner = self.lock();
-                        if inner.handed.surveyed(asked, &entries) {
+                        if inner.handed.surveyed(asked, &entries, &self.prefix) {
                             self.config.queues.iter().for_each(|name| inner.offer_again(name));
                         }
                         inner.books.surveyed(asked, entries, self.clock.now())
@@ -397,10 +401,7 @@ impl Driver {
                 }
                 Err(why) if self.clock.now() >= heard + QUEUES_OLD_MS => {
                     let closed = format!("{} does not answer: {why}", self.lrms.name());
-                    for name in &self.config.queues {
-                        self.lock().handed.close(name);
-                        self.tell_queue(name, Input::Offer(Offer { key: name.clone(), closed: Some(closed.clone()), ..Offer::default() }));
-                    }
+                    self.config.queues.iter().for_each(|name| self.close(name, closed.clone()));
                 }
                 Err(why) => tracing::debug!("the queues of {}: {why}", self.lrms.name()),
             }
@@ -412,7 +413,8 @@ impl Driver {
     fn offer(&self, name: &str) {
         let (queue, ours, wait_ms) = {
             let inner = self.lock();
-            (inner.queues.iter().find(|q| q.name == name).cloned(), inner.books.occupied(name), inner.books.wait_ms(name, self.clock.now()))
+            let ours = inner.books.occupied(name) + held(&inner.books, name, self.clock.now()).values().sum::<u64>();
+            (inner.queues.iter().find(|q| q.name == name).cloned(), ours, inner.books.wait_ms(name, self.clock.now()))
         };
         match queue {
             Some(queue) => {
@@ -426,15 +428,18 @@ impl Driver {
                 }
                 let mut guard = self.lock();
                 let inner = &mut *guard;
-                inner.handed.offer(&inner.books, &queue, offer);
+                inner.handed.offer(&inner.books, &queue, offer, self.clock.now());
                 inner.offer_again(name);
             }
-            None => {
-                self.lock().handed.close(name);
-                let closed = Some(format!("{} has no queue {name:?}", self.lrms.name()));
-                self.tell_queue(name, Input::Offer(Offer { key: name.to_string(), closed, ..Offer::default() }));
-            }
+            None => self.close(name, format!("{} has no queue {name:?}", self.lrms.name())),
         }
+    }
+
+    fn close(&self, name: &str, why: String) {
+        self.lock().handed.close(name);
+        // What waits for its turn to be handed on goes back.
+        let handed_max = self.config.limits.waiting_max.map(|_| 0);
+        self.tell_queue(name, Input::Offer(Offer { key: name.to_string(), closed: Some(why), handed_max, ..Offer::default() }));
     }
 
     /// The queues as the LRMS told of them last.
@@ -501,7 +506,7 @@ fn never(text: String) -> Fault {
     Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: false }
 }
 
-/// What is offered of a queue in which our tasks occupy so many slots.
+/// What is offered of a queue in which our tasks occupy so many slots, or would if it had not given them up.
 fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
     let ceiling = limits.ceiling(queue.slots_total);
     let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
