@@ -10,6 +10,7 @@ async fn what_is_given_up_and_lives_ends_by_its_own_record() {
     for how in [How::Forced, How::MachineLost] {
         let dir = tempfile::tempdir().unwrap();
         let local = Local::new(2);
+        local.wrong(|w| w.kill_wait_ms = 600_000);
         let pool = pool(dir.path(), &local, |_| {});
         let (mut p, child) = attached(pool.clone()).await;
         let go = dir.path().canonicalize().unwrap().join("go");

@@ -49,6 +49,8 @@ pub struct Wrong {
     pub denies: bool,
     /// Whose payload is killed, is told to have had too much memory.
     pub memory: bool,
+    /// From the word that a payload is to end, to its kill.
+    pub kill_wait_ms: u64,
 }
 
 struct Task {
@@ -275,7 +277,7 @@ impl Lrms for Local {
                 machines: 1,
                 machine_slots: slots,
                 machine_memory_bytes: 8 << 30,
-                kill_wait_ms: Some(0),
+                kill_wait_ms: Some(s.wrong.kill_wait_ms),
                 closed: s.wrong.suspended.then(|| "suspended".into()),
                 denied: s.wrong.denies.then(|| (Account::Own, "me is in none of its user_lists: physics".into())).into_iter().collect(),
                 ..Queue::default()
