@@ -90,7 +90,7 @@ pub struct Sub {
     pub sent_ms: u64,
     /// It is this process's own: how long its tasks wait is known.
     pub fresh: bool,
-    /// Its directory was made: where it is not there, its files are away.
+    /// Its directory was made: where nothing of it is there, its files are away.
     pub begun: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
@@ -499,10 +499,11 @@ impl Books {
         }
     }
 
-    /// Tasks that are not alive in the LRMS, and have had the time to say how they ended: they are to be decided on.
+    /// Tasks that are not alive in the LRMS, and have had the time to say how they ended: they are to be decided on. Those too whose claim is being taken:
+    /// the books may tell of them late.
     pub fn due(&self, now: u64) -> Vec<Place> {
         let of = |s: &Sub| {
-            let due = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && !w.taking && w.gone_ms.is_some_and(|t| now >= t + RECORD_GRACE_MS));
+            let due = s.tasks.iter().filter(|(_, w)| !w.over && !w.busy && w.gone_ms.is_some_and(|t| now >= t + RECORD_GRACE_MS));
             due.map(|(position, _)| (s.intent.tag.clone(), *position)).collect::<Vec<_>>()
         };
         self.subs.values().flat_map(of).collect()

@@ -153,6 +153,12 @@ impl Backend for LrmsPool {
                     .remedy("the site's administrator lets the gateway's account read them (grid doctor)")
                     .into()
             };
+            let away = |(n, path): (u64, String)| {
+                let text = format!("nothing is known of {n} of its tasks: their files are away where the gateway is ({path})");
+                Reason::new(ReasonKind::ContactLost, text)
+                    .remedy("the site's administrator mounts the shared directory there, or makes this one anew as its account if it is gone for good")
+                    .into()
+            };
             let given_up = |(n, ms): (u64, u64)| {
                 let text = format!(
                     "{n} of its tasks may still run: {} has given them up without having seen their end, and their own records are waited for, up to {}",
@@ -162,7 +168,8 @@ impl Backend for LrmsPool {
                 Reason::new(ReasonKind::ContactLost, text).into()
             };
             let waits = driver.waits(&queue, asked).into_iter().map(reason);
-            let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold)).chain(driver.given_up(&queue, asked).map(given_up));
+            let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold));
+            let lost = lost.chain(driver.given_up(&queue, asked).map(given_up)).chain(driver.away(&queue, asked).map(away));
             let stopped = Some(driver.suspended(&queue, asked)).filter(|n| *n > 0).map(stopped);
             let reasons: Vec<pb::Reason> = waits.chain(stopped).chain(lost).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };

@@ -253,6 +253,14 @@ mod tests {
         }
     }
 
+    /// Where the files are away, that code alone tells that nothing has begun.
+    #[test]
+    fn a_payload_does_not_end_as_a_script_that_could_not_begin() {
+        let (_dir, base) = base();
+        assert_eq!(vec![1], run(&base, &JobSpec::new(["/bin/sh", "-c", "exit 121"]), &[0], 1));
+        assert_eq!(121, record(&base, 1).code);
+    }
+
     #[test]
     fn a_word_may_have_any_number_of_indices_and_braces() {
         let (_dir, base) = base();

@@ -30,6 +30,11 @@ pub fn ran(over: &Over) -> bool {
     over.how == How::Exited && over.exit.is_some_and(is_payloads) && over.used.wall_ms.is_some_and(|ms| ms >= RAN_MS)
 }
 
+/// Do the books say that its script could not begin, where it ran? A payload's own code of this value is not in them.
+pub fn not_here(over: &Over) -> bool {
+    over.how == How::Exited && over.exit == Some(NOT_HERE)
+}
+
 /// Does this word of the LRMS leave open whether a payload that began still runs? It gave it up without having seen its end, or tells of a second copy.
 pub fn may_live(over: &Over) -> bool {
     matches!(over.how, How::MachineLost | How::Forced) || over.exit == Some(CLAIMED)
@@ -129,6 +134,8 @@ mod tests {
         let of = |how, exit, wall_ms| ran(&Over { used: Used { wall_ms: Some(wall_ms), ..Used::default() }, ..Over::new(how, Some(exit)) });
         assert!(of(How::Exited, Exit::Code(0), 9_000) && of(How::Exited, Exit::Signal(9), RAN_MS));
         assert!(!of(How::Exited, CLAIMED, 9_000) && !of(How::Exited, NOT_HERE, 9_000) && !of(How::Exited, Exit::Code(1), 1_000));
+        let exited = |exit| not_here(&Over::new(How::Exited, Some(exit)));
+        assert!(exited(NOT_HERE) && !exited(CLAIMED) && !exited(Exit::Code(1)) && !not_here(&Over::new(How::TimeLimit, Some(NOT_HERE))));
         // The machine's files may have hung before its claim.
         assert!(!of(How::TimeLimit, Exit::Signal(9), 9_000) && !ran(&Over::new(How::Exited, Some(Exit::Code(0)))));
     }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs one task of a submission on whatever machine the LRMS has chosen. It claims the task first: who finds the claim taken, touches nothing.
-# Exit: the payload's own; 120: claimed by another; 121: this machine has not what it needs, and nothing was started.
+# Exit: the payload's own, but 1 for 121; 120: claimed by another; 121: this machine has not what it needs, and nothing was started.
 umask 077
 cd "$grid_base/$grid_tag" || exit 121
 pos=${SLURM_ARRAY_TASK_ID:-${SGE_TASK_ID:-1}}
@@ -183,4 +183,6 @@ how=
     times &&
     printf 'how %s\nend\n' "$how"
 } >"../$run.x" || rm -f "../$run.x"
+# To the LRMS's books that is the word of a script that could not begin: it has to be true where its claim and record can't be seen.
+[ "$code" = 121 ] && code=1
 exit "$code"

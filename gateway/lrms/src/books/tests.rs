@@ -37,6 +37,8 @@ fn claims_and_records_are_found_once_and_foreign_names_are_nothing() {
     b.claimed_by(&place("a", 1), "1 n1 4\n", 5);
     assert_eq!((Some(Claimed::Started), None), (b.claimed(&place("a", 2), "7 n1 5\n"), b.claimed(&place("a", 2), "7 n1 5\n")));
     b.claimed_by(&place("a", 2), "", 5);
+    assert_eq!(claims[1..], b.looked(None, &list, 300), "it was not written yet");
+    b.claimed_by(&place("a", 2), "7 n1 5\n", 5);
     assert!(b.looked(None, &list, 300).is_empty(), "somebody is at it");
     assert!(b.looked(Some("alice"), &names(&["b.1.c"]), 300).is_empty(), "of another account");
     assert_eq!((Some((2, 7)), Some(&place("b", 1))), (b.key(&place("b", 2)), b.place("q", (2, 4))));
@@ -157,6 +159,12 @@ fn what_is_not_in_the_queue_is_a_question_after_a_while() {
     let seen = b.surveyed(3_000, vec![entry("a", 1, 1, State::Ended(over.clone())), entry("a", 1, 2, State::Running)], 3_010);
     assert_eq!(vec![Seen::Suspended(place("a", 2), false)], seen);
     assert_eq!((vec![], vec![place("a", 1)]), (b.due(3_010 + RECORD_GRACE_MS - 1), b.due(3_010 + RECORD_GRACE_MS)));
+    // The books may tell of it while its claim can't be taken.
+    b.watch(&place("a", 1)).unwrap().taking = true;
+    assert!(b.due(3_010 + RECORD_GRACE_MS) == [place("a", 1)] && b.is_taking(&place("a", 1)));
+    b.watch(&place("a", 1)).unwrap().started = true;
+    assert!(!b.is_taking(&place("a", 1)) && !b.watch(&place("a", 1)).unwrap().taking);
+    b.watch(&place("a", 1)).unwrap().started = false;
     assert_eq!(Some((over, String::new())), b.watch(&place("a", 1)).unwrap().verdict.clone());
     // A lost submission shows by its name.
     b.surveyed(4_000, vec![entry("b", 9, 1, State::Pending(Wait::Turn, "Priority".into()))], 4_010);

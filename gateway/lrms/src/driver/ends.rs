@@ -179,19 +179,20 @@ impl Driver {
 
     /// Remove what tasks have left, the last of a submission with all of it.
     pub fn clear(self: &Arc<Self>, queue: &str, keys: Vec<Key>) {
-        let (places, gone, accounts) = {
+        let (places, gone, accounts, begun) = {
             let mut inner = self.lock();
             let tag = |k: &Key| inner.books.place(queue, *k).map(|p| p.0.clone());
             let tags: std::collections::BTreeSet<String> = keys.iter().filter_map(tag).collect();
             let accounts: std::collections::BTreeMap<String, Account> =
                 tags.iter().filter_map(|t| Some((t.clone(), super::account(&inner.books.sub(t)?.intent)))).collect();
+            let begun: std::collections::BTreeSet<String> = tags.iter().filter(|t| inner.books.sub(t).is_some_and(|s| s.begun)).cloned().collect();
             let (places, gone) = inner.books.forget(queue, &keys);
             for intent in &gone {
                 inner.plans.remove(&intent.tag);
                 inner.batches.leave(&intent.tag);
                 inner.away.remove(&intent.tag);
             }
-            (places, gone, accounts)
+            (places, gone, accounts, begun)
         };
         if places.is_empty() && gone.is_empty() {
             return;
@@ -210,7 +211,8 @@ impl Driver {
                 }
             }
             for intent in gone {
-                driver.dispose(intent).await;
+                let begun = begun.contains(&intent.tag);
+                driver.dispose(intent, begun).await;
             }
         });
     }
@@ -227,8 +229,9 @@ impl Driver {
         Ok(())
     }
 
-    /// Remove a submission with all of it. Until that is done its principal keeps his account, in which the files are, and a restart tries on.
-    pub(super) async fn dispose(&self, intent: Intent) {
+    /// Remove a submission with all of it. Until that is done its principal keeps his account, in which the files are, and a restart tries on. Of one that was
+    /// not begun there may be nothing.
+    pub(super) async fn dispose(&self, intent: Intent, begun: bool) {
         let tasks = u32::try_from(intent.tasks.len()).unwrap_or(0);
         self.lock().books.leaves(&intent);
         let mut told = false;
@@ -237,7 +240,8 @@ impl Driver {
             if intent.tasks.len() > CLEARED_AT_ONCE {
                 self.clear_away(&account, (1..=tasks).map(|position| (intent.tag.clone(), position)).collect()).await?;
             }
-            self.hand(&account).ask(Ask::Remove(intent.tag.clone(), tasks), Vec::new()).await
+            let others = begun.then(|| self.others(&intent));
+            self.hand(&account).ask(Ask::Remove(intent.tag.clone(), tasks, others), Vec::new()).await
         };
         while let Err(why) = remove().await {
             if !std::mem::replace(&mut told, true) {

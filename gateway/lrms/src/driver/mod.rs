@@ -2,6 +2,7 @@
 //!
 //! It decides nothing that the books or a core can decide. Nothing is told to a core before there is evidence for it, and no lock is held while it waits.
 
+mod away;
 mod ends;
 mod given_up;
 mod handed;
@@ -113,7 +114,7 @@ struct Inner {
     batches: Batches,
     queues: Vec<Queue>,
     bound: Bound,
-    /// Submissions of which it was told that their files are away.
+    /// Submissions of which it was told that their files are away, and that are not back.
     away: BTreeSet<String>,
     handed: handed::Handed,
     /// Why the books of the LRMS could not be read when they were asked last.
@@ -249,13 +250,6 @@ impl Driver {
         let inner = self.lock();
         let sub = inner.books.sub(tag)?;
         Some((account(&sub.intent), sub.ids.clone()))
-    }
-
-    /// Say once of a submission that nothing is known of its tasks.
-    fn tell_away(&self, tag: &str, why: &str) {
-        if self.lock().away.insert(tag.to_string()) {
-            tracing::warn!(%tag, "the files of a submission are away, and nothing is known of its tasks until they are back: {why}; trying on");
-        }
     }
 
     /// Tell a task's core.

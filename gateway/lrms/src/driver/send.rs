@@ -12,7 +12,7 @@ use intergrid_proto::{Reason, ReasonKind};
 
 use super::{Driver, Inner, account, pause};
 use crate::batches::{Batch, Part, Request};
-use crate::books::{Intent, Place, Step, Sub};
+use crate::books::{Intent, Place, Step};
 use crate::child::Say;
 use crate::command::Account;
 use crate::hand::Hand;
@@ -150,7 +150,7 @@ impl Driver {
             if !known {
                 // Removed, and made anew just now. Nobody waits for it: the account's files may be away.
                 let driver = self.clone();
-                tokio::spawn(async move { driver.dispose(intent).await });
+                tokio::spawn(async move { driver.dispose(intent, prepared.is_ok()).await });
             }
             return;
         }
@@ -261,19 +261,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Make a submission's directory, once.
-    async fn make(&self, hand: &Hand, tag: &str) -> Result<(), String> {
-        let others: Vec<String> = {
-            let inner = self.lock();
-            let Some(sub) = inner.books.sub(tag).filter(|s| !s.begun) else { return Ok(()) };
-            let is_other = |s: &&Sub| s.begun && s.intent.account == sub.intent.account;
-            inner.books.subs().filter(is_other).map(|s| s.intent.tag.clone()).collect()
-        };
-        hand.ask(Ask::Begin(tag.to_string(), others), Vec::new()).await?;
-        self.lock().books.sub_mut(tag).into_iter().for_each(|s| s.begun = true);
-        Ok(())
-    }
-
     /// A submission that the LRMS does not have: its tasks go back.
     async fn back(&self, intent: &Intent, reason: &Reason) {
         for position in (1..).take(intent.tasks.len()) {
@@ -332,6 +319,11 @@ impl Driver {
     async fn take(self: Arc<Self>, account: &Account, mut tasks: Vec<(Place, Back)>) {
         let hand = self.hand(account);
         loop {
+            // What has ended meanwhile needs no claim, and may be removed with its directory; nor does what has run, by its claim or the books.
+            tasks.retain(|(place, _)| self.lock().books.is_taking(place));
+            if tasks.is_empty() {
+                return;
+            }
             // What waits for its turn to be submitted has none yet.
             let tags: BTreeSet<String> = tasks.iter().map(|(place, _)| place.0.clone()).collect();
             for tag in tags {
@@ -350,7 +342,16 @@ impl Driver {
             };
             let (mut taken, mut unknown) = (Vec::new(), Vec::new());
             for (n, (place, back)) in tasks.into_iter().enumerate() {
-                match (won.get(n), back) {
+                if let Some(Some(_)) = won.get(n) {
+                    self.is_back(&place.0);
+                }
+                let won = match won.get(n) {
+                    Some(None) if self.has_not_begun(&place) => Some(&Some(true)),
+                    // The books have told of its end meanwhile.
+                    Some(Some(true)) if !self.lock().books.is_taking(&place) => Some(&Some(false)),
+                    other => other,
+                };
+                match (won, back) {
                     (Some(Some(true)), Back::Unstarted(reason)) => self.end(&place, |key| Input::NeverStarted(key, reason)),
                     (Some(Some(true)), Back::Failed(fault)) => self.end(&place, |key| Input::NotStarted(key, fault)),
                     (Some(Some(false)), _) => {
@@ -358,7 +359,7 @@ impl Driver {
                         continue;
                     }
                     (Some(None) | None, back) => {
-                        if won.get(n).is_some() {
+                        if won.is_some() {
                             self.tell_away(&place.0, "its directory is not there");
                         }
                         unknown.push((place, back));
@@ -368,8 +369,6 @@ impl Driver {
                 taken.push(place);
             }
             self.cancel(taken, false).await;
-            // What has ended meanwhile needs no claim, and may be removed with its directory.
-            unknown.retain(|(place, _)| self.lock().books.watch(place).is_some());
             tasks = unknown;
             if tasks.is_empty() {
                 return;

@@ -171,7 +171,10 @@ impl Driver {
         let wanted: Vec<String> = plan.iter().flat_map(|p| &p.spec.outputs).map(|o| substitute(o, index)).collect();
         let Some((whose, _)) = self.whose(&place.0) else { return };
         match self.hand(&whose).ask(Ask::Made(place.clone(), wanted), Vec::new()).await {
-            Ok((Answer::Made(files, missing), _)) => (report.files, report.missing) = (files, missing),
+            Ok((Answer::Made(files, missing), _)) => {
+                self.is_back(&place.0);
+                (report.files, report.missing) = (files, missing);
+            }
             Ok(_) => {}
             Err(why) => {
                 self.tell_away(&place.0, &why);
@@ -370,7 +373,13 @@ impl Driver {
                 Ok(_) if self.clock.now() >= since + FIND_MS => {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
                     let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));
-                    let reason = self.lock().books.sub(&tag).and_then(|s| s.doubt.clone()).unwrap_or_else(lost);
+                    let reason = {
+                        let mut inner = self.lock();
+                        let Some(sub) = inner.books.sub_mut(&tag) else { continue };
+                        // An earlier version, which was ended before it gave it to the LRMS, may not have made its directory.
+                        sub.begun &= sub.fresh;
+                        sub.doubt.clone().unwrap_or_else(lost)
+                    };
                     // What has started all the same has a claim, and is seen by that.
                     self.take_back((1..).take(tasks).map(|position| ((tag.clone(), position), Back::Unstarted(reason.clone()))).collect());
                 }

@@ -33,7 +33,7 @@ pub type Place = (String, u32);
 pub enum Ask {
     /// Make the account's directory, where it is not there, and look whether it is good.
     Open,
-    /// Make a submission's own directory, the account's first; not where of these others, which are open, none is there: the account's files are away.
+    /// Make a submission's own directory, the account's first; not where nothing is there of these others, which are open: the account's files are away.
     Begin(String, Vec<String>),
     /// Make a submission's directories, the account's first, and small files in it: names, and how many bytes of what is beside it each has, in order.
     Prepare(String, u32, Vec<(String, u64)>),
@@ -53,8 +53,8 @@ pub enum Ask {
     Peek(Place, u64, u64),
     /// Remove what tasks have left, but for their claims.
     Clear(Vec<Place>),
-    /// Remove a submission with all of it.
-    Remove(String, u32),
+    /// Remove a submission with all of it. Where its directory was made, these others are open: not while the account's files are away.
+    Remove(String, u32, Option<Vec<String>>),
 }
 
 /// What a hand answers; bytes come beside it.
@@ -66,7 +66,7 @@ pub enum Answer {
     Names(Vec<String>),
     /// One for each asked for, and when it was written, in seconds since 1970; None: not there.
     Texts(Vec<Option<(String, u64)>>),
-    /// For each: was it ours to take? None: its submission's directory is not there, so that nothing is known.
+    /// For each: was it ours to take? None: nothing of its submission is there, so that nothing is known.
     Won(Vec<Option<bool>>),
     /// There, and not there.
     Made(Vec<String>, Vec<String>),
@@ -102,6 +102,25 @@ fn made(base: &Path, (tag, position): &Place, name: &str) -> io::Result<PathBuf>
     }
 }
 
+/// Has a task of this submission a claim here? Whoever took it did so by way of its directory: what is not there has been removed.
+fn has_claim(base: &Path, tag: &str) -> bool {
+    let is_its = |name: &str| name.strip_prefix(tag).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".c"));
+    fs::read_dir(base.join("run")).into_iter().flatten().flatten().any(|e| e.file_name().to_str().is_some_and(is_its))
+}
+
+/// Are the files of a submission that was begun here? Its payload, or the account's owner, may have removed its directory.
+fn is_here(base: &Path, tag: &str) -> bool {
+    within(base, tag).is_ok_and(|dir| dir.is_dir() || has_claim(base, tag))
+}
+
+/// Of submissions that were begun, one is here at least; where there is none, nothing is known.
+fn not_away(base: &Path, tags: &[String]) -> io::Result<()> {
+    match tags.first().filter(|_| !tags.iter().any(|tag| is_here(base, tag))) {
+        Some(tag) => Err(bad(format!("the directory of submission {tag}, which is open, is not there: its files are away"))),
+        None => Ok(()),
+    }
+}
+
 fn directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -122,11 +141,8 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
     match ask {
         Ask::Open => open(base).and(done),
         Ask::Begin(tag, others) => {
-            let is_there = |tag: &String| within(base, tag).is_ok_and(|dir| dir.is_dir());
             // What is made in a mount point without its file system is found by no machine.
-            if let Some(other) = others.first().filter(|_| !others.iter().any(is_there)) {
-                return Err(bad(format!("the directory of submission {other}, which is open, is not there: its files are away")));
-            }
+            not_away(base, &others)?;
             open(base)?;
             directory(&within(base, &tag)?)?;
             File::open(base)?.sync_all().and(done)
@@ -172,16 +188,21 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             Ok((Answer::Texts(names.iter().map(text).collect::<io::Result<_>>()?), Vec::new()))
         }
         Ask::Claim(places) => {
-            let take = |place: &Place| -> io::Result<Option<bool>> {
+            let create = |path: PathBuf| -> io::Result<Option<bool>> {
                 let say = |file: &mut File| file.write_all(WITHDRAWN.as_bytes()).and_then(|()| file.sync_all());
-                // As its script does, by way of the submission's directory: a `run` that was made anew while the files are away has no claims.
-                let path = within(base, &place.0)?.join(format!("../run/{}.{}.c", place.0, place.1));
                 match create_whole(&path, say) {
                     Ok(()) => Ok(Some(true)),
                     Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
                     // Ours from before a restart: still nobody has started it.
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Some(fs::read_to_string(path)? == WITHDRAWN)),
                     Err(e) => Err(e),
+                }
+            };
+            let take = |place: &Place| -> io::Result<Option<bool>> {
+                // As its script does, by way of the submission's directory: a `run` that was made anew while the files are away has no claims.
+                match create(within(base, &place.0)?.join(format!("../run/{}.{}.c", place.0, place.1)))? {
+                    None if has_claim(base, &place.0) => create(in_run(base, place, "c")?),
+                    known => Ok(known),
                 }
             };
             let won: Vec<Option<bool>> = places.iter().map(take).collect::<io::Result<_>>()?;
@@ -192,8 +213,8 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
         }
         Ask::Made(place, wanted) => {
             // What is away is not what was never made.
-            if !within(base, &place.0)?.is_dir() && !in_run(base, &place, "x")?.exists() {
-                return Err(bad(format!("the directory of submission {} is not there: its files are away", place.0)));
+            if !in_run(base, &place, "x")?.exists() {
+                not_away(base, std::slice::from_ref(&place.0))?;
             }
             let (mut there, mut missing) = (Vec::new(), Vec::new());
             for name in ["stdout", "stderr"] {
@@ -229,7 +250,12 @@ pub fn serve(base: &Path, ask: Ask, data: &[u8]) -> io::Result<(Answer, Vec<u8>)
             }
             done
         }
-        Ask::Remove(tag, positions) => {
+        Ask::Remove(tag, positions, others) => {
+            // What is away is not removed. Of what was removed just before a restart nothing is here.
+            if let Some(others) = others.filter(|_| !is_here(base, &tag)) {
+                File::open(base.join("run"))?;
+                not_away(base, &others)?;
+            }
             gone(fs::remove_dir_all(within(base, &tag)?))?;
             for position in 1..=positions {
                 for kind in ["c", "n", "x", "e"] {
@@ -351,10 +377,39 @@ mod tests {
         fs::rename(&away, &base).unwrap();
         assert!(made().is_ok());
         assert_eq!(Answer::Won(vec![Some(true)]), ask(Ask::Claim(vec![both()[0].clone()])).unwrap().0);
+        // What is away is not removed, and what was is no more.
+        let remove = |others: &[&str]| ask(Ask::Remove("t-1".into(), 1, Some(others.iter().map(|t| t.to_string()).collect())));
+        fs::rename(&base, &away).unwrap();
+        assert!(remove(&[]).is_err());
+        ask(Ask::Prepare("t-2".into(), 1, vec![])).unwrap();
+        assert!(remove(&["t-0"]).is_err() && remove(&["t-2"]).is_ok() && ask(Ask::Remove("t-9".into(), 1, None)).is_ok());
+        fs::remove_dir_all(&base).unwrap();
+        fs::rename(&away, &base).unwrap();
         // With its record it is over: what somebody has removed is missing.
         fs::remove_dir_all(base.join("t-1")).unwrap();
         fs::write(base.join("run/t-1.1.x"), "v2").unwrap();
         assert!(made().is_ok());
+        assert!(remove(&[]).is_ok() && !base.join("run/t-1.1.c").exists());
+    }
+
+    #[test]
+    fn a_claim_tells_that_a_directory_was_removed_and_is_not_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("a");
+        let ask = |ask| serve(&base, ask, b"");
+        ask(Ask::Prepare("t-1".into(), 2, vec![])).unwrap();
+        fs::remove_dir_all(base.join("t-1")).unwrap();
+        let claim = || ask(Ask::Claim(vec![("t-1".into(), 2)])).unwrap().0;
+        let made = || ask(Ask::Made(("t-1".into(), 1), vec!["o".into()]));
+        let begin = || ask(Ask::Begin("t-2".into(), vec!["t-1".into()]));
+        // Of another, whose tag begins as its does.
+        fs::write(base.join("run/t-12.1.c"), "77 n1 5\n").unwrap();
+        assert!(claim() == Answer::Won(vec![None]) && made().is_err() && begin().is_err());
+        fs::write(base.join("run/t-1.1.c"), "78 n1 5\n").unwrap();
+        assert_eq!(Answer::Made(vec![], vec!["o".into()]), made().unwrap().0);
+        assert!(claim() == Answer::Won(vec![Some(true)]) && begin().is_ok());
+        ask(Ask::Remove("t-1".into(), 2, Some(vec![]))).unwrap();
+        assert_eq!(Answer::Names(vec!["t-12.1.c".into()]), ask(Ask::Look).unwrap().0);
     }
 
     #[test]
@@ -395,7 +450,7 @@ mod tests {
         // No question takes longer than its part does, however large the file is.
         File::create(base.join("t-1/1/w/large")).unwrap().set_len(1 << 40).unwrap();
         assert_eq!(BLOB_PART_BYTES, ask(Ask::Part(place.clone(), "out/large".into(), 1 << 39), b"").unwrap().1.len());
-        ask(Ask::Remove("t-1".into(), 2), b"").unwrap();
+        ask(Ask::Remove("t-1".into(), 2, Some(vec![])), b"").unwrap();
         assert_eq!((Answer::Names(vec![]), vec![]), ask(Ask::Look, b"").unwrap());
         fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         assert!(ask(Ask::Open, b"").unwrap_err().to_string().contains("mode 755"));
