@@ -370,9 +370,10 @@ fn program(plan: &Plan, index: u32) -> Result<CString, Fault> {
     Ok(found)
 }
 
-/// Is there too little of something here, which another machine may have, or this one later: room, descriptors, processes, memory?
+/// Is there too little of something here, which another machine may have, or this one later: room, descriptors? Of memory and processes a task of its own
+/// may ask too much.
 fn is_short(e: &io::Error) -> bool {
-    is_full(e) || [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM].iter().any(|short| e.raw_os_error() == Some(short.raw_os_error()))
+    is_full(e) || [Errno::MFILE, Errno::NFILE].iter().any(|short| e.raw_os_error() == Some(short.raw_os_error()))
 }
 
 /// As a shell says it: 127 where there is no such program, 126 where it can't be executed.

@@ -62,7 +62,9 @@ impl Provisioner {
         let now = self.now;
         let later = |at_ms: u64| at_ms.saturating_add(by_ms).min(now);
         let began_ms = later(self.start.began_ms);
-        self.start = Start { began_ms, set_ms: now + CLOCK_SET_MS };
+        // A clock that is only kept right is set all the time.
+        let set_ms = if by_ms >= AHEAD_MIN_MS { now + CLOCK_SET_MS } else { self.start.set_ms.saturating_add(by_ms) };
+        self.start = Start { began_ms, set_ms };
         for m in self.state.machines.values_mut() {
             (m.away_ms, m.idle_ms, m.word_ms) = (later(m.away_ms), later(m.idle_ms), later(m.word_ms));
             m.ahead &= m.is_ahead(began_ms);

@@ -117,9 +117,10 @@ impl Inner {
         }
     }
 
-    /// Machines that end when we are stopped.
+    /// Machines that end when we are stopped, or have ended.
     fn idle(&self, busy: &BTreeSet<String>) -> BTreeSet<String> {
-        let is_left = |name: &String| !self.config.die_with_parent && busy.contains(name);
+        let runs = |name: &String| process::find(&self.config.dir(name).join(CONFIG_FILE)).is_some();
+        let is_left = |name: &String| !self.config.die_with_parent && busy.contains(name) && runs(name);
         self.machines().unwrap_or_default().into_iter().filter(|name| !is_left(name)).collect()
     }
 

@@ -16,12 +16,8 @@ impl Driver {
 
     /// Make a submission's directory, once.
     pub(super) async fn make(&self, hand: &Hand, tag: &str) -> Result<(), String> {
-        let unmade = self.lock().books.sub(tag).filter(|s| !s.begun).map(|s| (s.intent.clone(), s.fresh));
-        let Some((intent, fresh)) = unmade else { return Ok(()) };
-        if !fresh {
-            // Its account's directory is older than it.
-            hand.ask(Ask::Look, Vec::new()).await?;
-        }
+        let unmade = self.lock().books.sub(tag).filter(|s| !s.begun).map(|s| s.intent.clone());
+        let Some(intent) = unmade else { return Ok(()) };
         loop {
             let others = self.others(&intent);
             match hand.ask(Ask::Begin(tag.to_string(), others.clone()), Vec::new()).await {
@@ -49,10 +45,11 @@ impl Driver {
         }
     }
 
-    /// Do the LRMS's books say of a task without files that its only script has not begun?
+    /// Do the LRMS's books say of a task without files that its only script has not begun? Of one that an earlier process submitted they may say it by a
+    /// payload's own exit code: that process may have been of an earlier version.
     pub(super) fn has_not_begun(&self, place: &Place) -> bool {
         let mut inner = self.lock();
-        let is_only = inner.books.sub(&place.0).is_some_and(|s| s.ids.len() == 1);
+        let is_only = inner.books.sub(&place.0).is_some_and(|s| s.fresh && s.ids.len() == 1);
         is_only && inner.books.watch(place).is_some_and(|w| !w.started && w.verdict.as_ref().is_some_and(|(over, _)| not_here(over)))
     }
 

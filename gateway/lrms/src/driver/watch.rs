@@ -265,14 +265,17 @@ impl Driver {
     async fn decide(self: &Arc<Self>) {
         let (due, ids) = {
             let inner = self.lock();
-            let due = inner.books.due(self.clock.now());
-            let ids: BTreeSet<LrmsId> = due.iter().filter_map(|p| inner.books.sub(&p.0)).flat_map(|s| s.ids.iter().copied()).collect();
+            let mut due = inner.books.due(self.clock.now());
+            // What can't be taken, as its files are away, may be much, and keeps nobody else from being asked for.
+            due.sort_by_key(|p| inner.books.sub(&p.0).and_then(|s| s.tasks.get(&p.1)).is_some_and(|w| w.taking));
+            let mut asked = BTreeSet::new();
+            let all = due.iter().filter_map(|p| inner.books.sub(&p.0)).flat_map(|s| s.ids.iter().copied());
+            let ids: Vec<LrmsId> = all.filter(|id| asked.insert(*id)).take(RECORDS_JOBS_MAX).collect();
             (due, ids)
         };
         if due.is_empty() {
             return;
         }
-        let ids: Vec<LrmsId> = ids.into_iter().take(RECORDS_JOBS_MAX).collect();
         let (records, unread) = match self.lrms.records(&ids).await {
             Ok(records) => (records, None),
             Err(why) => (Vec::new(), Some(why.to_string())),
@@ -373,10 +376,8 @@ impl Driver {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
                     let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));
                     let reason = {
-                        let mut inner = self.lock();
-                        let Some(sub) = inner.books.sub_mut(&tag) else { continue };
-                        // An earlier version, which was ended before it gave it to the LRMS, may not have made its directory.
-                        sub.begun &= sub.fresh;
+                        let inner = self.lock();
+                        let Some(sub) = inner.books.sub(&tag) else { continue };
                         sub.doubt.clone().unwrap_or_else(lost)
                     };
                     // What has started all the same has a claim, and is seen by that.
