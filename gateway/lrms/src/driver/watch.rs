@@ -375,11 +375,8 @@ impl Driver {
                 Ok(_) if self.clock.now() >= since + FIND_MS => {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
                     let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));
-                    let reason = {
-                        let inner = self.lock();
-                        let Some(sub) = inner.books.sub(&tag) else { continue };
-                        sub.doubt.clone().unwrap_or_else(lost)
-                    };
+                    let why = |s: &crate::books::Sub| s.doubt.clone().unwrap_or_else(lost);
+                    let Some(reason) = self.lock().books.sub(&tag).map(why) else { continue };
                     // What has started all the same has a claim, and is seen by that.
                     self.take_back((1..).take(tasks).map(|position| ((tag.clone(), position), Back::Unstarted(reason.clone()))).collect());
                 }
