@@ -1,7 +1,7 @@
 //! Files that are away where the gateway is: the directory of a submission is made before anything is known of it, and where it is not there, nor a claim of
 //! its tasks, nothing is known of them.
 
-use super::{Driver, account};
+use super::Driver;
 use crate::books::{Intent, Place, Sub};
 use crate::hand::Hand;
 use crate::hand::files::Ask;
@@ -51,21 +51,5 @@ impl Driver {
         let mut inner = self.lock();
         let is_only = inner.books.sub(&place.0).is_some_and(|s| s.fresh && s.ids.len() == 1);
         is_only && inner.books.watch(place).is_some_and(|w| !w.started && w.verdict.as_ref().is_some_and(|(over, _)| not_here(over)))
-    }
-
-    /// Tasks of a queue of which nothing is known, as their files are away: how many, and where those of one are looked for.
-    pub fn away(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> Option<(u64, String)> {
-        let of = |s: &Sub| {
-            let tasks = (1..).zip(&s.intent.tasks);
-            let is_open = |position: &u32| s.tasks.get(position).is_some_and(|w| !w.over);
-            let n = tasks.filter(|(position, (number, index))| is_open(position) && is_asked(*number, *index)).count() as u64;
-            (n, account(&s.intent), s.intent.tag.clone())
-        };
-        let inner = self.lock();
-        let subs = inner.away.iter().filter_map(|tag| inner.books.sub(tag)).filter(|s| s.intent.queue == queue);
-        let found: Vec<_> = subs.map(of).filter(|(n, ..)| *n > 0).collect();
-        drop(inner);
-        let (_, whose, tag) = found.first()?;
-        Some((found.iter().map(|(n, ..)| n).sum(), self.hand(whose).base().join(tag).display().to_string()))
     }
 }

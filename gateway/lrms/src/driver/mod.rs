@@ -4,10 +4,11 @@
 
 mod away;
 mod ends;
-mod given_up;
 mod handed;
+mod queues;
 mod recall;
 pub mod send;
+mod told;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,25 +1,23 @@
-//! Looking after what was given to the LRMS: its claims and records on the shared file system, often; the LRMS's queue, at most once a second; its books,
+//! Looking after what was given to the LRMS: its claims and records on the shared file system, often; what it has of ours, at most once a second; its books,
 //! for what is in neither.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use intergrid_agent::core::{Fault, Input};
-use intergrid_agent::machine::{Capacity, Offer};
 use intergrid_proto::spec::substitute;
 use intergrid_proto::{Exit, Reason, ReasonKind};
 use tokio::task::JoinHandle;
 
-use super::handed::held;
 use super::send::Back;
 use super::{Driver, account, pause};
-use crate::books::{Claimed, Found, Place, Seen, Step, Watch};
+use crate::books::{Claimed, Found, Place, Seen, Step};
 use crate::command::{Account, own_account};
 use crate::doctor::BLIND_REMEDY;
 use crate::hand::Hand;
 use crate::hand::files::{Answer, Ask};
 use crate::limits::*;
-use crate::lrms::{How, LrmsId, Over, Queue, Record, State, Wait};
+use crate::lrms::{How, LrmsId, Over, Record, Wait};
 use crate::script::ExitRecord;
 use crate::verdict::{CLAIMED, NOT_HERE, Verdict, patience_ms, ran, verdict};
 
@@ -385,214 +383,9 @@ impl Driver {
             }
         }
     }
-
-    /// What the queues offer.
-    pub(super) async fn watch_queues(self: Arc<Self>) {
-        let mut heard = self.clock.now();
-        loop {
-            let is_due = self.lock().bound.is_due(self.clock.now());
-            if is_due {
-                let said = self.lrms.tasks_max().await.ok();
-                self.lock().bound.heard(said, self.clock.now());
-            }
-            if self.lock().books.is_idle() {
-                // Nobody else asks what waits in the queues, just when somebody above chooses among them.
-                _ = self.lrms.entries(&self.prefix, &BTreeSet::new()).await;
-            }
-            match self.lrms.queues().await {
-                Ok(queues) => {
-                    heard = self.clock.now();
-                    self.lock().queues = queues;
-                    self.config.queues.iter().for_each(|name| self.offer(name));
-                }
-                Err(why) if self.clock.now() >= heard + QUEUES_OLD_MS => {
-                    let closed = format!("{} does not answer: {why}", self.lrms.name());
-                    self.config.queues.iter().for_each(|name| self.close(name, closed.clone()));
-                }
-                Err(why) => tracing::debug!("the queues of {}: {why}", self.lrms.name()),
-            }
-            let idle = self.lock().books.is_idle();
-            pause(if idle { QUEUES_IDLE_INTERVAL_MS } else { QUEUES_INTERVAL_MS }).await;
-        }
-    }
-
-    fn offer(&self, name: &str) {
-        let (queue, ours, wait_ms) = {
-            let inner = self.lock();
-            let ours = inner.books.occupied(name) + held(&inner.books, name, self.clock.now()).values().sum::<u64>();
-            (inner.queues.iter().find(|q| q.name == name).cloned(), ours, inner.books.wait_ms(name, self.clock.now()))
-        };
-        match queue {
-            Some(queue) => {
-                let architecture = if queue.architecture.is_empty() { std::env::consts::ARCH.to_string() } else { queue.architecture.clone() };
-                let (slots, memory_bytes, gpus) = (queue.machine_slots, queue.machine_memory_bytes, queue.machine_gpus);
-                let capacity = Capacity { slots, memory_bytes, gpus, architecture };
-                self.tell_queue(name, Input::Capacity(capacity));
-                let offer = offer(&queue, ours, wait_ms, &self.config.limits);
-                if self.config.limits.waiting_max.is_none() {
-                    return self.tell_queue(name, Input::Offer(offer));
-                }
-                let mut guard = self.lock();
-                let inner = &mut *guard;
-                inner.handed.offer(&inner.books, &queue, offer, self.clock.now());
-                inner.offer_again(name);
-            }
-            None => self.close(name, format!("{} has no queue {name:?}", self.lrms.name())),
-        }
-    }
-
-    fn close(&self, name: &str, why: String) {
-        self.lock().handed.close(name);
-        // What waits for its turn to be handed on goes back.
-        let handed_max = self.config.limits.waiting_max.map(|_| 0);
-        self.tell_queue(name, Input::Offer(Offer { key: name.to_string(), closed: Some(why), handed_max, ..Offer::default() }));
-    }
-
-    /// The queues as the LRMS told of them last.
-    pub fn queues(&self) -> Vec<Queue> {
-        self.lock().queues.clone()
-    }
-
-    /// Why tasks of a queue wait: how many, by the LRMS's own word.
-    pub fn waits(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> BTreeMap<(Wait, String), u64> {
-        let mut out = BTreeMap::new();
-        for sub in self.lock().books.subs().filter(|s| s.intent.queue == queue) {
-            for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && !w.started) {
-                let Some((number, index)) = sub.intent.tasks.get(*position as usize - 1) else { continue };
-                if let (Some(State::Pending(wait, why)), true) = (&watch.entry, is_asked(*number, *index)) {
-                    *out.entry((*wait, why.clone())).or_default() += 1;
-                }
-            }
-        }
-        out
-    }
-
-    /// Tasks of a queue that are suspended there: how many.
-    pub fn suspended(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> u64 {
-        let inner = self.lock();
-        let is_suspended = |w: &Watch| !w.over && w.entry == Some(State::Suspended);
-        let of = |s: &crate::books::Sub| {
-            let tasks = (1..).zip(&s.intent.tasks);
-            tasks.filter(|(position, (number, index))| s.tasks.get(position).is_some_and(is_suspended) && is_asked(*number, *index)).count() as u64
-        };
-        inner.books.subs().filter(|s| s.intent.queue == queue).map(of).sum()
-    }
-
-    /// Tasks of a queue that are over, or gone, while the books that say how can't be read: how many, and why.
-    pub fn untold(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> Option<(u64, String)> {
-        let inner = self.lock();
-        let why = inner.unread.clone()?;
-        let is_gone = |s: &crate::books::Sub, position: u32| s.tasks.get(&position).is_some_and(|w| !w.over && w.gone_ms.is_some());
-        let gone = |s: &crate::books::Sub| {
-            let tasks = (1..).zip(&s.intent.tasks).filter(|(position, (number, index))| is_gone(s, *position) && is_asked(*number, *index));
-            tasks.count() as u64
-        };
-        let gone: u64 = inner.books.subs().filter(|s| s.intent.queue == queue).map(gone).sum();
-        (gone > 0).then_some((gone, why))
-    }
-
-    /// Tasks of a queue on machines that the LRMS does not hear of: how many on each.
-    pub fn unheard(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> BTreeMap<String, u64> {
-        let inner = self.lock();
-        let silent = inner.queues.iter().find(|q| q.name == queue).map_or(&[][..], |q| &q.unheard);
-        let mut out = BTreeMap::new();
-        for sub in inner.books.subs().filter(|s| !silent.is_empty() && s.intent.queue == queue) {
-            for (position, watch) in sub.tasks.iter().filter(|(_, w)| !w.over && silent.contains(&w.machine)) {
-                if sub.intent.tasks.get(*position as usize - 1).is_some_and(|(number, index)| is_asked(*number, *index)) {
-                    *out.entry(watch.machine.clone()).or_default() += 1;
-                }
-            }
-        }
-        out
-    }
 }
 
 /// Of a task that the LRMS will not start.
 fn never(text: String) -> Fault {
     Fault { kind: ReasonKind::StartFailed, text, exit: Exit::NotStarted, elsewhere: false }
-}
-
-/// What is offered of a queue in which our tasks occupy so many slots, or would if it had not given them up.
-fn offer(queue: &Queue, ours: u64, wait_ms: Option<u64>, limits: &intergrid_gateway::config::LrmsLimits) -> Offer {
-    let ceiling = limits.ceiling(queue.slots_total);
-    let bounded = limits.ceiling_percent < 100 || limits.slots_max.is_some();
-    let most = ceiling.min(limits.slots_max.unwrap_or(u64::MAX));
-    let bound = match limits.slots_max {
-        Some(max) if max <= ceiling => format!("its site lets {max} slots of all its queues be used (slots_max)"),
-        _ if limits.ceiling_percent < 100 => {
-            format!("its site lets {ceiling} of its {} slots be used (ceiling_percent = {})", queue.slots_total, limits.ceiling_percent)
-        }
-        _ => String::new(),
-    };
-    let room = (ours + queue.slots_free).min(most);
-    let slots_total = queue.slots_total.min(most);
-    let (ahead, ahead_short) = limits.waiting(slots_total);
-    Offer {
-        key: queue.name.clone(),
-        slots_total,
-        machines: queue.machines,
-        gpus_total: queue.gpus_total,
-        nodes_max: queue.nodes_max,
-        room,
-        ahead,
-        ahead_short,
-        handed_max: None,
-        largest_free: queue.largest_free,
-        // Beyond a ceiling nothing may even wait: it would be started.
-        window_max: if bounded { most } else { u64::MAX },
-        bound,
-        // By the machines that are out of order, too: they come back.
-        task_slots_max: if bounded { limits.ceiling(queue.slots_all).min(limits.slots_max.unwrap_or(u64::MAX)).max(1) } else { 0 },
-        waiting: queue.waiting,
-        turnaround_ms: TURNAROUND_MS,
-        closed: queue.closed.clone(),
-        time_max_ms: queue.time_max_ms(limits),
-        // Whoever waits behind nobody for what is free starts.
-        wait_ms: if queue.slots_free > 0 && queue.waiting == 0 { Some(0) } else { wait_ms.map(roughly) },
-    }
-}
-
-/// A time as it is told: it is no more exact than that, and what is told anew with each second is told to everybody above.
-fn roughly(ms: u64) -> u64 {
-    let steps = [0, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1_200, 1_800].map(|s| s * 1_000);
-    steps.into_iter().find(|step| *step >= ms).unwrap_or_else(|| ms.next_multiple_of(3_600_000))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ceiling_bounds_what_runs_and_what_waits() {
-        let queue = Queue { name: "q".into(), slots_total: 100, slots_all: 200, slots_free: 60, ..Queue::default() };
-        let mut limits = intergrid_gateway::config::LrmsLimits::default();
-        let all = offer(&queue, 15, None, &limits);
-        assert_eq!((75, 4, u64::MAX, 100), (all.room, all.ahead, all.window_max, all.slots_total));
-        // Half of the queue's slots where tasks are short, unless the site says how many.
-        let ahead = |slots_total, waiting_max| {
-            let few = Queue { slots_total, ..queue.clone() };
-            let offer = offer(&few, 0, None, &intergrid_gateway::config::LrmsLimits { waiting_max, ..limits });
-            (offer.ahead, offer.ahead_short)
-        };
-        assert_eq!([(4, 46), (4, 0), (40, 0), (0, 0)], [ahead(100, None), ahead(6, None), ahead(12, Some(40)), ahead(100, Some(0))]);
-        limits.ceiling_percent = 20;
-        let part = offer(&queue, 15, None, &limits);
-        assert_eq!((20, 20, 20), (part.room, part.window_max, part.slots_total));
-        assert_eq!(("", "its site lets 20 of its 100 slots be used (ceiling_percent = 20)"), (all.bound.as_str(), part.bound.as_str()));
-        // A task that fits when all machines are in order is not refused for ever.
-        assert_eq!((0, 40), (all.task_slots_max, part.task_slots_max));
-        (limits.slots_max, limits.time_max_ms) = (Some(7), Some(60_000));
-        assert_eq!(7, offer(&queue, 0, None, &limits).task_slots_max);
-        assert_eq!((None, Some(60_000)), (all.time_max_ms, offer(&queue, 0, None, &limits).time_max_ms));
-        let short = Queue { time_max_ms: Some(30_000), ..queue.clone() };
-        assert_eq!(Some(30_000), offer(&short, 0, None, &limits).time_max_ms);
-        assert_eq!(Some(0), all.wait_ms);
-        let crowded = Queue { waiting: 3, ..queue.clone() };
-        let wait = |wait_ms| offer(&crowded, 0, wait_ms, &limits).wait_ms;
-        assert_eq!((None, Some(0), Some(1_000), Some(300_000), Some(7_200_000)), {
-            (wait(None), wait(Some(0)), wait(Some(7)), wait(Some(120_001)), wait(Some(3_600_001)))
-        });
-        let few = offer(&queue, 0, None, &limits);
-        assert_eq!((7, 7, true), (few.room, few.window_max, few.bound.contains("7 slots of all its queues")));
-    }
 }

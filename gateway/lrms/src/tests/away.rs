@@ -76,11 +76,7 @@ async fn a_payload_that_removes_its_submission_stops_nothing() {
 async fn what_finds_no_directory_where_it_runs_has_not_begun() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(8);
-    local.wrong(|w| w.hold = true);
-    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
-    let job = p.job(counting(dir.path(), "exit 0"), 1);
-    let n = p.place(child, "batch", job, TaskSet::one(0));
-    eventually(&mut p, || local.pending() == 1).await;
+    let (mut p, _, _, n) = one_waits(dir.path(), &local, 1, |_| {}).await;
     let shared = dir.path().join("shared");
     std::fs::remove_dir_all(&shared).unwrap();
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(shared.join("run")).unwrap();

@@ -88,6 +88,16 @@ async fn attached(pool: Arc<LrmsPool>) -> (Parent, SiteId) {
     (p, child)
 }
 
+/// A job of so many tasks, the first of which waits in the LRMS, held there: the job and its placement.
+async fn one_waits(dir: &Path, local: &Local, tasks: u32, change: impl FnOnce(&mut LrmsConfig)) -> (Parent, SiteId, u64, u64) {
+    local.wrong(|w| w.hold = true);
+    let (mut p, child) = attached(pool(dir, local, change)).await;
+    let job = p.job(counting(dir, "exit 0"), tasks);
+    let n = p.place(child, "batch", job, TaskSet::one(0));
+    eventually(&mut p, || local.pending() == 1).await;
+    (p, child, job, n)
+}
+
 /// A job that appends a line to a file for each start, and exits with this code.
 fn counting(dir: &Path, code: &str) -> JobSpec {
     let file = dir.canonicalize().unwrap().join("starts");
@@ -439,11 +449,7 @@ async fn what_a_site_s_limits_never_let_run_is_told_with_both_numbers() {
 async fn what_a_queue_s_access_lists_refuse_goes_back() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(8);
-    local.wrong(|w| w.hold = true);
-    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
-    let job = p.job(counting(dir.path(), "exit 0"), 2);
-    let n = p.place(child, "batch", job, TaskSet::one(0));
-    eventually(&mut p, || local.pending() == 1).await;
+    let (mut p, child, job, n) = one_waits(dir.path(), &local, 2, |_| {}).await;
     local.wrong(|w| w.denies = true);
     over(&mut p, n).await;
     local.wrong(|w| w.hold = false);
@@ -483,11 +489,7 @@ async fn what_was_taken_back_leaves_nothing_in_the_queue() {
 async fn files_that_are_away_hold_up_no_look_at_the_queue() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(8);
-    local.wrong(|w| w.hold = true);
-    let (mut p, child) = attached(pool(dir.path(), &local, |c| c.limits.wait_max_ms = Some(1_000))).await;
-    let job = p.job(counting(dir.path(), "exit 0"), 1);
-    let n = p.place(child, "batch", job, TaskSet::one(0));
-    eventually(&mut p, || local.pending() == 1).await;
+    let (mut p, _, _, n) = one_waits(dir.path(), &local, 1, |c| c.limits.wait_max_ms = Some(1_000)).await;
     let (run, away) = (dir.path().join("shared/run"), dir.path().join("shared/away"));
     std::fs::rename(&run, &away).unwrap();
     // It has waited too long by now, and can't be taken back.
@@ -505,11 +507,7 @@ async fn files_that_are_away_hold_up_no_look_at_the_queue() {
 async fn a_claim_of_an_earlier_process_of_ours_is_no_start() {
     let dir = tempfile::tempdir().unwrap();
     let local = Local::new(8);
-    local.wrong(|w| w.hold = true);
-    let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
-    let job = p.job(counting(dir.path(), "exit 0"), 1);
-    let n = p.place(child, "batch", job, TaskSet::one(0));
-    eventually(&mut p, || local.pending() == 1).await;
+    let (mut p, _, _, n) = one_waits(dir.path(), &local, 1, |_| {}).await;
     let log = std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
     let tag = log.split_once("\"tag\":\"").and_then(|(_, rest)| rest.split('"').next()).unwrap();
     std::fs::write(dir.path().join(format!("shared/run/{tag}.1.c")), WITHDRAWN).unwrap();
