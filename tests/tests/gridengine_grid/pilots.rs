@@ -1,6 +1,7 @@
 //! Agents as jobs of a real Grid Engine, which warns by signals, ends no group but the job's own, and forgets what is over.
 
 use std::fs;
+use std::path::Path;
 
 use crate::site::{PATIENCE, Site};
 use crate::tree::until;
@@ -10,6 +11,22 @@ const PILOTS: &str = "[pilots]\nslots = 4\nmemory = \"128M\"\ntime = \"30m\"\npi
 /// Jobs that are pilots: number, state and name.
 fn jobs(site: &Site) -> Vec<String> {
     site.cluster.listed()
+}
+
+/// What the kernel says of the agent that this job runs: `T` is stopped. None: there is none.
+fn agent_state(site: &Site, job: &str) -> Option<char> {
+    let root = site.cluster.dir().to_str().unwrap();
+    let marks = [format!("JOB_ID={job}"), format!("SGE_ROOT={root}")];
+    let ours = |process: &Path| {
+        let environ = fs::read(process.join("environ")).unwrap_or_default();
+        let environ: Vec<_> = environ.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        let program = fs::read(process.join("cmdline")).unwrap_or_default();
+        let marked = |mark: &String| environ.iter().any(|word| word.starts_with(mark.as_str()));
+        program.split(|b| *b == 0).next().is_some_and(|p| p.ends_with(b"grid-agent")) && marks.iter().all(marked)
+    };
+    let process = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).find(|p| ours(p))?;
+    // Its name, in brackets, may hold anything.
+    fs::read_to_string(process.join("stat")).ok()?.rsplit(") ").next()?.chars().next()
 }
 
 #[test]
@@ -24,10 +41,13 @@ fn a_pilot_that_is_stopped_for_a_while_or_removed_leaves_nothing_running() {
     let all = jobs(&site);
     assert_eq!(2, all.len(), "{all:?}");
     let number = |line: &str| line.split(' ').next().unwrap().split('.').next().unwrap().to_string();
-    // A short stop is no end.
-    site.cluster.run("qmod", &["-sj", &number(&all[0])]);
-    until("it is stopped", PATIENCE, || if jobs(&site).iter().any(|l| l.contains(" s ")) { Ok(()) } else { Err(format!("{:?}", jobs(&site))) });
-    site.cluster.run("qmod", &["-usj", &number(&all[0])]);
+    // A short stop is no end. Listed as stopped is what the master has asked for; the machine stops it the queue's `notify` later, and may do so although
+    // the master has called the stop off before that: seen once, a job in state `r` whose processes stood still for good.
+    let stopped = number(&all[0]);
+    site.cluster.run("qmod", &["-sj", &stopped]);
+    until("its agent stands still", PATIENCE, || if agent_state(&site, &stopped) == Some('T') { Ok(()) } else { Err(format!("{:?}", jobs(&site))) });
+    site.cluster.run("qmod", &["-usj", &stopped]);
+    until("its agent goes on", PATIENCE, || if agent_state(&site, &stopped) == Some('S') { Ok(()) } else { Err(format!("{:?}", jobs(&site))) });
     site.cluster.run("qdel", &[&number(&all[1])]);
     assert_eq!(0, user.run(&["wait", "--timeout", "150s", &job]).code, "{}\n{}", user.run(&["explain", &job]).out, site.tree.log("campus"));
     let starts = site.starts.of_each();
