@@ -164,10 +164,10 @@ fn each_part_and_each_pair_is_killed_and_each_task_starts_at_most_once() {
     kill_all(true);
 }
 
-/// SIGSTOP of these, one after the other; a pair overlaps, and is frozen at moments of its own.
-fn freeze_all(mut dice: Dice, rounds: &[Vec<&'static str>], no_requeue: bool) {
+/// SIGSTOP of these, one after the other; a pair overlaps, and is frozen at moments of its own. Each task takes `sleep`.
+fn freeze_all(mut dice: Dice, rounds: &[Vec<&'static str>], sleep: &str, no_requeue: bool) {
     let tree = Tree::deep();
-    let mut array = Array::submit(&tree, "0.03", no_requeue);
+    let mut array = Array::submit(&tree, sleep, no_requeue);
     for parts in rounds {
         std::thread::sleep(dice.ms(100, 1_000));
         array.moves(&format!("freeze {parts:?}"));
@@ -196,10 +196,10 @@ fn each_part_and_each_pair_is_frozen_for_20_s_and_each_task_starts_once() {
     let mut dice = Dice::new();
     let (single, pairs): (Vec<_>, Vec<_>) = singles_and_pairs(&mut dice).into_iter().partition(|parts| parts.len() == 1);
     let (first, second) = (Dice(dice.below(u64::MAX) | 1), dice);
-    // They wait for most of the time: both at once.
+    // They wait for most of the time: both at once. Below a single frozen site, or beside a frozen agent, tasks go on: four slots do 800 of them in 20 s.
     std::thread::scope(|s| {
-        let single = s.spawn(|| freeze_all(first, &single, false));
-        freeze_all(second, &pairs, true);
+        let single = s.spawn(|| freeze_all(first, &single, "0.1", false));
+        freeze_all(second, &pairs, "0.03", true);
         single.join().unwrap();
     });
 }
