@@ -211,7 +211,7 @@ impl Core {
             };
             let (total, memory, gpus) = (
                 totals(c.shares.iter().map(|(_, s)| s)).0,
-                c.shares.iter().map(|(_, s)| s.machine_memory_bytes.saturating_mul(s.machines.max(1).into())).fold(0, u64::saturating_add),
+                c.shares.iter().map(|(_, s)| s.machine_memory_bytes.saturating_mul(s.machines.into())).fold(0, u64::saturating_add),
                 c.shares.iter().map(|(_, s)| s.gpus_total).fold(0, u64::saturating_add),
             );
             let age_ms = self.now.mono_ms.saturating_sub(if c.attached { c.heard_ms } else { c.lost_ms });

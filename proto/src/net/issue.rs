@@ -22,8 +22,8 @@ use crate::limits::CSR_BYTES_MAX;
 
 const KEY_BACK: &str = "put the CA's key back from where it is kept; `grid init` would make another CA, which nobody trusts yet";
 const DAY: Duration = Duration::from_secs(86_400);
-/// Clocks of a federation may differ by this much.
-const SKEW: Duration = Duration::from_secs(300);
+/// Clocks of a federation may differ by this much, and one that was ahead may be set back by it: who has a certificate is let in again all the same.
+const SKEW: Duration = DAY;
 const CA_DAYS: u32 = 3_653;
 const CERT_DAYS: u32 = 366;
 

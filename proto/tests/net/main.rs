@@ -99,6 +99,21 @@ async fn an_expired_certificate_is_refused() {
     logged(&["user late", "its certificate expired 60 min ago"]).await;
 }
 
+/// The clock that it was made by was ahead, and has been set back since.
+#[tokio::test]
+async fn a_certificate_of_a_clock_that_was_up_to_a_day_ahead_is_good() {
+    let world = World::new(&["campus"]);
+    let endpoint = world.campus(&[("campus", USERS)], Limits::default()).await;
+    let ahead = |hours: u64| {
+        let (now, by) = (Validity::default(), Duration::from_secs(3_600 * hours));
+        Validity { not_before: now.not_before + by, not_after: now.not_after + by }
+    };
+    ask(&endpoint, &world.member("campus", CertRole::User, "early", ahead(23))).await.unwrap();
+    let earlier = world.member("campus", CertRole::User, "earlier", ahead(25));
+    says(&ask(&endpoint, &earlier).await.unwrap_err(), RefusalKind::NotAuthorised, &["user earlier"]);
+    logged(&["user earlier", "its certificate begins in 60 min: look at both clocks"]).await;
+}
+
 #[tokio::test]
 async fn a_ca_gives_no_more_than_its_entry_says() {
     let world = World::new(&["campus", "parent"]);

@@ -408,6 +408,21 @@ fn five_small_machines_are_five_slots_whether_they_are_there_or_not() {
     assert_eq!((5, 5, 5 * memory_bytes, 1), shown(&w), "all are there, and idle");
 }
 
+/// One of a type may be rented, and none of another.
+#[test]
+fn a_type_of_which_none_may_be_rented_has_no_memory_above() {
+    let mut w = World::new();
+    let (root, g) = (w.site("root"), w.site("g"));
+    w.link(g, root);
+    let types = [1, 0].map(|machines: u32| kind(1 + machines, machines.into(), "USD"));
+    w.input(g, Input::ForRent(ForRent { types: types.into(), ..ForRent::default() }));
+    w.pass(500);
+    let (own, above) = (w.sites[&g].core.host().0, w.sites[&root].core.host());
+    assert_eq!(2, above.1[0].1.shares.len());
+    assert!(own.memory_bytes > 0);
+    assert_eq!([own.memory_bytes; 2], [above.1[0].1.memory_bytes, above.0.memory_bytes]);
+}
+
 #[test]
 fn a_machine_that_is_gone_gets_nothing_more_although_its_link_is_open() {
     let mut w = World::new();
