@@ -20,6 +20,7 @@ use crate::child::{self, Child, Say};
 use crate::driver::{Driver, Parts};
 use crate::limits::CHILD_QUEUE_MAX;
 use crate::lrms::Wait;
+use crate::verdict::Doubt;
 
 /// A local resource manager as a backend.
 pub struct LrmsPool {
@@ -156,20 +157,24 @@ impl Backend for LrmsPool {
             let away = |(n, path): (u64, String)| {
                 let text = format!("nothing is known of {n} of its tasks: their files are away where the gateway is ({path})");
                 Reason::new(ReasonKind::ContactLost, text)
-                    .remedy("the site's administrator mounts the shared directory there, or makes this one anew as its account if it is gone for good")
+                    .remedy(
+                        "the site's administrator mounts the shared directory there, or makes this one anew as its account if it is gone for good",
+                    )
                     .into()
             };
-            let given_up = |(n, ms): (u64, u64)| {
-                let text = format!(
-                    "{n} of its tasks may still run: {} has given them up without having seen their end, and their own records are waited for, up to {}",
-                    driver.name(),
-                    format_duration(ms)
-                );
+            let doubtful = |((doubt, ms), n): ((Doubt, u64), u64)| {
+                let (name, up_to) = (driver.name(), format_duration(ms));
+                let why = match doubt {
+                    Doubt::GivenUp => format!("{name} has given them up without having seen their end"),
+                    Doubt::Requeued | Doubt::SecondCopy => format!("{name} requeued them without having seen their end"),
+                    Doubt::Untold => format!("they are gone from {name}, which does not say how they ended"),
+                };
+                let text = format!("{n} of its tasks may still run: {why}, and their own records are waited for, up to {up_to}");
                 Reason::new(ReasonKind::ContactLost, text).into()
             };
             let waits = driver.waits(&queue, asked).into_iter().map(reason);
             let lost = driver.unheard(&queue, asked).into_iter().map(unheard).chain(driver.untold(&queue, asked).map(untold));
-            let lost = lost.chain(driver.given_up(&queue, asked).map(given_up)).chain(driver.away(&queue, asked).map(away));
+            let lost = lost.chain(driver.doubtful(&queue, asked).into_iter().map(doubtful)).chain(driver.away(&queue, asked).map(away));
             let stopped = Some(driver.suspended(&queue, asked)).filter(|n| *n > 0).map(stopped);
             let reasons: Vec<pb::Reason> = waits.chain(stopped).chain(lost).collect();
             let count = |(phase, tasks): (intergrid_proto::Phase, u64)| pb::PhaseCount { phase: phase as i32, tasks, reason: None };

@@ -35,20 +35,38 @@ pub fn not_here(over: &Over) -> bool {
     over.how == How::Exited && over.exit == Some(NOT_HERE)
 }
 
-/// Does this word of the LRMS leave open whether a payload that began still runs? It gave it up without having seen its end, or tells of a second copy.
-pub fn may_live(over: &Over) -> bool {
-    matches!(over.how, How::MachineLost | How::Forced) || over.exit == Some(CLAIMED)
+/// Why it is open whether a payload that began, and is gone from the LRMS, still runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Doubt {
+    /// The LRMS gave it up without having seen its end.
+    GivenUp,
+    /// It is to be started over there.
+    Requeued,
+    /// It was: a second copy has found the claim taken.
+    SecondCopy,
+    /// Nobody says how it ended.
+    Untold,
+}
+
+/// What this word of the LRMS leaves open, or that there is none; None: nothing, it has ended.
+pub fn doubt(said: Option<&Over>) -> Option<Doubt> {
+    match said {
+        None => Some(Doubt::Untold),
+        Some(Over { how: How::Requeued, .. }) => Some(Doubt::Requeued),
+        Some(Over { how: How::MachineLost | How::Forced, .. }) => Some(Doubt::GivenUp),
+        Some(over) => (over.exit == Some(CLAIMED)).then_some(Doubt::SecondCopy),
+    }
 }
 
 /// So long after a task was gone its own record is waited for, if it began, before the word of the LRMS counts, which lets what it kills live for
 /// `kill_wait_ms`: a machine that it has given up may be well, and the payload be heeding the word that it is to end. Nothing starts beside it.
 pub fn patience_ms(said: Option<&Over>, kill_wait_ms: u64) -> u64 {
     let killed_ms = kill_wait_ms.saturating_add(KILL_MARGIN_MS);
-    match said {
+    match doubt(said) {
         // Who is to be started over may run on where his machine is cut off.
-        None | Some(Over { how: How::Requeued, .. }) => killed_ms.max(MISSING_MS),
-        Some(over) if may_live(over) => killed_ms,
-        Some(_) => 0,
+        Some(Doubt::Untold | Doubt::Requeued) => killed_ms.max(MISSING_MS),
+        Some(Doubt::GivenUp | Doubt::SecondCopy) => killed_ms,
+        None => 0,
     }
 }
 
@@ -59,9 +77,9 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
     }
     let words = over.map_or("", |(_, words)| words);
     let said = over.and_then(|(over, _)| over.exit);
-    // A second copy's exit says nothing of the first, but that there was one.
-    let how =
-        over.map(|(over, _)| if said == Some(CLAIMED) && record.is_none_or(|r| Exit::Code(r.code) != CLAIMED) { How::Requeued } else { over.how });
+    // A second copy's exit says nothing of the first, but that there was one; nor does what it used.
+    let is_second = said == Some(CLAIMED) && record.is_none_or(|r| Exit::Code(r.code) != CLAIMED);
+    let how = over.map(|(over, _)| if is_second { How::Requeued } else { over.how });
     let exit = match (record, said) {
         (Some(ExitRecord { exit: Some(exit), .. }), _) => *exit,
         (Some(r), _) => match r.code.checked_sub(SIGNAL_BASE).filter(|n| (1..=SIGNALS).contains(n)) {
@@ -92,7 +110,7 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
         None if record.is_none() => by(ReasonKind::ExitUnknown, &format!("it is gone from {lrms} without a record")),
         None => None,
     };
-    let used = over.map_or(Used::default(), |(over, _)| over.used);
+    let used = over.filter(|_| !is_second).map_or(Used::default(), |(over, _)| over.used);
     let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms).or(used.wall_ms), record.and_then(|r| r.cpu_us).or(used.cpu_us));
     let peak = record.and_then(|r| r.peak_bytes).map(|bytes| (bytes, "largest-process")).or(used.peak);
     Verdict::Exited(Report { exit, wall_ms, cpu_us, peak, ended_by, ..Report::unseen() })
@@ -148,6 +166,10 @@ mod tests {
         assert_eq!([0; 3], [of(How::Exited, Some(Exit::Code(0))), of(How::Removed, None), of(How::TimeLimit, None)]);
         assert_eq!([MISSING_MS; 2], [of(How::Requeued, None), patience_ms(None, 60_000)]);
         assert_eq!((600_000 + KILL_MARGIN_MS, u64::MAX), (patience_ms(None, 600_000), patience_ms(None, u64::MAX)));
+        let why = |how, exit| doubt(Some(&Over::new(how, exit)));
+        assert_eq!([Some(Doubt::GivenUp); 2], [why(How::Forced, None), why(How::MachineLost, Some(CLAIMED))]);
+        assert_eq!([Some(Doubt::SecondCopy), Some(Doubt::Requeued)], [why(How::Exited, Some(CLAIMED)), why(How::Requeued, Some(CLAIMED))]);
+        assert_eq!([None, Some(Doubt::Untold)], [why(How::Removed, None), doubt(None)]);
     }
 
     #[test]
@@ -189,13 +211,16 @@ mod tests {
         assert_eq!((Exit::Code(100), None), of(Some(record(100, false)), Some((How::Broken, None))));
         // What was used is the record's, and where there is none, the books'.
         let used = Used { wall_ms: Some(2_000), cpu_us: Some(7), peak: Some((9, "sampled")) };
-        let over = Over { used, ..Over::new(How::Exited, None) };
-        let used_of = |record: Option<&ExitRecord>| match verdict(record, Some((&over, "")), "slurm") {
+        let used_of = |record: Option<&ExitRecord>, exit| match verdict(record, Some((&Over { used, ..Over::new(How::Exited, exit) }, "")), "slurm") {
             Verdict::Exited(r) => (r.wall_ms, r.cpu_us, r.peak),
             Verdict::NotStarted(f) => panic!("{f:?}"),
         };
-        assert_eq!((Some(2_000), Some(7), Some((9, "sampled"))), used_of(None));
-        assert_eq!((Some(5), Some(7), Some((8, "largest-process"))), used_of(Some(&ExitRecord { peak_bytes: Some(8), ..record(0, false) })));
+        assert_eq!((Some(2_000), Some(7), Some((9, "sampled"))), used_of(None, None));
+        assert_eq!((Some(5), Some(7), Some((8, "largest-process"))), used_of(Some(&ExitRecord { peak_bytes: Some(8), ..record(0, false) }), None));
+        // What a second copy used is none of the payload's, unless that ended so itself.
+        assert_eq!((None, None, None), used_of(None, Some(CLAIMED)));
+        assert_eq!((Some(5), None, None), used_of(Some(&record(143, true)), Some(CLAIMED)));
+        assert_eq!((Some(5), Some(7), Some((9, "sampled"))), used_of(Some(&record(120, false)), Some(CLAIMED)));
         let missing = ExitRecord { fault: "no-such-program".into(), ..record(127, false) };
         assert_eq!((Exit::Code(127), Some(K::NoSuchProgram)), of(Some(missing), None));
     }

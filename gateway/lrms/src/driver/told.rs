@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Driver, account};
 use crate::books::{Books, Sub, Watch};
-use crate::limits::KILL_MARGIN_MS;
+use crate::limits::RECORD_GRACE_MS;
 use crate::lrms::{State, Wait};
-use crate::verdict::may_live;
+use crate::verdict::{Doubt, doubt, patience_ms};
 
 /// Tasks of a queue that are not over, and that somebody asks for: by their placement's number and their index.
 fn asked<'a>(books: &'a Books, queue: &'a str, is_asked: impl Fn(u64, u32) -> bool + 'a) -> impl Iterator<Item = (&'a Sub, &'a Watch)> {
@@ -46,11 +46,20 @@ impl Driver {
         (gone > 0).then_some((gone, why))
     }
 
-    /// Tasks of a queue that the LRMS has given up, and that may still run: how many, and how long they are waited for.
-    pub fn given_up(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> Option<(u64, u64)> {
-        let may_live = |w: &Watch| w.verdict.as_ref().is_some_and(|(over, _)| may_live(over));
-        let tasks = self.count(queue, is_asked, |w| w.started && w.record_ms.is_none() && w.gone_ms.is_some() && may_live(w));
-        (tasks > 0).then(|| (tasks, self.lock().kill_wait_ms(queue) + KILL_MARGIN_MS))
+    /// Tasks of a queue that are gone and may still run: why, how long their records are waited for, and how many. What just ends is none of them.
+    pub fn doubtful(&self, queue: &str, is_asked: impl Fn(u64, u32) -> bool) -> BTreeMap<(Doubt, u64), u64> {
+        let (inner, now) = (self.lock(), self.clock.now());
+        let kill_wait_ms = inner.kill_wait_ms(queue);
+        let mut out = BTreeMap::new();
+        for (_, watch) in asked(&inner.books, queue, is_asked).filter(|(_, w)| w.started && w.record_ms.is_none()) {
+            let said = watch.verdict.as_ref().map(|(over, _)| over);
+            let ms = patience_ms(said, kill_wait_ms);
+            let waits = watch.gone_ms.is_some_and(|t| (t + RECORD_GRACE_MS..t.saturating_add(ms)).contains(&now));
+            if let Some(why) = doubt(said).filter(|_| waits) {
+                *out.entry((why, ms)).or_default() += 1;
+            }
+        }
+        out
     }
 
     /// Tasks of a queue of which nothing is known, as their files are away: how many, and where those of one are looked for.
