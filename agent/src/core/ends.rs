@@ -48,7 +48,8 @@ impl Ends {
 impl Report {
     /// Of a task whose process is gone and was not ours to wait for.
     pub fn unseen() -> Report {
-        Report { exit: Exit::Unknown, wall_ms: None, cpu_us: None, peak: None, oom: false, files: Vec::new(), missing: Vec::new(), ended_by: None }
+        let (files, missing) = (Vec::new(), Vec::new());
+        Report { exit: Exit::Unknown, wall_ms: None, cpu_us: None, peak: None, oom: false, files, missing, ended_by: None, by_itself: false }
     }
 }
 
@@ -58,7 +59,10 @@ fn verdict(stop: Option<Stop>, r: &Report, memory_bytes: u64, time_ms: Option<u6
     let failed = |kind, text: String| (Phase::Failed, Some(Reason::new(kind, text)));
     let human = intergrid_proto::share::human_bytes;
     match stop {
-        Some(Stop::Cancel) => return (Phase::Cancelled, Some(Reason::new(K::CancelledByUser, "stopped while it ran"))),
+        Some(Stop::Cancel) => {
+            let text = if r.by_itself { "it ended by itself before the cancel reached it" } else { "stopped while it ran" };
+            return (Phase::Cancelled, Some(Reason::new(K::CancelledByUser, text)));
+        }
         Some(Stop::Fenced) => return (Phase::Cancelled, Some(Reason::new(K::Fenced, "the attempt no longer counts; it was stopped"))),
         Some(Stop::Time) => return failed(K::TimeLimit, format!("it ran longer than its limit of {}", format_duration(time_ms.unwrap_or_default()))),
         Some(Stop::Memory(used)) => return failed(K::MemoryLimit, format!("it used {}, its limit is {}", human(used), human(memory_bytes))),

@@ -389,10 +389,14 @@ impl Core {
             }
             // Signalled as soon as its process is known.
             Stage::Starting => {
-                let asked = live.stop.is_some();
-                live.stop = live.stop.filter(|s| !matches!(s, Stop::Hold | Stop::Return)).or(Some(why));
+                let (asked, stopped) = (live.stop.is_some(), live.stop.filter(|s| !matches!(s, Stop::Hold | Stop::Return)));
+                live.stop = stopped.or(Some(why));
                 if self.offer.is_some() && !asked {
                     self.actions.push(Action::Withdraw(key));
+                }
+                // It leaves the queue now: that it has not started may be known later.
+                if self.offer.is_some() && stopped.is_none() {
+                    self.actions.push(Action::Signal { key, kill: false });
                 }
             }
             Stage::Claiming | Stage::Ready | Stage::Uploading => {}

@@ -85,6 +85,8 @@ pub struct Report {
     pub missing: Vec<String>,
     /// Who ended it, where that was somebody else: then an exit code of 0 is none.
     pub ended_by: Option<(ReasonKind, String)>,
+    /// It is known that no word to end had come to it.
+    pub by_itself: bool,
 }
 
 /// What is to be done now.
@@ -92,7 +94,7 @@ pub struct Report {
 pub enum Action {
     /// Start a task.
     Start(Task, Arc<Plan>),
-    /// Signal a task's process group: SIGKILL, or SIGTERM.
+    /// Signal a task's process group: SIGKILL, or SIGTERM. One that was handed on is removed, also where it has not started.
     Signal {
         /// Which.
         key: Key,

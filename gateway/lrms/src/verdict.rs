@@ -113,7 +113,8 @@ pub fn verdict(record: Option<&ExitRecord>, over: Option<(&Over, &str)>, lrms: &
     let used = over.filter(|_| !is_second).map_or(Used::default(), |(over, _)| over.used);
     let (wall_ms, cpu_us) = (record.and_then(|r| r.wall_ms).or(used.wall_ms), record.and_then(|r| r.cpu_us).or(used.cpu_us));
     let peak = record.and_then(|r| r.peak_bytes).map(|bytes| (bytes, "largest-process")).or(used.peak);
-    Verdict::Exited(Report { exit, wall_ms, cpu_us, peak, ended_by, ..Report::unseen() })
+    let by_itself = record.is_some_and(|r| !r.ended_by_another());
+    Verdict::Exited(Report { exit, wall_ms, cpu_us, peak, ended_by, by_itself, ..Report::unseen() })
 }
 
 fn fault(r: &ExitRecord) -> Option<Fault> {

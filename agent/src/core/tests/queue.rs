@@ -182,11 +182,32 @@ fn what_has_started_before_it_could_be_taken_back_runs() {
     a.pass(100);
     assert_eq!(Some(&(Phase::Suspended, TaskSet::one(0))), hinted(&a).last());
     a.down(want(1, 2, WantValue::Cancel, 0..2));
-    assert_eq!((vec![((1, 0), false)], vec![(1, 1)]), (a.signals.clone(), withdrawn(&mut a)));
+    assert_eq!((vec![((1, 0), false), ((1, 1), false)], vec![(1, 1)]), (a.signals.clone(), withdrawn(&mut a)));
     // Once more wanted back, but stopped in the end.
     a.down(want(1, 3, WantValue::Return, 0..1));
     a.input(Input::Exited((1, 0), Report { exit: Exit::Signal(15), ..Report::unseen() }));
     assert_eq!((Phase::Cancelled, 1), (a.ends()[0].2.phase, a.ends()[0].2.attempts));
+}
+
+/// Whether it has started is known when its claim can be seen.
+#[test]
+fn a_cancel_removes_what_waits_there_and_says_what_it_has_stopped() {
+    let mut a = queue(20);
+    a.down(place(1, 0..3));
+    a.down(want(1, 1, WantValue::Return, 0..1));
+    assert_eq!((vec![], vec![(1, 0)]), (a.signals.clone(), withdrawn(&mut a)));
+    for version in 2..4 {
+        a.down(want(1, version, WantValue::Cancel, 0..3));
+    }
+    assert_eq!(([0, 1, 2].map(|t| ((1, t), false)).to_vec(), vec![(1, 1), (1, 2)]), (a.signals.clone(), withdrawn(&mut a)));
+    never(&mut a, 0, ReasonKind::AllBusy);
+    for (task, by_itself) in [(1, true), (2, false)] {
+        a.input(Input::Started((1, task), 0));
+        a.input(Input::Exited((1, task), Report { exit: Exit::Code(0), by_itself, ..Report::unseen() }));
+    }
+    let ends: BTreeMap<_, _> = a.ends().into_iter().map(|(_, t, e)| (t.to_string(), (e.phase, e.reason.unwrap().text))).collect();
+    let texts = ["cancelled before it started", "it ended by itself before the cancel reached it", "stopped while it ran"];
+    assert_eq!((0..3).map(|t| t.to_string()).zip(texts.map(|text| (Phase::Cancelled, text.to_string()))).collect::<BTreeMap<_, _>>(), ends);
 }
 
 #[test]

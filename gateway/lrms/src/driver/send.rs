@@ -351,6 +351,8 @@ impl Driver {
                     Some(Some(true)) if !self.lock().books.is_taking(&place) => Some(&Some(false)),
                     other => other,
                 };
+                // It is being removed already.
+                let is_stopped = self.lock().books.watch(&place).is_some_and(|w| w.stopped);
                 match (won, back) {
                     (Some(Some(true)), Back::Unstarted(reason)) => self.end(&place, |key| Input::NeverStarted(key, reason)),
                     (Some(Some(true)), Back::Failed(fault)) => self.end(&place, |key| Input::NotStarted(key, fault)),
@@ -366,7 +368,9 @@ impl Driver {
                         continue;
                     }
                 }
-                taken.push(place);
+                if !is_stopped {
+                    taken.push(place);
+                }
             }
             self.cancel(taken, false).await;
             tasks = unknown;
@@ -377,7 +381,7 @@ impl Driver {
         }
     }
 
-    /// Stop tasks that run.
+    /// Stop tasks that run. What still waits leaves the LRMS, too: that needs no files, which its claim does.
     pub fn signal(self: &Arc<Self>, queue: &str, keys: Vec<Key>, kill: bool) {
         let places: Vec<Place> = {
             let mut inner = self.lock();

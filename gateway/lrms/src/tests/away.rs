@@ -87,3 +87,46 @@ async fn what_finds_no_directory_where_it_runs_has_not_begun() {
     let log = || std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
     eventually(&mut p, || log().contains("{\"over\"")).await;
 }
+
+/// What is not seen to start is not told as stopped while it ran.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_removes_what_waits_while_files_are_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = Local::new(8);
+    let (mut p, child, job, n) = one_waits(dir.path(), &local, 1, |_| {}).await;
+    p.settle(Duration::from_millis(500)).await.unwrap();
+    let (shared, away) = (dir.path().join("shared"), dir.path().join("away"));
+    std::fs::rename(&shared, &away).unwrap();
+    p.want(child, job, WantValue::Cancel, &TaskSet::one(0));
+    eventually(&mut p, || local.pending() == 0).await;
+    p.settle(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(TaskSet::one(0), p.placements[&n].alive, "its claim is not taken yet");
+    std::fs::rename(&away, &shared).unwrap();
+    over(&mut p, n).await;
+    let end = &p.placements[&n].ended[0].1;
+    assert_eq!((Phase::Cancelled, Some("cancelled before it started")), (end.phase, end.reason.as_ref().map(|r| r.text.as_str())));
+    assert!(starts(dir.path()).is_empty());
+}
+
+/// The LRMS does not hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_before_a_cancel_reaches_it_is_not_told_as_stopped() {
+    for (deaf, words) in [(true, "it ended by itself before the cancel reached it"), (false, "stopped while it ran")] {
+        let dir = tempfile::tempdir().unwrap();
+        let local = Local::new(8);
+        let (mut p, child) = attached(pool(dir.path(), &local, |_| {})).await;
+        let go = dir.path().canonicalize().unwrap().join("go");
+        let job = p.job(counting(dir.path(), &format!("while [ ! -e {} ]; do sleep 0.1; done", go.display())), 1);
+        let n = p.place(child, "batch", job, TaskSet::one(0));
+        p.until("it to run", PATIENCE, |p| !p.placements[&n].ran.is_empty()).await.unwrap();
+        local.wrong(|w| w.deaf = deaf);
+        p.want(child, job, WantValue::Cancel, &TaskSet::one(0));
+        if deaf {
+            p.settle(Duration::from_secs(1)).await.unwrap();
+            std::fs::write(go, "").unwrap();
+        }
+        over(&mut p, n).await;
+        let end = &p.placements[&n].ended[0].1;
+        assert_eq!((Phase::Cancelled, Some(words)), (end.phase, end.reason.as_ref().map(|r| r.text.as_str())));
+    }
+}
