@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::hand::files::WITHDRAWN;
 use crate::limits::*;
 use crate::lrms::{Entry, How, LrmsId, Over, State, Wait};
+use numbers::{Number, Numbers};
 
 /// A task of a submission: its tag and position.
 pub type Place = (String, u32);
@@ -92,6 +93,8 @@ pub struct Sub {
     pub fresh: bool,
     /// Its directory was made: where nothing of it is there, its files are away.
     pub begun: bool,
+    /// The LRMS has told its number: no name counts for it.
+    pub told: bool,
     /// Its jobs: more than one where an answer was lost.
     pub ids: Vec<LrmsId>,
     /// What somebody else has called these since.
@@ -144,7 +147,7 @@ pub enum Seen {
 pub struct Stray {
     /// Its account; None: our own.
     pub account: Option<String>,
-    /// Is its submission known? Else it has nothing but a name like ours.
+    /// Is its submission known, or was, by its number? Else it has nothing but a name like ours.
     pub known: bool,
     /// How it is to be removed.
     pub kill: bool,
@@ -162,6 +165,7 @@ pub struct Books {
     /// The names of all our submissions begin so.
     pub prefix: String,
     subs: BTreeMap<String, Sub>,
+    numbers: Numbers,
     /// By queue: each is a link of its own, with numbers of its own.
     places: HashMap<(String, Key), Place>,
     /// By queue: when the last tasks started, and how long each had waited.
@@ -179,10 +183,9 @@ impl Books {
     pub fn add(&mut self, mut intent: Intent, step: Step, now: u64) {
         let (tag, keys) = (intent.tag.clone(), std::mem::take(&mut intent.tasks));
         let fresh = step == Step::Sending;
-        self.subs.insert(
-            tag.clone(),
-            Sub { intent, step, sent_ms: now, fresh, begun: !fresh, ids: Vec::new(), renamed: BTreeMap::new(), doubt: None, tasks: BTreeMap::new() },
-        );
+        let (ids, renamed, tasks) = Default::default();
+        let sub = Sub { intent, step, sent_ms: now, fresh, begun: !fresh, told: false, ids, renamed, doubt: None, tasks };
+        self.subs.insert(tag.clone(), sub);
         self.join(&tag, keys);
     }
 
@@ -240,45 +243,6 @@ impl Books {
     pub fn unwanted(&self, tag: &str, positions: u32) -> Vec<u32> {
         let is_wanted = |position: &u32| self.subs.get(tag).and_then(|s| s.tasks.get(position)).is_some_and(|w| !w.over && !w.stopped);
         (1..=positions).filter(|position| !is_wanted(position)).collect()
-    }
-
-    /// The LRMS has it, as this job.
-    pub fn sent(&mut self, tag: &str, id: LrmsId) {
-        if let Some(sub) = self.subs.get_mut(tag) {
-            sub.step = Step::Sent;
-            if !sub.ids.contains(&id) {
-                sub.ids.push(id);
-            }
-        }
-    }
-
-    /// Jobs of which something is open, by number.
-    pub fn known(&self) -> BTreeMap<LrmsId, &Sub> {
-        let open = self.subs.values().filter(|s| s.tasks.values().any(|w| !w.over));
-        open.flat_map(|s| s.ids.iter().map(move |id| (*id, s))).collect()
-    }
-
-    /// Somebody there may have renamed a job: one that we know by its number is given its tag again. A number that was given twice is known by its owner, or
-    /// by the name of another submission of ours. What has neither number nor name of ours is left out.
-    fn recognise(&mut self, entries: &mut Vec<Entry>) {
-        let known = self.known();
-        let mut renamed = Vec::new();
-        entries.retain_mut(|e| {
-            if self.subs.contains_key(&e.tag) {
-                return true;
-            }
-            let named = e.tag.starts_with(&self.prefix);
-            let is_this = |s: &&&Sub| is_his(s, &self.own, e) && !(named && e.tag.len() == s.intent.tag.len());
-            let Some(sub) = known.get(&e.id).filter(is_this) else { return named };
-            let given = std::mem::replace(&mut e.tag, sub.intent.tag.clone());
-            renamed.push((sub.intent.tag.clone(), e.id, given));
-            true
-        });
-        for (tag, id, given) in renamed {
-            if let Some(sub) = self.subs.get_mut(&tag) {
-                sub.renamed.insert(id, given);
-            }
-        }
     }
 
     /// Tasks and slots in the LRMS: of a principal, and of all.
@@ -372,7 +336,8 @@ impl Books {
         let mut seen = Vec::new();
         let mut there: HashSet<Place> = HashSet::new();
         self.recognise(&mut entries);
-        // A controller that forgot what it did last gives a number twice: it is whose name it now has.
+        self.missed(&entries);
+        // A number that was given twice is its that has it now.
         let named: HashMap<LrmsId, &str> = entries.iter().map(|e| (e.id, e.tag.as_str())).collect();
         for (tag, sub) in &mut self.subs {
             sub.ids.retain(|id| named.get(id).is_none_or(|t| t == tag));
@@ -385,13 +350,13 @@ impl Books {
                 let since_ms = strays.remove(&key).map_or(now, |s| s.since_ms);
                 self.strays.insert(key, Stray { since_ms, ..stray });
             }
-            let own = &self.own;
-            let Some(sub) = self.subs.get_mut(&e.tag).filter(|s| is_his(s, own, &e)) else { continue };
+            let Some(sub) = self.subs.get_mut(&e.tag) else { continue };
             if let Step::Lost(_) = sub.step {
                 sub.step = Step::Sent;
             }
             if !sub.ids.contains(&e.id) {
                 sub.ids.push(e.id);
+                self.numbers.insert(e.id, Number::of(&sub.intent));
             }
             let Some(watch) = sub.tasks.get_mut(&e.position).filter(|w| !w.over) else { continue };
             let was_suspended = watch.entry == Some(State::Suspended);
@@ -451,12 +416,12 @@ impl Books {
         }
         let stray = |account, known, kill, runs| Some(Stray { account, known, kill, runs, since_ms: 0 });
         let Some(sub) = self.subs.get(&e.tag) else {
+            if let Some(account) = self.account_of(e) {
+                return stray(account, true, false, !pending);
+            }
             let own = e.owner.is_empty() || e.owner == self.own;
             return stray((!own).then(|| e.owner.clone()), false, false, !pending);
         };
-        if !is_his(sub, &self.own, e) {
-            return None;
-        }
         match sub.tasks.get(&e.position).filter(|w| !w.over) {
             None => stray(sub.intent.account.clone(), true, false, !pending),
             Some(Watch { unheard: Some(kill), .. }) => stray(sub.intent.account.clone(), true, *kill, false),
@@ -480,7 +445,7 @@ impl Books {
 
     /// Has the LRMS to be looked at once more though nothing is open?
     pub fn look_again(&mut self) -> bool {
-        std::mem::take(&mut self.unseen) || !self.strays.is_empty()
+        std::mem::take(&mut self.unseen) || !self.strays.is_empty() || self.is_left()
     }
 
     /// That look has failed.
@@ -580,12 +545,7 @@ impl Books {
     }
 }
 
-/// Anybody can give his job the name of one of ours.
-fn is_his(sub: &Sub, own: &str, e: &Entry) -> bool {
-    let account = sub.intent.account.as_deref().unwrap_or(own);
-    e.owner.is_empty() || account.is_empty() || account == e.owner
-}
-
 mod claims;
+mod numbers;
 #[cfg(test)]
 mod tests;

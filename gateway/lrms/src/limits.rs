@@ -94,6 +94,11 @@ pub const CLEAR_WAIT_MAX_MS: u64 = 250;
 pub const CLEAR_LOOK_MS: u64 = 20;
 /// A submission's directory that can't be removed is tried again after so long.
 pub const REMOVE_AGAIN_MS: u64 = 10_000;
+/// The number of a submission that is over is forgotten when so many looks in a row have not shown it: the first may have been asked for before.
+pub const NUMBER_LOOKS_MAX: u32 = 2;
+/// A task that is over for us and still listed takes its slots from what may be handed on for so long: it was removed again by then, and what still runs has
+/// its slots by the LRMS's own word.
+pub const LEFT_MAX_MS: u64 = 60_000;
 /// What should not be in the LRMS any more, and is, is removed again after so long.
 pub const CANCEL_AGAIN_MS: u64 = 5_000;
 /// What runs there and is over for us may just be ending: so long it is let.

@@ -149,7 +149,8 @@ fn a_record_that_is_never_whole_counts_as_none() {
 #[test]
 fn what_is_not_in_the_queue_is_a_question_after_a_while() {
     let mut b = books();
-    b.sub_mut("b").unwrap().step = Step::Lost(100);
+    let lost = b.sub_mut("b").unwrap();
+    (lost.step, lost.told) = (Step::Lost(100), false);
     // Asked before it was submitted: says nothing.
     b.surveyed(100, vec![], 1_000);
     assert!(b.due(99_000).is_empty());
@@ -206,17 +207,92 @@ fn what_waits_too_long_lingers() {
 }
 
 #[test]
-fn a_number_given_twice_belongs_to_the_name_that_it_has_now() {
+fn a_number_given_twice_belongs_to_whom_it_was_told_of_last() {
     let mut b = books();
-    b.surveyed(2_000, vec![entry("b", 1, 1, State::Running)], 2_010);
-    assert_eq!((vec![], vec![LrmsId(2), LrmsId(1)]), (b.sub("a").unwrap().ids.clone(), b.sub("b").unwrap().ids.clone()));
+    let ids = |b: &Books| ["a", "b"].map(|tag| b.sub(tag).unwrap().ids.clone());
+    b.sent("b", LrmsId(1));
+    assert_eq!([vec![], vec![LrmsId(2), LrmsId(1)]], ids(&b));
+    b.surveyed(2_000, vec![entry("a", 1, 1, State::Running), entry("b", 2, 1, State::Running)], 2_010);
+    assert_eq!([vec![], vec![LrmsId(2), LrmsId(1)]], ids(&b));
+
+    // Its answer was lost: whose it is, the claim tells as soon as there is one.
+    let mut b = books();
+    let lost = b.sub_mut("b").unwrap();
+    (lost.step, lost.told, lost.ids) = (Step::Lost(100), false, vec![]);
+    let look = |b: &mut Books| b.surveyed(2_000, vec![entry("b", 1, 1, State::Running)], 2_010);
+    look(&mut b);
+    assert_eq!([vec![LrmsId(1)], vec![]], ids(&b));
+    b.claimed(&place("b", 1), "1 n1 5\n");
+    b.claimed_by(&place("b", 1), "1 n1 5\n", 9_001);
+    look(&mut b);
+    assert_eq!([vec![], vec![LrmsId(1)]], ids(&b));
+}
+
+#[test]
+fn a_job_that_has_the_name_of_another_of_ours_is_known_by_its_number() {
+    let mut b = books();
+    (b.own, b.prefix) = ("grid".into(), "ig-".into());
+    // The answer of a third was lost.
+    let third = Intent { tag: "c".into(), tasks: vec![(3, 1)], ..b.sub("a").unwrap().intent.clone() };
+    b.add(third, Step::Lost(100), 100);
+    let ids = |b: &Books| ["a", "b", "c"].map(|tag| b.sub(tag).unwrap().ids.clone());
+    let run = |tag, id, position| Entry { owner: "grid".into(), ..entry(tag, id, position, State::Running) };
+    for (at, name) in [(2_000, "b"), (3_000, "c"), (4_000, "ig-gone")] {
+        b.surveyed(at, vec![run(name, 1, 1), run(name, 1, 2), run("b", 2, 1), run("b", 2, 2)], at + 10);
+        assert_eq!([vec![LrmsId(1)], vec![LrmsId(2)], vec![]], ids(&b), "{name}");
+        assert_eq!((vec![], 0), (b.due(at + 10 + RECORD_GRACE_MS), b.strays_due(at + 10 + STRAY_RUNS_MS).len()), "{name}");
+    }
+    // Nor is it found by that name, nor does one that nobody was told of count beside a number that was.
+    assert!(!b.found("c", &[LrmsId(1)]) && b.sub("c").unwrap().step == Step::Lost(100));
+    b.surveyed(5_000, vec![run("a", 9, 1), run("a", 9, 2), run("b", 2, 1), run("b", 2, 2)], 5_010);
+    assert_eq!(vec![place("a", 1), place("a", 2)], b.due(5_010 + RECORD_GRACE_MS));
+    assert_eq!([vec![LrmsId(1)], vec![LrmsId(2)], vec![]], ids(&b));
+    // One that is nobody's is that of whose answer was lost, until it is told.
+    assert!(b.found("c", &[LrmsId(1), LrmsId(8)]));
+    b.surveyed(6_000, vec![run("c", 8, 1)], 6_010);
+    assert_eq!((vec![LrmsId(8)], Step::Sent), (b.sub("c").unwrap().ids.clone(), b.sub("c").unwrap().step));
+    b.sent("c", LrmsId(7));
+    assert_eq!([1, 2, 7].map(LrmsId).to_vec(), b.known().into_iter().collect::<Vec<_>>());
+    assert_eq!(vec![LrmsId(7)], b.sub("c").unwrap().ids);
+}
+
+#[test]
+fn a_renamed_job_is_removed_when_its_submission_is_over_and_forgotten() {
+    for is_forgotten in [false, true] {
+        let mut b = books();
+        (b.own, b.prefix) = ("grid".into(), "ig-".into());
+        let held = |owner: &str| {
+            let state = State::Pending(Wait::Held, "JobHeldUser".into());
+            vec![Entry { owner: owner.into(), ..entry("site", 1, 1, state) }]
+        };
+        [("a", 1), ("a", 2), ("b", 1), ("b", 2)].iter().for_each(|(tag, position)| _ = b.over(&place(tag, *position)));
+        if is_forgotten {
+            b.forget("q", &[(1, 4), (1, 7)]);
+        }
+        let mut removed = 0;
+        for at in [10_000, 20_000, 30_000, 40_000] {
+            assert!(b.look_again() && b.known().contains(&LrmsId(1)) && b.is_known("a"));
+            b.surveyed(at, held("grid"), at + 10);
+            removed += b.strays_due(at + 10).iter().filter(|(key, s)| *key == (LrmsId(1), 1) && s.known && s.account.is_none()).count();
+        }
+        assert_eq!(3, removed, "again and again, forgotten: {is_forgotten}");
+        // The other's is gone: two looks have said so. Then its number is anybody's; so is what another account has.
+        assert!(!b.is_known("b"));
+        for at in [50_000, 51_000] {
+            assert!(b.is_known("a"));
+            b.surveyed(at, held("eve"), at + 10);
+        }
+        assert!(!b.is_known("a") && !b.look_again());
+        b.surveyed(60_000, held("grid"), 60_010);
+        assert!(b.strays_due(90_000).is_empty());
+    }
 }
 
 #[test]
 fn a_job_that_somebody_has_renamed_is_known_by_its_number() {
     let mut b = books();
     (b.own, b.prefix) = ("grid".into(), "ig-".into());
-    assert_eq!(vec![LrmsId(1), LrmsId(2)], b.known().into_keys().collect::<Vec<_>>());
+    assert_eq!(vec![LrmsId(1), LrmsId(2)], b.known().into_iter().collect::<Vec<_>>());
     let of = |owner: &str, e| Entry { owner: owner.into(), ..e };
     let look = |b: &mut Books, at, tag: &str, owner: &str| {
         let job = |position| of(owner, entry(tag, 1, position, State::Running));
@@ -234,17 +310,18 @@ fn a_job_that_somebody_has_renamed_is_known_by_its_number() {
     assert_eq!(1, look(&mut b, 4_000, "site", "grid").1);
     b.watch(&place("a", 2)).unwrap().unheard = None;
 
-    // The number was given twice: to another account, or to a submission of ours that nobody knows any more.
+    // The number was given twice: to another account. What nobody was told of is ours by its name.
     assert_eq!((vec![place("a", 1), place("a", 2)], 0), look(&mut b, 60_000, "site", "eve"));
     let long = Intent { tag: "ig-a".into(), tasks: vec![(3, 1), (3, 2)], ..b.sub("a").unwrap().intent.clone() };
     b.add(long, Step::Sending, 100);
     b.sent("ig-a", LrmsId(7));
-    let entries = vec![of("grid", entry("ig-x", 7, 1, State::Running)), of("grid", entry("site", 8, 1, State::Running))];
-    b.surveyed(70_000, entries, 70_010);
-    assert_eq!(vec![(LrmsId(7), 1)], b.strays_due(70_010 + STRAY_RUNS_MS).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
-    // What is over keeps no number.
+    let entries = ["ig-x", "site"].into_iter().zip([9, 8]).map(|(tag, id)| of("grid", entry(tag, id, 1, State::Running)));
+    b.surveyed(70_000, entries.collect(), 70_010);
+    assert_eq!(vec![(LrmsId(9), 1)], b.strays_due(70_010 + STRAY_RUNS_MS).into_iter().map(|(key, _)| key).collect::<Vec<_>>());
+    // What is over, and not there, keeps no number.
     [1, 2].iter().for_each(|position| _ = b.over(&place("a", *position)));
-    assert!(!b.known().contains_key(&LrmsId(1)));
+    [80_000, 81_000].iter().for_each(|at| _ = b.surveyed(*at, vec![], at + 10));
+    assert!(!b.known().contains(&LrmsId(1)));
 }
 
 /// A process that has come after it was renamed, or after it ended, has never seen it listed.

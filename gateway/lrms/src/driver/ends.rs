@@ -250,6 +250,10 @@ impl Driver {
             pause(REMOVE_AGAIN_MS).await;
         }
         self.lock().books.left(&intent.tag);
+        // What somebody has renamed is known by its number alone: by the next start, too, until it is gone.
+        while self.lock().books.is_known(&intent.tag) {
+            pause(SURVEY_INTERVAL_MS).await;
+        }
         self.note(&Note::Over(intent.tag));
     }
 }

@@ -2,27 +2,23 @@
 //!
 //! A task that has ended for us counts as there until a look at the LRMS that was asked for later does not show it: so long it has its slot, and what took its
 //! place would wait in excess. What others have of a queue is not known exactly, as two questions are never asked at once: the least of two looks counts, since
-//! one while many tasks of ours begin takes these for others'.
+//! one while many tasks of ours begin takes these for others'. Nor does it count for ever: what can't be removed there does not close the queue.
 //!
 //! What the LRMS has not any more, and the core has yet, takes no room of what is there: it is added.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use intergrid_agent::machine::Offer;
 
 use crate::books::{Books, Place, Watch};
-use crate::limits::RECORD_GRACE_MS;
-use crate::lrms::{Entry, LrmsId, Queue, State};
+use crate::limits::{LEFT_MAX_MS, RECORD_GRACE_MS};
+use crate::lrms::{Entry, Queue, State};
 
 /// A task that has ended for us.
 #[derive(Debug)]
 struct Left {
     queue: String,
     slots: u64,
-    /// Its jobs: somebody may have renamed them.
-    ids: Vec<LrmsId>,
-    /// Whose it is there; empty: not known.
-    owner: String,
     /// It had begun.
     ran: bool,
     at_ms: u64,
@@ -63,9 +59,8 @@ impl Handed {
                 return;
             }
         }
-        let owner = sub.intent.account.clone().unwrap_or_else(|| books.own.clone());
         let ran = watch.is_some_and(|w| w.started);
-        let left = Left { queue: queue.clone(), slots, ids: sub.ids.clone(), owner, ran, at_ms: now };
+        let left = Left { queue: queue.clone(), slots, ran, at_ms: now };
         if self.left.insert(place.clone(), left).is_none() {
             *self.left_slots.entry(queue.clone()).or_default() += slots;
         }
@@ -76,29 +71,16 @@ impl Handed {
         !self.left.is_empty()
     }
 
-    /// The jobs of that.
-    pub fn ids(&self) -> impl Iterator<Item = LrmsId> {
-        self.left.values().flat_map(|l| l.ids.iter().copied())
-    }
-
-    /// The LRMS has answered a question that was asked at `asked`; our jobs' names begin with `prefix`. Has it let go of any?
-    pub fn surveyed(&mut self, asked: u64, entries: &[Entry], prefix: &str) -> bool {
+    /// The LRMS has answered a question that was asked at `asked`. Has it let go of any?
+    pub fn surveyed(&mut self, asked: u64, entries: &[Entry], books: &Books, now: u64) -> bool {
         if self.left.is_empty() {
             return false;
         }
-        let (before, left) = (self.left.len(), &self.left);
-        let numbers = left.iter().flat_map(|(place, l)| l.ids.iter().map(move |id| ((*id, place.1), place)));
-        let by_number: HashMap<(LrmsId, u32), &Place> = numbers.collect();
-        let is_left = |e: &Entry| {
-            let named = (e.tag.clone(), e.position);
-            // A number that was given twice is known by the name of another submission of ours.
-            let is_this = |place: &&&Place| !(e.tag.starts_with(prefix) && e.tag.len() == place.0.len());
-            let place = if left.contains_key(&named) { named } else { (**by_number.get(&(e.id, e.position)).filter(is_this)?).clone() };
-            let is_his = left.get(&place).is_some_and(|l| e.owner.is_empty() || l.owner.is_empty() || l.owner == e.owner);
-            (is_his && !matches!(e.state, State::Ended(_))).then_some(place)
-        };
-        let there: HashSet<Place> = entries.iter().filter_map(is_left).collect();
-        self.left.retain(|place, left| left.at_ms >= asked || there.contains(place));
+        let before = self.left.len();
+        let alive = entries.iter().filter(|e| !matches!(e.state, State::Ended(_)));
+        let there: HashSet<(&str, u32)> = alive.filter_map(|e| Some((books.whose(e)?, e.position))).collect();
+        self.left
+            .retain(|(tag, position), left| left.at_ms >= asked || (there.contains(&(tag.as_str(), *position)) && now < left.at_ms + LEFT_MAX_MS));
         self.left_slots.clear();
         for left in self.left.values() {
             *self.left_slots.entry(left.queue.clone()).or_default() += left.slots;
@@ -159,6 +141,7 @@ fn alive(books: &Books, queue: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::books::{Intent, Step};
+    use crate::lrms::{LrmsId, Wait};
 
     /// Twelve tasks of one slot.
     fn books() -> Books {
@@ -208,10 +191,10 @@ mod tests {
         assert_eq!((Some(3), Some(3)), (now(&h), look(&mut h, &b, 0)));
         assert_eq!(Some(3), look(&mut h, &b, 2));
         // Asked before they ended: says nothing. Another's job that is called so is none of them.
-        assert!(!h.surveyed(1_000, &[], "ig"));
-        assert!(h.surveyed(1_001, &[running(1, "grid"), running(2, "eve"), running(3, "")], "ig"));
+        assert!(!h.surveyed(1_000, &[], &b, 1_010));
+        assert!(h.surveyed(1_001, &[running(1, "grid"), running(2, "eve"), running(3, "")], &b, 1_010));
         assert_eq!((Some(9), true), (now(&h), h.awaits()));
-        assert!(h.surveyed(2_000, &[], "ig") && !h.surveyed(3_000, &[], "ig"));
+        assert!(h.surveyed(2_000, &[], &b, 2_010) && !h.surveyed(3_000, &[], &b, 3_010));
         assert_eq!((Some(11), false), (now(&h), h.awaits()));
         h.close("q");
         assert_eq!(None, now(&h));
@@ -230,7 +213,7 @@ mod tests {
             h.ended(&b, &place(n), 1_000);
             b.over(&place(n));
         }
-        h.surveyed(2_000, &[], "ig");
+        h.surveyed(2_000, &[], &b, 2_010);
         assert_eq!([Some(7), Some(5)], [look(&mut h, &b, 0), look(&mut h, &b, 0)]);
         // What the LRMS has given up has no slot.
         b.watch(&place(3)).unwrap().gone_ms = Some(2_000);
@@ -264,16 +247,30 @@ mod tests {
         assert_eq!(Some(11), look(&mut h, &b, 8));
         b.over(&place(1));
         h.ended(&b, &place(1), 1_000);
-        assert_eq!(vec![LrmsId(1)], h.ids().collect::<Vec<_>>());
         let called = |tag: &str| Entry { tag: tag.into(), ..running(1, "grid") };
-        assert!(!h.surveyed(2_000, &[called("sitename")], "x"));
+        b.prefix = "x".into();
+        assert!(!h.surveyed(2_000, &[called("sitename")], &b, 2_010));
+        assert!(!h.surveyed(3_000, &[called("x")], &b, 3_010));
         assert_eq!(Some(10), now(&h));
         // Its number was given again: that is another's, or another of ours.
-        let mut later = |e: Entry| {
-            h.ended(&b, &place(1), 2_000);
-            h.surveyed(3_000, &[e], "x")
-        };
-        assert!(later(called("x")) && later(Entry { owner: "eve".into(), ..called("sitename") }));
+        assert!(h.surveyed(4_000, &[Entry { owner: "eve".into(), ..called("sitename") }], &b, 4_010));
+        h.ended(&b, &place(1), 5_000);
+        b.add(Intent { tag: "x".into(), tasks: vec![(2, 0)], ..b.sub("t").unwrap().intent.clone() }, Step::Sending, 5_000);
+        b.sent("x", LrmsId(1));
+        assert!(h.surveyed(6_000, &[called("x")], &b, 6_010));
+    }
+
+    #[test]
+    fn what_can_t_be_removed_does_not_close_its_queue_for_good() {
+        let (mut h, mut b) = (Handed::default(), books());
+        assert_eq!(Some(11), look(&mut h, &b, 8));
+        b.over(&place(1));
+        h.ended(&b, &place(1), 1_000);
+        let held = || Entry { state: State::Pending(Wait::Held, "JobHeldUser".into()), ..running(1, "grid") };
+        assert!(!h.surveyed(2_000, &[held()], &b, 1_000 + LEFT_MAX_MS - 1));
+        assert_eq!((Some(10), true), (now(&h), h.awaits()));
+        assert!(h.surveyed(3_000, &[held()], &b, 1_000 + LEFT_MAX_MS));
+        assert_eq!((Some(11), false), (now(&h), h.awaits()));
     }
 
     #[test]

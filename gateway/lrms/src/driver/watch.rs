@@ -207,19 +207,17 @@ impl Driver {
                 continue;
             }
             let asked = self.clock.now();
-            let ids: BTreeSet<LrmsId> = {
-                let inner = self.lock();
-                inner.books.known().into_keys().chain(inner.handed.ids()).collect()
-            };
+            let ids = self.lock().books.known();
             match self.lrms.entries(&self.prefix, &ids).await {
                 Ok(entries) => {
                     silent = false;
                     let seen = {
-                        let mut inner = self.lock();
-                        if inner.handed.surveyed(asked, &entries, &self.prefix) {
+                        let (mut guard, now) = (self.lock(), self.clock.now());
+                        let inner = &mut *guard;
+                        if inner.handed.surveyed(asked, &entries, &inner.books, now) {
                             self.config.queues.iter().for_each(|name| inner.offer_again(name));
                         }
-                        inner.books.surveyed(asked, entries, self.clock.now())
+                        inner.books.surveyed(asked, entries, now)
                     };
                     self.act_on(seen);
                     self.remove_strays();
@@ -369,7 +367,7 @@ impl Driver {
         };
         for (tag, since, tasks) in lost {
             match self.lrms.find(&tag).await {
-                Ok(ids) if !ids.is_empty() => ids.into_iter().for_each(|id| self.lock().books.sent(&tag, id)),
+                Ok(ids) if self.lock().books.found(&tag, &ids) => {}
                 Ok(_) if self.clock.now() >= since + FIND_MS => {
                     tracing::info!(%tag, "{} does not have it: its tasks are taken back", self.lrms.name());
                     let lost = || Reason::new(ReasonKind::StartFailed, format!("its submission was lost, and {} does not have it", self.lrms.name()));

@@ -228,7 +228,9 @@ async fn what_is_taken_back_while_it_waits_to_be_submitted_is_not_submitted() {
     for n in ahead {
         over(&mut p, n).await;
     }
-    p.settle(Duration::from_secs(1)).await.unwrap();
+    let is_over = |log: &str, begun: &str| log.contains(&format!("{{\"over\":\"{}\"", begun.split('"').next().unwrap()));
+    let log = || std::fs::read_to_string(dir.path().join("state/submissions")).unwrap();
+    eventually(&mut p, || log().split("\"tag\":\"").skip(1).all(|begun| is_over(&log(), begun))).await;
     assert_eq!((SUBMISSIONS_AT_ONCE_MAX, SUBMISSIONS_AT_ONCE_MAX), (local.submissions() as usize, starts(dir.path()).len()));
     let (_, open) = Log::open(&dir.path().join("state/submissions")).unwrap();
     assert!(open.is_empty(), "{open:?}");
