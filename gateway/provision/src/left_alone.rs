@@ -1,6 +1,7 @@
 //! Offers of which nothing comes, or only machines on which no task ends, are left alone for a while: else one failure after the other is paid for.
 
-use crate::core::{Provisioner, Refused};
+use crate::core::Provisioner;
+use crate::input::Refused;
 use crate::limits::*;
 use crate::machine::{Machine, Stage, Why};
 use crate::market::OfferKey;
