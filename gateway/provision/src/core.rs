@@ -39,6 +39,8 @@ pub struct Provisioner {
     pub(crate) spot: BTreeMap<String, Rate>,
     pub(crate) state: State,
     pub(crate) now: u64,
+    /// So far ahead of the wall clock, which people are told: see [`Provisioner::leads_by`].
+    pub(crate) lead_ms: u64,
     pub(crate) blocked: Option<(u64, String)>,
     pub(crate) latest: Round,
     pub(crate) start: Start,
@@ -59,6 +61,7 @@ impl Provisioner {
             spot: BTreeMap::new(),
             state,
             now: 0,
+            lead_ms: 0,
             blocked: None,
             latest: Round::default(),
             start: Start::default(),

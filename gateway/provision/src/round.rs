@@ -6,7 +6,7 @@ use crate::absence::{BEHIND, UNCLEAR};
 use crate::ask::{Ask, Curb, ask};
 use crate::budget::{Charge, RATE};
 use crate::core::Provisioner;
-use crate::limits::{ABSENT_MS, ROUND_MACHINES_MAX, UNMET_MAX};
+use crate::limits::{ABSENT_MS, ROUND_MACHINES_MAX, STEP_MIN_MS, UNMET_MAX};
 use crate::machine::{Machine, Need, Why};
 use crate::market::{MachineType, Offer, Price};
 use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
@@ -127,7 +127,7 @@ impl Provisioner {
             return UnmetWhy { own: !whose.is_empty(), ..UnmetWhy::new(&hard.name, evidence) };
         }
         if let Some((until, text)) = self.blocked_by() {
-            return UnmetWhy::new("provider", format!("{text}; asked again at {}", clock(until)));
+            return UnmetWhy::new("provider", format!("{text}; asked again at {}", self.clock(until)));
         }
         let mut left = asked.amount;
         while left > 0 {
@@ -189,7 +189,7 @@ impl Provisioner {
             return why("price", format!("{}: its price is not known", offer.key));
         };
         if let Some((until, because)) = self.left_alone(&offer.key) {
-            return why("capacity", format!("{}: {because}; asked again at {}", offer.key, clock(until)));
+            return why("capacity", format!("{}: {because}; asked again at {}", offer.key, self.clock(until)));
         }
         let exist = self.state.machines.values().filter(|m| m.may_exist());
         let of_type = exist.filter(|m| m.offer.machine == offer.key.machine).count();
@@ -231,10 +231,17 @@ impl Provisioner {
             offers.filter_map(|o| self.catalogue.types.get(&o.key.machine).map(|k| (&o.key, k, o.price.map(|p| p.ceiling)))).collect();
         never_fits(demand, &offers, &self.catalogue.currency).map(|evidence| UnmetWhy::new("no fit", evidence))
     }
-}
 
-/// A time of the day: what goes back up with it is told there for a while, where seconds that are left would be wrong the next moment.
-fn clock(at_ms: u64) -> String {
-    let s = at_ms.div_ceil(1_000);
-    format!("{:02}:{:02}:{:02} UTC", s / 3_600 % 24, s / 60 % 60, s % 60)
+    /// Time is ahead of the wall clock by so much: people are told that one's. Less than a second of difference is none, so that what is told stays the same.
+    pub fn leads_by(&mut self, lead_ms: u64) {
+        if lead_ms.abs_diff(self.lead_ms) >= STEP_MIN_MS {
+            self.lead_ms = lead_ms;
+        }
+    }
+
+    /// A time of the day: what goes back up with it is told there for a while, where seconds that are left would be wrong the next moment.
+    fn clock(&self, at_ms: u64) -> String {
+        let s = at_ms.saturating_sub(self.lead_ms).div_ceil(1_000);
+        format!("{:02}:{:02}:{:02} UTC", s / 3_600 % 24, s / 60 % 60, s % 60)
+    }
 }

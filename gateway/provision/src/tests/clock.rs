@@ -7,6 +7,30 @@ fn wall_ms(mono_ms: u64) -> u64 {
     TEN + mono_ms + if (2 * MINUTE..2 * MINUTE + 3_000).contains(&mono_ms) { 20 * MINUTE } else { 0 }
 }
 
+/// What people read is what their clocks say.
+#[test]
+fn a_time_that_is_told_is_the_wall_clock_s_also_where_that_was_set_back() {
+    let mut p = Provisioner::new(settings(), catalogue(&[("m", 2)], vec![offer("m", "0.60", Billing::Second { min_s: 60 })]), per_hour("10"));
+    p.step(Input::Demand(demand(2, 1)), TEN);
+    p.step(Input::Answered(1, Outcome::Refused(Refused::Capacity, "no".into())), TEN);
+    let mut told = |lead_ms: u64, now: u64| {
+        p.leads_by(lead_ms);
+        p.step(Input::Demand(demand(2, 1)), now);
+        p.latest().unmet[0].why.evidence.rsplit_once(" at ").map(|(_, at)| at.to_string()).unwrap_or_default()
+    };
+    assert_eq!("10:01:00 UTC", told(0, TEN));
+    assert_eq!("10:01:00 UTC", told(7, TEN + 1_000), "what reads differ by is not seen");
+    assert_eq!("07:01:00 UTC", told(180 * MINUTE, TEN + 2_000));
+    assert_eq!("07:01:00 UTC", told(180 * MINUTE + 9, TEN + 3_000));
+    assert_eq!("10:01:00 UTC", told(0, TEN + 4_000), "it was set right");
+    // For all that is asked again.
+    p.step(Input::Demand(demand(2, 1)), TEN + MINUTE);
+    p.step(Input::Answered(2, Outcome::Refused(Refused::Provider, "no".into())), TEN + MINUTE);
+    p.leads_by(60 * MINUTE);
+    p.step(Input::Demand(demand(2, 1)), TEN + MINUTE);
+    assert_eq!("no; asked again at 09:06:00 UTC", p.latest().unmet[0].why.evidence);
+}
+
 #[test]
 fn a_clock_that_goes_back_is_not_waited_for() {
     let mut clock = Clock::default();
