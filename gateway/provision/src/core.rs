@@ -401,18 +401,16 @@ impl Provisioner {
             return;
         }
         if m.ending.is_none() {
-            let is_idle = m.attached && m.busy == 0 && !m.wanted && now >= m.idle_ms + idle_ms;
-            // Nothing can come for the rest of its hour.
-            let hourly = m.price.billing == Billing::Hour && !m.closed;
-            m.marked = is_idle && hourly;
+            let (is_idle, is_kept) = (m.is_idle(now, idle_ms), m.is_kept());
+            m.marked = is_idle && is_kept;
             if m.attached && m.drained {
                 let why = m.draining.unwrap_or(Why::Idle);
                 self.end(number, why);
             } else if !m.attached && now >= away_ms + if m.stage == Stage::Named { m.away_ms } else { m.since_ms } {
                 self.end(number, Why::Away);
-            } else if !m.attached && !m.wanted && m.useless >= SURPLUS_ROUNDS && !hourly && m.busy == 0 {
+            } else if !m.attached && !m.wanted && m.useless >= SURPLUS_ROUNDS && !is_kept && m.busy == 0 {
                 self.end(number, Why::Surplus);
-            } else if is_idle && !hourly && m.draining.is_none() {
+            } else if is_idle && !is_kept && m.draining.is_none() {
                 self.drain(number, Why::Idle);
             }
         }

@@ -193,6 +193,16 @@ impl Machine {
         self.attached || self.awaited || now_ms < self.away_ms + AWAY_SUPPLY_MS
     }
 
+    /// It has had no work, and is wanted for none, for so long.
+    pub(crate) fn is_idle(&self, now_ms: u64, for_ms: u64) -> bool {
+        self.attached && self.busy == 0 && !self.wanted && now_ms >= self.idle_ms + for_ms
+    }
+
+    /// Is it kept to the end of its paid hour where it is idle? Not where nothing can come for the rest of that, nor where its type is no longer rented.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.price.billing == Billing::Hour && !self.closed && !self.unlisted
+    }
+
     /// Why, for people: of one that leaves in its own words.
     pub fn why(&self, why: Why) -> String {
         match why {

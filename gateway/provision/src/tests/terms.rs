@@ -80,6 +80,28 @@ fn a_type_that_is_no_longer_offered_ends_as_idle_machines_do() {
     assert_eq!(vec![Action::Drain(1, Why::Idle)], drained, "the one without work, and no other");
 }
 
+/// Where the hour is billed, too: it is not kept to the end of that, and what boots for nobody is given up.
+#[test]
+fn an_hourly_machine_of_a_type_that_is_no_longer_offered_goes_when_it_is_idle() {
+    let goes = |new: &str| {
+        let (old, new) = (terms(vec![offer("old", "0.10", Billing::Hour)], "10"), terms(vec![offer(new, "0.10", Billing::Hour)], "10"));
+        let mut p = begun(&old);
+        assert_eq!(vec![1], working(&mut p, 1, TEN));
+        p.step(Input::Demand(demand(1, 1)), TEN + 1_000);
+        p.step(Input::Terms(new), TEN + MINUTE);
+        p.step(Input::Busy(1, 0), TEN + 2 * MINUTE);
+        for round in 0..u64::from(limits::SURPLUS_ROUNDS) {
+            p.step(Input::Demand(vec![]), TEN + 2 * MINUTE + round * 1_000);
+        }
+        let given_up = p.machines().filter(|m| m.ending == Some(Why::Surplus)).map(|m| m.number).collect::<Vec<_>>();
+        p.take();
+        p.step(Input::Tick, TEN + 7 * MINUTE);
+        (given_up, p.take().1.contains(&Action::Drain(1, Why::Idle)))
+    };
+    assert_eq!((vec![2], true), goes("new"));
+    assert_eq!((vec![], false), goes("old"));
+}
+
 #[test]
 fn a_lowered_cap_rents_nothing_and_lets_go_what_it_must() {
     let offers = || vec![offer("m", "0.10", SECOND)];
