@@ -230,7 +230,7 @@ impl Provisioner {
 
     pub(crate) fn undrain(&mut self, number: u64) {
         let Some(m) = self.state.machines.get_mut(&number) else { return };
-        (m.draining, m.drained) = (None, false);
+        (m.draining, m.drained, m.in_the_way) = (None, false, false);
         self.actions.push(Action::Undrain(number));
     }
 

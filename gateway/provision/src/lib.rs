@@ -30,6 +30,7 @@ mod money;
 mod pack;
 mod promise;
 mod records;
+mod room;
 mod round;
 mod terms;
 #[cfg(test)]

@@ -120,6 +120,8 @@ pub struct Machine {
     /// Idle, and kept to the end of its hour only.
     pub(crate) marked: bool,
     pub(crate) draining: Option<Why>,
+    /// It goes, though its hour is not over, so that others can be rented.
+    pub(crate) in_the_way: bool,
     /// Why it takes no new work of its own accord; empty: it has not said so.
     pub(crate) word: String,
     pub(crate) drained: bool,
@@ -206,6 +208,7 @@ impl Machine {
     /// Why, for people: of one that leaves in its own words.
     pub fn why(&self, why: Why) -> String {
         match why {
+            Why::Idle if self.in_the_way => format!("{why}, and is in the way of other work"),
             Why::Leaving if !self.word.is_empty() => self.word.clone(),
             Why::Surplus if !self.awaited && !self.attached => "it has nothing to do, and its agent is away".into(),
             Why::Surplus if self.unlisted => "it was not there yet, and its type is no longer rented".into(),

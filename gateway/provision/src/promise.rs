@@ -2,7 +2,7 @@
 //!
 //! The limits are of all types together, and nobody knows what work will come. So of each type one machine is promised as if nothing else were: what fits only
 //! there can come as long as there is room for that one. What is left beside all of these is promised once, as machines of the cheapest (by slot). So of
-//! each type at most one machine is promised too much.
+//! each type at most one machine is promised too much. Idle machines that are only kept to the end of their hour are in no such one's way: they go for it.
 //!
 //! It keeps no room: what comes first may fill a limit, as at this gateway itself, and a type's own `machines_max` leaves room for the others. Nor is
 //! it relied on: each launch is held against all limits and budgets. Work for which there is no room by then waits for that reason, goes back to where it
@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use crate::Rate;
 use crate::budget::{Charge, Over};
 use crate::core::Provisioner;
-use crate::machine::Stage;
+use crate::machine::{Machine, Stage};
 use crate::market::{MachineType, Price};
+use crate::room::Used;
 use crate::round::UnmetWhy;
 
 /// Machines of one type that are not there yet and could be: those that boot, and those that no limit forbids.
@@ -74,8 +75,8 @@ impl Provisioner {
         let by_slot = |p: &Promise| p.price.map_or(u64::MAX, |price| price.ceiling.0 / u64::from(p.kind.slots.max(1)));
         let mut order: Vec<usize> = (0..promises.len()).collect();
         order.sort_by_key(|i| (self.type_left_alone(&promises[*i].name).is_some(), by_slot(&promises[*i])));
-        let all = self.left();
-        let mut rest = all;
+        // Idle machines are in the way of what comes only until it has come.
+        let (all, mut rest) = (self.left(|m| !self.makes_room(m)), self.left(|_| true));
         for i in order.iter().skip(1).copied() {
             let n = self.some_of(&promises[i], all, 1);
             rest = rest.beside(n, &promises[i]);
@@ -96,9 +97,9 @@ impl Provisioner {
         self.machines().filter(|m| m.offer.machine == name && m.is_booting()).count() as u64
     }
 
-    fn left(&self) -> Left {
-        let exist = self.machines().filter(|m| m.may_exist());
-        let (slots, machines) = exist.fold((0, 0), |(s, n), m| (s + u64::from(m.kind.slots), n + 1));
+    /// Beside those machines of which this holds.
+    fn left(&self, of: impl Fn(&Machine) -> bool) -> Left {
+        let Used { slots, machines, .. } = self.used(of);
         // Of an owner's own caps only he is told, by what comes back.
         let rate = self.budget().nodes().first().and_then(|root| root.caps.hour.map(|cap| cap.0.saturating_sub(root.rate().0)));
         Left {

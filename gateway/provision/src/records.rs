@@ -355,6 +355,7 @@ fn machine(number: u64, offer: &OfferKey, kind: &MachineType, owner: &str, price
         idle_ms: at_ms,
         marked: false,
         draining: None,
+        in_the_way: false,
         word: String::new(),
         drained: false,
         closed: false,

@@ -11,6 +11,7 @@ use crate::machine::{Machine, Need, Why};
 use crate::market::{MachineType, Offer, Price};
 use crate::pack::{Demand, Fill, Supply, fill, into_supply, is_better, never_fits};
 use crate::records::Record;
+use crate::room::{Used, and_going};
 use crate::{OfferKey, Rate};
 
 /// Why demand is not met, and nothing (more) was rented for it.
@@ -65,6 +66,7 @@ impl Provisioner {
         for (owner, mut demand) in by_owner {
             let asked = ask(demand.iter().map(Demand::slots).sum(), &self.curbs(&owner));
             let why = self.rent(&owner, &mut demand, &asked, &mut round);
+            self.make_room(&owner, &demand);
             for d in demand.into_iter().filter(|d| d.tasks > 0) {
                 let why = self.never(&d).unwrap_or_else(|| why.clone());
                 round.unmet.push(Unmet { demand: d, why });
@@ -98,8 +100,8 @@ impl Provisioner {
         again.into_iter().for_each(|number| self.undrain(number));
     }
 
-    fn curbs(&self, owner: &str) -> Vec<Curb> {
-        let (slots, machines, booting) = self.in_use();
+    pub(crate) fn curbs(&self, owner: &str) -> Vec<Curb> {
+        let Used { slots, machines, booting } = self.used(|_| true);
         let s = &self.settings;
         let mut curbs = vec![
             Curb { name: "slots".into(), used: slots, max: s.slots_max },
@@ -111,17 +113,16 @@ impl Provisioner {
         curbs
     }
 
-    /// Slots, machines, machines that boot.
-    fn in_use(&self) -> (u64, u64, u64) {
-        let exist = self.state.machines.values().filter(|m| m.may_exist());
-        exist.fold((0, 0, 0), |(s, m, b), machine| (s + u64::from(machine.kind.slots), m + 1, b + u64::from(machine.is_booting())))
-    }
-
     /// Rent for an owner, until what was asked for is there. Returns why no more was.
     fn rent(&mut self, owner: &str, demand: &mut [Demand], asked: &Ask, round: &mut Round) -> UnmetWhy {
         if let Some(hard) = &asked.hard {
             let Some(whose) = hard.name.strip_prefix(RATE) else {
-                return UnmetWhy::new(&hard.name, format!("{} of {} are used", hard.used, hard.max));
+                let going = match hard.name.as_str() {
+                    "slots" => self.idle_and_going().slots,
+                    "machines" => self.idle_and_going().machines,
+                    _ => 0,
+                };
+                return UnmetWhy::new(&hard.name, format!("{} of {} are used{}", hard.used, hard.max, and_going(going)));
             };
             let evidence = format!("{} of {} {} per hour are used", Rate(hard.used), Rate(hard.max), self.catalogue.currency);
             return UnmetWhy { own: !whose.is_empty(), ..UnmetWhy::new(&hard.name, evidence) };
@@ -184,6 +185,27 @@ impl Provisioner {
     }
 
     fn may_rent(&self, owner: &str, offer: &Offer, kind: &MachineType) -> Result<Price, UnmetWhy> {
+        let price = self.may_ask(offer)?;
+        let why = |limit: &str, evidence: String, going: u64| Err(UnmetWhy::new(limit, evidence + &and_going(going)));
+        let is_of_type = |m: &Machine| m.offer.machine == offer.key.machine;
+        let of_type = self.used(is_of_type).machines;
+        if let Some(max) = kind.machines_max.filter(|max| of_type >= u64::from(*max)) {
+            let going = self.used(|m| m.busy == 0 && self.is_going(m) && is_of_type(m)).machines;
+            return why("machines of a type", format!("{of_type} of {max} {} are there", offer.key.machine), going);
+        }
+        let (Used { slots, machines, .. }, s) = (self.used(|_| true), &self.settings);
+        if slots + u64::from(kind.slots) > s.slots_max {
+            let evidence = format!("{slots} of {} are used, one {} has {}", s.slots_max, offer.key.machine, kind.slots);
+            return why("slots", evidence, self.idle_and_going().slots);
+        }
+        if machines >= u64::from(s.machines_max) {
+            return why("machines", format!("{machines} of {} are there", s.machines_max), self.idle_and_going().machines);
+        }
+        self.may_begin(owner, offer, price)
+    }
+
+    /// Before what is there is looked at: its price is known, and it is not left alone.
+    pub(crate) fn may_ask(&self, offer: &Offer) -> Result<Price, UnmetWhy> {
         let why = |limit: &str, evidence: String| Err(UnmetWhy::new(limit, evidence));
         let Some(price) = offer.price else {
             return why("price", format!("{}: its price is not known", offer.key));
@@ -191,21 +213,14 @@ impl Provisioner {
         if let Some((until, because)) = self.left_alone(&offer.key) {
             return why("capacity", format!("{}: {because}; asked again at {}", offer.key, self.clock(until)));
         }
-        let exist = self.state.machines.values().filter(|m| m.may_exist());
-        let of_type = exist.filter(|m| m.offer.machine == offer.key.machine).count();
-        if let Some(max) = kind.machines_max.filter(|max| of_type >= *max as usize) {
-            return why("machines of a type", format!("{of_type} of {max} {} are there", offer.key.machine));
-        }
-        let (slots, machines, booting) = self.in_use();
-        let s = &self.settings;
-        if slots + u64::from(kind.slots) > s.slots_max {
-            return why("slots", format!("{slots} of {} are used, one {} has {}", s.slots_max, offer.key.machine, kind.slots));
-        }
-        if machines >= u64::from(s.machines_max) {
-            return why("machines", format!("{machines} of {} are there", s.machines_max));
-        }
-        if booting >= u64::from(s.booting_max) {
-            return why("booting machines", format!("{booting} of {} are booting", s.booting_max));
+        Ok(price)
+    }
+
+    /// Where there is room for it: not too many boot, and its first lease can be paid.
+    pub(crate) fn may_begin(&self, owner: &str, offer: &Offer, price: Price) -> Result<Price, UnmetWhy> {
+        let (booting, max) = (self.used(|_| true).booting, self.settings.booting_max);
+        if booting >= u64::from(max) {
+            return Err(UnmetWhy::new("booting machines", format!("{booting} of {max} are booting")));
         }
         let days = Charge::lease(price.ceiling, price.billing, self.now, self.now + price.billing.first_ms());
         let node = self.state.budget.node_of(owner);

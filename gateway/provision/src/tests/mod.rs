@@ -8,6 +8,7 @@ mod failed;
 mod ledger;
 mod offered;
 mod promised;
+mod room;
 mod terms;
 
 use std::collections::BTreeMap;
