@@ -181,6 +181,8 @@ fn check(p: &Provisioner, was: &BTreeSet<u64>, wanted: &[Demand], now: u64) -> u
     }
     assert!(early.is_empty() || rents(p.clone()), "{early:?} go, and nothing can be rented for {wanted:?}");
     let waits = early.is_empty() && !other_goes && !p.latest().unmet.is_empty() && p.latest().rented.is_empty();
+    // What ended in this very step, or is to end anyway, may be room for it in the next.
+    let waits = waits && !rents(p.clone());
     if waits {
         let mut without = p.clone();
         let idle: Vec<u64> = p.machines().filter(|m| p.makes_room(m)).map(|m| m.number).collect();
