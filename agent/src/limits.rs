@@ -20,9 +20,9 @@ pub const PACE_MS: u64 = 5;
 pub const PACED_RATE_MIN: f64 = 200.0;
 /// There the gateway is told of so many ends at a time, and every hop above has that much less to do for each: [`PACE_MS`] apart, or longer, where they are
 /// fewer.
-pub const TOLD_SLOTS: f64 = 64.0;
+pub const TOLD_SLOTS: f64 = 160.0;
 /// See [`TOLD_SLOTS`]. Who waits for a task hardly sees that.
-pub const TOLD_PACE_MAX_MS: u64 = 25;
+pub const TOLD_PACE_MAX_MS: u64 = 50;
 /// Resident memory is sampled this often, as long as that costs less than one part in `SAMPLE_COST_PART` of the time.
 pub const SAMPLE_INTERVAL_MS: u64 = 200;
 /// See [`SAMPLE_INTERVAL_MS`].

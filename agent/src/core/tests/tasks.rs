@@ -328,7 +328,7 @@ fn ends_are_told_together_where_tasks_end_fast_and_no_slot_is_idle() {
         a.core.told_pace_ms()
     };
     let of = [100.0, 1_600.0, 6_400.0, 100_000.0];
-    assert_eq!([0, TOLD_PACE_MAX_MS, 10, PACE_MS], of.map(|rate| pace(&mut a, rate)));
+    assert_eq!([0, TOLD_PACE_MAX_MS, 25, PACE_MS], of.map(|rate| pace(&mut a, rate)));
     a.core.link.rate = 1_600.0;
     (0..2).for_each(|t| a.exit((1, t), Exit::Code(0)));
     let due = a.core.events_due_in(a.now);
