@@ -181,8 +181,6 @@ fn check(p: &Provisioner, was: &BTreeSet<u64>, wanted: &[Demand], now: u64) -> u
     }
     assert!(early.is_empty() || rents(p.clone()), "{early:?} go, and nothing can be rented for {wanted:?}");
     let waits = early.is_empty() && !other_goes && !p.latest().unmet.is_empty() && p.latest().rented.is_empty();
-    // What ended in this very step, or is to end anyway, may be room for it in the next.
-    let waits = waits && !rents(p.clone());
     if waits {
         let mut without = p.clone();
         let idle: Vec<u64> = p.machines().filter(|m| p.makes_room(m)).map(|m| m.number).collect();
@@ -220,6 +218,8 @@ fn as_few_go_as_must_for_a_machine_that_can_then_be_rented_and_where_some_would_
             if let Some(number) = numbers.get(random.below(numbers.len().max(1) as u64) as usize).filter(|_| random.chance(50)) {
                 p.step(Input::Busy(*number, random.below(2)), now);
             }
+            // What is due by now is done before the round, and not after it.
+            p.step(Input::Tick, now);
             let was = those_in_the_way(&p);
             p.step(Input::Demand(wanted.clone()), now);
             sum += check(&p, &was, &wanted, now);
