@@ -260,7 +260,7 @@ async fn a_user_who_is_refused_somewhere_holds_up_nobody_else() {
     // Of the same shape, and at once.
     let began = std::time::Instant::now();
     ann.run("k", &sleep("0"), 20).await;
-    assert!(began.elapsed() < Duration::from_millis(4_500), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(2, count(&bob.show(&job).await.unwrap(), Phase::Queued));
 }
 

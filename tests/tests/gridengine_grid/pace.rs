@@ -44,7 +44,7 @@ fn two_thousand_tasks_are_a_query_a_second_and_few_submissions() {
     let (queries, cpu, took) = ((numbers(&asked).len() - before) as f64, cpu_s(gateway) - cpu, began.elapsed().as_secs_f64());
     eprintln!("submissions, ms: {sent:?}; {queries} queries and {cpu} s of a core in {took} s");
     assert!(queries >= 2.0 && queries <= took + 1.0, "{queries} queries in {took} s");
-    assert!(cpu < took * 0.25, "{cpu} s of a core in {took} s");
+    assert!(cpu < took * 0.05, "{cpu} s of a core in {took} s");
     assert!(sent.len() <= 8, "submissions of {JOBS} tasks, ms: {sent:?}");
 }
 
@@ -80,5 +80,5 @@ fn the_end_of_a_payload_is_known_at_the_top_soon() {
     }
     late.sort();
     eprintln!("from the end of a payload to the end of `grid wait`, ms: {late:?}");
-    assert!(late[late.len() / 2] < 10_000, "{late:?} ms");
+    assert!(late[late.len() / 2] < 1_500, "{late:?} ms");
 }

@@ -16,13 +16,13 @@ fn jobs(site: &Site) -> Vec<String> {
 /// What the kernel says of the agent that this job runs: `T` is stopped. None: there is none.
 fn agent_state(site: &Site, job: &str) -> Option<char> {
     let root = site.cluster.dir().to_str().unwrap();
-    let marks = [format!("JOB_ID={job}"), format!("SGE_ROOT={root}")];
+    let (job, root) = (format!("JOB_ID={job}"), format!("SGE_ROOT={root}/"));
     let ours = |process: &Path| {
         let environ = fs::read(process.join("environ")).unwrap_or_default();
-        let environ: Vec<_> = environ.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        let is_there = |is: &dyn Fn(&[u8]) -> bool| environ.split(|b| *b == 0).any(is);
         let program = fs::read(process.join("cmdline")).unwrap_or_default();
-        let marked = |mark: &String| environ.iter().any(|word| word.starts_with(mark.as_str()));
-        program.split(|b| *b == 0).next().is_some_and(|p| p.ends_with(b"grid-agent")) && marks.iter().all(marked)
+        let is_agent = program.split(|b| *b == 0).next().is_some_and(|p| p.ends_with(b"grid-agent"));
+        is_agent && is_there(&|word| word == job.as_bytes()) && is_there(&|word| word.starts_with(root.as_bytes()))
     };
     let process = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).find(|p| ours(p))?;
     // Its name, in brackets, may hold anything.

@@ -107,7 +107,7 @@ async fn handshakes_that_never_end_keep_nobody_out() {
         }
         let began = std::time::Instant::now();
         let bob = grid.user(&site, &format!("bob{round}")).await;
-        assert!(began.elapsed() < Duration::from_millis(4_500), "{:?} to connect", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?} to connect", began.elapsed());
         bob.run("k", &quick(), 1).await;
     }
     beside.served().await;
