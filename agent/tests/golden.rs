@@ -61,7 +61,7 @@ fn batches() -> Vec<Batch> {
 
 #[test]
 fn version_1_is_read_and_written_as_ever() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/spool-v1.bin");
+    let path = "tests/golden/spool-v1.bin";
     let mut bytes = frame::header();
     batches().iter().for_each(|b| frame::encode(b, &mut bytes));
     if std::env::var_os("INTERGRID_BLESS").is_some() {

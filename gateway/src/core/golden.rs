@@ -14,9 +14,9 @@ use super::{Core, Now};
 use crate::store::mem::MemDisk;
 use crate::store::{Batch, Reader, Store};
 
-const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/core-v1.txt");
+const FILE: &str = "tests/golden/core-v1.txt";
 /// With what a recovery adds: names of older incarnations, adoption, doubt.
-const RECOVERED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/core-v1-recovered.txt");
+const RECOVERED: &str = "tests/golden/core-v1-recovered.txt";
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

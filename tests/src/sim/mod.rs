@@ -131,7 +131,7 @@ pub fn sweep(from: u64, seeds: u64, options: Options, stop: bool, each: &(dyn Fn
 
 /// What a failure's report says: seed, commit, and the shortest trace that was found.
 pub fn report(seed: u64, options: Options, failure: &Failure) -> String {
-    let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let git = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let commit = git.ok().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_string()).filter(|c| !c.is_empty());
     let (cut, run) = shortest(seed, options, &failure.invariant);
     let last = run.failure.unwrap_or_else(|| failure.clone());

@@ -33,7 +33,7 @@ impl Default for Options {
 /// What the first half of the machines have for GPUs: Slurm asks that each be a device, and no more of it.
 const GPUS: [&str; 2] = ["/dev/null", "/dev/zero"];
 /// Our completion program, as sites install it.
-const JOBCOMP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/slurm/jobcomp");
+const JOBCOMP: &str = include_str!("../../../deploy/slurm/jobcomp");
 
 impl Options {
     /// All that the daemons read, in this directory.
@@ -42,7 +42,8 @@ impl Options {
             make_dir(&dir.join(name), owner);
         }
         make_dir(&dir.join("jobcomp/records"), Some("slurm"));
-        fs::copy(JOBCOMP, dir.join("jobcomp/jobcomp")).expect("deploy/slurm/jobcomp");
+        fs::write(dir.join("jobcomp/jobcomp"), JOBCOMP).expect("jobcomp");
+        fs::set_permissions(dir.join("jobcomp/jobcomp"), Permissions::from_mode(0o755)).expect("permissions");
         let key = dir.join("munge/key");
         fs::write(&key, rand_key()).expect("a key");
         fs::set_permissions(&key, Permissions::from_mode(0o400)).expect("permissions");
