@@ -18,6 +18,8 @@ pub const LAZY_SYNC_MS: u64 = 200;
 pub const PACE_MS: u64 = 5;
 /// See [`PACE_MS`].
 pub const PACED_RATE_MIN: f64 = 200.0;
+/// There a disk that is busy now and then, for many times what it takes on average, leaves no slot idle for twice so long: that much is claimed ahead.
+pub const SYNC_STALL_MS: u64 = 50;
 /// There the gateway is told of so many ends at a time, and every hop above has that much less to do for each: [`PACE_MS`] apart, or longer, where they are
 /// fewer.
 pub const TOLD_SLOTS: f64 = 160.0;

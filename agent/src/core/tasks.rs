@@ -139,7 +139,8 @@ impl Core {
         if self.link.waits_for_open(self.now) || self.no_room.is_some() {
             return;
         }
-        let hidden = lookahead(self.link.rate, (self.commit_ms + PACE_MS as f64) / 1_000.0);
+        let stall_ms = if self.link.rate < PACED_RATE_MIN { 0 } else { SYNC_STALL_MS };
+        let hidden = lookahead(self.link.rate, (self.commit_ms + (PACE_MS + stall_ms) as f64) / 1_000.0);
         let ahead_max = slots.saturating_sub(self.used).saturating_add(hidden);
         while self.ahead < ahead_max {
             let Some(number) = self.runnable.first().copied() else { return };

@@ -13,7 +13,8 @@ pub mod worker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use intergrid_agent_sys as sys;
@@ -40,8 +41,35 @@ struct Group {
     since: Instant,
     peak_bytes: u64,
     over: bool,
+    /// Nothing is left of it, and its number may be another's: nobody signals it. Set at the reaper's gate.
+    gone: Arc<AtomicBool>,
     /// How the leader ended; what follows is the rest of its group.
     ended: Option<(sys::Ended, Duration)>,
+}
+
+/// Where a group's leader is reaped, and where groups are signalled: never both at a time, so that no signal reaches a process that has a reaped one's
+/// number. Reaping takes as long as much else that is done for a task, so it is not done under the lock that all tasks share.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<RwLock<()>>);
+
+impl Gate {
+    /// The leader of a group has ended: how it did, where that can be known, and whether there may be more of its group.
+    pub fn reap(&self, pid: i32, gone: &AtomicBool) -> (Option<sys::Ended>, bool) {
+        let _open = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        // None: somebody else has reaped it. Its end is unknown, but an end.
+        let ended = sys::wait(pid).ok().flatten();
+        // What the leader left behind has no business any more.
+        let rest = ended.is_none() || signal(pid, Signal::KILL);
+        gone.store(!rest, Ordering::Relaxed);
+        (ended, rest)
+    }
+
+    fn signal(&self, pid: i32, group: &Group, with: Signal) {
+        let _closed = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if !group.gone.load(Ordering::Relaxed) {
+            signal(pid, with);
+        }
+    }
 }
 
 /// The executor.
@@ -57,6 +85,7 @@ pub struct Executor {
     watched: Vec<i32>,
     sample_next: Instant,
     done: Vec<Input>,
+    gate: Gate,
 }
 
 impl Executor {
@@ -72,9 +101,10 @@ impl Executor {
         if let Err(e) = sys::seal_inherited() {
             tracing::warn!("descriptors that this process inherited may be seen by tasks: {e}");
         }
-        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), gpus, door)?) };
+        let gate = Gate::default();
+        let workers = if null { None } else { Some(Workers::new(dirs.clone(), cgroup.clone(), gpus, gate.clone(), door)?) };
         let (groups, pids, watched) = Default::default();
-        Ok(Executor { dirs, cgroup, workers, groups, pids, watched, sample_next: Instant::now(), done: Vec::new() })
+        Ok(Executor { dirs, cgroup, workers, groups, pids, watched, sample_next: Instant::now(), done: Vec::new(), gate })
     }
 
     /// Start a task; what becomes of it comes from [`inputs`](Self::inputs).
@@ -98,8 +128,9 @@ impl Executor {
 
     /// Signal a task's group: SIGKILL, or SIGTERM.
     pub fn signal(&self, key: Key, kill: bool) {
-        if let Some(pid) = self.pids.get(&key) {
-            signal(*pid, if kill { Signal::KILL } else { Signal::TERM });
+        let pid = self.pids.get(&key).copied();
+        if let Some((pid, group)) = pid.and_then(|pid| Some((pid, self.groups.get(&pid)?))) {
+            self.gate.signal(pid, group, if kill { Signal::KILL } else { Signal::TERM });
         }
     }
 
@@ -108,9 +139,9 @@ impl Executor {
         std::mem::take(&mut self.done)
     }
 
-    /// A task's process runs: since when, and with which pair of streams.
-    pub(crate) fn started(&mut self, key: Key, pid: i32, plan: Arc<Plan>, since: Instant, pair: u32) {
-        let group = Group { key, plan: Some(plan), pair: Some(pair), since, peak_bytes: 0, over: false, ended: None };
+    /// A task's process runs: since when, and with which pair of streams. `gone` is set where it is reaped.
+    pub(crate) fn started(&mut self, key: Key, pid: i32, plan: Arc<Plan>, since: Instant, pair: u32, gone: Arc<AtomicBool>) {
+        let group = Group { key, plan: Some(plan), pair: Some(pair), since, peak_bytes: 0, over: false, gone, ended: None };
         self.groups.insert(pid, group);
         self.pids.insert(key, pid);
         self.done.push(Input::Started(key, pid));
@@ -119,18 +150,6 @@ impl Executor {
     /// A task could not be started.
     pub(crate) fn not_started(&mut self, key: Key, fault: Fault) {
         self.done.push(Input::NotStarted(key, fault));
-    }
-
-    /// The leader of a group has ended: how it did, where that can be known, and whether there may be more of its group.
-    pub(crate) fn reap(&mut self, pid: i32) -> (Option<sys::Ended>, bool) {
-        // None: somebody else has reaped it. Its end is unknown, but an end.
-        let ended = sys::wait(pid).ok().flatten();
-        // What the leader left behind has no business any more.
-        let rest = ended.is_none() || signal(pid, Signal::KILL);
-        if !rest && let Some(group) = self.groups.get(&pid) {
-            self.pids.remove(&group.key);
-        }
-        (ended, rest)
     }
 
     /// The rest of a group outlives its leader, which ended so after this time.
@@ -251,7 +270,8 @@ impl Executor {
                 None => Fate::Gone,
             };
             if let Fate::Alive { pid } = fate {
-                let group = Group { key: *key, plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, ended: None };
+                let group =
+                    Group { key: *key, plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, gone: Arc::default(), ended: None };
                 self.groups.insert(pid, group);
                 self.pids.insert(*key, pid);
                 self.watched.push(pid);
@@ -267,9 +287,7 @@ impl Executor {
     /// Kill every task and start no more. True: none is left.
     pub fn kill_all(&mut self) -> bool {
         let idle = self.workers.as_ref().is_none_or(Workers::close);
-        for pid in self.groups.keys() {
-            signal(*pid, Signal::KILL);
-        }
+        self.groups.iter().for_each(|(pid, group)| self.gate.signal(*pid, group, Signal::KILL));
         self.poll();
         idle && self.groups.is_empty()
     }
@@ -318,4 +336,26 @@ fn lives(group: i32) -> bool {
         return true;
     }
     signal(group, Signal::KILL) && proc::group_lives(group)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_signals_the_number_of_a_group_that_is_gone() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").process_group(0).spawn().unwrap();
+        let (pid, gate) = (child.id() as i32, Gate::default());
+        let of = |gone| Group { key: (1, 0), plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, gone, ended: None };
+        let ended = of(Arc::new(AtomicBool::new(true)));
+        gate.signal(pid, &ended, Signal::KILL);
+        assert!(child.try_wait().unwrap().is_none(), "the number is another's now");
+        let lives = of(Arc::default());
+        gate.signal(pid, &lives, Signal::KILL);
+        sys::await_end(pid).unwrap();
+        let (how, rest) = gate.reap(pid, &lives.gone);
+        assert_eq!((Some(Err(9)), false, true), (how.map(|e| e.exit), rest, lives.gone.load(Ordering::Relaxed)));
+    }
 }

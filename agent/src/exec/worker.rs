@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use super::cgroup::Cgroup;
 use super::dirs::Dirs;
 use super::queue::{Queue, Start, Work};
-use super::{Executor, lives, report};
+use super::{Executor, Gate, lives, report};
 use crate::core::{Fault, Key};
 use crate::limits::{BUSY_PAUSE_MS, BUSY_TRIES_MAX, LEFT_DIRECTORIES_MAX, LINGER_MS, TASK_THREAD_STACK_BYTES, THREAD_IDLE_MS, THREADS_KEPT};
 use crate::plan::{Plan, Task};
@@ -34,6 +35,7 @@ struct Shared {
     cgroup: Option<Cgroup>,
     /// What tasks read.
     null: OwnedFd,
+    gate: Gate,
     door: Door,
 }
 
@@ -43,9 +45,10 @@ pub struct Workers(Arc<Shared>);
 
 impl Workers {
     /// Start the first of them.
-    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, door: Door) -> io::Result<Self> {
+    pub fn new(dirs: Dirs, cgroup: Option<Cgroup>, gpus: Vec<String>, gate: Gate, door: Door) -> io::Result<Self> {
         let null = File::open("/dev/null")?.into();
-        let workers = Workers(Arc::new(Shared { queue: Mutex::new(Queue::with(gpus)), more: Condvar::new(), dirs, cgroup, null, door }));
+        let queue = Mutex::new(Queue::with(gpus));
+        let workers = Workers(Arc::new(Shared { queue, more: Condvar::new(), dirs, cgroup, null, gate, door }));
         workers.one_more(&mut workers.0.lock())?;
         Ok(workers)
     }
@@ -225,7 +228,8 @@ impl Shared {
             }
         };
         let plan = start.plan;
-        let heard = self.with(|exec| exec.started(key, pid, plan.clone(), at, pair));
+        let gone = Arc::new(AtomicBool::new(false));
+        let heard = self.with(|exec| exec.started(key, pid, plan.clone(), at, pair, gone.clone()));
         self.lock().busy -= 1;
         if !heard {
             return false;
@@ -234,10 +238,7 @@ impl Shared {
         let _ = await_end(pid);
         let wall = at.elapsed();
         // Its pid is its own until it is reaped, so that nobody signals another one in its place.
-        let (mut ended, mut rest) = (None, true);
-        if !self.with(|exec| (ended, rest) = exec.reap(pid)) {
-            return false;
-        }
+        let (mut ended, rest) = self.gate.reap(pid, &gone);
         if rest && lingers(pid, ended.as_mut()) {
             self.lock().coming += 1;
             return self.with(|exec| exec.watch(pid, ended.map(|e| (e, wall))));

@@ -340,6 +340,21 @@ fn ends_are_told_together_where_tasks_end_fast_and_no_slot_is_idle() {
     assert_eq!([0, PACE_MS, PACE_MS, PACE_MS], of.map(|rate| pace(&mut a, rate)), "who is idle does not wait for long");
 }
 
+/// What a disk takes on average says nothing of the moments in which it is busy.
+#[test]
+fn claims_are_ahead_of_a_sync_that_takes_long_where_tasks_end_fast() {
+    let ahead = |rate: f64| {
+        let mut a = Agent::attached(2);
+        a.core.link.rate = rate;
+        a.core.link.windows.push_back((a.now, 400));
+        a.down(place(1, 0..400));
+        a.core.ahead
+    };
+    let worth = 2 * SYNC_STALL_MS;
+    assert!((worth..2 * worth).contains(&ahead(1_000.0)), "{} of a task each ms", ahead(1_000.0));
+    assert!(ahead(PACED_RATE_MIN / 2.0) < 4, "{}", ahead(PACED_RATE_MIN / 2.0));
+}
+
 /// Or tasks that end at once would wait for a window of which the gateway has used all.
 #[test]
 fn as_many_ends_as_are_told_at_a_time_wait_for_no_pace() {
