@@ -526,9 +526,16 @@ mod tests {
         let provider = provider(tmp.path(), true);
         fs::remove_file(tmp.path().join("waits.sh")).unwrap();
         provider.start("127.0.0.1:7".into());
-        sleep(Duration::from_millis(300)).await;
+        let are_said =
+            |faults: &[(String, String)]| faults.len() == 2 && faults.iter().all(|(_, why)| why.contains("waits.sh") && why.contains("start"));
+        for _ in 0..100 {
+            sleep(Duration::from_millis(100)).await;
+            if are_said(&provider.machines()) {
+                break;
+            }
+        }
         let faults = provider.machines();
-        assert!(faults.len() == 2 && faults.iter().all(|(_, why)| why.contains("waits.sh") && why.contains("start")), "it is said why: {faults:?}");
+        assert!(are_said(&faults), "it is said why: {faults:?}");
         timeout(Duration::from_secs(2), provider.stop(BTreeSet::new())).await.expect("stops at once");
     }
 }
