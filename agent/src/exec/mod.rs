@@ -257,12 +257,12 @@ impl Executor {
     /// What became of tasks that an agent before us had claimed; those alive are ours from now on.
     pub fn adopt(&mut self, claims: &[(Key, Claim)], boot: &[u8]) -> Vec<(Key, Fate)> {
         let unsure = claims.iter().any(|(_, c)| c.boot == boot && c.exited.is_none());
-        let by_directory = if unsure { proc::groups_with("GRID_TASK_DIR") } else { BTreeMap::new() };
+        let by_directory = if unsure { proc::with_variable("GRID_TASK_DIR") } else { Vec::new() };
         let mut fates = Vec::new();
         for (key, claim) in claims {
             let dir = self.dirs.task(*key);
             let known = claim.started.filter(|s| proc::began(s.pid, s.ticks).is_some_and(|now| !now.zombie)).map(|s| s.pid);
-            let found = known.or_else(|| by_directory.get(&*dir.to_string_lossy()).copied());
+            let found = known.or_else(|| proc::oldest_group(&by_directory, dir.as_os_str().as_encoded_bytes()));
             let fate = match found {
                 _ if claim.boot != boot => Fate::Gone,
                 Some(pid) => Fate::Alive { pid },

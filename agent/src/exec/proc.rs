@@ -1,6 +1,5 @@
 //! /proc, as far as the agent needs it: who is in a process group, how much memory it uses, which process belongs to a task directory.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 
@@ -11,6 +10,8 @@ pub struct Stat {
     pub pid: i32,
     /// Its group.
     pub group: i32,
+    /// Its session.
+    pub session: i32,
     /// Dead, and only not yet reaped.
     pub zombie: bool,
     /// Start, in clock ticks since boot.
@@ -46,6 +47,7 @@ fn parse(line: &[u8]) -> Option<Stat> {
     Some(Stat {
         pid,
         group: fields.get(2)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
         zombie: matches!(*fields.first()?, "Z" | "X"),
         ticks: number(19)?,
         resident_bytes: number(21)? * PAGE_BYTES,
@@ -67,28 +69,33 @@ pub fn group_lives(group: i32) -> bool {
     all().any(|s| s.group == group && !s.zombie)
 }
 
-/// Process groups with a live process that has this variable with this value in the environment it was started with.
-pub fn groups_with(variable: &str) -> BTreeMap<String, i32> {
+/// Live processes that were started with this variable in their environment: its value, when they started, their group. Those of a session of their own
+/// have left what they were started in, and are not among them.
+pub fn with_variable(variable: &str) -> Vec<(Vec<u8>, u64, i32)> {
     let prefix = format!("{variable}=");
-    let mut found = BTreeMap::new();
-    for s in all().filter(|s| !s.zombie) {
-        let Ok(environ) = fs::read(format!("/proc/{}/environ", s.pid)) else { continue };
-        let value = environ.split(|b| *b == 0).find_map(|v| v.strip_prefix(prefix.as_bytes()));
-        if let Some(value) = value {
-            found.insert(String::from_utf8_lossy(value).into_owned(), s.group);
-        }
-    }
-    found
+    let value = |s: Stat| {
+        let environ = fs::read(format!("/proc/{}/environ", s.pid)).ok()?;
+        let value = environ.split(|b| *b == 0).find_map(|v| v.strip_prefix(prefix.as_bytes()))?;
+        Some((value.to_vec(), s.ticks, s.group))
+    };
+    all().filter(|s| !s.zombie && s.session != s.group).filter_map(value).collect()
+}
+
+/// Of those with this value the group of the oldest, which started the others.
+pub fn oldest_group(found: &[(Vec<u8>, u64, i32)], value: &[u8]) -> Option<i32> {
+    found.iter().filter(|(v, ..)| v == value).map(|(_, ticks, group)| (*ticks, *group)).min().map(|(_, group)| group)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+
     use super::*;
 
     #[test]
     fn a_name_can_hold_anything() {
         let line = "42 (a) R 1 (b) S 1 7 7 0 -1 4194560 100 0 0 0 0 0 0 0 20 0 1 0 237428 3133440 394 184467 1 1 0";
-        assert_eq!(Some(Stat { pid: 42, group: 7, zombie: false, ticks: 237_428, resident_bytes: 394 * 4096 }), parse(line.as_bytes()));
+        assert_eq!(Some(Stat { pid: 42, group: 7, session: 7, zombie: false, ticks: 237_428, resident_bytes: 394 * 4096 }), parse(line.as_bytes()));
         assert_eq!(None, parse(b""));
         assert_eq!(None, parse(b"1 (x"));
     }
@@ -98,7 +105,10 @@ mod tests {
         let me = stat(std::process::id() as i32).unwrap();
         assert!(!me.zombie && me.ticks > 0 && me.resident_bytes > 100_000 && group_lives(me.group));
         assert!(all().any(|s| s.pid == me.pid));
-        let (name, value) = std::env::vars().next().unwrap();
-        assert!(groups_with(&name).contains_key(&value));
+        // Of a group of its own, and of our session.
+        let mut child = std::process::Command::new("/bin/sleep").arg("1000").env("OF_THIS_TEST", "here").process_group(0).spawn().unwrap();
+        assert_eq!(Some(child.id() as i32), oldest_group(&with_variable("OF_THIS_TEST"), b"here"));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
