@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::net::http_authority;
+use intergrid_proto::net::identity::Identity;
 use intergrid_proto::{Refusal, RefusalKind};
 use serde::{Deserialize, Deserializer, de};
 
@@ -99,6 +100,14 @@ impl AgentConfig {
         config.token = config.token.map(|token| directory.join(token));
         config.check()?;
         Ok(config)
+    }
+
+    /// Is there with what it can be an agent: its identity, or a token for which it gets one?
+    pub fn check_identity(&self) -> Result<(), Refusal> {
+        match &self.token {
+            Some(token) if token.exists() => Identity::load_token(token).map(drop),
+            _ => Identity::load(&self.identity).map(drop),
+        }
     }
 
     fn check(&self) -> Result<(), Refusal> {

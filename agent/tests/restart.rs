@@ -3,6 +3,7 @@
 mod pool;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use intergrid_proto::link::{Attempts, Down};
 use intergrid_proto::{Exit, Phase, ReasonKind, TaskSet};
 use pool::{Agent, Gateway, lives, pid_in, sh};
 
-fn stderr_of(config: &std::path::Path) -> (Option<i32>, String) {
+fn stderr_of(config: &Path) -> (Option<i32>, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--config").arg(config).output().unwrap();
     (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
@@ -93,6 +94,26 @@ async fn a_machine_that_nobody_is_left_for_switches_itself_off() {
     // Where that fails, it says so.
     let (code, said) = stderr_of(&g.config(&on_alone("exit 3")));
     assert!(code != Some(0) && said.contains("on_alone: /bin/sh: exit status: 3"), "{code:?} {said}");
+}
+
+/// A daemon that a task has started is not the task, though it has its environment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_left_its_task_is_not_taken_for_it() {
+    let g = Gateway::new().await;
+    let config = g.config("slots = 1");
+    let mut agent = Agent::start(&config, false);
+    g.attached().await;
+    let (note, away) = (g.dir.path().join("pid"), g.dir.path().join("away"));
+    let daemon = format!("setsid sh -c 'echo $$ > {}; exec sleep 1000' &", away.display());
+    g.place(1, 0..1, &sh(&format!("{daemon} echo $$ > {}; exec sleep 1000", note.display())));
+    let (pid, daemon) = (pid_in(&note).await, pid_in(&away).await);
+    agent.kill();
+    let _agent = Agent::start(&config, false);
+    g.until("it is back and says so", |k| k.hinted(1, Phase::Running)).await;
+    g.cancel(1, 0..1);
+    assert_eq!(Phase::Cancelled, g.end(1, 0).await.phase);
+    assert_eq!((false, true), (lives(pid), lives(daemon)), "the task is stopped, and its daemon is nobody's");
+    rustix::process::kill_process(rustix::process::Pid::from_raw(daemon).unwrap(), rustix::process::Signal::KILL).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,6 +288,18 @@ async fn what_can_not_be_an_agent_says_why() {
     std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("name = \"a1\"", "name = \"a2\"")).unwrap();
     let (code, text) = stderr_of(&config);
     assert!(code == Some(1) && text.contains("not of agent \"a2\""), "{text}");
+    // Nor anybody's: no restart helps, and so says the code.
+    let good = std::fs::read_to_string(&config).unwrap().replace("name = \"a2\"", "name = \"a1\"");
+    let none = config.with_file_name("none.toml");
+    let identity = good.lines().find(|l| l.starts_with("identity")).unwrap();
+    std::fs::write(&none, good.replace(identity, "identity = \"nowhere\"")).unwrap();
+    std::fs::write(&config, good).unwrap();
+    let check = |config: &Path| Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--config").arg(config).arg("--check-config").output().unwrap();
+    let (code, text) = stderr_of(&none);
+    assert!(code == Some(2) && text.contains("nowhere/"), "{text}");
+    let (bad, well) = (check(&none), check(&config));
+    assert!(bad.status.code() == Some(2) && String::from_utf8_lossy(&bad.stderr).contains("nowhere/"), "{bad:?}");
+    assert!(well.status.success() && String::from_utf8_lossy(&well.stdout).ends_with("agent.toml is good\n"), "{well:?}");
     std::fs::write(&config, "nam = 1").unwrap();
     let (code, text) = stderr_of(&config);
     assert!(code == Some(2) && text.contains("agent.toml:1:1: "), "{text}");

@@ -8,7 +8,6 @@ use intergrid_gateway::config::{BrokerConfig, CloudConfig, CloudProvider, Gatewa
 use intergrid_gateway::daemon::{DaemonOptions, NEEDS_EC2};
 use intergrid_gateway::reload::on_hangup;
 use intergrid_proto::Refusal;
-use intergrid_proto::net::Identity;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -79,7 +78,7 @@ pub async fn broker(args: RoleArgs, environment: &Environment, out: &Out) -> Res
 pub async fn agent(args: RoleArgs, environment: &Environment, out: &Out) -> Result<Ending> {
     let config = AgentConfig::load(&args.config)?;
     if args.check_config {
-        Identity::load(&config.identity)?;
+        config.check_identity()?;
         return good(out, &args.config);
     }
     log::init(environment)?;
