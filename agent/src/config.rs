@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use intergrid_proto::error::line_and_column;
 use intergrid_proto::limits::{GPUS_PER_MACHINE_MAX, MEMORY_PER_TASK_BYTES_MAX, SLOTS_PER_TASK_MAX};
 use intergrid_proto::net::http_authority;
-use intergrid_proto::net::identity::Identity;
+use intergrid_proto::net::identity::{CertRole, Identity};
 use intergrid_proto::{Refusal, RefusalKind};
 use serde::{Deserialize, Deserializer, de};
 
@@ -102,11 +102,21 @@ impl AgentConfig {
         Ok(config)
     }
 
+    /// Its identity, which is that of an agent of this name.
+    pub fn identity(&self) -> Result<Identity, Refusal> {
+        let identity = Identity::load(&self.identity)?;
+        if identity.role() != CertRole::Agent || identity.label() != self.name {
+            let message = format!("identity {}: it is that of {}, not of agent {:?}", self.identity.display(), identity.cert(), self.name);
+            return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("correct `name` or `identity`"));
+        }
+        Ok(identity)
+    }
+
     /// Is there with what it can be an agent: its identity, or a token for which it gets one?
     pub fn check_identity(&self) -> Result<(), Refusal> {
         match &self.token {
             Some(token) if token.exists() => Identity::load_token(token).map(drop),
-            _ => Identity::load(&self.identity).map(drop),
+            _ => self.identity().map(drop),
         }
     }
 

@@ -8,7 +8,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use intergrid_proto::link::{Hop, Kind};
 use intergrid_proto::net::disk::{Disk, is_full};
 use intergrid_proto::net::http_authority;
-use intergrid_proto::net::identity::{CertRole, Identity};
 use intergrid_proto::{Refusal, RefusalKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -52,11 +51,7 @@ impl Clock {
 /// All parts, started.
 pub(crate) fn start(config: AgentConfig, options: Options, began: Instant) -> Result<(Shell, Sources), Refusal> {
     let broken = |what: &str, e: std::io::Error| Refusal::new(RefusalKind::Internal, format!("can't {what}: {e}"));
-    let identity = Identity::load(&config.identity)?;
-    if identity.role() != CertRole::Agent || identity.label() != config.name {
-        let message = format!("identity {}: it is that of {}, not of agent {:?}", config.identity.display(), identity.cert(), config.name);
-        return Err(Refusal::new(RefusalKind::NotAuthorised, message).remedy("correct `name` or `identity`"));
-    }
+    let identity = config.identity()?;
     let me = Hop { site: identity.id(), name: config.name.clone(), kind: Kind::Agent };
     let cgroup = config.cgroup.as_deref().map(Cgroup::open).transpose()?;
     let clock = Clock::new();

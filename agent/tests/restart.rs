@@ -288,13 +288,15 @@ async fn what_can_not_be_an_agent_says_why() {
     std::fs::write(&config, std::fs::read_to_string(&config).unwrap().replace("name = \"a1\"", "name = \"a2\"")).unwrap();
     let (code, text) = stderr_of(&config);
     assert!(code == Some(1) && text.contains("not of agent \"a2\""), "{text}");
+    let check = |config: &Path| Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--config").arg(config).arg("--check-config").output().unwrap();
+    let other = check(&config);
+    assert!(other.status.code() == Some(1) && String::from_utf8_lossy(&other.stderr).contains("not of agent \"a2\""), "{other:?}");
     // Nor anybody's: no restart helps, and so says the code.
     let good = std::fs::read_to_string(&config).unwrap().replace("name = \"a2\"", "name = \"a1\"");
     let none = config.with_file_name("none.toml");
     let identity = good.lines().find(|l| l.starts_with("identity")).unwrap();
     std::fs::write(&none, good.replace(identity, "identity = \"nowhere\"")).unwrap();
     std::fs::write(&config, good).unwrap();
-    let check = |config: &Path| Command::new(env!("CARGO_BIN_EXE_grid-agent")).arg("--config").arg(config).arg("--check-config").output().unwrap();
     let (code, text) = stderr_of(&none);
     assert!(code == Some(2) && text.contains("nowhere/"), "{text}");
     let (bad, well) = (check(&none), check(&config));
