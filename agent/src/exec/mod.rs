@@ -351,6 +351,8 @@ mod tests {
         let of = |gone| Group { key: (1, 0), plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, gone, ended: None };
         let ended = of(Arc::new(AtomicBool::new(true)));
         gate.signal(pid, &ended, Signal::KILL);
+        // It takes a killed process a moment to end.
+        std::thread::sleep(Duration::from_millis(200));
         assert!(child.try_wait().unwrap().is_none(), "the number is another's now");
         let lives = of(Arc::default());
         gate.signal(pid, &lives, Signal::KILL);
