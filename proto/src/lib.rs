@@ -13,6 +13,7 @@ pub mod link;
 pub mod money;
 #[cfg(feature = "net")]
 pub mod net;
+pub mod pace;
 pub mod phase;
 pub mod reason;
 pub mod share;
@@ -29,6 +30,7 @@ pub mod pb {
 pub use error::{Refusal, RefusalKind};
 pub use ids::{BlobHash, JobNo, SiteId};
 pub use money::Money;
+pub use pace::Pace;
 pub use phase::{Exit, Phase};
 pub use reason::{Reason, ReasonKind};
 pub use share::{Shape, Share};

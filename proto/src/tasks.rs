@@ -185,6 +185,12 @@ impl TaskSet {
         TaskSet { ranges: taken }
     }
 
+    /// Take out the `n` highest and return them.
+    pub fn take_last(&mut self, n: u64) -> TaskSet {
+        let first = self.take_first(self.len().saturating_sub(n));
+        std::mem::replace(self, first)
+    }
+
     /// As `gap, length, gap, length, ...`: the wire's and the store's form.
     pub fn to_runs(&self) -> Vec<u32> {
         let mut end = 0;
@@ -303,6 +309,8 @@ mod tests {
             prop_assert_eq!(taken.len(), n.min(a.len() as u64));
             prop_assert_eq!(taken.union(&rest), set(&a));
             prop_assert!(taken.end() <= rest.first().unwrap_or(u32::MAX));
+            let (mut first, len) = (set(&a), a.len() as u64);
+            prop_assert_eq!((first.take_last(len.saturating_sub(n)), first), (rest, taken));
         }
 
         #[test]

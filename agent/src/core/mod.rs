@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use intergrid_proto::link::{Attempts, Hop};
 use intergrid_proto::share::{Machine, Shape};
-use intergrid_proto::{BlobHash, Refusal, TaskSet, pb};
+use intergrid_proto::{BlobHash, Pace, Refusal, TaskSet, pb};
 
 use crate::limits::*;
 use crate::machine::{Capacity, Offer};
@@ -111,8 +111,12 @@ pub struct Core {
     plans: BTreeMap<BlobHash, Staged>,
     lives: BTreeMap<Key, Live>,
     ready: VecDeque<Key>,
+    /// The first of these, where it needs more slots than are free, and since when.
+    blocked: Option<(Key, u64)>,
     /// Nothing waited for a slot then, or one was found.
     moved_ms: u64,
+    /// Slots' worth of what was started.
+    pace: Pace,
     /// Cost of what runs, of what is claimed and does not run yet, of all that is open, of what waits for its upload.
     used: u64,
     ahead: u64,
@@ -159,7 +163,9 @@ impl Core {
             plans: BTreeMap::new(),
             lives: BTreeMap::new(),
             ready: VecDeque::new(),
+            blocked: None,
             moved_ms: now,
+            pace: Pace::new(now),
             used: 0,
             ahead: 0,
             outstanding: 0,

@@ -91,7 +91,7 @@ impl Core {
             largest_free: u32::try_from(free).unwrap_or(slots).min(offer.map_or(u32::MAX, |o| o.largest_free)),
             window: self.window(),
             credit_ms: CREDIT_MS,
-            waiting: self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum::<u64>() + offer.map_or(0, |o| o.waiting),
+            waiting: self.waiting() + offer.map_or(0, |o| o.waiting),
             draining: no_room.is_some() || closed.is_some(),
             draining_reason,
             draining_age_ms,
@@ -101,6 +101,12 @@ impl Core {
             task_slots_max: offer.map_or(0, |o| o.task_slots_max),
             ..Share::default()
         }
+    }
+
+    /// Tasks that are here and were not started, on hold or not.
+    fn waiting(&self) -> u64 {
+        let claimed = self.lives.values().filter(|l| matches!(l.stage, Stage::Claiming | Stage::Ready)).count() as u64;
+        claimed + self.opens.values().map(|o| o.waiting.len() + o.held.len()).sum::<u64>()
     }
 
     /// What is left for a task that begins when this is no longer heard of: so nobody has to count what has passed since. 0: not limited.

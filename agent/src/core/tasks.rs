@@ -1,13 +1,13 @@
 //! Tasks here: claimed in order of placement, started while there are slots, watched, ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use intergrid_proto::convert::{ended_in, tasks_out};
 use intergrid_proto::link::{Ended, WantValue};
 use intergrid_proto::share::lookahead;
 use intergrid_proto::units::format_duration;
-use intergrid_proto::{Exit, Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
+use intergrid_proto::{Exit, Pace, Phase, Reason, ReasonKind, Refusal, TaskSet, pb};
 
 use super::ends::ended_of;
 use super::{Action, BlobHash, Core, Fate, Fault, Key, Live, Open, Report, Stage, Staged, Stop};
@@ -116,21 +116,12 @@ impl Core {
     pub(super) fn schedule(&mut self) {
         // What goes to a queue waits there, as far as it may.
         let slots = self.offer.as_ref().map_or(u64::from(self.capacity.slots), |o| o.handed_max.unwrap_or(u64::MAX));
-        while let Some(key) = self.ready.front().copied() {
-            let Some(live) = self.lives.get(&key).filter(|l| l.stage == Stage::Ready) else {
-                self.ready.pop_front();
-                continue;
-            };
-            debug_assert!(live.stop.is_none());
-            let Some(cost) = self.opens.get(&key.0).map(|o| o.cost) else { break };
-            // A task that is dearer than a machine that has shrunk runs alone.
-            if (self.used > 0 || self.offer.is_some()) && self.used.saturating_add(cost) > slots {
-                break;
-            }
-            self.ready.pop_front();
+        while let Some((at, cost)) = self.next_ready(slots) {
+            let Some(key) = self.ready.remove(at) else { break };
             self.ahead = self.ahead.saturating_sub(cost);
             self.used += cost;
             self.moved_ms = self.now;
+            self.pace.leaves(cost);
             match self.unfit(key) {
                 Some(fault) => self.not_started(key, fault),
                 None => self.start(key),
@@ -141,9 +132,16 @@ impl Core {
         }
         let stall_ms = if self.link.rate < PACED_RATE_MIN { 0 } else { SYNC_STALL_MS };
         let hidden = lookahead(self.link.rate, (self.commit_ms + (PACE_MS + stall_ms) as f64) / 1_000.0);
-        let ahead_max = slots.saturating_sub(self.used).saturating_add(hidden);
+        let left = slots.saturating_sub(self.used);
+        let mut ahead_max = left.saturating_add(hidden);
+        // Of those that go by only what fits is claimed, beside what waits to have more.
+        let goes_by = self.lets_by() && left > 0 && self.claims.is_empty() && self.committing_claims.is_empty();
+        if goes_by {
+            ahead_max += self.ahead;
+        }
         while self.ahead < ahead_max {
-            let Some(number) = self.runnable.first().copied() else { return };
+            let fits = |number: &&u64| !goes_by || self.opens.get(number).is_none_or(|o| o.cost <= left);
+            let Some(number) = self.runnable.iter().find(fits).copied() else { return };
             let Some(open) = self.opens.get_mut(&number) else {
                 self.runnable.remove(&number);
                 continue;
@@ -169,6 +167,38 @@ impl Core {
             let claims = self.claims.entry(number).or_default();
             *claims = claims.union(&tasks);
         }
+    }
+
+    /// Which of those that are ready is the next to start, and its cost: the first, or, where it has waited for several slots long enough, one behind it.
+    fn next_ready(&mut self, slots: u64) -> Option<(usize, u64)> {
+        let is_ready = |lives: &BTreeMap<Key, Live>, key: &Key| lives.get(key).is_some_and(|l| l.stage == Stage::Ready);
+        while self.ready.front().is_some_and(|key| !is_ready(&self.lives, key)) {
+            self.ready.pop_front();
+        }
+        let first = self.ready.front().copied()?;
+        let left = slots.saturating_sub(self.used);
+        let cost = |key: &Key| self.opens.get(&key.0).map(|o| o.cost);
+        let cost_of_first = cost(&first)?;
+        // A task that is dearer than a machine that has shrunk runs alone.
+        if cost_of_first <= left || self.used == 0 && self.offer.is_none() {
+            return Some((0, cost_of_first));
+        }
+        if self.offer.is_some() || left == 0 {
+            return None;
+        }
+        if self.blocked.is_none_or(|(key, _)| key != first) {
+            self.blocked = Some((first, self.now));
+        }
+        if !self.lets_by() {
+            return None;
+        }
+        let mut behind = self.ready.iter().enumerate().skip(1).filter(|(_, key)| is_ready(&self.lives, key));
+        behind.find_map(|(at, key)| cost(key).filter(|c| *c <= left).map(|c| (at, c)))
+    }
+
+    /// Has the first of those that are ready waited long enough for several slots together?
+    fn lets_by(&self) -> bool {
+        self.blocked.is_some_and(|(key, since)| self.ready.front() == Some(&key) && self.now >= since + WIDE_WAIT_MS)
     }
 
     /// What it was placed for is not here any more: GPUs that went with a restart, time that went with its inputs.
@@ -472,28 +502,58 @@ impl Core {
         // Where nothing of ours is, the next starts at once, unless a queue has no room for it.
         let starts = self.used == 0 && handed_max.is_none_or(|most| most >= cost);
         if !waits || starts || !self.is_attached() || self.link.waits_for_open(self.now) {
-            self.moved_ms = self.now;
+            (self.moved_ms, self.pace) = (self.now, Pace::new(self.now));
         }
         let after_ms = if handed_max.is_some() { GIVE_BACK_HANDED_MS } else { GIVE_BACK_AFTER_MS };
-        if self.now < self.moved_ms + after_ms {
-            return;
+        let s = after_ms / 1_000;
+        if self.now >= self.moved_ms + after_ms {
+            (self.moved_ms, self.pace) = (self.now, Pace::new(self.now));
+            return self.give_back_all_but(0, 0.0, &format!("no slot came free here within {s} s"));
         }
-        self.moved_ms = self.now;
-        self.link.rate = 0.0;
-        self.link.advert_dirty = true;
-        let mut waiting: BTreeMap<u64, TaskSet> = BTreeMap::new();
-        for number in &self.runnable {
-            waiting.insert(*number, self.opens.get(number).map_or_else(TaskSet::new, |o| o.waiting.clone()));
+        // Others went by, in slots that are too few for it: it may find as many elsewhere.
+        if let Some((key, _)) = self.blocked.take_if(|(key, since)| self.ready.front() != Some(key) || self.now >= *since + after_ms)
+            && self.ready.front() == Some(&key)
+        {
+            self.return_unstarted(key.0, &TaskSet::one(key.1), &format!("too few slots came free together here within {s} s"));
         }
-        self.ready.iter().for_each(|(number, task)| waiting.entry(*number).or_default().insert(*task..*task + 1));
-        let text = format!("no slot came free here within {} s", after_ms / 1_000);
-        for (number, tasks) in waiting {
-            let taken = self.take_unstarted(number, &tasks, false);
-            if !taken.is_empty() {
-                self.give_back(number, taken, Reason::new(ReasonKind::OverCredit, text.clone()));
-            }
-            self.queue(number);
+        // On slots of our own all that waits is to have one soon. What is handed on to a queue waits there, and for that.
+        if self.offer.is_none()
+            && let Some(started) = self.pace.take(self.now, after_ms)
+        {
+            let text = format!("slots come free too slowly here: {started} within {s} s");
+            self.give_back_all_but(started, started as f64 / s as f64, &text);
         }
+    }
+
+    /// Of what waits for slots, all beyond the first so many slots' worth goes back, the last that came first. Then slots come free at `rate` a second.
+    fn give_back_all_but(&mut self, kept: u64, rate: f64, text: &str) {
+        let mut claimed: BTreeMap<u64, TaskSet> = BTreeMap::new();
+        self.ready.iter().for_each(|(number, task)| claimed.entry(*number).or_default().insert(*task..*task + 1));
+        let mut waiting = Vec::new();
+        for number in self.runnable.iter().copied().chain(claimed.keys().copied()).collect::<BTreeSet<_>>() {
+            let Some(open) = self.opens.get(&number) else { continue };
+            let here = claimed.get(&number).map_or_else(|| open.waiting.clone(), |c| open.waiting.union(c));
+            waiting.push((number, open.cost.max(1), here));
+        }
+        let mut beyond = waiting.iter().map(|(_, cost, tasks)| cost * tasks.len()).sum::<u64>().saturating_sub(kept);
+        if beyond > 0 {
+            self.link.rate = rate;
+            self.link.advert_dirty = true;
+        }
+        for (number, cost, mut tasks) in waiting.into_iter().rev() {
+            let back = tasks.take_last(beyond.div_ceil(cost));
+            beyond = beyond.saturating_sub(cost * back.len());
+            self.return_unstarted(number, &back, text);
+        }
+    }
+
+    /// What waits for a slot goes back.
+    fn return_unstarted(&mut self, number: u64, tasks: &TaskSet, text: &str) {
+        let taken = self.take_unstarted(number, tasks, false);
+        if !taken.is_empty() {
+            self.give_back(number, taken, Reason::new(ReasonKind::OverCredit, text));
+        }
+        self.queue(number);
     }
 
     /// The wish for one task.

@@ -147,7 +147,8 @@ pub fn explanation(e: &pb::Explanation) -> Value {
     })
 }
 
-/// A site and everything below it. What waits and what has ended is counted by sites, for all of their agents together; `done` counts whatever has ended,
+/// A site and everything below it. What has ended is counted by sites, for all of their agents together, and so is what waits, but for what has been given
+/// to a machine that has not started it; `done` counts whatever has ended,
 /// as it did from the start: also what failed or was cancelled.
 pub fn host(h: &pb::Host) -> Value {
     let counts = h.site.as_ref().is_none_or(|s| s.kind() != pb::Kind::Agent);
@@ -161,7 +162,7 @@ pub fn host(h: &pb::Host) -> Value {
         "memory_bytes": h.memory_bytes,
         "gpus": h.gpus,
         "running": h.running,
-        "waiting": counts.then_some(h.waiting),
+        "waiting": (counts || h.waiting > 0).then_some(h.waiting),
         "done": counts.then_some(h.done),
         "age_ms": h.age_ms,
         "unreachable": h.unreachable,

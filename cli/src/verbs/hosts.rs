@@ -46,7 +46,7 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             table.row(vec![Cell::painted(site, Paint::Bad), kind.into(), empty(), empty(), empty(), empty(), empty(), empty(), why]);
             continue;
         }
-        // What waits and what has ended is counted by sites, for all of their agents together.
+        // What has ended is counted by sites, for all of their agents together; what waits, mostly.
         let counts = h.site.as_ref().is_none_or(|s| s.kind() != pb::Kind::Agent);
         let free = Cell::painted(h.slots_free.to_string(), if h.slots_free > 0 { Paint::Good } else { Paint::Plain });
         table.row(vec![
@@ -57,7 +57,7 @@ fn table(host: &pb::Host, tree: bool) -> Table {
             if h.gpus > 0 { format!("{}, {}", render::bytes(h.memory_bytes), render::count(h.gpus, "GPU")) } else { render::bytes(h.memory_bytes) }
                 .into(),
             h.running.into(),
-            if counts { h.waiting.into() } else { "".into() },
+            if counts || h.waiting > 0 { h.waiting.into() } else { "".into() },
             if counts { h.done.into() } else { "".into() },
             match &h.draining {
                 Some(r) => Cell::painted([h.endpoint.clone(), super::admin::draining(r)].join("  ").trim().to_owned(), Paint::Warn),

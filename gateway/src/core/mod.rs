@@ -23,6 +23,7 @@ mod fit;
 mod golden;
 mod hints;
 pub mod limits;
+mod linger;
 mod north;
 pub mod orders;
 mod pauses;
@@ -47,7 +48,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use intergrid_proto::link::{Advert, Attempts, Down, Ended, Event, EventKind, Hello, Hop, ShapeDemand, Up, WantValue};
-use intergrid_proto::{BlobHash, Refusal, Share, SiteId, TaskSet, pb};
+use intergrid_proto::{BlobHash, Pace, Refusal, Share, SiteId, TaskSet, pb};
 use prost::Message;
 
 use crate::store::{Batch, Store, StoreError};
@@ -257,6 +258,8 @@ pub struct Core {
     /// Since when peers are asked for what this store lacks; and when what they said is looked at next.
     recovering_from_ms: u64,
     settle_ms: u64,
+    /// Tasks placed of parents' jobs of which some wait.
+    paces: BTreeMap<u64, Pace>,
     /// Names of all children that there can be, where that is known.
     expected: Option<BTreeSet<String>>,
     /// Jobs of whose lost tasks parents have been told.
@@ -325,6 +328,7 @@ impl Core {
             fresh: Some(fresh.max(1)),
             recovering_from_ms: now.mono_ms,
             settle_ms: now.mono_ms,
+            paces: BTreeMap::new(),
             expected: None,
             lost_told: BTreeSet::new(),
             told: BTreeMap::new(),

@@ -122,27 +122,6 @@ impl Core {
         self.advert_due = true;
     }
 
-    /// A parent's tasks that can't start here within a while go back: nothing is queued silently.
-    pub(super) fn give_back_stuck(&mut self) {
-        let (now, drained) = (self.now.mono_ms, self.is_closed(self.me.site));
-        let stuck: Vec<(u64, TaskSet)> = self
-            .state
-            .waiting
-            .values()
-            .flatten()
-            .filter_map(|n| self.state.jobs.get(n))
-            .filter(|j| j.parent.is_some() && !j.unsure && (drained || now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS))
-            .map(|j| (j.no, j.queued.clone()))
-            .collect();
-        for (job, tasks) in stuck {
-            let why = self.why_waiting(job);
-            let busy = if why.kind == ReasonKind::Draining { ReasonKind::Draining } else { ReasonKind::OverCredit };
-            // Where a machine can come for it, those that are there do not speak for all: it is to come again soon, or that machine would come for nothing.
-            let kind = if self.may_be_rented(job) { busy } else { refused_by_all(&why).unwrap_or(busy) };
-            self.give_back(job, &tasks, Reason::new(kind, "could not be started here in time").because(vec![why]));
-        }
-    }
-
     pub(super) fn parent_up(&mut self, parent: SiteId, name: String) {
         let link = self.state.links.entry(parent).or_default();
         if link.name != name {
@@ -546,19 +525,4 @@ impl Core {
             }
         }
     }
-}
-
-/// Where every share below refuses it for what it is, waiting would not help: as what.
-fn refused_by_all(why: &Reason) -> Option<ReasonKind> {
-    use ReasonKind::*;
-    let mut refused = None;
-    for r in &why.because {
-        // Of those that gave it back, a limit in numbers keeps it only until something there has ended.
-        let kind = if r.kind == BackOff { r.because.first().map(|b| b.kind).filter(|k| *k != OverLimit)? } else { r.kind };
-        if !matches!(kind, NotAuthorised | Loop | MustUnderstand | InvalidSpec | NoFit | CostLimit | OverLimit) {
-            return None;
-        }
-        refused = refused.filter(|k| *k != Loop).or(Some(kind));
-    }
-    refused
 }

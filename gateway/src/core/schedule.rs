@@ -277,6 +277,9 @@ impl Core {
                 tasks = j.select(&tasks, |c| c.attempts == attempts);
             }
             j.moved_ms = self.now.mono_ms;
+            if let Some(pace) = self.paces.get_mut(&job) {
+                pace.leaves(tasks.len());
+            }
             n -= tasks.len();
             for tasks in super::rows::pieces(&tasks, PLACEMENT_TASKS_MAX, CHANGE_RANGES_MAX) {
                 let n = tasks.len();
@@ -397,7 +400,9 @@ impl Core {
         // Those that could never run it aside.
         let refused = |b: &Reason, kind| b.kind == kind || matches!(b.kind, ReasonKind::NoFit | ReasonKind::OverLimit | ReasonKind::Loop);
         let top = if attached == 0 && rented.is_none() && !too_long {
-            Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy("start an agent, or a gateway below")
+            let away = self.expected.as_ref().is_some_and(|names| !names.is_empty());
+            let remedy = if away { "`grid hosts` says why what is below is not there" } else { "start an agent, or a gateway below" };
+            Reason::new(ReasonKind::NoResource, format!("nothing is attached to {}", self.me.name)).remedy(remedy)
         } else if j.unsure {
             Reason::new(ReasonKind::NotYetScheduled, format!("{} has just started, and waits until its peers are back", self.me.name))
         } else if because.is_empty() && rented.is_none() {

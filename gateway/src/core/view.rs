@@ -160,6 +160,7 @@ impl Core {
         if any(Phase::Failed) {
             reasons.extend(why_failed(j));
         }
+        reasons.extend(self.why_not_started(j, concerned));
         let (silent, mut lost) = (self.silent(j), BTreeSet::new());
         if !silent.is_empty() {
             j.each_run(concerned, |_, c| lost.extend(silent_at(&silent, c)));
@@ -187,6 +188,24 @@ impl Core {
         (explanation, children.into_iter().map(|c| self.child_hop(c)).collect())
     }
 
+    /// Tasks are at machines that have not said to have started them: where, and how many.
+    fn why_not_started(&self, j: &Job, concerned: &TaskSet) -> Vec<Reason> {
+        let mut at: BTreeMap<SiteId, u64> = BTreeMap::new();
+        j.each_run(concerned, |range, c| {
+            if let Some(d) = j.downs.get(&c.down).filter(|_| c.phase() == Some(Phase::Placed)) {
+                *at.entry(d.child).or_default() += range.len() as u64;
+            }
+        });
+        let of_machine = |(child, tasks): (SiteId, u64)| {
+            let c = self.children.get(&child).filter(|c| c.attached && c.hop.kind == Kind::Agent)?;
+            let slots: u64 = c.shares.iter().map(|(_, s)| s).filter(|s| s.is_machine()).map(|s| s.slots_total).sum();
+            let wait = if tasks == 1 { "task waits" } else { "tasks wait" };
+            let text = format!("{tasks} {wait} at {} until slots come free there: it has {slots}", c.hop.name);
+            (slots > 0).then(|| Reason::new(ReasonKind::AllBusy, text))
+        };
+        at.into_iter().filter_map(of_machine).take(FAILURES_MAX).collect()
+    }
+
     /// Names of children that something is placed on.
     pub fn busy_children(&self) -> BTreeSet<String> {
         let placed = |id: &SiteId| self.state.placed_on.get(id).is_some_and(|p| !p.is_empty());
@@ -198,7 +217,7 @@ impl Core {
         let (slots_total, _) = totals(self.children.values().flat_map(|c| c.shares.iter().map(|(_, s)| s)));
         let mut me = pb::Host { site: Some(self.me.clone().into()), version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
         let mut children = Vec::new();
-        let mut slots_free = 0;
+        let (mut slots_free, mut not_started) = (0, 0);
         for (id, c) in &self.children {
             let used = |key: &std::sync::Arc<str>| self.state.outstanding.get(&(*id, key.clone())).copied().unwrap_or(0);
             let agent = c.hop.kind == Kind::Agent;
@@ -219,15 +238,19 @@ impl Core {
             me.memory_bytes = me.memory_bytes.saturating_add(memory);
             me.gpus = me.gpus.saturating_add(gpus);
             let unreachable = self.away(*id, None).map_or_else(String::new, |a| a.text());
-            let running =
+            let placed: u64 =
                 self.state.placed_on.get(id).into_iter().flatten().filter_map(|(n, j)| self.state.jobs.get(j)?.downs.get(n)).map(|d| d.open).sum();
+            // Of a machine's own it says how many it has not started. What others ask, the site answers that they ask.
+            let waiting = if agent { c.shares.iter().filter(|(_, s)| s.is_machine()).map(|(_, s)| s.waiting).sum::<u64>().min(placed) } else { 0 };
+            not_started += waiting;
             let host = pb::Host {
                 site: Some(c.hop.clone().into()),
                 slots_total: total,
                 slots_free: free,
                 memory_bytes: memory,
                 gpus,
-                running,
+                running: placed - waiting,
+                waiting,
                 shares: c.shares.iter().map(|(_, s)| s.clone().into()).collect(),
                 unreachable,
                 age_ms,
@@ -246,8 +269,8 @@ impl Core {
             me.memory_bytes = me.memory_bytes.saturating_add(more.share.machine_memory_bytes.saturating_mul(more.share.machines.into()));
             me.shares.push(more.share.into());
         }
-        me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum();
-        me.waiting = self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum();
+        me.running = self.state.jobs.values().map(|j| j.downs.values().map(|d| d.open).sum::<u64>()).sum::<u64>().saturating_sub(not_started);
+        me.waiting = not_started + self.state.waiting.values().flatten().filter_map(|n| self.state.jobs.get(n)).map(|j| j.queued.len()).sum::<u64>();
         me.done = self.state.ended;
         me.draining = self.host_draining(self.me.site).or_else(|| self.host_room());
         (me, children)

@@ -9,6 +9,7 @@ use super::*;
 use crate::state::State;
 
 mod adopt;
+mod linger;
 mod link;
 mod queue;
 mod room;

@@ -5,6 +5,7 @@ mod away;
 mod cost;
 mod hand;
 mod late;
+mod linger;
 mod orders;
 mod recover;
 mod rented;
