@@ -58,7 +58,8 @@ fn verdict(stop: Option<Stop>, r: &Report, memory_bytes: u64, time_ms: Option<u6
     use ReasonKind as K;
     let failed = |kind, text: String| (Phase::Failed, Some(Reason::new(kind, text)));
     let human = intergrid_proto::share::human_bytes;
-    match stop {
+    // When it ended nobody saw, and it was not stopped: what counts is how.
+    match stop.filter(|s| *s != Stop::Time || !r.by_itself) {
         Some(Stop::Cancel) => {
             let text = if r.by_itself { "it ended by itself before the cancel reached it" } else { "stopped while it ran" };
             return (Phase::Cancelled, Some(Reason::new(K::CancelledByUser, text)));

@@ -43,6 +43,8 @@ struct Group {
     over: bool,
     /// Nothing is left of it, and its number may be another's: nobody signals it. Set at the reaper's gate.
     gone: Arc<AtomicBool>,
+    /// Its leader lived when we signalled it.
+    signalled: bool,
     /// How the leader ended; what follows is the rest of its group.
     ended: Option<(sys::Ended, Duration)>,
 }
@@ -64,9 +66,10 @@ impl Gate {
         (ended, rest)
     }
 
-    fn signal(&self, pid: i32, group: &Group, with: Signal) {
+    fn signal(&self, pid: i32, group: &mut Group, with: Signal) {
         let _closed = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if !group.gone.load(Ordering::Relaxed) {
+            group.signalled |= proc::stat(pid).is_some_and(|leader| !leader.zombie);
             signal(pid, with);
         }
     }
@@ -127,9 +130,9 @@ impl Executor {
     }
 
     /// Signal a task's group: SIGKILL, or SIGTERM.
-    pub fn signal(&self, key: Key, kill: bool) {
+    pub fn signal(&mut self, key: Key, kill: bool) {
         let pid = self.pids.get(&key).copied();
-        if let Some((pid, group)) = pid.and_then(|pid| Some((pid, self.groups.get(&pid)?))) {
+        if let Some((pid, group)) = pid.and_then(|pid| Some((pid, self.groups.get_mut(&pid)?))) {
             self.gate.signal(pid, group, if kill { Signal::KILL } else { Signal::TERM });
         }
     }
@@ -141,7 +144,7 @@ impl Executor {
 
     /// A task's process runs: since when, and with which pair of streams. `gone` is set where it is reaped.
     pub(crate) fn started(&mut self, key: Key, pid: i32, plan: Arc<Plan>, since: Instant, pair: u32, gone: Arc<AtomicBool>) {
-        let group = Group { key, plan: Some(plan), pair: Some(pair), since, peak_bytes: 0, over: false, gone, ended: None };
+        let group = Group { key, plan: Some(plan), pair: Some(pair), since, peak_bytes: 0, over: false, gone, signalled: false, ended: None };
         self.groups.insert(pid, group);
         self.pids.insert(key, pid);
         self.done.push(Input::Started(key, pid));
@@ -166,6 +169,8 @@ impl Executor {
         self.pids.remove(&group.key);
         let sampled = (group.peak_bytes > 0).then_some((group.peak_bytes, "sampled"));
         report.peak = report.peak.or(sampled);
+        // Whom an agent before us may have signalled, nobody saw end.
+        report.by_itself = report.exit != Exit::Unknown && !group.signalled;
         self.done.push(Input::Exited(group.key, report));
     }
 
@@ -270,8 +275,17 @@ impl Executor {
                 None => Fate::Gone,
             };
             if let Fate::Alive { pid } = fate {
-                let group =
-                    Group { key: *key, plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, gone: Arc::default(), ended: None };
+                let group = Group {
+                    key: *key,
+                    plan: None,
+                    pair: None,
+                    since: Instant::now(),
+                    peak_bytes: 0,
+                    over: false,
+                    gone: Arc::default(),
+                    signalled: false,
+                    ended: None,
+                };
                 self.groups.insert(pid, group);
                 self.pids.insert(*key, pid);
                 self.watched.push(pid);
@@ -287,7 +301,7 @@ impl Executor {
     /// Kill every task and start no more. True: none is left.
     pub fn kill_all(&mut self) -> bool {
         let idle = self.workers.as_ref().is_none_or(Workers::close);
-        self.groups.iter().for_each(|(pid, group)| self.gate.signal(*pid, group, Signal::KILL));
+        self.groups.iter_mut().for_each(|(pid, group)| self.gate.signal(*pid, group, Signal::KILL));
         self.poll();
         idle && self.groups.is_empty()
     }
@@ -348,15 +362,30 @@ mod tests {
     fn nobody_signals_the_number_of_a_group_that_is_gone() {
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").process_group(0).spawn().unwrap();
         let (pid, gate) = (child.id() as i32, Gate::default());
-        let of = |gone| Group { key: (1, 0), plan: None, pair: None, since: Instant::now(), peak_bytes: 0, over: false, gone, ended: None };
-        let ended = of(Arc::new(AtomicBool::new(true)));
-        gate.signal(pid, &ended, Signal::KILL);
+        let of = |gone| Group {
+            key: (1, 0),
+            plan: None,
+            pair: None,
+            since: Instant::now(),
+            peak_bytes: 0,
+            over: false,
+            gone,
+            signalled: false,
+            ended: None,
+        };
+        let mut ended = of(Arc::new(AtomicBool::new(true)));
+        gate.signal(pid, &mut ended, Signal::KILL);
         // It takes a killed process a moment to end.
         std::thread::sleep(Duration::from_millis(200));
-        assert!(child.try_wait().unwrap().is_none(), "the number is another's now");
-        let lives = of(Arc::default());
-        gate.signal(pid, &lives, Signal::KILL);
+        assert!(child.try_wait().unwrap().is_none() && !ended.signalled, "the number is another's now");
+        let mut lives = of(Arc::default());
+        gate.signal(pid, &mut lives, Signal::KILL);
         sys::await_end(pid).unwrap();
+        assert!(lives.signalled);
+        // What ended before a signal has not ended by it.
+        let mut over = of(Arc::default());
+        gate.signal(pid, &mut over, Signal::KILL);
+        assert!(!over.signalled);
         let (how, rest) = gate.reap(pid, &lives.gone);
         assert_eq!((Some(Err(9)), false, true), (how.map(|e| e.exit), rest, lives.gone.load(Ordering::Relaxed)));
     }

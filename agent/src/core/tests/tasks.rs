@@ -254,6 +254,25 @@ fn time_and_memory_limits_stop() {
     assert_eq!(vec![(Phase::Failed, ReasonKind::MemoryLimit), (Phase::Failed, ReasonKind::TimeLimit)], kinds);
 }
 
+/// As where the agent stood still meanwhile.
+#[test]
+fn what_ended_before_it_was_stopped_has_ended_as_it_did() {
+    let mut a = Agent::attached(3);
+    let mut s = spec();
+    s.time_limit_ms = Some(1_000);
+    a.down(Down::Place(Box::new(place_of(1, 1, TaskSet::range(0..3), &s))));
+    a.pass(1_050);
+    assert_eq!(3, a.signals.len());
+    a.down(want(1, 1, WantValue::Cancel, 2..3));
+    for (task, code) in [(0, 0), (1, 3)] {
+        a.exit_with((1, task), Report { exit: Exit::Code(code), by_itself: true, ..Report::unseen() });
+    }
+    a.exit((1, 2), Exit::Code(0));
+    let kinds: Vec<_> = a.ends().into_iter().map(|(_, _, e)| (e.phase, e.reason.map(|r| r.kind))).collect();
+    let failed = |kind| (Phase::Failed, Some(kind));
+    assert_eq!(vec![(Phase::Done, None), failed(ReasonKind::ExitNonZero), failed(ReasonKind::TimeLimit)], kinds);
+}
+
 /// Between its placement and its start its time has run out, or a GPU has gone.
 #[test]
 fn what_it_was_placed_for_is_looked_at_again_before_the_start() {
