@@ -1,5 +1,5 @@
 //! `init` and `token`: identities, and what becomes one. A site gets its own certificate authority; users, administrators and agents get certificates of it; a home joins a certificate
-//! with the endpoint to ask. What exists is never overwritten.
+//! with the endpoint to ask. What exists is never overwritten; a renewal replaces a certificate, and no key.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -35,6 +35,12 @@ pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environme
                 &dir,
                 &format!("grid init agent NAME --site {shown} --out DIR, grid init home --site {shown} --endpoint HOST:PORT"),
             )
+        }
+        InitWhat::Renew { dir, site } => {
+            issue::renew(site.as_ref().unwrap_or(&dir), &dir, Validity::default())?;
+            let known = Identity::load(&dir)?;
+            let next = "restart who uses it; who has it open goes on with the old one until then";
+            made(out, &format!("certificate of {}", known.role().name()), known.label(), &dir, next)
         }
         InitWhat::Gateway(args) => crate::cluster::init(args, out).await,
         InitWhat::User(args) => {

@@ -56,6 +56,14 @@ pub enum InitWhat {
         #[arg(long)]
         name: String,
     },
+    /// A certificate for another year, with the same key and label: a site's own, or one that it has made.
+    Renew {
+        /// The directory of its cert.pem and key.pem.
+        dir: PathBuf,
+        /// The identity directory of the site that made it [default: DIR, which is a site's own].
+        #[arg(long, value_name = "DIR")]
+        site: Option<PathBuf>,
+    },
     /// A gateway in front of a cluster: looks at the cluster, and writes an identity and a configuration that offers what is there.
     Gateway(InitGatewayArgs),
     /// A user's certificate: may submit and see own jobs.

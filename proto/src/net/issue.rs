@@ -1,4 +1,4 @@
-//! Makes a site's certificate authority, and certificates and tokens of it: ECDSA P-256, in PEM. Existing files are never overwritten; keys are for their owner only.
+//! Makes a site's certificate authority, and certificates and tokens of it: ECDSA P-256, in PEM. Existing files are never overwritten, but by a renewal; keys are for their owner only.
 
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
@@ -15,7 +15,7 @@ use rcgen::{
 use x509_parser::parse_x509_certificate;
 
 use super::SITE_NAME;
-use super::identity::{CertRole, certificates, check_label, within};
+use super::identity::{CertRole, Identity, certificates, check_label, within};
 use crate::error::{Refusal, RefusalKind, Result};
 use crate::ids::SiteId;
 use crate::limits::CSR_BYTES_MAX;
@@ -96,6 +96,29 @@ pub fn issue(site_dir: impl AsRef<Path>, role: CertRole, label: &str, out_dir: i
     write(out_dir, "key.pem", &key, 0o600)?;
     write(out_dir, "ca.pem", &ca_pem, 0o644)?;
     write(out_dir, "cert.pem", &cert, 0o644)
+}
+
+/// A new certificate for whom this site's CA has certified, also itself, in `dir`: with his key, label and role, so that he is who he was. The old one is
+/// replaced at once or not at all.
+pub fn renew(site_dir: impl AsRef<Path>, dir: impl AsRef<Path>, validity: Validity) -> Result<()> {
+    let (site_dir, dir) = (site_dir.as_ref(), dir.as_ref());
+    let known = Identity::load(dir)?;
+    let (ca_pem, issuer) = issuer(site_dir)?;
+    if known.ca_pem()? != ca_pem.as_bytes() {
+        let message = format!("{}: not of the CA in {}", dir.join("ca.pem").display(), site_dir.display());
+        return Err(Refusal::new(RefusalKind::Conflict, message).remedy("name the site that made it with --site"));
+    }
+    let key_path = dir.join("key.pem");
+    let bad = |e: &dyn fmt::Display| Refusal::invalid(format!("{}: {e}", key_path.display()));
+    let key = std::fs::read_to_string(&key_path).map_err(|e| bad(&e))?;
+    let key = KeyPair::from_pem(&key).map_err(|e| bad(&e))?;
+    let cert = params(known.role(), known.label(), &[], validity)?.signed_by(&key, &issuer).map_err(failed)?;
+    let (new, path) = (dir.join("cert.pem.new"), dir.join("cert.pem"));
+    // Of an attempt that was cut short.
+    let _ = std::fs::remove_file(&new);
+    write(dir, "cert.pem.new", &cert.pem(), 0o644)?;
+    let moved = std::fs::rename(&new, &path).and_then(|()| std::fs::File::open(dir)?.sync_all());
+    moved.map_err(|e| not_made(&path, &e))
 }
 
 /// A token for a machine of this label: certificate, key and CA in one PEM text. It is secret.
