@@ -107,7 +107,11 @@ mod tests {
         assert!(all().any(|s| s.pid == me.pid));
         // Of a group of its own, and of our session.
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").env("OF_THIS_TEST", "here").process_group(0).spawn().unwrap();
-        assert_eq!(Some(child.id() as i32), oldest_group(&with_variable("OF_THIS_TEST"), b"here"));
+        // Its environment can be read a moment after it has begun.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let found = || oldest_group(&with_variable("OF_THIS_TEST"), b"here");
+        while found().is_none() && std::time::Instant::now() < until {}
+        assert_eq!(Some(child.id() as i32), found());
         child.kill().unwrap();
         child.wait().unwrap();
     }
