@@ -164,17 +164,12 @@ fn chart(row: &Row, groups: &[Group<'_>]) -> Option<String> {
     let bar = |g: &&Group<'_>| {
         let r = g.first;
         let depth = if r.depth == 0 { String::new() } else { format!(", {} broker{}", r.depth, if r.depth == 1 { "" } else { "s" }) };
-        Bar { label: shortened(&format!("{}: {}{depth}", r.system, r.what)), system: r.system.clone(), spread: g.spread }
+        let n = if r.n == 0 { String::new() } else { format!("; N {}", number(r.n as f64)) };
+        let times = if g.repetitions == 1 { String::new() } else { format!(", {} times", g.repetitions) };
+        Bar { label: format!("{}: {}{depth}{n}{times}", r.system, r.what), system: r.system.clone(), spread: g.spread }
     };
     let list: Vec<Bar> = largest.iter().take(BARS_MAX).map(bar).collect();
     (list.len() > 1).then(|| bars(&format!("{} {}", row.id, row.title), unit, &list))
-}
-
-/// As much of a label as fits.
-fn shortened(label: &str) -> String {
-    const CHARS_MAX: usize = 58;
-    let label = label.replace("; p50", "");
-    if label.chars().count() <= CHARS_MAX { label } else { label.chars().take(CHARS_MAX - 1).chain(['…']).collect() }
 }
 
 #[cfg(test)]
@@ -199,6 +194,7 @@ mod tests {
         assert!(table(&groups).contains("| intergrid | a | 10 | 0 | 2 | 1 | 3 | tasks/s | 1.00 | 0 | 2 |  |"));
         let svg = chart(&ROWS[0], &groups).unwrap();
         assert_eq!(2, svg.matches("<rect").count());
+        assert!(svg.contains(">intergrid: a; N 100<") && svg.contains(">intergrid: b; N 1<"), "of each the largest: {svg}");
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! Charts as plain SVG: horizontal bars with the spread of their repetitions, readable on light and on dark.
+//! Charts as plain SVG: horizontal bars, each below its label, with the spread of their repetitions, readable on light and on dark.
 
 use std::fmt::Write as _;
 
 use crate::record::{HQ, LOOP, Spread};
 
 const WIDTH: f64 = 820.0;
-const LABEL_WIDTH: f64 = 400.0;
+const LEFT: f64 = 8.0;
 const VALUE_WIDTH: f64 = 90.0;
 const BAR_HEIGHT: f64 = 16.0;
-const STEP: f64 = 25.0;
-const TOP: f64 = 44.0;
+const STEP: f64 = 44.0;
+const TOP: f64 = 60.0;
 
 const STYLE: &str = "\
 text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-weight:600;font-size:15px}.dim{fill:#57606a}
@@ -48,10 +48,10 @@ fn escape(text: &str) -> String {
 
 /// A chart of bars.
 pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
-    let height = TOP + STEP * bars.len() as f64 + 10.0;
-    let room = WIDTH - LABEL_WIDTH - VALUE_WIDTH;
+    let height = TOP + STEP * bars.len() as f64 - 18.0;
+    let room = WIDTH - LEFT - VALUE_WIDTH;
     let most = bars.iter().map(|b| b.spread.max).fold(f64::MIN_POSITIVE, f64::max);
-    let x = |v: f64| LABEL_WIDTH + room * (v / most).clamp(0.0, 1.0);
+    let x = |v: f64| LEFT + room * (v / most).clamp(0.0, 1.0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\" \
          aria-label=\"{0}\">\n<style>{STYLE}</style>\n<text class=\"title\" x=\"8\" y=\"22\">{0}</text><text class=\"dim\" x=\"{1}\" y=\"22\" \
@@ -72,10 +72,9 @@ pub fn bars(title: &str, unit: &str, bars: &[Bar]) -> String {
         let label = escape(&b.label);
         _ = write!(
             out,
-            "<text x=\"{:.1}\" y=\"{text_y:.1}\" text-anchor=\"end\">{label}</text><rect class=\"{class}\" x=\"{LABEL_WIDTH}\" y=\"{y:.1}\" \
-             width=\"{:.1}\" height=\"{BAR_HEIGHT}\" rx=\"2\"/>",
-            LABEL_WIDTH - 8.0,
-            (end - LABEL_WIDTH).max(1.0)
+            "<text x=\"{LEFT}\" y=\"{:.1}\">{label}</text><rect class=\"{class}\" x=\"{LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR_HEIGHT}\" rx=\"2\"/>",
+            y - 5.0,
+            (end - LEFT).max(1.0)
         );
         let (low, high) = (x(b.spread.min), x(b.spread.max));
         if high - low > 1.0 {
