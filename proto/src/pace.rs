@@ -24,7 +24,7 @@ impl Pace {
         if passed < period_ms.max(1) {
             return None;
         }
-        let left = u64::try_from(u128::from(self.left) * u128::from(period_ms) / u128::from(passed)).unwrap_or(u64::MAX);
+        let left = self.left.saturating_mul(period_ms) / passed;
         *self = Pace::new(now);
         Some(left)
     }

@@ -1,6 +1,6 @@
 //! Tasks here: claimed in order of placement, started while there are slots, watched, ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use intergrid_proto::convert::{ended_in, tasks_out};
@@ -527,22 +527,22 @@ impl Core {
 
     /// Of what waits for slots, all beyond the first so many slots' worth goes back, the last that came first. Then slots come free at `rate` a second.
     fn give_back_all_but(&mut self, kept: u64, rate: f64, text: &str) {
-        let mut claimed: BTreeMap<u64, TaskSet> = BTreeMap::new();
-        self.ready.iter().for_each(|(number, task)| claimed.entry(*number).or_default().insert(*task..*task + 1));
-        let mut waiting = Vec::new();
-        for number in self.runnable.iter().copied().chain(claimed.keys().copied()).collect::<BTreeSet<_>>() {
-            let Some(open) = self.opens.get(&number) else { continue };
-            let here = claimed.get(&number).map_or_else(|| open.waiting.clone(), |c| open.waiting.union(c));
-            waiting.push((number, open.cost.max(1), here));
-        }
-        let mut beyond = waiting.iter().map(|(_, cost, tasks)| cost * tasks.len()).sum::<u64>().saturating_sub(kept);
+        let unclaimed = |number: &u64| self.opens.get(number).map_or(0, |o| o.cost * o.waiting.len());
+        let mut beyond = (self.ahead + self.runnable.iter().map(unclaimed).sum::<u64>()).saturating_sub(kept);
         if beyond > 0 {
             self.link.rate = rate;
             self.link.advert_dirty = true;
         }
-        for (number, cost, mut tasks) in waiting.into_iter().rev() {
-            let back = tasks.take_last(beyond.div_ceil(cost));
-            beyond = beyond.saturating_sub(cost * back.len());
+        let mut number = u64::MAX;
+        while beyond > 0
+            && let Some((last, open)) = self.opens.range(..number).next_back()
+        {
+            number = *last;
+            let mut waiting = if self.runnable.contains(&number) { open.waiting.clone() } else { TaskSet::new() };
+            let claimed = self.lives.range((number, 0)..=(number, u32::MAX)).filter(|(_, l)| matches!(l.stage, Stage::Claiming | Stage::Ready));
+            claimed.for_each(|((_, task), _)| waiting.insert(*task..*task + 1));
+            let back = waiting.take_last(beyond.div_ceil(open.cost.max(1)));
+            beyond = beyond.saturating_sub(open.cost * back.len());
             self.return_unstarted(number, &back, text);
         }
     }
