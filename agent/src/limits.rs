@@ -48,7 +48,9 @@ pub const RATE_SAMPLE_MS: u64 = 20;
 pub const OPEN_WAIT_MS: u64 = 2_000;
 /// A task of several slots keeps those that are free from the tasks behind it for so long, until there are enough for it.
 pub const WIDE_WAIT_MS: u64 = 200;
-/// Tasks for which no slot came free in this time, or none will at the pace of this time, go back to the gateway, where they can still go anywhere. It does the same to its parents.
+/// The pace at which slots come free is looked at this often: what would wait for longer than [`GIVE_BACK_AFTER_MS`] at it goes back.
+pub const PACE_PERIOD_MS: u64 = GIVE_BACK_AFTER_MS / 2;
+/// Tasks for which no slot came free in this time go back to the gateway, where they can still go anywhere. It does the same to its parents.
 pub const GIVE_BACK_AFTER_MS: u64 = 2_000;
 /// The same, where a queue says how much is handed on: it knows of slots that came free only with its next look, which may be slow.
 pub const GIVE_BACK_HANDED_MS: u64 = 10_000;

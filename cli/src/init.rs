@@ -37,6 +37,10 @@ pub async fn run(args: InitArgs, endpoint: Option<&str>, environment: &Environme
             )
         }
         InitWhat::Renew { dir, site } => {
+            if site.is_none() && Identity::load(&dir)?.role() != CertRole::Site {
+                let message = format!("{} is not of a site, and has no CA of its own", dir.display());
+                return Err(Refusal::invalid(message).remedy("name the site that made it: --site DIR").into());
+            }
             issue::renew(site.as_ref().unwrap_or(&dir), &dir, Validity::default())?;
             let known = Identity::load(&dir)?;
             let next = "restart who uses it; who has it open goes on with the old one until then";

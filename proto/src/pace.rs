@@ -18,6 +18,11 @@ impl Pace {
         self.left = self.left.saturating_add(n);
     }
 
+    /// So much has come back to it.
+    pub fn returns(&mut self, n: u64) {
+        self.left = self.left.saturating_sub(n);
+    }
+
     /// How much left in a period that was at least `period_ms` long, as if it had been just that; a new one begins. None: it still lasts.
     pub fn take(&mut self, now: u64, period_ms: u64) -> Option<u64> {
         let passed = now.saturating_sub(self.since_ms);
@@ -41,7 +46,8 @@ mod tests {
         pace.leaves(6);
         assert_eq!(None, pace.take(2_999, 2_000));
         assert_eq!((Some(9), None), (pace.take(3_000, 2_000), pace.take(3_001, 2_000)));
-        pace.leaves(9);
+        pace.leaves(12);
+        pace.returns(3);
         assert_eq!((Some(3), Some(0)), (pace.take(9_000, 2_000), pace.take(11_000, 2_000)));
     }
 }

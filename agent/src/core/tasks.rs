@@ -122,6 +122,8 @@ impl Core {
             self.used += cost;
             self.moved_ms = self.now;
             self.pace.leaves(cost);
+            // It was told to wait.
+            self.link.advert_dirty = true;
             match self.unfit(key) {
                 Some(fault) => self.not_started(key, fault),
                 None => self.start(key),
@@ -137,7 +139,7 @@ impl Core {
         // Of those that go by only what fits is claimed, beside what waits to have more.
         let goes_by = self.lets_by() && left > 0 && self.claims.is_empty() && self.committing_claims.is_empty();
         if goes_by {
-            ahead_max += self.ahead;
+            ahead_max = ahead_max.saturating_add(self.ahead);
         }
         while self.ahead < ahead_max {
             let fits = |number: &&u64| !goes_by || self.opens.get(number).is_none_or(|o| o.cost <= left);
@@ -502,7 +504,7 @@ impl Core {
         // Where nothing of ours is, the next starts at once, unless a queue has no room for it.
         let starts = self.used == 0 && handed_max.is_none_or(|most| most >= cost);
         if !waits || starts || !self.is_attached() || self.link.waits_for_open(self.now) {
-            (self.moved_ms, self.pace) = (self.now, Pace::new(self.now));
+            (self.moved_ms, self.pace, self.blocked) = (self.now, Pace::new(self.now), None);
         }
         let after_ms = if handed_max.is_some() { GIVE_BACK_HANDED_MS } else { GIVE_BACK_AFTER_MS };
         let s = after_ms / 1_000;
@@ -518,10 +520,10 @@ impl Core {
         }
         // On slots of our own all that waits is to have one soon. What is handed on to a queue waits there, and for that.
         if self.offer.is_none()
-            && let Some(started) = self.pace.take(self.now, after_ms)
+            && let Some(started) = self.pace.take(self.now, PACE_PERIOD_MS)
         {
-            let text = format!("slots come free too slowly here: {started} within {s} s");
-            self.give_back_all_but(started, started as f64 / s as f64, &text);
+            let soon = started * (GIVE_BACK_AFTER_MS / PACE_PERIOD_MS);
+            self.give_back_all_but(soon, soon as f64 / s as f64, &format!("slots come free too slowly here: {soon} in {s} s"));
         }
     }
 

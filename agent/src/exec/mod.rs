@@ -169,8 +169,8 @@ impl Executor {
         self.pids.remove(&group.key);
         let sampled = (group.peak_bytes > 0).then_some((group.peak_bytes, "sampled"));
         report.peak = report.peak.or(sampled);
-        // Whom an agent before us may have signalled, nobody saw end.
-        report.by_itself = report.exit != Exit::Unknown && !group.signalled;
+        // Whom an agent before us may have signalled, nobody saw end. A process of which one thread has ended, the first, looks dead and is not.
+        report.by_itself = report.exit != Exit::Unknown && !group.signalled && !report.exit.may_be_by_others();
         self.done.push(Input::Exited(group.key, report));
     }
 
@@ -388,5 +388,26 @@ mod tests {
         assert!(!over.signalled);
         let (how, rest) = gate.reap(pid, &lives.gone);
         assert_eq!((Some(Err(9)), false, true), (how.map(|e| e.exit), rest, lives.gone.load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn who_was_signalled_has_not_ended_by_itself() {
+        let state = tempfile::tempdir().unwrap();
+        let mut exec = Executor::new(Dirs::new(state.path()).unwrap(), None, Vec::new(), true, Box::new(|_| false)).unwrap();
+        let plan = Arc::new(Plan::new(&intergrid_proto::JobSpec::new(["sleep"]).encode()).unwrap());
+        let ends = |exec: &mut Executor, word: &str, task: u32| {
+            let mut child = std::process::Command::new("/bin/sleep").arg(word).process_group(0).spawn().unwrap();
+            let pid = child.id() as i32;
+            exec.started((1, task), pid, plan.clone(), Instant::now(), 0, Arc::default());
+            if word == "0" {
+                sys::await_end(pid).unwrap();
+            }
+            exec.signal((1, task), false);
+            child.wait().unwrap();
+            // Also where it ends well at the word.
+            exec.finished(pid, Report { exit: Exit::Code(0), ..Report::unseen() });
+            exec.inputs().into_iter().find_map(|i| if let Input::Exited(_, report) = i { Some(report.by_itself) } else { None })
+        };
+        assert_eq!([Some(true), Some(false)], [ends(&mut exec, "0", 0), ends(&mut exec, "1000", 1)]);
     }
 }

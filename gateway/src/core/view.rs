@@ -198,10 +198,13 @@ impl Core {
         });
         let of_machine = |(child, tasks): (SiteId, u64)| {
             let c = self.children.get(&child).filter(|c| c.attached && c.hop.kind == Kind::Agent)?;
-            let slots: u64 = c.shares.iter().map(|(_, s)| s).filter(|s| s.is_machine()).map(|s| s.slots_total).sum();
+            let shares = || c.shares.iter().map(|(_, s)| s).filter(|s| s.is_machine());
+            let slots: u64 = shares().map(|s| s.slots_total).sum();
+            // That a task has started is known here a moment later.
+            let tasks = tasks.min(shares().map(|s| s.waiting).sum());
             let wait = if tasks == 1 { "task waits" } else { "tasks wait" };
             let text = format!("{tasks} {wait} at {} until slots come free there: it has {slots}", c.hop.name);
-            (slots > 0).then(|| Reason::new(ReasonKind::AllBusy, text))
+            (tasks > 0).then(|| Reason::new(ReasonKind::AllBusy, text))
         };
         at.into_iter().filter_map(of_machine).take(FAILURES_MAX).collect()
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -113,11 +113,24 @@ pub fn renew(site_dir: impl AsRef<Path>, dir: impl AsRef<Path>, validity: Validi
     let key = std::fs::read_to_string(&key_path).map_err(|e| bad(&e))?;
     let key = KeyPair::from_pem(&key).map_err(|e| bad(&e))?;
     let cert = params(known.role(), known.label(), &[], validity)?.signed_by(&key, &issuer).map_err(failed)?;
-    let (new, path) = (dir.join("cert.pem.new"), dir.join("cert.pem"));
+    // Where it is a link, its target.
+    let path = dir.join("cert.pem");
+    let path = path.canonicalize().map_err(|e| not_made(&path, &e))?;
+    let dir = path.parent().unwrap_or(dir);
+    let new = dir.join("cert.pem.new");
     // Of an attempt that was cut short.
     let _ = std::fs::remove_file(&new);
-    write(dir, "cert.pem.new", &cert.pem(), 0o644)?;
-    let moved = std::fs::rename(&new, &path).and_then(|()| std::fs::File::open(dir)?.sync_all());
+    write(dir, "cert.pem.new", &cert.pem(), 0o600)?;
+    // For whom the old one was, the new one is.
+    let moved = std::fs::metadata(&path).and_then(|old| {
+        let made = std::fs::metadata(&new)?;
+        if (old.uid(), old.gid()) != (made.uid(), made.gid()) {
+            chown(&new, Some(old.uid()), Some(old.gid()))?;
+        }
+        std::fs::set_permissions(&new, old.permissions())?;
+        std::fs::rename(&new, &path)?;
+        std::fs::File::open(dir)?.sync_all()
+    });
     moved.map_err(|e| not_made(&path, &e))
 }
 
@@ -166,6 +179,9 @@ fn issuer(site_dir: &Path) -> Result<(String, Issuer<'static, KeyPair>)> {
     let key = KeyPair::from_pem(&ca_key).map_err(|e| bad(&key_path, &format!("not a private key: {e}")).remedy(KEY_BACK))?;
     let certs = certificates(ca_pem.as_bytes()).map_err(within(&pem_path))?;
     let (_, ca) = parse_x509_certificate(&certs[0]).map_err(|e| bad(&pem_path, &e))?;
+    if ca.validity().not_after.timestamp() < x509_parser::time::ASN1Time::now().timestamp() {
+        return Err(bad(&pem_path, &"the CA has expired").remedy("make another with `grid init site`, and have it trusted"));
+    }
     if *ca.public_key().subject_public_key.data != *key.public_key_raw() {
         return Err(bad(&key_path, &format!("not the key of the CA in {}", pem_path.display())).remedy(KEY_BACK));
     }

@@ -112,9 +112,11 @@ async fn a_renewed_certificate_is_of_the_same_key() {
     says(&issue::renew(&dir, &dir, Validity::default()).unwrap_err(), RefusalKind::Invalid, &["late/ca.key"]);
     assert_eq!(before, std::fs::read(dir.join("cert.pem")).unwrap());
     std::fs::write(dir.join("cert.pem.new"), "half of one").unwrap();
+    std::fs::set_permissions(dir.join("cert.pem"), std::fs::Permissions::from_mode(0o640)).unwrap();
     issue::renew(&site, &dir, Validity::default()).unwrap();
     let renewed = Identity::load(&dir).unwrap();
     assert_eq!((late.id(), "late", CertRole::User, false), (renewed.id(), renewed.label(), renewed.role(), dir.join("cert.pem.new").exists()));
+    assert_eq!(0o640, std::fs::metadata(dir.join("cert.pem")).unwrap().permissions().mode() & 0o777);
     ask(&endpoint, &renewed).await.unwrap();
     // A site's own, by its own CA; who trusted it, trusts it.
     let known = world.site("campus");
