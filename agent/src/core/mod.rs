@@ -115,8 +115,8 @@ pub struct Core {
     blocked: Option<(Key, u64)>,
     /// Nothing waited for a slot then, or one was found.
     moved_ms: u64,
-    /// Slots' worth of what was started.
-    pace: Pace,
+    /// Slots' worth of what was started while others waited, and the newest placement when that began to be counted.
+    pace: Option<(Pace, u64)>,
     /// Cost of what runs, of what is claimed and does not run yet, of all that is open, of what waits for its upload.
     used: u64,
     ahead: u64,
@@ -165,7 +165,7 @@ impl Core {
             ready: VecDeque::new(),
             blocked: None,
             moved_ms: now,
-            pace: Pace::new(now),
+            pace: None,
             used: 0,
             ahead: 0,
             outstanding: 0,

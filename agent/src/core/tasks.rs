@@ -121,7 +121,9 @@ impl Core {
             self.ahead = self.ahead.saturating_sub(cost);
             self.used += cost;
             self.moved_ms = self.now;
-            self.pace.leaves(cost);
+            if let Some((pace, _)) = &mut self.pace {
+                pace.leaves(cost);
+            }
             // It was told to wait.
             self.link.advert_dirty = true;
             match self.unfit(key) {
@@ -504,13 +506,13 @@ impl Core {
         // Where nothing of ours is, the next starts at once, unless a queue has no room for it.
         let starts = self.used == 0 && handed_max.is_none_or(|most| most >= cost);
         if !waits || starts || !self.is_attached() || self.link.waits_for_open(self.now) {
-            (self.moved_ms, self.pace, self.blocked) = (self.now, Pace::new(self.now), None);
+            (self.moved_ms, self.pace, self.blocked) = (self.now, None, None);
         }
         let after_ms = if handed_max.is_some() { GIVE_BACK_HANDED_MS } else { GIVE_BACK_AFTER_MS };
         let s = after_ms / 1_000;
         if self.now >= self.moved_ms + after_ms {
-            (self.moved_ms, self.pace) = (self.now, Pace::new(self.now));
-            return self.give_back_all_but(0, 0.0, &format!("no slot came free here within {s} s"));
+            (self.moved_ms, self.pace) = (self.now, None);
+            return self.give_back_all_but(0, 0.0, u64::MAX, &format!("no slot came free here within {s} s"));
         }
         // Others went by, in slots that are too few for it: it may find as many elsewhere.
         if let Some((key, _)) = self.blocked.take_if(|(key, since)| self.ready.front() != Some(key) || self.now >= *since + after_ms)
@@ -519,23 +521,27 @@ impl Core {
             self.return_unstarted(key.0, &TaskSet::one(key.1), &format!("too few slots came free together here within {s} s"));
         }
         // On slots of our own all that waits is to have one soon. What is handed on to a queue waits there, and for that.
-        if self.offer.is_none()
-            && let Some(started) = self.pace.take(self.now, PACE_PERIOD_MS)
-        {
-            let soon = started * (GIVE_BACK_AFTER_MS / PACE_PERIOD_MS);
-            self.give_back_all_but(soon, soon as f64 / s as f64, &format!("slots come free too slowly here: {soon} in {s} s"));
+        if waits && self.offer.is_none() {
+            let (pace, seen) = self.pace.get_or_insert((Pace::new(self.now), self.state.counters.highest));
+            if let Some(started) = pace.take(self.now, PACE_PERIOD_MS) {
+                // What has come since is looked at the next time.
+                let seen = std::mem::replace(seen, self.state.counters.highest);
+                let soon = started * (GIVE_BACK_AFTER_MS / PACE_PERIOD_MS);
+                self.give_back_all_but(soon, soon as f64 / s as f64, seen, &format!("slots come free too slowly here: {started} in a second"));
+            }
         }
     }
 
-    /// Of what waits for slots, all beyond the first so many slots' worth goes back, the last that came first. Then slots come free at `rate` a second.
-    fn give_back_all_but(&mut self, kept: u64, rate: f64, text: &str) {
+    /// Of what waits for slots, all beyond the first so many slots' worth goes back, the last that came first, but none of placements above `seen`. Slots come
+    /// free at `rate` a second.
+    fn give_back_all_but(&mut self, kept: u64, rate: f64, seen: u64, text: &str) {
         let unclaimed = |number: &u64| self.opens.get(number).map_or(0, |o| o.cost * o.waiting.len());
         let mut beyond = (self.ahead + self.runnable.iter().map(unclaimed).sum::<u64>()).saturating_sub(kept);
         if beyond > 0 {
             self.link.rate = rate;
             self.link.advert_dirty = true;
         }
-        let mut number = u64::MAX;
+        let mut number = seen.saturating_add(1);
         while beyond > 0
             && let Some((last, open)) = self.opens.range(..number).next_back()
         {

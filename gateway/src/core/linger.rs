@@ -19,12 +19,16 @@ impl Core {
             if drained || now.saturating_sub(j.moved_ms) >= GIVE_BACK_AFTER_MS {
                 stuck.push((j.no, j.queued.clone()));
             } else if j.queued.len() > 1 {
-                let mut pace = self.paces.remove(&j.no).unwrap_or_else(|| Pace::new(now));
-                let beyond = pace.take(now, GIVE_BACK_AFTER_MS).map_or(0, |placed| j.queued.len().saturating_sub(placed));
-                if beyond > 0 {
-                    stuck.push((j.no, j.queued.clone().take_last(beyond)));
+                let (mut pace, mut seen) = self.paces.remove(&j.no).unwrap_or_else(|| (Pace::new(now), j.queued.clone()));
+                if let Some(placed) = pace.take(now, GIVE_BACK_AFTER_MS) {
+                    // What has come since is looked at the next time.
+                    let mut waited = std::mem::replace(&mut seen, j.queued.clone()).intersect(&j.queued);
+                    let back = waited.take_last(waited.len().saturating_sub(placed));
+                    if !back.is_empty() {
+                        stuck.push((j.no, back));
+                    }
                 }
-                paces.insert(j.no, pace);
+                paces.insert(j.no, (pace, seen));
             }
         }
         self.paces = paces;

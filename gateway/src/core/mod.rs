@@ -258,8 +258,8 @@ pub struct Core {
     /// Since when peers are asked for what this store lacks; and when what they said is looked at next.
     recovering_from_ms: u64,
     settle_ms: u64,
-    /// Tasks placed of parents' jobs of which some wait.
-    paces: BTreeMap<u64, Pace>,
+    /// Tasks placed of parents' jobs of which some wait, and which waited when that began to be counted.
+    paces: BTreeMap<u64, (Pace, TaskSet)>,
     /// Names of all children that there can be, where that is known.
     expected: Option<BTreeSet<String>>,
     /// Jobs of whose lost tasks parents have been told.

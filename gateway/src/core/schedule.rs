@@ -277,7 +277,7 @@ impl Core {
                 tasks = j.select(&tasks, |c| c.attempts == attempts);
             }
             j.moved_ms = self.now.mono_ms;
-            if let Some(pace) = self.paces.get_mut(&job) {
+            if let Some((pace, _)) = self.paces.get_mut(&job) {
                 pace.leaves(tasks.len());
             }
             n -= tasks.len();

@@ -401,11 +401,11 @@ impl Core {
             self.count_return(child);
         }
         self.back_off(child, share, queue, &reason, asked);
-        if let Some(pace) = self.paces.get_mut(&job) {
+        if let Some((pace, _)) = self.paces.get_mut(&job) {
             pace.returns(tasks.len());
         }
-        // For whom there is no room below is no nearer to it: his time goes on, so that what is a parent's goes back up.
-        let goes_on = reason.kind == ReasonKind::OverCredit || is_of_a_limit(&reason);
+        // Who may not have more below would be in the way of others here, too: his time goes on, so that what is a parent's goes back up.
+        let goes_on = is_of_a_limit(&reason);
         if let Some(j) = self.state.jobs.get_mut(&job) {
             j.last_return = Some((self.now.mono_ms, reason));
         }

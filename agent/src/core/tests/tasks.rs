@@ -85,9 +85,7 @@ fn what_finds_no_slot_goes_back() {
     assert_eq!(0, a.returns().len(), "a slot may come free yet");
     a.pass(GIVE_BACK_AFTER_MS);
     a.input(Input::Tick);
-    let back =
-        a.returns().into_iter().fold(TaskSet::new(), |all, (_, tasks, kind)| if kind == ReasonKind::OverCredit { all.union(&tasks) } else { all });
-    assert_eq!((TaskSet::range(4..20), 2), (back, a.returns().len()), "those that came last a while before");
+    assert_eq!(vec![(1, TaskSet::range(4..20), ReasonKind::OverCredit)], a.returns());
     assert_eq!((4, 4), (a.running().len(), a.core.window()), "what runs, runs on, and the window is what is there");
     a.exit((1, 0), Exit::Code(0));
     assert_eq!(3, a.running().len());

@@ -421,31 +421,3 @@ fn what_is_taken_over_is_taken_over_again_where_its_child_has_not_heard_of_it() 
     assert_eq!(vec![Known::As(former)], list(&mut w, second, 2_000));
     assert_ne!(second, incarnation(&w));
 }
-
-/// A task of several slots, say, that finds too few of them again and again. That it is tried again brings it no nearer: its parent may know somebody else.
-#[test]
-fn what_comes_back_for_want_of_room_goes_up_after_a_while() {
-    let mut w = World::new();
-    let (root, mid) = (w.site("root"), w.site("mid"));
-    let mut g = Hand::attach(&mut w, mid);
-    w.cut.push((g.me, mid));
-    w.link(mid, root);
-    w.pass(200);
-    w.submit(root, "k", JobSpec::new(["true"]), 1).unwrap();
-    let job = *w.sites[&mid].core.state().jobs.keys().next().unwrap();
-    let mut rounds = 0;
-    while w.sites[&root].core.state().jobs.values().all(|j| j.last_return.is_none()) {
-        rounds += 1;
-        assert!(rounds < 10, "it goes round for ever");
-        let open = w.sites[&mid].core.state().jobs[&job].downs.keys().next().copied();
-        w.pass(1_500);
-        if let Some(number) = open {
-            g.sequence += 1;
-            let of = Attempts { number, job, tasks: TaskSet::one(0) };
-            let events = Events { incarnation: 3, first: g.sequence, events: vec![Event { of, what: returned(ReasonKind::OverCredit) }] };
-            w.input(mid, Input::ChildSays { child: g.me, message: Up::Events(events) });
-            w.settle();
-        }
-    }
-    assert!((2..5).contains(&rounds), "{rounds}");
-}
