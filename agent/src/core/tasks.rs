@@ -527,6 +527,9 @@ impl Core {
                 // What has come since is looked at the next time.
                 let seen = std::mem::replace(seen, self.state.counters.highest);
                 let soon = started * (GIVE_BACK_AFTER_MS / PACE_PERIOD_MS);
+                if started == 0 {
+                    return;
+                }
                 self.give_back_all_but(soon, soon as f64 / s as f64, seen, &format!("slots come free too slowly here: {started} in a second"));
             }
         }

@@ -24,7 +24,8 @@ impl Core {
                     // What has come since is looked at the next time.
                     let mut waited = std::mem::replace(&mut seen, j.queued.clone()).intersect(&j.queued);
                     let back = waited.take_last(waited.len().saturating_sub(placed));
-                    if !back.is_empty() {
+                    // Where nothing moves, it is looked at above for how long.
+                    if placed > 0 && !back.is_empty() {
                         stuck.push((j.no, back));
                     }
                 }

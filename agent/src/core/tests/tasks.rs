@@ -80,10 +80,10 @@ fn what_finds_no_slot_goes_back() {
     a.core.commit_ms = 20.0;
     a.down(place(1, 0..20));
     assert_eq!((4, vec![]), (a.running().len(), a.returns()));
-    a.pass(PACE_PERIOD_MS - 100);
+    a.pass(1_900);
     a.input(Input::Tick);
     assert_eq!(0, a.returns().len(), "a slot may come free yet");
-    a.pass(GIVE_BACK_AFTER_MS);
+    a.pass(200);
     a.input(Input::Tick);
     assert_eq!(vec![(1, TaskSet::range(4..20), ReasonKind::OverCredit)], a.returns());
     assert_eq!((4, 4), (a.running().len(), a.core.window()), "what runs, runs on, and the window is what is there");
