@@ -50,10 +50,16 @@ fn what_slots_come_free_too_slowly_for_goes_back_from_the_end() {
 fn what_has_started_is_not_told_to_wait() {
     let mut a = Agent::attached(2);
     a.pass(500);
-    a.down(place(1, 0..2));
+    let told = |a: &Agent| a.sent.iter().rev().find_map(|u| if let Up::Advert(x) = u { Some(x.shares[0].waiting) } else { None });
+    // An advertisement goes while their claims are on the way to the disk.
+    a.core.step(Input::Down(place(1, 0..2)), a.now);
+    while let Some(up) = a.core.next_up(a.now) {
+        a.sent.push(up);
+    }
+    assert_eq!((0, Some(2)), (a.running().len(), told(&a)));
+    a.settle();
     a.pass(200);
-    let told = a.sent.iter().rev().find_map(|u| if let Up::Advert(x) = u { Some(x.shares[0].waiting) } else { None });
-    assert_eq!((2, Some(0)), (a.running().len(), told));
+    assert_eq!((2, Some(0)), (a.running().len(), told(&a)));
 }
 
 #[test]
