@@ -277,6 +277,20 @@ impl Core {
         self.advert_due = true;
     }
 
+    /// Attempts that a parent no longer counts, where they are here under the names of its older incarnations. It gives no number twice to one child.
+    pub(super) fn let_orphans_go(&mut self, parent: SiteId, list: &[Attempts]) {
+        let now = self.state.links.get(&parent).map_or(0, |l| l.peer_incarnation);
+        let named: BTreeMap<(u64, u64), &TaskSet> = list.iter().map(|a| ((a.number, a.job), &a.tasks)).collect();
+        let mut due = Vec::new();
+        for j in self.state.jobs.values().filter(|j| !named.is_empty() && j.parent == Some(parent) && j.open() > 0) {
+            for (up, e) in j.ups.iter().filter(|(_, e)| e.incarnation != now) {
+                let tasks = named.get(&(e.number, e.job)).map(|t| j.select(t, |c| c.up == *up && c.is_open()));
+                due.extend(tasks.filter(|t| !t.is_empty()).map(|t| (j.no, t)));
+            }
+        }
+        due.into_iter().for_each(|(job, tasks)| self.let_go(job, &tasks));
+    }
+
     /// Tasks that no longer count: what may run below is fenced, and all of it leaves without a word.
     fn let_go(&mut self, job: u64, tasks: &TaskSet) {
         let Some(j) = self.state.jobs.get(&job) else { return };
@@ -291,7 +305,7 @@ impl Core {
             for t in pieces(&tasks, u64::MAX, CHANGE_RANGES_MAX) {
                 self.record(What::Fenced(change::Requeued { job, number, tasks: t.to_runs(), attempts, ..Default::default() }));
             }
-            if number > self.state.former && self.children.get(&child).is_some_and(|c| c.attached) {
+            if self.children.get(&child).is_some_and(|c| c.attached) {
                 self.actions.push(Action::ToChild(child, Down::Stale(vec![Attempts { number, job, tasks }])));
             }
         }

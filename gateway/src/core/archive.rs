@@ -276,6 +276,10 @@ impl Core {
                 let stale = told.ranges.iter().filter(|r| r.ended.as_ref().is_some_and(|e| e.stale));
                 stale.map(|r| r.of.job).try_for_each(|job| self.recall_had(*child, job, store))
             }
+            Input::ChildSays { child, message: Up::Orphans(list) } => {
+                let open = list.orphans.iter().filter(|o| !o.phase.is_terminal());
+                open.map(|o| o.former.job).try_for_each(|job| self.recall_had(*child, job, store))
+            }
             _ => Ok(()),
         }
     }

@@ -193,9 +193,8 @@ impl Core {
             Down::Want(w) => self.parent_wants(parent, w),
             Down::Ack { incarnation, sequence } => self.parent_acks(parent, incarnation, sequence),
             Down::Stale(list) => {
-                for a in list {
-                    self.stop_stale(parent, a);
-                }
+                let unknown: Vec<Attempts> = list.into_iter().filter_map(|a| self.stop_stale(parent, a)).collect();
+                self.let_orphans_go(parent, &unknown);
             }
             Down::Demand(d) => {
                 if let Some(p) = self.parents.get_mut(&parent) {
@@ -464,18 +463,18 @@ impl Core {
         }
     }
 
-    /// The parent no longer counts these attempts: stop them, and say so when they have stopped.
-    fn stop_stale(&mut self, parent: SiteId, a: Attempts) {
+    /// The parent no longer counts these attempts: stop them, and say so when they have stopped. Given back: nothing is here under that name.
+    fn stop_stale(&mut self, parent: SiteId, a: Attempts) -> Option<Attempts> {
         let incarnation = self.state.links.entry(parent).or_default().peer_incarnation;
         let named = |n: &u64| {
             let up = self.state.jobs.get(n)?.ups.iter().find(|(_, e)| e.number == a.number && e.incarnation == incarnation);
             up.map(|(ord, _)| (*n, *ord))
         };
-        let Some((job, ord)) = self.state.jobs_of(parent, incarnation, a.job).iter().find_map(named) else { return };
+        let Some((job, ord)) = self.state.jobs_of(parent, incarnation, a.job).iter().find_map(named) else { return Some(a) };
         let j = &self.state.jobs[&job];
         let open = j.select(&a.tasks, |c| c.up == ord && c.phase().is_some_and(|p| !p.is_terminal()));
         if open.is_empty() {
-            return;
+            return None;
         }
         // A cancel that is ours: the parent's register is for its current attempts, and a newer one replaces this.
         let mut want = j.want.clone();
@@ -488,6 +487,7 @@ impl Core {
         }
         self.record(What::Want(change::WantSet { job, parent: parent.0.to_vec(), want: Some(want.into()) }));
         self.enforce_want(job);
+        None
     }
 
     /// Send what the parent has not got, within the window.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use intergrid_proto::limits::{REDIAL_MAX_MS, SEQUENCE_MAX};
-use intergrid_proto::link::{EventKind, Hello, Kind, Orphan, Orphans, WantValue};
+use intergrid_proto::link::{Attempts, Down, EventKind, Hello, Kind, Orphan, Orphans, WantValue};
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{Phase, Reason, ReasonKind, SiteId, TaskSet};
 
@@ -205,6 +205,13 @@ impl Core {
         listed.into_iter().for_each(|child| self.claim(child));
     }
 
+    /// Nothing is open of this job any more: of what children have listed of it, nothing ever will be.
+    pub(super) fn claim_over(&mut self, job: u64) {
+        let of = |o: &Orphan| o.former.job == job && !o.phase.is_terminal();
+        let holders: Vec<SiteId> = self.children.iter().filter(|(_, c)| c.orphans.iter().any(of)).map(|(id, _)| *id).collect();
+        holders.into_iter().for_each(|child| self.claim(child));
+    }
+
     /// What a child holds and we miss is placed on it, under the name by which it knows it.
     fn claim(&mut self, child: SiteId) {
         let Some(c) = self.children.get_mut(&child).filter(|c| c.listed.is_some() && !c.orphans.is_empty()) else { return };
@@ -214,7 +221,7 @@ impl Core {
         for j in self.state.jobs.values().filter(|j| named.contains(&(j.origin.site, j.origin.job.as_str()))) {
             jobs.entry((j.origin.site, j.origin.job.clone())).or_default().push(j.no);
         }
-        let mut left = Vec::new();
+        let (mut left, mut over) = (Vec::new(), Vec::new());
         for mut orphan in orphans {
             for job in jobs.get(&(orphan.origin.site, orphan.origin.job.clone())).into_iter().flatten() {
                 let tasks = self.claimable(child, *job, &orphan);
@@ -222,22 +229,38 @@ impl Core {
                     orphan.tasks = orphan.tasks.subtract(&tasks);
                     self.adopt_from(child, *job, &orphan, &tasks);
                 }
+                let tasks = self.over(*job, &orphan);
+                if !tasks.is_empty() {
+                    orphan.tasks = orphan.tasks.subtract(&tasks);
+                    over.push(Attempts { number: orphan.former.number, job: orphan.former.job, tasks });
+                }
             }
             if !orphan.tasks.is_empty() {
                 left.push(orphan);
             }
+        }
+        for over in over.chunks(ATTEMPTS_PER_MESSAGE_MAX) {
+            self.actions.push(Action::ToChild(child, Down::Stale(over.to_vec())));
         }
         if let Some(c) = self.children.get_mut(&child) {
             c.orphans = left;
         }
     }
 
+    /// Tasks of this job that are over here, as far as it is for us to say, and open at the child: nobody will ever adopt them. Of a parent's job it is for
+    /// us to say when the parent has sent again what it counts.
+    fn over(&self, job: u64, o: &Orphan) -> TaskSet {
+        let confirmed = |p: SiteId| !self.state.recovering && self.parents.get(&p).is_some_and(|p| p.attached && p.confirmed);
+        let Some(j) = self.state.jobs.get(&job).filter(|j| is_of(j, o) && !o.phase.is_terminal() && j.parent.is_none_or(confirmed)) else {
+            return TaskSet::new();
+        };
+        j.select(&o.tasks, |c| c.phase().is_some_and(Phase::is_terminal))
+    }
+
     /// Tasks of this job that are what the child holds: in doubt here, or placed there (or, in a time that this store has forgotten, from elsewhere) under an
     /// older incarnation.
     fn claimable(&self, child: SiteId, job: u64, o: &Orphan) -> TaskSet {
-        let Some(j) = self.state.jobs.get(&job).filter(|j| j.spec_hash == o.spec_hash && j.size == o.array_size && j.origin.is(&o.origin)) else {
-            return TaskSet::new();
-        };
+        let Some(j) = self.state.jobs.get(&job).filter(|j| is_of(j, o)) else { return TaskSet::new() };
         let forgotten = o.former.number > self.state.former;
         let there: BTreeSet<u64> = j.downs.iter().filter(|(n, d)| **n <= self.state.former && d.child == child).map(|(n, _)| *n).collect();
         // Or were to be taken over under a name that it has not heard.
@@ -320,6 +343,7 @@ impl Core {
         if waits == 0 {
             self.record(What::Born(change::Born { incarnation: self.state.incarnation, ..Default::default() }));
             self.actions.push(Action::Warn("recovered: parents and children have said what they hold".into()));
+            self.claim_all();
         }
     }
 
@@ -436,6 +460,10 @@ impl Core {
 pub(super) fn evidence_lost() -> Reason {
     Reason::new(ReasonKind::EvidenceLost, "it was here before the store was lost, and nobody below claims it: it may have run")
         .remedy("hold and release it to run it (again), or cancel it by force")
+}
+
+fn is_of(j: &Job, o: &Orphan) -> bool {
+    j.spec_hash == o.spec_hash && j.size == o.array_size && j.origin.is(&o.origin)
 }
 
 fn j_down(j: &Job, number: u64) -> Option<(SiteId, u32)> {

@@ -58,6 +58,7 @@ impl Core {
             None => self.step_of(job, Step::Ended),
             Some(_) => _ = self.ending.insert(job, self.now.mono_ms),
         }
+        self.claim_over(job);
     }
 
     /// What has been quiet for long enough.

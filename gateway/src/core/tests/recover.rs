@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use intergrid_proto::link::WantValue;
 use intergrid_proto::spec::OnLost;
 use intergrid_proto::{JobSpec, Phase, SiteId, TaskSet};
 
 use super::{World, sleep, tower};
 use crate::backends::child_end::site_of;
+use crate::core::Input;
 use crate::core::limits::RECOVERY_WAIT_MS;
+use crate::core::orders::Order;
 use crate::store::mem::MemDisk;
 
 const TASKS: u32 = 24;
@@ -248,7 +251,7 @@ fn what_a_machine_has_forgotten_stays_and_is_not_started_again_under_wait() {
     // Somebody decides.
     let held = w.count(g, job, Phase::Held);
     assert!(held > 0);
-    w.want(g, job, intergrid_proto::link::WantValue::Run, None);
+    w.want(g, job, WantValue::Run, None);
     w.pass(5_000);
     assert_eq!(10, w.count(g, job, Phase::Done));
     assert_eq!(before + held as usize, w.agents[&a].starts().len());
@@ -302,7 +305,7 @@ fn what_nobody_claims_is_let_go_by_a_hold_and_a_release_from_above() {
     rest(&mut w);
     let held = w.count(sites[0], job, Phase::Held);
     assert!(held >= 4, "{held}\n{:#?}", w.warned);
-    for value in [intergrid_proto::link::WantValue::Hold, intergrid_proto::link::WantValue::Run] {
+    for value in [WantValue::Hold, WantValue::Run] {
         w.want(sites[0], job, value, None);
         w.pass(1_000);
     }
@@ -339,4 +342,91 @@ fn what_is_found_again_is_not_said_to_be_held() {
     let loaded = super::world::open(&root.hop, &root.disk, w.now, w.checkpoint);
     assert!(loaded.state().jobs[&job].count(Phase::Placed) > 0);
     assert_eq!(0, loaded.state().jobs[&job].count(Phase::Held), "{:#?}", w.warned);
+}
+
+/// What is open of a job, at all sites of a tower.
+fn open(w: &World) -> Vec<u64> {
+    w.sites.values().map(|s| s.core.state().jobs.values().map(|j| j.open()).sum()).collect()
+}
+
+/// A tower in which four tasks run, and will for hours: sites, job.
+fn hours(w: &mut World, on_lost: OnLost) -> (Vec<SiteId>, u64) {
+    let sites = tower(w, 2);
+    let (job, _) = w.submit(sites[0], "k", JobSpec { on_lost, ..sleep(36_000_000) }, 4).unwrap();
+    w.pass(2_000);
+    (sites, job)
+}
+
+/// Those above the gateway go back a little, and know that they have before it comes.
+fn go_back_above(w: &mut World, sites: &[SiteId]) {
+    let copies: Vec<MemDisk> = sites[..2].iter().map(|s| w.sites[s].disk.copy()).collect();
+    w.submit(sites[0], "later", sleep(10), 4).unwrap();
+    w.pass(1_000);
+    w.cut(sites[2], sites[1]);
+    w.above.remove(&sites[2]);
+    sites.iter().zip(copies).for_each(|(s, copy)| w.restart_with(*s, copy));
+    w.pass(1_000);
+}
+
+/// A gateway goes back to before a cancel. What is in doubt there nobody above adopts: it is over.
+#[test]
+fn what_is_over_above_does_not_stay_in_doubt_below() {
+    for on_lost in [OnLost::Wait, OnLost::Requeue] {
+        let mut w = World::new();
+        let (sites, job) = hours(&mut w, on_lost);
+        let before = w.sites[&sites[2]].disk.copy();
+        w.want(sites[0], job, WantValue::Cancel, None);
+        w.pass(3_000);
+        go_back_above(&mut w, &sites);
+        w.restart_with(sites[2], before);
+        w.link(sites[2], sites[1]);
+        rest(&mut w);
+        w.check();
+        assert_eq!([0, 0, 0], *open(&w), "{on_lost:?}: {:#?}", w.warned);
+    }
+}
+
+/// A root with a gateway that it does not hear, on which tasks run for hours, and another one by which it finds out that it has gone back: root, gateway, job.
+fn unheard(on_lost: OnLost) -> (World, SiteId, SiteId, u64) {
+    let mut w = World::new();
+    let (root, g1, g2) = (w.site("root"), w.site("g1"), w.site("g2"));
+    w.agent("a1", 2, g1);
+    w.link(g1, root);
+    w.pass(200);
+    let (job, _) = w.submit(root, "k", JobSpec { on_lost, ..sleep(36_000_000) }, 2).unwrap();
+    w.pass(500);
+    w.agent("a2", 2, g2);
+    w.link(g2, root);
+    w.cut(g1, root);
+    w.above.remove(&g1);
+    (w, root, g1, job)
+}
+
+fn go_back(w: &mut World, root: SiteId, copy: MemDisk) {
+    w.submit(root, "later", sleep(10), 2).unwrap();
+    w.pass(1_000);
+    w.restart_with(root, copy);
+    w.pass(1_000);
+}
+
+fn nothing_is_left(mut w: World, root: SiteId, g1: SiteId) {
+    w.link(g1, root);
+    rest(&mut w);
+    w.check();
+    assert_eq!([0, 0, 0], *open(&w), "{:#?}", w.warned);
+    assert!(w.agents.values().all(|a| a.running().is_empty()));
+}
+
+/// A job is ended without its stop being confirmed; then the root goes back, after which it can name what is to stop by an older name only.
+#[test]
+fn what_runs_of_what_is_over_above_is_stopped() {
+    for on_lost in [OnLost::Wait, OnLost::Requeue] {
+        let (mut w, root, g1, job) = unheard(on_lost);
+        w.input(root, Input::Order { token: 1, order: Order::Cancel { job, tasks: None } });
+        w.pass(1_000);
+        assert_eq!(2, w.count(root, job, Phase::Cancelled));
+        let copy = w.sites[&root].disk.copy();
+        go_back(&mut w, root, copy);
+        nothing_is_left(w, root, g1);
+    }
 }
